@@ -1,0 +1,13 @@
+"""INT4 quantization-aware training of vision-language models under gated, relational distillation.
+
+The method of GRACE (arXiv 2601.22709): ``grace.quantization`` (group-wise learned step sizes),
+``grace.distillation`` (confidence-gated decoupled distillation, relational alignment, the
+information-bottleneck controller), ``grace.models`` (one adapter per model family) and
+``grace.training`` (the Hugging Face ``Trainer`` with a frozen teacher).
+"""
+
+from grace.torchvision_compat import ensure_importable
+
+__version__ = "0.1.0"
+
+ensure_importable()
