@@ -1,0 +1,468 @@
+"""The quantizer's arithmetic against closed forms in float64 and against PyTorch's own operator."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from grace.errors import InputError
+from grace.quantization import (
+    QuantSpec,
+    deployed_scales,
+    dequantize,
+    fake_quantize,
+    fake_quantized_linear,
+    initial_scales,
+    primitives,
+    quantize,
+)
+
+few = settings(deadline=None, max_examples=15)
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+GROUPS = [32, 64, 128, "row"]
+
+
+@st.composite
+def problems(draw, group_sizes=tuple(GROUPS), scale_dtypes=tuple(DTYPES), bits=(2, 3, 4, 8)):
+    """A spec, a weight, log scales and an upstream gradient: (spec, W, theta, G)."""
+    spec = QuantSpec(
+        bits=draw(st.sampled_from(bits)),
+        group_size=draw(st.sampled_from(group_sizes)),
+        scale_dtype=draw(st.sampled_from(scale_dtypes)),
+        gradient_factor=draw(st.booleans()),
+    )
+    rows = draw(st.integers(1, 3))
+    width = 48 if spec.group_size == "row" else spec.group_size
+    groups = 1 if spec.group_size == "row" else draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
+    magnitude = 10.0 ** draw(st.integers(-3, 2))
+    weight = torch.randn(rows, groups * width, generator=generator) * magnitude
+    # Scales from far too small (nearly all clipped) to far too large (nearly all rounded to 0).
+    spread = torch.rand(rows, groups, generator=generator) * 4 - 2
+    theta = torch.log(torch.tensor(2.0 * magnitude / spec.qmax)) + spread
+    # A few elements are drawn one by one, so that zeros and extremes shrink into view.
+    drawn = draw(
+        hnp.arrays(
+            np.float32,
+            8,
+            elements=st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-30, -1e-30, 1e30, -1e30]),
+        )
+    )
+    weight[0, :8] = torch.from_numpy(drawn)
+    upstream = torch.randn(weight.shape, generator=generator)
+    return spec, weight, theta, upstream
+
+
+def rounded_scales(theta, spec):
+    """exp(theta) in the stored dtype, as float64: the definition, not the code under test."""
+    return theta.exp().to(DTYPES[spec.scale_dtype]).double().numpy()
+
+
+def closed_form(weight, scales, theta, upstream, spec):
+    """Eq. 14 and LSQ's gradients, element by element in float64 numpy."""
+    groups = scales.shape[1]
+    width = weight.shape[1] // groups
+    low, high = -(2 ** (spec.bits - 1)), 2 ** (spec.bits - 1) - 1
+    s = np.repeat(scales, width, axis=1)
+    v = weight.double().numpy() / s
+    inside = (v >= low) & (v <= high)
+    q = np.round(np.clip(v, low, high))
+    g = upstream.double().numpy()
+    d_scale = np.where(v < low, low, np.where(v > high, high, q - v))
+    grad_scale = (g * d_scale).reshape(len(g), groups, width).sum(-1)
+    if spec.gradient_factor:
+        grad_scale = grad_scale / np.sqrt(width * high)
+    return q, s * q, g * inside, grad_scale * np.exp(theta.double().numpy()), v
+
+
+def off_ties(v):
+    """True where float32 and float64 must agree about rounding and clipping."""
+    return np.abs(v - np.floor(v) - 0.5) > 1e-4 * np.maximum(1, np.minimum(np.abs(v), 1000))
+
+
+def gradients(function, *tensors):
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    return function(*leaves), leaves
+
+
+@few
+@given(problems())
+def test_values_and_gradients_equal_the_closed_form(problem):
+    spec, weight, theta, upstream = problem
+    scales = rounded_scales(theta, spec)
+    groups = scales.shape[1]
+    width = weight.shape[1] // groups
+    # Elements within float32 rounding of a tie or of a clipping edge may go either way: move them.
+    v = weight.double().numpy() / np.repeat(scales, width, axis=1)
+    edge = np.isclose(v, spec.qmax, atol=1e-4) | np.isclose(v, spec.qmin, atol=1e-4)
+    weight[torch.from_numpy(edge | ~off_ties(v))] = 0.0
+    q, quantized, grad_weight, grad_theta, _ = closed_form(weight, scales, theta, upstream, spec)
+
+    out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec), weight, theta)
+    out.backward(upstream)
+    codes = quantize(weight, deployed_scales(theta, spec), spec)
+    np.testing.assert_array_equal(codes.numpy(), q)
+    np.testing.assert_allclose(out.detach().numpy(), quantized, rtol=1e-6)
+    np.testing.assert_allclose(w.grad.numpy(), grad_weight, rtol=1e-6)
+    # Sums of `width` terms that may cancel: measured against the sum of their magnitudes.
+    slack = 2e-6 * width * (2**spec.bits) * np.exp(theta.numpy())
+    assert np.all(np.abs(t.grad.numpy() - grad_theta) <= slack + 1e-5 * np.abs(grad_theta))
+
+
+@few
+@given(st.data())
+def test_gradient_edges_by_hand(data):
+    """W/s in units of s = 1/4: on, just inside and just outside both clipping edges."""
+    bits = data.draw(st.sampled_from([2, 3, 4, 8]))
+    spec = QuantSpec(bits=bits, group_size="row")
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    v = [low - 0.25, low, low + 0.25, 0.0, 0.25, -0.25, high - 0.25, high, high + 0.25, high + 3]
+    inside = [0, 1, 1, 1, 1, 1, 1, 1, 0, 0]
+    d_scale = [low, 0.0, -0.25, 0.0, -0.25, 0.25, 0.25, 0.0, high, high]
+    upstream = data.draw(
+        hnp.arrays(np.float32, 10, elements=st.integers(-8, 8).map(float)), label="upstream"
+    )
+    theta = torch.full((1, 1), 0.25).log()
+    out, (w, t) = gradients(
+        lambda w, t: fake_quantize(w, t, spec), 0.25 * torch.tensor([v], dtype=torch.float32), theta
+    )
+    out.backward(torch.from_numpy(upstream)[None])
+    np.testing.assert_array_equal(w.grad[0].numpy(), upstream * np.array(inside))
+    assert t.grad.item() == pytest.approx(0.25 * float(upstream @ np.array(d_scale)), abs=1e-4)
+
+
+@few
+@given(problems(group_sizes=("row",), scale_dtypes=("float32",)))
+def test_gradients_equal_pytorchs_learnable_fake_quantize(problem):
+    """One scale per row is PyTorch's per-channel operator with zero point 0.
+
+    PyTorch rounds before it judges what is clipped, so between an edge and half a step beyond it
+    its weight gradient is 1 where LSQ's is 0. Weights in those two half steps are moved.
+    """
+    spec, weight, theta, upstream = problem
+    scales = deployed_scales(theta, spec)
+    v = (weight / scales).numpy()
+    disputed = (np.abs(v - spec.qmax) <= 0.51) | (np.abs(v - spec.qmin) <= 0.51) | ~off_ties(v)
+    weight[torch.from_numpy(disputed)] = 0.0
+    weight.clamp_(-1e6, 1e6)
+    factor = (weight.shape[1] * spec.qmax) ** -0.5 if spec.gradient_factor else 1.0
+
+    expected_weight = weight.clone().requires_grad_()
+    expected_scale = scales[:, 0].clone().requires_grad_()
+    zero = torch.zeros(len(weight))
+    expected = torch._fake_quantize_learnable_per_channel_affine(
+        expected_weight, expected_scale, zero, 0, spec.qmin, spec.qmax, factor
+    )
+    expected.backward(upstream)
+
+    out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec), weight, theta)
+    out.backward(upstream)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(w.grad, expected_weight.grad, rtol=1e-6, atol=0)
+    slack = 1e-5 * factor * 2**spec.bits * weight.shape[1]
+    difference = t.grad[:, 0] / theta.exp()[:, 0] - expected_scale.grad
+    assert difference.abs().max() <= slack
+
+
+@few
+@given(problems(group_sizes=(32, "row")))
+def test_gradient_factor_is_one_over_root_n_qmax(problem):
+    spec, weight, theta, upstream = problem
+    plain = QuantSpec(**{**spec.to_dict(), "gradient_factor": False})
+    scaled = QuantSpec(**{**spec.to_dict(), "gradient_factor": True})
+    found = []
+    for each in (plain, scaled):
+        out, (_, t) = gradients(lambda w, t, each=each: fake_quantize(w, t, each), weight, theta)
+        out.backward(upstream)
+        found.append(t.grad)
+    width = weight.shape[1] // theta.shape[1]
+    torch.testing.assert_close(found[1], found[0] / (width * spec.qmax) ** 0.5)
+
+
+@few
+@given(problems(), st.sampled_from(list(DTYPES.values())), st.sampled_from(list(DTYPES.values())))
+def test_fake_quantize_is_exactly_dequantize_of_quantize(problem, stored, computed):
+    spec, weight, theta, _ = problem
+    weight = weight.to(stored).nan_to_num()
+    scales = deployed_scales(theta, spec)
+    expected = dequantize(quantize(weight, scales, spec), scales, spec, computed)
+    found = fake_quantize(weight, theta, spec, computed)
+    assert found.dtype == computed
+    assert torch.equal(found, expected)
+    # and bfloat16 results are the exact products, rounded once
+    codes = quantize(weight, scales, spec).double()
+    product = codes * scales.double().repeat_interleave(weight.shape[1] // scales.shape[1], 1)
+    assert torch.equal(found, product.float().to(computed))
+
+
+@few
+@given(problems(), st.sampled_from([torch.bfloat16, torch.float32]))
+def test_idempotent(problem, dtype):
+    spec, weight, theta, _ = problem
+    once = fake_quantize(weight, theta, spec, dtype)
+    assert torch.equal(fake_quantize(once, theta, spec, dtype), once)
+
+
+@few
+@given(problems())
+def test_error_is_at_most_half_a_step_inside_the_range(problem):
+    spec, weight, theta, _ = problem
+    s = np.repeat(rounded_scales(theta, spec), weight.shape[1] // theta.shape[1], axis=1)
+    w = weight.double().numpy()
+    inside = (w >= s * spec.qmin) & (w <= s * spec.qmax)
+    error = np.abs(fake_quantize(weight, theta, spec).double().numpy() - w)
+    assert np.all(error[inside] <= 0.5 * s[inside] * (1 + 1e-5))
+    # and outside, the result is the nearer end of the range
+    np.testing.assert_allclose(
+        fake_quantize(weight, theta, spec).double().numpy()[~inside],
+        np.clip(w, s * spec.qmin, s * spec.qmax)[~inside],
+        rtol=1e-6,
+    )
+
+
+@few
+@given(problems())
+def test_codes_are_int8_in_range(problem):
+    spec, weight, theta, _ = problem
+    codes = quantize(weight, deployed_scales(theta, spec), spec)
+    assert codes.dtype == torch.int8 and codes.shape == weight.shape
+    assert spec.qmin <= int(codes.min()) and int(codes.max()) <= spec.qmax
+
+
+@few
+@given(hnp.arrays(np.float32, (2, 3), elements=st.floats(-200, 200, width=32)))
+def test_deployed_scales_are_finite_positive_and_stored_exactly(theta):
+    theta = torch.from_numpy(theta)
+    before = theta.clone()
+    for name, dtype in DTYPES.items():
+        scales = deployed_scales(theta, QuantSpec(scale_dtype=name))
+        assert scales.dtype == torch.float32
+        assert torch.isfinite(scales).all() and (scales > 0).all()
+        assert torch.equal(scales.to(dtype).float(), scales)
+        exact = theta.double().exp()
+        normal = (exact > torch.finfo(dtype).tiny) & (exact < torch.finfo(dtype).max)
+        error = ((scales.double() - exact).abs() / exact)[normal]
+        assert (error <= torch.finfo(dtype).eps / 2 + 1e-5).all()
+    assert torch.equal(theta, before)
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(5, 96), (64, 32), (3, 160)]))
+def test_block_boundaries_change_nothing(seed, shape):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator)
+    upstream = torch.randn(shape, generator=generator)
+    spec = QuantSpec(group_size=32)
+
+    def everything():
+        scales = initial_scales(weight, spec)
+        out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec), weight, scales.log())
+        out.backward(upstream)
+        return scales, quantize(weight, scales, spec), out.detach(), w.grad, t.grad
+
+    whole = everything()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(primitives, "_CPU_BLOCK", 2 * shape[1])
+        blocks = everything()
+    for a, b in zip(whole, blocks, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@few
+@given(problems(group_sizes=(32, "row")), st.sampled_from([(), (3,), (2, 3)]), st.booleans())
+def test_linear_equals_linear_on_the_fake_quantized_weight(problem, batch, with_bias):
+    """Value and all four gradients against autograd through `F.linear`, in float64."""
+    spec, weight, theta, upstream = problem
+    weight = weight.double().clamp(-100, 100)
+    theta = theta.double()
+    x = upstream.double()[0].expand(*batch, -1) * torch.arange(1, 1 + (batch or (1,))[-1])[:, None]
+    x = x if batch else x[0]
+    bias = upstream.double()[:, 0] if with_bias else None
+
+    def fused(x, w, t, *b):
+        return fake_quantized_linear(x, w, t, b[0] if b else None, spec)
+
+    def composed(x, w, t, *b):
+        return torch.nn.functional.linear(x, fake_quantize(w, t, spec), b[0] if b else None)
+
+    results = []
+    for function in (fused, composed):
+        leaves = [x, weight, theta] + ([bias] if with_bias else [])
+        out, leaves = gradients(function, *leaves)
+        (out.square().sum() + out.sum()).backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "theta", "bias"])
+def test_linear_skips_gradients_nobody_wants(frozen):
+    spec = QuantSpec(group_size=32)
+    leaves = {
+        "x": torch.linspace(-1, 1, 64).reshape(2, 32),
+        "weight": torch.linspace(-2, 2, 96).reshape(3, 32),
+        "theta": torch.full((3, 1), -1.0),
+        "bias": torch.ones(3),
+    }
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name != frozen)
+    x, weight, theta, bias = leaves.values()
+    fake_quantized_linear(x, weight, theta, bias, spec).sum().backward()
+    assert {name for name, leaf in leaves.items() if leaf.grad is None} == {frozen}
+
+
+def brute_force(weight, width, spec):
+    """(candidates, errors), each (20, rows, groups): the search in float64, one by one."""
+    groups = weight.double().numpy().reshape(len(weight), -1, width)
+    largest = np.abs(groups).max(-1)
+    scales, errors = [], []
+    for fraction in np.linspace(0.3, 1.2, 20):
+        s = torch.from_numpy(largest * fraction / spec.qmax).to(DTYPES[spec.scale_dtype])
+        s = s.double().numpy()
+        q = np.clip(np.round(groups / s[..., None]), spec.qmin, spec.qmax)
+        scales.append(s)
+        errors.append(((groups - s[..., None] * q) ** 2).sum(-1))
+    return np.stack(scales), np.stack(errors)
+
+
+@few
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(GROUPS),
+    st.sampled_from([2, 3, 4, 8]),
+    st.sampled_from(list(DTYPES)),
+    st.sampled_from(["normal", "heavy", "uniform", "one-sided"]),
+)
+def test_mse_search_equals_brute_force(seed, group_size, bits, scale_dtype, shape):
+    spec = QuantSpec(bits=bits, group_size=group_size, scale_dtype=scale_dtype)
+    width = 96 if group_size == "row" else group_size
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(4, 2 * width if group_size != "row" else width, generator=generator)
+    if shape == "heavy":
+        weight = weight**3
+    elif shape == "uniform":
+        weight = torch.rand(weight.shape, generator=generator) - 0.5
+    elif shape == "one-sided":
+        weight = -weight.abs()
+    if seed % 2:
+        weight = weight.bfloat16()
+    found = initial_scales(weight, spec).double().numpy()
+    candidates, errors = brute_force(weight, width, spec)
+    # The found scale is a candidate, and no candidate is better by more than float32 can tell.
+    nearest = np.abs(candidates - found).argmin(0)[None]
+    np.testing.assert_allclose(np.take_along_axis(candidates, nearest, 0)[0], found, rtol=1e-6)
+    chosen = np.take_along_axis(errors, nearest, 0)[0]
+    assert np.all(chosen <= errors.min(0) * (1 + 1e-4))
+    clear = np.sort(errors, axis=0)[1] > errors.min(0) * (1 + 1e-3)
+    best = np.take_along_axis(candidates, errors.argmin(0)[None], 0)[0]
+    np.testing.assert_allclose(found[clear], best[clear], rtol=1e-6)
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 4]), st.sampled_from([32, "row"]))
+def test_mse_init_errs_less_than_max_init(seed, bits, group_size):
+    """Not by construction, for 1.0 is no candidate: over a weight as a whole, up to 4 bits.
+
+    At 8 bits nothing is gained by clipping, and the candidates next to 1.0, at 0.963 and 1.011,
+    can err more than max init.
+    """
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(seed))
+    error = {}
+    for init in ("mse", "max"):
+        spec = QuantSpec(bits=bits, group_size=group_size, init=init)
+        scales = initial_scales(weight, spec)
+        quantized = dequantize(quantize(weight, scales, spec), scales, spec)
+        error[init] = (weight - quantized).square().sum().item()
+    assert error["mse"] < error["max"]
+
+
+@few
+@given(
+    hnp.arrays(np.float32, (3, 128), elements=st.floats(-10, 10, width=16)),
+    st.sampled_from(GROUPS),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from(["percentile", "max"]),
+)
+def test_percentile_and_max_init_equal_numpy(weight, group_size, bits, init):
+    spec = QuantSpec(bits=bits, group_size=group_size, init=init, scale_dtype="float32")
+    width = 128 if group_size == "row" else group_size
+    magnitude = np.abs(weight.astype(np.float64)).reshape(3, -1, width)
+    largest = magnitude.max(-1)
+    expected = np.percentile(magnitude, 99, axis=-1) if init == "percentile" else largest
+    expected = np.where(expected > 0, expected, largest) / spec.qmax
+    expected = np.where(largest == 0, 2.0**-14, expected)
+    found = initial_scales(torch.from_numpy(weight), spec).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@few
+@given(
+    st.sampled_from(["mse", "percentile", "max"]),
+    st.sampled_from(list(DTYPES)),
+    st.lists(st.booleans(), min_size=4, max_size=4),
+)
+def test_zero_groups_get_the_documented_scale_and_zero_codes(init, scale_dtype, zero):
+    spec = QuantSpec(group_size=32, init=init, scale_dtype=scale_dtype)
+    weight = torch.linspace(-1, 1, 128).reshape(1, 128).clone()
+    mask = torch.tensor(zero)
+    weight.unflatten(1, (4, 32))[0, mask] = 0
+    scales = initial_scales(weight, spec)
+    assert (scales[0, mask] == 2.0**-14).all()
+    assert (scales[0, ~mask] > 2.0**-14).all()
+    codes = quantize(weight, scales, spec).unflatten(1, (4, 32))
+    assert (codes[0, mask] == 0).all()
+    assert all(codes[0, g].any() for g in range(4) if not zero[g])
+
+
+@few
+@given(
+    st.sampled_from(["mse", "percentile", "max"]),
+    st.sampled_from(list(DTYPES)),
+    st.sampled_from([1e-38, 1e-20, 1e-6, 1e20, 3e38]),
+)
+def test_extreme_weights_give_usable_scales(init, scale_dtype, size):
+    spec = QuantSpec(group_size=32, init=init, scale_dtype=scale_dtype)
+    weight = torch.linspace(-1, 1, 64).reshape(2, 32) * size
+    scales = initial_scales(weight, spec)
+    assert torch.isfinite(scales).all() and (scales > 0).all()
+    assert torch.equal(scales.to(DTYPES[scale_dtype]).float(), scales)
+    if scale_dtype != "float16" and size > 1e-38:  # within the scale's range: a normal result
+        error = dequantize(quantize(weight, scales, spec), scales, spec) / size - weight / size
+        assert error.abs().max() < 0.5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("init", ["mse", "percentile", "max"])
+def test_non_finite_weights_name_the_layer(bad, init):
+    weight = torch.ones(4, 64)
+    weight[2, 40] = bad
+    with pytest.raises(InputError, match=r"layers\.3\.q_proj.*NaN or infinite"):
+        initial_scales(weight, QuantSpec(group_size=32, init=init), "layers.3.q_proj")
+
+
+def test_weights_that_cannot_be_searched_are_refused():
+    with pytest.raises(InputError, match=r"layer9.*meta"):
+        initial_scales(torch.empty(2, 128, device="meta"), QuantSpec(), "layer9")
+    with pytest.raises(InputError, match=r"layer9.*int64"):
+        initial_scales(torch.ones(2, 128, dtype=torch.int64), QuantSpec(), "layer9")
+    with pytest.raises(InputError, match=r"layer9.*\(128,\)"):
+        initial_scales(torch.ones(128), QuantSpec(), "layer9")
+    with pytest.raises(InputError, match="layer9: group size 128 does not divide its 96"):
+        initial_scales(torch.ones(2, 96), QuantSpec(), "layer9")
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (4, 2), (8,), (2, 2, 1)])
+def test_scales_of_the_wrong_shape_are_refused(shape):
+    spec, weight, scales = QuantSpec(), torch.ones(2, 256), torch.ones(shape)
+    for call in (
+        lambda: quantize(weight, scales, spec),
+        lambda: dequantize(weight.to(torch.int8), scales, spec),
+        lambda: fake_quantize(weight, scales, spec),
+        lambda: fake_quantized_linear(weight, weight, scales, None, spec),
+    ):
+        with pytest.raises(InputError, match=r"needs \(2, 2\)"):
+            call()
+    with pytest.raises(InputError, match="weight has shape"):
+        quantize(torch.ones(2, 2, 128), torch.ones(2, 2), spec)
