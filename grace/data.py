@@ -1,0 +1,291 @@
+"""Conversations to supervised token sequences, and batches of them.
+
+Records follow the LLaVA schema: ``{"image": ..., "conversations": [{"from", "value"}, ...]}``
+with ``<image>`` in the human turn that shows the image. Only assistant turns are supervised:
+their content and the token that ends the turn.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch.utils.data import Dataset
+
+from grace.errors import InputError
+from grace.models import Family, Span, family_of
+
+IGNORE_INDEX = -100
+_ROLES = {"human": "user", "gpt": "assistant"}
+_SLOT = "\ue000"  # private-use character: stands for a turn's text while the template is rendered
+
+
+@dataclass
+class Encoder:
+    """Turns a conversation into token ids and labels with a processor's chat template.
+
+    Prompt and answer are tokenized apart, as in generation, where the prompt is tokenized
+    alone and the answer follows token by token.
+    """
+
+    processor: Any
+    _skeletons: dict[tuple, list[str]] = field(default_factory=dict)
+    _tokens: dict[str, list[int]] = field(default_factory=dict)
+
+    def __call__(
+        self, conversations: Sequence[dict[str, str]], image_tokens: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and labels (IGNORE_INDEX where not supervised).
+
+        Args:
+            conversations: turns, human first, alternating.
+            image_tokens: number of visual tokens of each image, in order of appearance.
+
+        Raises:
+            InputError: for an unknown speaker, a missing answer, or images that do not match
+                the ``<image>`` marks.
+        """
+        image_id = self.processor.image_token_id
+        counts = iter(image_tokens)
+        ids: list[int] = []
+        labels: list[int] = []
+        for text, supervised in self._pieces(conversations):
+            for token in self._encode(text):
+                if token == image_id:
+                    count = next(counts, None)
+                    if count is None:
+                        raise InputError(
+                            f"a conversation marks more images than the {len(image_tokens)} given; "
+                            "make the number of <image> marks that of the images"
+                        )
+                    ids.extend([image_id] * count)
+                    labels.extend([IGNORE_INDEX] * count)
+                else:
+                    ids.append(token)
+                    labels.append(token if supervised else IGNORE_INDEX)
+        if next(counts, None) is not None:
+            raise InputError(
+                f"{len(image_tokens)} images are given, but fewer <image> marks stand in the "
+                "conversation; mark each image once"
+            )
+        return ids, labels
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._tokens:
+            self._tokens[text] = self.processor.tokenizer.encode(text, add_special_tokens=False)
+        return self._tokens[text]
+
+    def _pieces(self, conversations: Sequence[dict[str, str]]):
+        turns = [_parse_turn(index, turn) for index, turn in enumerate(conversations)]
+        if not turns or turns[-1][0] != "assistant":
+            raise InputError("a conversation must end with an answer from 'gpt'")
+        key = tuple((role, images) for role, images, _ in turns)
+        if key not in self._skeletons:
+            self._skeletons[key] = self._render(turns)
+        skeleton = self._skeletons[key]
+        end = self.processor.tokenizer.eos_token
+        prompt = skeleton[0]
+        for index, (role, _, text) in enumerate(turns):
+            following = skeleton[index + 1]
+            if role == "assistant":
+                closing = following[: following.find(end) + len(end)] if end in following else ""
+                yield prompt, False
+                yield text + closing, True
+                prompt = following[len(closing) :]
+            else:
+                prompt += text + following
+        if prompt:
+            yield prompt, False
+
+    def _render(self, turns: list[tuple[str, int, str]]) -> list[str]:
+        messages = []
+        for role, images, _ in turns:
+            content: Any = _SLOT
+            if role == "user":
+                content = [{"type": "image"}] * images + [{"type": "text", "text": _SLOT}]
+            messages.append({"role": role, "content": content})
+        rendered = self.processor.apply_chat_template(messages, tokenize=False)
+        skeleton = rendered.split(_SLOT)
+        if len(skeleton) != len(turns) + 1:
+            raise InputError(
+                "the processor's chat template drops or repeats turns; "
+                "use one that writes every turn once"
+            )
+        return skeleton
+
+
+def _parse_turn(index: int, turn: dict[str, str]) -> tuple[str, int, str]:
+    speaker = turn.get("from")
+    if speaker not in _ROLES or "value" not in turn:
+        raise InputError(
+            f"turn {index} of a conversation is {turn!r}; it needs 'from' (one of "
+            f"{', '.join(_ROLES)}) and 'value'"
+        )
+    role = _ROLES[speaker]
+    if role != ("user", "assistant")[index % 2]:
+        raise InputError(f"turn {index} of a conversation is from {speaker!r}; turns must alternate")
+    text = turn["value"]
+    images = text.count("<image>") if role == "user" else 0
+    if images:
+        text = text.replace("<image>\n", "").replace("\n<image>", "").replace("<image>", "")
+    return role, images, text
+
+
+class ConversationDataset(Dataset):
+    """Conversations with images from parquet files, tokenized once, pixels made on demand.
+
+    Columns: ``id`` (string), ``image`` (struct of bytes and path), ``conversations`` (list of
+    struct of from and value). With ``vision_features`` (images, patches, width) the frozen
+    tower's output replaces the pixels; see ``Family.take_vision_features``.
+
+    Raises:
+        InputError: for a missing, unreadable or empty file, a missing column, a bad record.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        processor: Any,
+        config: Any,
+        *,
+        limit: int | None = None,
+        vision_features: np.ndarray | None = None,
+    ) -> None:
+        self.family = family_of(config.model_type)
+        self.processor = processor
+        self.config = config
+        self.vision_features = vision_features
+        table = _read_parquet(Path(path), ("id", "image", "conversations"))
+        if limit is not None:
+            table = table.slice(0, limit)
+        self.ids: list[str] = table["id"].to_pylist()
+        self._images = table["image"].combine_chunks()
+        if vision_features is not None and len(vision_features) < len(self.ids):
+            raise InputError(
+                f"{path}: {len(self.ids)} records but vision features for {len(vision_features)}; "
+                "rebuild the features"
+            )
+        encode = Encoder(processor)
+        grid = self._grid(self.image(0))
+        per_image = self.family.tokens_per_image(config, grid)
+        self._grid_thw = grid
+        self._input_ids: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        for identity, turns in zip(self.ids, table["conversations"].to_pylist(), strict=True):
+            try:
+                ids, labels = encode(turns, per_image)
+            except InputError as error:
+                raise InputError(f"{path}, record {identity!r}: {error}") from error
+            self._input_ids.append(np.asarray(ids, dtype=np.int64))
+            self._labels.append(np.asarray(labels, dtype=np.int64))
+        if all((labels == IGNORE_INDEX).all() for labels in self._labels):
+            raise InputError(f"{path}: no token is supervised; the conversations have no answers")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of every sample."""
+        return [len(ids) for ids in self._input_ids]
+
+    @property
+    def supervised(self) -> list[int]:
+        """Number of supervised tokens of every sample."""
+        return [int((labels[1:] != IGNORE_INDEX).sum()) for labels in self._labels]
+
+    def image(self, index: int) -> Image.Image:
+        """The decoded image of a sample.
+
+        Raises:
+            InputError: for bytes that are not an image.
+        """
+        content = self._images[index]["bytes"].as_py()
+        try:
+            return Image.open(io.BytesIO(content)).convert("RGB")
+        except (UnidentifiedImageError, OSError, TypeError, ValueError) as error:
+            raise InputError(
+                f"record {self.ids[index]!r}: its image cannot be decoded ({error}); "
+                "rebuild the data or remove the record"
+            ) from error
+
+    def pixels(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Processor output (pixel_values, image_grid_thw) for some samples' images."""
+        images = [self.image(index) for index in indices]
+        return self.processor.image_processor(images=images, return_tensors="pt")
+
+    def _grid(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = {"index": index, "input_ids": self._input_ids[index], "labels": self._labels[index]}
+        if self.vision_features is not None:
+            sample["pixel_values"] = torch.from_numpy(self.vision_features[index])
+            sample["image_grid_thw"] = self._grid_thw
+        else:
+            sample.update(self.pixels([index]))
+        return sample
+
+
+def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
+    if not path.is_file():
+        raise InputError(f"data file {str(path)!r} does not exist; build it or correct the path")
+    try:
+        table = pq.read_table(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{str(path)!r} is not a readable parquet file ({error}); rebuild it") from error
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise InputError(
+            f"{str(path)!r} lacks column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+        )
+    if table.num_rows == 0:
+        raise InputError(f"{str(path)!r} has no records; rebuild it")
+    return table.select(list(columns))
+
+
+@dataclass
+class Collator:
+    """Pads samples on the right and says where things are.
+
+    Beside the model's inputs a batch holds, all decided on the host: ``image_spans``;
+    ``token_rows`` and ``token_columns`` (N), the positions whose NEXT token is supervised;
+    ``targets`` (N), those tokens.
+    """
+
+    family: Family
+    image_token_id: int
+    pad_token_id: int
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        length = max(len(sample["input_ids"]) for sample in samples)
+        shape = (len(samples), length)
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for row, sample in enumerate(samples):
+            count = len(sample["input_ids"])
+            input_ids[row, :count] = torch.from_numpy(sample["input_ids"])
+            labels[row, :count] = torch.from_numpy(sample["labels"])
+            attention_mask[row, :count] = 1
+        rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+        spans: list[Span] = self.family.image_spans(input_ids, self.image_token_id)
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            "mm_token_type_ids": (input_ids == self.image_token_id).to(torch.int32),
+            "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
+            "image_grid_thw": torch.cat([sample["image_grid_thw"] for sample in samples]),
+            "image_spans": spans,
+            "token_rows": rows,
+            "token_columns": columns,
+            "targets": labels[rows, columns + 1],
+            "indices": torch.tensor([sample["index"] for sample in samples]),
+        }

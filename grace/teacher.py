@@ -1,0 +1,174 @@
+"""What a frozen teacher says about a batch: live, or computed once and read back.
+
+Both kinds answer the same call, ``outputs(batch)``, with the teacher's logits at the supervised
+positions and, for relational alignment, its visual tokens at the penultimate decoder layer.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from grace.distillation import centered_gram
+from grace.errors import InputError
+from grace.models import Family
+
+MODEL_INPUTS = (
+    "input_ids",
+    "attention_mask",
+    "mm_token_type_ids",
+    "pixel_values",
+    "image_grid_thw",
+    "position_ids",
+)
+
+
+@dataclass
+class TeacherOutputs:
+    """Teacher outputs for one batch.
+
+    Attributes:
+        logits: (N, V) at the supervised positions.
+        relational: hidden states (B, S, d), or one centered Gram matrix (n, n) an image.
+    """
+
+    logits: torch.Tensor
+    relational: torch.Tensor | list[torch.Tensor] | None
+
+
+class SupervisedForward:
+    """Runs a model so that only supervised positions reach the vocabulary projection, and keeps
+    the hidden states that relational alignment reads, and no other layer's.
+
+    Works through forward pre-hooks, so that wrapped models (DDP, FSDP) are called as usual.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, *, relational: bool) -> None:
+        self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._hidden: torch.Tensor | None = None
+        self._armed = False
+        head = model.get_submodule(family.output_head)
+        head.register_forward_pre_hook(self._select)
+        if relational:
+            layer = family.relational_layer(model)
+            layer.register_forward_pre_hook(self._keep, with_kwargs=True)
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (N, V) at the batch's supervised positions and hidden states (B, S, d)."""
+        self._positions = (batch["token_rows"], batch["token_columns"])
+        self._armed = True
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        try:
+            logits = model(**inputs, use_cache=False).logits[0]
+        finally:
+            self._positions = None
+            self._armed = False
+        hidden, self._hidden = self._hidden, None
+        return logits, hidden
+
+    def _select(self, _module: nn.Module, args: tuple[torch.Tensor, ...]):
+        if self._positions is None:
+            return None  # an ordinary call, for example generation
+        rows, columns = self._positions
+        return (args[0][rows, columns].unsqueeze(0),)
+
+    def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # armed once a forward: under gradient checkpointing the layer runs again in backward
+        if self._armed:
+            self._hidden = args[0] if args else kwargs["hidden_states"]
+            self._armed = False
+
+
+class LiveTeacher:
+    """A frozen model that answers as training goes."""
+
+    def __init__(self, model: nn.Module, family: Family, *, relational: bool) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._forward = SupervisedForward(self.model, family, relational=relational)
+
+    @torch.no_grad()
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        logits, hidden = self._forward(self.model, batch)
+        return TeacherOutputs(logits, hidden)
+
+
+class CachedTeacher:
+    """Teacher outputs read back from a directory that :func:`write_teacher_outputs` wrote.
+
+    Raises:
+        InputError: for a missing or incomplete directory, or one of another size.
+    """
+
+    def __init__(self, path: str | Path, *, samples: int) -> None:
+        directory = Path(path)
+        try:
+            meta = json.loads((directory / "meta.json").read_text())
+            self._offsets = np.load(directory / "offsets.npy")
+            self._logits = np.load(directory / "logits.npy", mmap_mode="r")
+            self._grams = np.load(directory / "grams.npy", mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"teacher outputs in {str(path)!r} cannot be read ({error}); compute them again"
+            ) from error
+        if meta["samples"] < samples:
+            raise InputError(
+                f"teacher outputs in {str(path)!r} cover {meta['samples']} samples, the data set "
+                f"has {samples}; compute them again"
+            )
+
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        indices = batch["indices"].tolist()
+        rows = [self._logits[self._offsets[i] : self._offsets[i + 1]] for i in indices]
+        logits = torch.from_numpy(np.concatenate(rows)).view(torch.bfloat16)
+        if len(logits) != len(batch["targets"]):
+            raise InputError(
+                f"teacher outputs hold {len(logits)} supervised tokens for a batch that has "
+                f"{len(batch['targets'])}; they were computed on other data: compute them again"
+            )
+        device = batch["targets"].device
+        grams = torch.from_numpy(self._grams[indices].astype(np.float32)).to(device)
+        return TeacherOutputs(logits.to(device), list(grams))
+
+
+def write_teacher_outputs(
+    teacher: LiveTeacher, batches: Iterator[dict[str, Any]], path: str | Path, *, lengths: list[int]
+) -> None:
+    """Write a teacher's outputs for batches that go through a data set in order, one image each.
+
+    Args:
+        lengths: number of supervised tokens of every sample.
+    """
+    directory = Path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    logits_out = grams_out = None
+    done = 0
+    for batch in batches:
+        outputs = teacher.outputs(batch)
+        assert isinstance(outputs.relational, torch.Tensor)
+        if logits_out is None:
+            first = batch["image_spans"][0]
+            tokens = first[2] - first[1]
+            logits_out = np.lib.format.open_memmap(
+                directory / "logits.npy", "w+", np.int16, (int(offsets[-1]), outputs.logits.shape[-1])
+            )
+            grams_out = np.lib.format.open_memmap(
+                directory / "grams.npy", "w+", np.float16, (len(lengths), tokens, tokens)
+            )
+        size = len(batch["indices"])
+        bits = outputs.logits.to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        logits_out[offsets[done] : offsets[done + size]] = bits
+        for row, start, stop in batch["image_spans"]:
+            gram = centered_gram(outputs.relational[row, start:stop])
+            grams_out[done + row] = gram.cpu().numpy()
+        done += size
+    assert logits_out is not None and grams_out is not None
+    logits_out.flush()
+    grams_out.flush()
+    np.save(directory / "offsets.npy", offsets)
+    (directory / "meta.json").write_text(json.dumps({"samples": done}))

@@ -1,0 +1,413 @@
+"""The Hugging Face ``Trainer`` with a frozen teacher and the objective of GRACE.
+
+Everything that is not the method (accelerate, mixed precision, gradient checkpointing, several
+processes, logging, checkpoints and resume) is the library's.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from grace.data import Collator, ConversationDataset
+from grace.distillation import (
+    DistillationConfig,
+    IBController,
+    combine,
+    distillation_sums,
+    gate_sum,
+    linear_warmup,
+    rcka_sums,
+)
+from grace.errors import InputError
+from grace.models import family_of
+from grace.quantization import QuantSpec, prepare
+from grace.teacher import SupervisedForward, TeacherOutputs
+
+METHODS = ("sft", "qat", "kd", "grace")
+TEACHER_METHODS = ("kd", "grace")
+SCALE_PARAMETER = "log_scale"
+
+
+class Teacher(Protocol):
+    """Anything that answers a batch: ``grace.teacher.LiveTeacher`` or ``CachedTeacher``."""
+
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs: ...
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained and under which loss.
+
+    Attributes:
+        method: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy on fake-quantized
+            weights), ``kd`` (cross-entropy and plain distillation), ``grace``.
+        bits: 16 (no quantization) or 2 to 8.
+        distillation: components and weights, for ``kd`` and ``grace``.
+        scale_lr_multiplier: learning rate of the scales relative to the weights' (10 in the paper).
+    """
+
+    method: str
+    bits: int = 16
+    quantization: QuantSpec | None = None
+    distillation: DistillationConfig | None = None
+    scale_lr_multiplier: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
+        if self.method == "sft" and self.bits != 16:
+            raise InputError(f"method sft does not quantize, bits is {self.bits}; use method qat")
+        if self.method == "qat" and self.bits == 16:
+            raise InputError("method qat quantizes, bits is 16; use method sft or fewer bits")
+        if (self.bits == 16) != (self.quantization is None):
+            raise InputError(
+                f"bits is {self.bits} and the quantization is {self.quantization}; "
+                "give a QuantSpec for fewer than 16 bits, and none at 16"
+            )
+        if self.quantization is not None and self.quantization.bits != self.bits:
+            raise InputError(
+                f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; make them one"
+            )
+        if self.needs_teacher != (self.distillation is not None):
+            raise InputError(
+                f"method {self.method} {'needs' if self.needs_teacher else 'takes no'} "
+                "distillation settings"
+            )
+        if self.scale_lr_multiplier <= 0:
+            raise InputError(
+                f"scale_lr_multiplier is {self.scale_lr_multiplier}; use a positive number"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method in TEACHER_METHODS
+
+    @property
+    def relational(self) -> bool:
+        """Whether the objective reads visual tokens (RCKA)."""
+        return self.distillation is not None and self.distillation.rcka_weight > 0
+
+
+class Objective(TrainerCallback, ExportableState):
+    """The weights of the loss terms and what was seen of them, as part of the trainer's state.
+
+    It holds the information-bottleneck controller, so that a resumed run goes on with the same
+    multiplier, and the running sums behind the logged means.
+    """
+
+    def __init__(self, config: DistillationConfig) -> None:
+        self.config = config
+        self.controller: IBController | None = None
+        if config.adaptive:
+            self.controller = IBController(
+                tau=config.tau,
+                eta=config.eta,
+                beta_init=config.beta_init,
+                beta_min=config.beta_min,
+                beta_max=config.beta_max,
+                ema_decay=config.ema_decay,
+            )
+        self.skipped = 0  # optimizer steps whose distillation terms were dropped
+        self.degenerate = 0  # images that carried no relational term
+
+    def weights(self, step: int) -> tuple[Any, float]:
+        """β and ω at an optimizer step, warm-ups included."""
+        beta = self.controller.beta if self.controller is not None else self.config.weight
+        return (
+            beta * linear_warmup(step, self.config.distill_warmup_steps),
+            self.config.rcka_weight * linear_warmup(step, self.config.rcka_warmup_steps),
+        )
+
+    def state(self) -> dict[str, Any]:
+        controller = self.controller.state_dict() if self.controller is not None else None
+        return {
+            "args": {"config": asdict(self.config)},
+            "attributes": {
+                "saved_controller": controller,
+                "skipped": self.skipped,
+                "degenerate": self.degenerate,
+            },
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Objective":
+        """Rebuild from a checkpoint's trainer state."""
+        objective = cls(DistillationConfig.from_dict(state["args"]["config"]))
+        objective.restore(state)
+        return objective
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over counters and the controller's state of a checkpoint."""
+        attributes = state["attributes"]
+        self.skipped = attributes["skipped"]
+        self.degenerate = attributes["degenerate"]
+        if self.controller is not None and attributes["saved_controller"] is not None:
+            self.controller.load_state_dict(attributes["saved_controller"])
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """Groups samples of similar length; the order follows from the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator.manual_seed(self.seed * 1_000_003 + self.epoch)
+        return super().__iter__()
+
+
+class GraceTrainer(Trainer):
+    """Trains a student with any of METHODS.
+
+    Args:
+        model: the student, with its decoder already prepared for fake quantization if it is to be
+            quantized (see :func:`prepare_student`).
+        method: what to train and how.
+        teacher: needed by methods with distillation, and refused by the others.
+
+    Raises:
+        InputError: for a teacher without need, or none where one is needed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        train_dataset: ConversationDataset,
+        data_collator: Collator,
+        *,
+        method: MethodConfig,
+        teacher: Teacher | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if method.needs_teacher != (teacher is not None):
+            raise InputError(
+                f"method {method.method} {'needs a' if method.needs_teacher else 'takes no'} teacher"
+            )
+        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        self.model_accepts_loss_kwargs = True  # the loss below divides by the global token count
+        self.method = method
+        self.teacher = teacher
+        self.objective: Objective | None = None
+        if method.distillation is not None:
+            self.objective = Objective(method.distillation)
+            self.add_callback(self.objective)
+        family = family_of(model.config.model_type)
+        self._forward = SupervisedForward(model, family, relational=method.relational)
+        self._step_sums: dict[str, torch.Tensor] = {}
+        self._log_sums: dict[str, torch.Tensor] = {}
+        self._ce_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
+        self._micro_batches = 0
+
+    # -- data -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None):
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return EpochLengthGroupedSampler(size, dataset.lengths, self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """Fetch one optimizer step's micro-batches and ask the teacher about all of them, because
+        the gate normalises over the global batch (Eq. 6)."""
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_batches = len(batches)
+        if self.teacher is not None and batches:
+            config = self.method.distillation
+            assert config is not None
+            totals = torch.zeros(2, dtype=torch.float64, device=device)
+            for batch in batches:
+                outputs = self.teacher.outputs(self._prepare_inputs(batch))
+                batch["teacher"] = outputs
+                totals[0] += gate_sum(outputs.logits, config.kappa, self._shared_vocabulary(outputs))
+                totals[1] += sum(stop - start >= 2 for _, start, stop in batch["image_spans"])
+            totals = self.accelerator.reduce(totals, reduction="sum")
+            for batch in batches:
+                batch["gate_total"], batch["image_total"] = totals[0], totals[1]
+        return batches, count
+
+    def _shared_vocabulary(self, outputs: TeacherOutputs) -> int:
+        student = self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[0]
+        return min(student, outputs.logits.shape[-1])
+
+    # -- loss -----------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch."""
+        if num_items_in_batch is None:  # evaluation: this batch alone
+            num_items_in_batch = torch.tensor(len(inputs["targets"]))
+        logits, hidden = self._forward(model, inputs)
+        tokens = num_items_in_batch.to(logits.device).clamp(min=1)
+        ce = nn.functional.cross_entropy(logits.float(), inputs["targets"], reduction="sum") / tokens
+        self._ce_finite &= torch.isfinite(ce.detach())
+        self._add("ce", ce)
+        loss = ce
+        if model.training and self.objective is not None:
+            loss = self._distil(ce, logits, hidden, inputs)
+        if model.training and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _distil(self, ce, logits, hidden, inputs) -> torch.Tensor:
+        assert self.objective is not None
+        config = self.objective.config
+        teacher: TeacherOutputs = inputs["teacher"]
+        beta, omega = self.objective.weights(self.state.global_step)
+        sums = distillation_sums(
+            logits,
+            teacher.logits,
+            inputs["targets"],
+            temperature=config.temperature,
+            alpha=config.alpha,
+            beta=config.beta_dkd,
+            kappa=config.kappa,
+            decoupled=config.decoupled,
+        )
+        gdkd = sums.loss_sum / inputs["gate_total"].clamp(min=1e-12).float()
+        rcka = torch.zeros((), device=logits.device)
+        finite = sums.finite
+        if self.method.relational:
+            relation = rcka_sums(hidden, teacher.relational, inputs["image_spans"])
+            rcka = relation.loss_sum / inputs["image_total"].clamp(min=1).float()
+            finite = finite & relation.finite
+            self._add("degenerate", relation.degenerate_count)
+        keep = finite.to(gdkd.dtype)
+        self._add("gdkd", gdkd)
+        self._add("rcka", rcka)
+        self._add("gate", sums.gate_sum)
+        self._add("tokens", torch.tensor(len(logits), device=logits.device))
+        self._add("dropped", ~finite)
+        return combine(ce, gdkd * keep, rcka * keep, beta, omega)
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        value = value.detach().double()
+        self._step_sums[name] = self._step_sums[name] + value if name in self._step_sums else value
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batches -= 1
+        if self._micro_batches == 0:
+            self._finish_step()
+        return loss
+
+    def _finish_step(self) -> None:
+        """Once per optimizer step: sum the terms over ranks, update β, keep sums for the log."""
+        names = sorted(self._step_sums)
+        values = self.accelerator.reduce(
+            torch.stack([self._step_sums[name] for name in names]), reduction="sum"
+        )
+        sums = dict(zip(names, values, strict=True))
+        self._step_sums = {}
+        if self.objective is not None:
+            # a dropped term is not an observation: the controller never sees it
+            kept = sums["dropped"] == 0
+            observed = torch.where(kept, sums["gdkd"], torch.nan)
+            if self.objective.controller is not None:
+                self.objective.controller.update(observed)
+            sums["dropped"] = (~kept).double()
+        for name, value in {**sums, "steps": torch.ones_like(sums["ce"])}.items():
+            self._log_sums[name] = self._log_sums.get(name, torch.zeros_like(value)) + value
+        if self.args.device.type == "cpu":  # elsewhere the check would stall the device
+            self._check_finite()
+
+    def _check_finite(self) -> None:
+        if not bool(self._ce_finite):
+            raise FloatingPointError(
+                f"the cross-entropy is not finite at step {self.state.global_step}; "
+                "lower the learning rate or look for broken records; the last checkpoint is intact"
+            )
+
+    # -- log and state --------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._drain(logs)
+        super().log(logs, start_time)
+
+    def _drain(self, logs: dict[str, float]) -> None:
+        sums = {name: float(value) for name, value in self._log_sums.items()}
+        self._log_sums = {}
+        steps = sums.get("steps", 0)
+        self._check_finite()
+        if not steps:
+            return
+        logs["ce"] = sums["ce"] / steps
+        if self.objective is None:
+            return
+        objective = self.objective
+        kept = max(steps - sums["dropped"], 1)
+        objective.skipped += int(sums["dropped"])
+        objective.degenerate += int(sums.get("degenerate", 0))
+        logs["gdkd"] = sums["gdkd"] / kept
+        logs["rcka"] = sums["rcka"] / kept
+        logs["gate"] = sums["gate"] / max(sums["tokens"], 1)
+        beta, omega = objective.weights(self.state.global_step)
+        logs["beta"], logs["omega"] = float(beta), float(omega)
+        if objective.controller is not None:
+            logs["ema"] = float(objective.controller.ema)
+        logs["skipped_steps"] = objective.skipped
+        logs["degenerate_images"] = objective.degenerate
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self._check_finite()
+        self._drain({})  # counters belong to the state that is saved
+        super()._save_checkpoint(model, trial)
+
+    def _load_callback_state(self) -> None:
+        # the library would replace the objective; keep the object the loss reads
+        saved = self.state.stateful_callbacks.get(Objective.__name__)
+        super()._load_callback_state()
+        if self.objective is not None and isinstance(saved, dict):
+            self.objective.restore(saved)
+            callbacks = self.callback_handler.callbacks
+            kept = [c for c in callbacks if not isinstance(c, Objective)]
+            self.callback_handler.callbacks = [*kept, self.objective]
+
+    # -- optimizer ------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        """Weights with and without decay, and the scales: no decay, their own learning rate."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model = self.model if model is None else model
+        decayed = set(self.get_decay_parameter_names(model))
+        groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "scales": []}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                is_scale = name.rsplit(".", 1)[-1] == SCALE_PARAMETER
+                kind = "scales" if is_scale else "decay" if name in decayed else "plain"
+                groups[kind].append(parameter)
+        rate = self.args.learning_rate
+        settings = [
+            {"params": groups["decay"], "weight_decay": self.args.weight_decay},
+            {"params": groups["plain"], "weight_decay": 0.0},
+            {
+                "params": groups["scales"],
+                "weight_decay": 0.0,
+                "lr": rate * self.method.scale_lr_multiplier,
+            },
+        ]
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = kind([group for group in settings if group["params"]], **options)
+        return self.optimizer
+
+
+def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
+    """Freeze the vision tower and put fake quantization into the decoder's linears.
+
+    Returns:
+        The names of the quantized modules; empty at 16 bits.
+    """
+    family = family_of(model.config.model_type)
+    family.freeze_vision(model)
+    if method.quantization is None:
+        return []
+    return prepare(model, method.quantization, family.decoder_linears(model))

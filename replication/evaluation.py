@@ -1,0 +1,448 @@
+"""The one path from a model to a score: lmms-eval's evaluator, official tasks, official scorers.
+
+    evaluation = evaluate_model("runs/student", ["mmbench", "seedbench"], Path("data/standins"))
+    evaluation.scores["mmbench"]["score"]        # percent
+    evaluation.write_outcomes("results/outcomes.parquet")   # one row per question
+
+Nothing is scored here. Whether an answer is right is what the official scorer says of it, and
+the mean of these verdicts has to equal the official score, or the run fails. An exception in a
+scorer is an exception, never a wrong answer. Everything is read before the model runs, so that
+bad input costs no model time. Nothing touches the network and nothing is left on the disk.
+"""
+
+import contextlib
+import functools
+import io
+import math
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import grace
+from grace.errors import InputError
+from replication import tasks
+from replication.tasks import Benchmark
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from replication.lmms_model import ChatModel
+
+# Read by huggingface_hub and datasets when they are imported, which happens further down.
+for _variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+    os.environ.setdefault(_variable, "1")
+grace.ensure_importable()
+
+OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "correct")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TOLERANCE = 1e-9
+
+
+class ScoringError(RuntimeError):
+    """The official scorer failed, or contradicts itself. Never turned into a wrong answer."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores in percent by benchmark, one outcome per question, and the settings of the run."""
+
+    scores: dict[str, dict[str, Any]]
+    outcomes: "pd.DataFrame"
+    settings: dict[str, Any]
+
+    def write_outcomes(self, path: str | os.PathLike) -> None:
+        """Write the outcomes as parquet: all of them, or nothing."""
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            self.outcomes.to_parquet(temporary, index=False)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def evaluate_model(
+    model: str | os.PathLike | torch.nn.Module,
+    benchmarks: list[str],
+    data_dir: str | os.PathLike,
+    *,
+    processor: Any = None,
+    batch_size: int = 64,
+    max_new_tokens: int = 8,
+    dtype: str = "float32",
+    device: str = "auto",
+    limit: int | None = None,
+) -> Evaluation:
+    """Score a model on the benchmarks whose questions are ``<data_dir>/<benchmark>.parquet``.
+
+    Args:
+        model: a Hugging Face model directory, or a model in memory (then give ``processor``).
+        max_new_tokens: bounds the official limit of each task; an answer is one option letter.
+        dtype: the weights' type. In float32 the batch size does not change an answer; a model in
+            memory has to be in this type already, and is never converted behind its owner's back.
+        device: where a model directory is loaded; a model in memory stays where it is.
+        limit: only the first so many questions of each benchmark.
+
+    Raises:
+        InputError: the model, the data or a setting is wrong; raised before the model runs.
+        ScoringError: the official scorer failed on a question, which the message names.
+    """
+    for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it has to be at least 1")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; give at least 1, or None for all questions")
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    if not benchmarks or len(set(benchmarks)) != len(benchmarks):
+        raise InputError(f"benchmarks are {benchmarks}; name each once, and at least one")
+    chosen = [tasks.get(name) for name in benchmarks]
+    _check_model(model, processor, dtype)
+    files = {b.name: _check_data(b, pathlib.Path(data_dir), limit) for b in chosen}
+
+    from replication.lmms_model import ChatModel
+
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "stream": sys.stderr,
+    }
+    with tempfile.TemporaryDirectory(prefix="lmms-eval-") as scratch, _quiet():
+        loaded = _load_tasks(chosen, files, pathlib.Path(scratch), limit)
+        if isinstance(model, torch.nn.Module):
+            chat = ChatModel(model, processor, **options)
+        else:
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            chat = ChatModel.from_directory(
+                pathlib.Path(model), dtype=_DTYPES[dtype], device=device, **options
+            )
+        return _evaluate(chat, chosen, loaded, pathlib.Path(scratch), limit)
+
+
+def _evaluate(
+    chat: "ChatModel",
+    chosen: list[Benchmark],
+    loaded: dict[str, Any],
+    scratch: pathlib.Path,
+    limit: int | None,
+) -> Evaluation:
+    """Run loaded tasks through lmms-eval's own ``simple_evaluate`` and read the result."""
+    import pandas as pd
+    from lmms_eval.evaluator import simple_evaluate
+
+    arguments = types.SimpleNamespace(
+        output_path=str(scratch), process_with_media=False, reasoning_tags=None
+    )
+    state = random.getstate()  # MMBench's evaluator reseeds the global generator
+    try:
+        results = simple_evaluate(
+            model=chat,
+            tasks=[loaded[b.name] for b in chosen],
+            task_manager=object(),  # the tasks are loaded: there is nothing to index
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            cli_args=arguments,
+            process_docs_parallel=1,
+            random_seed=None,
+            numpy_random_seed=None,
+            torch_random_seed=None,
+            fewshot_random_seed=None,
+        )
+    finally:
+        random.setstate(state)
+    scores, frames = {}, []
+    for benchmark in chosen:
+        score, frame = _read_result(benchmark, loaded[benchmark.name], results)
+        scores[benchmark.name] = score
+        frames.append(frame)
+    settings = {
+        "batch_size": chat.batch_size,
+        "max_new_tokens": chat.max_new_tokens,
+        "dtype": str(chat.dtype).removeprefix("torch."),
+        "device": chat.device.type,
+        "limit": limit,
+        "decoding": "greedy",
+        "lmms_eval": tasks.official_version(),
+    }
+    return Evaluation(scores, pd.concat(frames, ignore_index=True), settings)
+
+
+def _read_result(
+    benchmark: Benchmark, task: Any, results: dict[str, Any]
+) -> tuple[dict[str, Any], "pd.DataFrame"]:
+    import pandas as pd
+
+    aggregate = task.aggregation()[benchmark.metric]
+    rows, unparsed, chance = [], 0, 0.0
+    for sample in sorted(results["samples"][benchmark.name], key=lambda s: s["doc_id"]):
+        question, prediction = sample["doc"], sample["filtered_resps"][0].strip()
+        question_id = benchmark.question_id(question, sample["doc_id"])
+        letters = benchmark.options(question)
+        chance += 1 / len(letters) if letters else 0
+
+        def verdict(metrics: dict[str, Any], question_id: str = question_id) -> bool:
+            with _naming(benchmark, lambda: question_id):
+                return benchmark.hit(aggregate, metrics[benchmark.metric], benchmark.percent)
+
+        correct = verdict(sample)
+        # Unparsed: wrong, and it would be wrong whichever option were the answer.
+        unparsed += (
+            not correct
+            and bool(letters)
+            and not any(
+                verdict(task.process_results(benchmark.with_answer(question, x), [prediction]))
+                for x in letters
+            )
+        )
+        rows.append(
+            (
+                benchmark.name,
+                question_id,
+                str(question[benchmark.skill_column]),
+                prediction,
+                str(sample["target"]),
+                correct,
+            )
+        )
+    frame = pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
+    frame["correct"] = frame["correct"].astype(bool)
+    n = len(frame)
+    official = float(results["results"][benchmark.name][f"{benchmark.metric},none"])
+    mean = float(frame["correct"].mean())
+    if not math.isclose(
+        mean * 100, official * benchmark.percent, rel_tol=0, abs_tol=100 * _TOLERANCE
+    ):
+        raise ScoringError(
+            f"{benchmark.name}: {mean:.9%} of the questions count as correct, but the official "
+            f"score is {official * benchmark.percent:.9f} %"
+        )
+    score = {
+        "score": official * benchmark.percent,
+        "n": n,
+        "standard_error": 100 * math.sqrt(mean * (1 - mean) / n),
+        "chance": 100 * chance / n,
+        "metric": benchmark.metric,
+        "official_task": benchmark.official_path.stem,
+        "task_sha256": benchmark.sha256(),
+        "scorer": benchmark.scorer,
+        "unparsed": unparsed,
+    }
+    return score, frame
+
+
+def _load_tasks(
+    chosen: list[Benchmark],
+    files: dict[str, pathlib.Path],
+    scratch: pathlib.Path,
+    limit: int | None,
+) -> dict[str, Any]:
+    """Load the official tasks over the local data; nothing else of lmms-eval is indexed."""
+    from lmms_eval.tasks import TaskManager, get_task_dict
+
+    folder = scratch / "tasks"
+    folder.mkdir()
+    for benchmark in chosen:
+        tasks.write_task_file(benchmark, files[benchmark.name], folder, scratch / "cache")
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    loaded = {}
+    for benchmark in chosen:
+        try:
+            task = get_task_dict([benchmark.name], manager)[benchmark.name]
+        except Exception as error:
+            cause = getattr(error, "last_attempt", None)
+            raise InputError(
+                f"{benchmark.name}: {files[benchmark.name]} does not load as the official task "
+                f"expects it: {cause.exception() if cause else error}"
+            ) from error
+        _name_questions(benchmark, task, _check_questions(benchmark, task, limit))
+        loaded[benchmark.name] = task
+    return loaded
+
+
+def _name_questions(benchmark: Benchmark, task: Any, ids: list[str]) -> None:
+    """Let an exception in the official scorer say which question it met, at once.
+
+    lmms-eval retries a failing scorer five times, two seconds apart; a scorer that is a function
+    of the answer fails the same way each time, so the retry is taken off.
+    """
+    process = getattr(type(task).process_results, "__wrapped__", type(task).process_results)
+
+    @functools.wraps(process)
+    def process_results(question: Any, results: Any, full_docs: Any = None) -> Any:
+        with _naming(benchmark, lambda: _id_of(benchmark, task, question)):
+            return process(task, question, results, full_docs)
+
+    task.process_results = process_results
+    for metric in benchmark.files_only:
+        task._aggregation_list.pop(metric, None)
+    official = task._aggregation_list[benchmark.metric]
+
+    @functools.wraps(official)
+    def aggregate(values: list[Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return official(values, *args, **kwargs)
+        except Exception as error:
+            for question_id, value in zip(ids, values, strict=False):
+                with _naming(benchmark, functools.partial(str, question_id)):
+                    benchmark.hit(official, value, benchmark.percent)
+            raise ScoringError(
+                f"{benchmark.name}: the official aggregation failed: {error!r}"
+            ) from error
+
+    task._aggregation_list[benchmark.metric] = aggregate
+
+
+def _id_of(benchmark: Benchmark, task: Any, question: Any) -> str:
+    if benchmark.id_column is not None:
+        return benchmark.question_id(question, 0)
+    rows = (
+        i for i, q in enumerate(task.eval_docs_no_media) if q["question"] == question["question"]
+    )
+    return str(next(rows, "?"))
+
+
+@contextlib.contextmanager
+def _naming(benchmark: Benchmark, question_id: Callable[[], str]) -> Iterator[None]:
+    try:
+        yield
+    except ScoringError:
+        raise
+    except Exception as error:
+        raise ScoringError(
+            f"{benchmark.name}, question {question_id()}: the official scorer failed: {error!r}"
+        ) from error
+
+
+def _check_model(model: Any, processor: Any, dtype: str) -> None:
+    if isinstance(model, torch.nn.Module):
+        if processor is None:
+            raise InputError("a model in memory needs its processor: pass processor=...")
+        found = {p.dtype for p in model.parameters() if p.is_floating_point()}
+        if found != {_DTYPES[dtype]}:
+            names = ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+            raise InputError(
+                f"the model's weights are {names}, the evaluation is to run in {dtype}: "
+                "convert the model with model.to(...), or pass the matching dtype"
+            )
+    else:
+        path = pathlib.Path(model)
+        if not (path / "config.json").is_file():
+            what = "holds no config.json" if path.is_dir() else "does not exist"
+            raise InputError(f"model directory {path} {what}; give one written by save_pretrained")
+
+
+def _check_data(benchmark: Benchmark, data_dir: pathlib.Path, limit: int | None) -> pathlib.Path:
+    """Refuse a parquet file that is missing, unreadable, empty, or holds a broken image."""
+    import pyarrow
+    from pyarrow import parquet
+
+    path = (data_dir / f"{benchmark.name}.parquet").absolute()
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; build the data of {benchmark.name} first")
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_schema(benchmark, path, file.schema_arrow)
+            if file.metadata.num_rows == 0:
+                raise InputError(f"{path} holds no questions; build it again")
+            _check_images(benchmark, path, file, limit)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable parquet file ({error}); build it again"
+        ) from error
+    return path
+
+
+def _check_schema(benchmark: Benchmark, path: pathlib.Path, schema: Any) -> None:
+    import datasets
+
+    missing = [column for column in benchmark.columns if column not in schema.names]
+    if missing:
+        raise InputError(
+            f"{path} lacks {', '.join(missing)}, which the official task {benchmark.name} reads"
+        )
+    feature = datasets.Features.from_arrow_schema(schema)[benchmark.image_column]
+    if not isinstance(getattr(feature, "feature", feature), datasets.Image):
+        raise InputError(
+            f"{path}: column {benchmark.image_column} is not declared an image; write the file "
+            "through datasets with features=Features(image=Image(), ...)"
+        )
+
+
+def _check_images(benchmark: Benchmark, path: pathlib.Path, file: Any, limit: int | None) -> None:
+    from PIL import Image, ImageFile
+
+    columns = [benchmark.image_column]
+    if benchmark.id_column is not None:
+        columns.append(benchmark.id_column)
+    row = 0
+    for batch in file.iter_batches(batch_size=256, columns=columns):
+        for record in batch.to_pylist():
+            if limit is not None and row >= limit:
+                return
+            cell = record[benchmark.image_column]
+            images = cell if isinstance(cell, list) else [cell]
+            where = f"{path}, question {benchmark.question_id(record, row)}"
+            if not images or (None in images and not benchmark.image_optional):
+                raise InputError(f"{where}: no image; build the file again")
+            for image in images:
+                if image is None:
+                    continue
+                source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
+                lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+                try:
+                    with Image.open(source) as opened:
+                        opened.load()
+                except Exception as error:  # Pillow raises a different type for each format
+                    raise InputError(
+                        f"{where}: the image does not decode ({error}); build the file again"
+                    ) from error
+                finally:  # lmms-eval sets it for the whole process: half an image is an image
+                    ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+            row += 1
+
+
+def _check_questions(benchmark: Benchmark, task: Any, limit: int | None) -> list[str]:
+    """Refuse a question that the official task cannot pose or score; return the ids."""
+    ids: list[str] = []
+    for row, question in enumerate(task.eval_docs_no_media):
+        if limit is not None and row >= limit:
+            break
+        question_id = benchmark.question_id(question, row)
+        where = f"{benchmark.name}, question {question_id}"
+        try:
+            task.doc_to_text(question)
+            target = str(task.doc_to_target(question))
+        except Exception as error:
+            raise InputError(f"{where}: the official task cannot read it: {error!r}") from error
+        letters = benchmark.options(question)
+        if letters and target not in letters:
+            raise InputError(f"{where}: the answer is {target!r}, the options are {letters}")
+        ids.append(question_id)
+    if len(set(ids)) != len(ids):
+        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+        raise InputError(f"{benchmark.name}: question id {twice} occurs more than once")
+    return ids
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tables and progress bars of the libraries off the terminal."""
+    from loguru import logger
+
+    logger.disable("lmms_eval")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.enable("lmms_eval")

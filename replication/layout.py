@@ -1,0 +1,66 @@
+"""Where every stage reads and writes, relative to the directory that holds ``params.yaml``."""
+
+from pathlib import Path
+
+from replication.params import Params
+
+
+class Layout:
+    """Paths of one scale's data, models and results."""
+
+    def __init__(self, params: Params) -> None:
+        self.data = Path("data") / params.scale
+        self.models = Path("models") / params.scale / params.family
+        self.results = Path("results") / params.scale
+        self.family = params.family
+
+    @property
+    def conversations(self) -> Path:
+        """Training conversations."""
+        return self.data / "standins" / "train.parquet"
+
+    @property
+    def benchmarks(self) -> Path:
+        """Directory of the evaluation sets."""
+        return self.data / "standins"
+
+    @property
+    def processor(self) -> Path:
+        """Tokenizer, image processor and chat template."""
+        return self.models / "processor"
+
+    @property
+    def vision(self) -> Path:
+        """Weights of the pretrained vision tower."""
+        return self.models / "vision.safetensors"
+
+    @property
+    def features(self) -> Path:
+        """Frozen vision features of the training images."""
+        return self.data / self.family / "features.npy"
+
+    @property
+    def teacher_outputs(self) -> Path:
+        """Directory of the teacher's outputs on the training data."""
+        return self.data / self.family / "teacher_outputs"
+
+    def model(self, name: str) -> Path:
+        """Directory of a model: ``teacher``, ``baseline`` or a named run (one folder a seed)."""
+        return self.models / name
+
+    def trained(self, run: str, seed: int) -> Path:
+        """Directory of one trained model of a named run."""
+        return self.model(run) / f"seed{seed}"
+
+    def checkpoints(self, name: str) -> Path:
+        """Scratch folder for resumable training state; removed when training completes."""
+        return self.models / ".checkpoints" / name
+
+    def training_log(self, name: str) -> Path:
+        return self.results / "training" / self.family / f"{name}.json"
+
+    def scores(self, name: str) -> Path:
+        return self.results / "scores" / self.family / f"{name}.json"
+
+    def outcomes(self, name: str) -> Path:
+        return self.results / "outcomes" / self.family / f"{name}.parquet"

@@ -1,0 +1,1 @@
+"""What the user reads: tables, figures and the page that holds them."""

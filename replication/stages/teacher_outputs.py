@@ -1,0 +1,49 @@
+"""Stage ``teacher_outputs``: what the frozen teacher says about the training data, computed once
+and shared by every run with distillation."""
+
+import shutil
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+from transformers import AutoProcessor
+
+from grace.data import Collator
+from grace.models import family_of, load_model
+from grace.teacher import LiveTeacher, write_teacher_outputs
+from replication.layout import Layout
+from replication.params import Params
+from replication.pretraining import load_training_data
+from replication.stages import stage
+
+
+@stage
+def main(params: Params) -> None:
+    layout, family = Layout(params), family_of(params.family)
+    path = layout.model("teacher")
+    processor = AutoProcessor.from_pretrained(path)
+    model: Any = load_model(path)
+    family.take_vision_features(model)
+    data = load_training_data(layout, processor, model.config)
+    collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
+    size = params.teacher_outputs.batch_size
+    starts = tqdm(range(0, len(data), size), desc="teacher outputs")
+    batches = (
+        collate([data[index] for index in range(start, min(start + size, len(data)))])
+        for start in starts
+    )
+    target = layout.teacher_outputs
+    temporary = target.with_name(target.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    write_teacher_outputs(
+        LiveTeacher(model, family, relational=True),
+        batches,
+        temporary,
+        lengths=np.asarray(data.supervised).tolist(),
+    )
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+
+
+if __name__ == "__main__":
+    main()

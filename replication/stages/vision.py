@@ -1,0 +1,66 @@
+"""Stage ``vision``: the processor, and a vision tower pretrained on the scenes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from grace.data import ConversationDataset
+from replication.layout import Layout
+from replication.params import Params
+from replication.stages import stage
+from replication.standins.models import build_processor, build_tower
+from replication.standins.scenes import GRID
+from replication.standins.vision import pretrain
+
+
+@stage
+def main(params: Params) -> None:
+    layout, settings = Layout(params), params.vision
+    texts = pq.read_table(layout.conversations, columns=["conversations"])["conversations"]
+    processor = build_processor(
+        params.family,
+        (turn["value"] for turns in texts.slice(0, 4000).to_pylist() for turn in turns),
+        params.standins.vocab_size,
+        settings.config,
+    )
+    layout.processor.parent.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(layout.processor)
+
+    tower, config = build_tower(params.family, processor, settings.config, settings.seed)
+    data = ConversationDataset(layout.conversations, processor, config, limit=settings.images)
+    contents = pq.read_table(layout.conversations, columns=["contents"])["contents"]
+    told = pretrain(
+        tower,
+        _batches(data, np.array(contents.slice(0, len(data)).to_pylist()), settings),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+        width=settings.config["embed_dim"],
+        patches_per_cell=settings.config["spatial_merge_size"] ** 2,
+    )
+    print(", ".join(f"{name} {value:.3f}" for name, value in told.items()))
+    temporary = layout.vision.with_name("vision.tmp")
+    save_file({name: value.contiguous() for name, value in tower.state_dict().items()}, temporary)
+    temporary.replace(layout.vision)
+
+
+def _batches(
+    data: ConversationDataset, contents: np.ndarray, settings
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    pixels = []
+    for start in range(0, len(data), 500):
+        made = data.pixels(range(start, min(start + 500, len(data))))
+        pixels.append(made["pixel_values"])
+        grid = made["image_grid_thw"][:1]
+    stacked = torch.cat(pixels).unflatten(0, (len(data), -1))
+    targets = torch.from_numpy(contents).long().view(-1, GRID * GRID)
+    generator = torch.Generator().manual_seed(settings.seed)
+    while True:
+        picked = torch.randint(len(data), (settings.batch_size,), generator=generator)
+        yield stacked[picked].flatten(0, 1), grid.repeat(len(picked), 1), targets[picked]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A small procedural world: scenes, questions, conversations and benchmarks in official schemas."""

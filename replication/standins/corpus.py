@@ -1,0 +1,73 @@
+"""The training set: scenes with conversations, in one parquet file."""
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from replication.params import Standins
+from replication.standins.benchmarks import png
+from replication.standins.conversations import conversation
+from replication.standins.scenes import Scene, draw_scene
+from replication.standins.vision import cell_contents
+
+TRAIN_STREAM = 1000  # keeps training draws apart from the benchmarks' streams
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        (
+            "conversations",
+            pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])),
+        ),
+        ("scene", pa.string()),
+        ("contents", pa.list_(pa.int8())),
+    ]
+)
+_BLOCK = 500
+
+
+def _rng(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng([seed, TRAIN_STREAM, index])
+
+
+def _block(params: Standins, start: int, stop: int) -> pa.Table:
+    world = {"noise": params.noise, "clutter": params.clutter}
+    rows = []
+    for index in range(start, stop):
+        rng = _rng(params.seed, index)
+        scene: Scene = draw_scene(rng, "train")
+        identity = f"scene_{index:07d}"
+        rows.append(
+            {
+                "id": identity,
+                "image": {"bytes": png(scene, rng, world), "path": f"{identity}.png"},
+                "conversations": conversation(
+                    scene, rng, turns=params.turns, captions=params.captions
+                ),
+                "scene": repr(scene.things),
+                "contents": cell_contents(scene).tolist(),
+            }
+        )
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:
+    """Write ``params.train`` conversations; sample i depends on the seed and i alone."""
+    edges = [*range(0, params.train, _BLOCK), params.train]
+    spans = list(zip(edges[:-1], edges[1:], strict=True))
+    temporary = path.with_name(path.name + ".tmp")
+    with (
+        pq.ParquetWriter(temporary, SCHEMA) as writer,
+        ProcessPoolExecutor(workers) as pool,
+        tqdm(total=params.train, desc="training scenes") as progress,
+    ):
+        starts, stops = zip(*spans, strict=True)
+        for table in pool.map(_block, [params] * len(spans), starts, stops):
+            writer.write_table(table)
+            progress.update(table.num_rows)
+    temporary.replace(path)

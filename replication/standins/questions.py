@@ -1,0 +1,199 @@
+"""Questions about a scene, one function per skill.
+
+A :class:`Question` is abstract: its text, its true answer and, where the skill has them, wrong
+options. :mod:`replication.standins.benchmarks` writes it in a benchmark's schema and
+:mod:`replication.standins.conversations` as a training turn, so that training and evaluation
+ask alike, about scenes that never coincide.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from replication.standins.scenes import COLORS, QUADRANTS, SHAPES, SIGNS, Scene, Thing
+
+MATERIALS = ("metal", "wood", "glass", "stone")
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question with its answer and the pool of wrong options (empty: yes/no question)."""
+
+    skill: str
+    text: str
+    answer: str
+    wrong: tuple[str, ...] = ()
+    hint: str = ""
+
+    def options(self, rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], int]:
+        """``count`` options in random order and the index of the true one."""
+        if len(self.wrong) < count - 1:
+            raise ValueError(f"{self.skill}: {len(self.wrong)} wrong options, {count - 1} needed")
+        wrong = [self.wrong[int(i)] for i in rng.permutation(len(self.wrong))[: count - 1]]
+        place = int(rng.integers(count))
+        return (*wrong[:place], self.answer, *wrong[place:]), place
+
+
+Maker = Callable[[Scene, np.random.Generator], Question | None]
+
+
+def _pick(rng: np.random.Generator, items):
+    return items[int(rng.integers(len(items)))]
+
+
+def _others(pool, answer: str) -> tuple[str, ...]:
+    return tuple(item for item in pool if item != answer)
+
+
+def _unique(scene: Scene, key: Callable[[Thing], str]) -> list[Thing]:
+    names = [key(thing) for thing in scene.shapes]
+    return [thing for thing in scene.shapes if names.count(key(thing)) == 1]
+
+
+def presence(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Which of these objects is in the image? All others are absent."""
+    present = {thing.name for thing in scene.shapes}
+    absent = tuple(f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in present)
+    return Question("presence", "Which object is in the image?", _pick(rng, sorted(present)), absent)
+
+
+def presence_yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Is there a <color> <shape>? Half of the answers are yes."""
+    asked = presence(scene, rng)
+    assert asked is not None
+    yes = rng.random() < 0.5
+    name = asked.answer if yes else _pick(rng, asked.wrong)
+    return Question("presence", f"Is there a {name} in the image?", "yes" if yes else "no")
+
+
+def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """How many objects have a colour or a shape?"""
+    if rng.random() < 0.5:
+        kind = _pick(rng, SHAPES)
+        count = sum(thing.kind == kind for thing in scene.shapes)
+        text = f"How many {kind}{'es' if kind == 'cross' else 's'} are there?"
+    else:
+        color = _pick(rng, list(COLORS))
+        count = sum(thing.color == color for thing in scene.shapes)
+        text = f"How many {color} objects are there?"
+    if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
+        return None
+    answer = str(count)
+    return Question("counting", text, answer, _others([str(n) for n in range(6)], answer))
+
+
+def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour of the one object of a shape, or the shape of the one object of a colour."""
+    if rng.random() < 0.5:
+        candidates = _unique(scene, lambda thing: thing.kind)
+        if not candidates:
+            return None
+        thing = _pick(rng, candidates)
+        text = f"What color is the {thing.kind}?"
+        return Question("attribute", text, thing.color, _others(COLORS, thing.color))
+    candidates = _unique(scene, lambda thing: thing.color)
+    if not candidates:
+        return None
+    thing = _pick(rng, candidates)
+    text = f"What shape is the {thing.color} object?"
+    return Question("attribute", text, thing.kind, _others(SHAPES, thing.kind))
+
+
+def position(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """In which quarter of the image is an object?"""
+    candidates = _unique(scene, lambda thing: thing.name)
+    if not candidates:
+        return None
+    thing = _pick(rng, candidates)
+    text = f"Where is the {thing.name}?"
+    return Question("position", text, thing.quadrant, _others(QUADRANTS, thing.quadrant))
+
+
+def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Where is one object as seen from another (both rows and columns differ)?"""
+    candidates = _unique(scene, lambda thing: thing.name)
+    pairs = [(a, b) for a in candidates for b in candidates if a.row != b.row and a.column != b.column]
+    if not pairs:
+        return None
+    a, b = _pick(rng, pairs)
+    vertical = "above" if a.row < b.row else "below"
+    horizontal = "left" if a.column < b.column else "right"
+    answer = f"{vertical} {horizontal}"
+    pool = ("above left", "above right", "below left", "below right")
+    text = f"Where is the {a.name} seen from the {b.name}?"
+    return Question("relation", text, answer, _others(pool, answer))
+
+
+def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Which shape (or colour) occurs most often? Only where one does."""
+    by_shape = rng.random() < 0.5
+    pool = SHAPES if by_shape else tuple(COLORS)
+    counts = {
+        name: sum((t.kind if by_shape else t.color) == name for t in scene.shapes) for name in pool
+    }
+    top = max(counts.values())
+    winners = [name for name, count in counts.items() if count == top]
+    if len(winners) != 1:
+        return None
+    text = f"Which {'shape' if by_shape else 'color'} is most common?"
+    return Question("comparison", text, winners[0], _others(pool, winners[0]))
+
+
+def reading(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """What does the sign say?"""
+    if len(scene.signs) != 1:
+        return None
+    text = scene.signs[0].text
+    return Question("reading", "What does the sign say?", text, _others(SIGNS, text))
+
+
+def located(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The hint names a quarter of the image with one shape in it; the question asks about it."""
+    singles = [
+        thing
+        for thing in scene.shapes
+        if sum(other.quadrant == thing.quadrant for other in scene.shapes) == 1
+    ]
+    if not singles:
+        return None
+    thing = _pick(rng, singles)
+    hint = f"Look at the {thing.quadrant}."
+    if rng.random() < 0.5:
+        return Question(
+            "located", "What color is the shape there?", thing.color, _others(COLORS, thing.color), hint
+        )
+    return Question(
+        "located", "Which shape is there?", thing.kind, _others(SHAPES, thing.kind), hint
+    )
+
+
+def material(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The hint maps colours to materials; the question asks what an object is made of."""
+    candidates = _unique(scene, lambda thing: thing.kind)
+    if not candidates:
+        return None
+    thing = _pick(rng, candidates)
+    distractors = [color for color in COLORS if color != thing.color]
+    colors = [thing.color, *(distractors[int(i)] for i in rng.permutation(len(distractors))[:2])]
+    materials = [MATERIALS[int(i)] for i in rng.permutation(len(MATERIALS))]
+    rule = dict(zip(colors, materials, strict=False))
+    order = [colors[int(i)] for i in rng.permutation(len(colors))]
+    hint = " ".join(f"{color} is {rule[color]}." for color in order)
+    text = f"What is the {thing.kind} made of?"
+    return Question("material", text, rule[thing.color], _others(MATERIALS, rule[thing.color]), hint)
+
+
+MAKERS: dict[str, Maker] = {
+    "presence": presence,
+    "counting": counting,
+    "attribute": attribute,
+    "position": position,
+    "relation": relation,
+    "comparison": comparison,
+    "reading": reading,
+    "located": located,
+    "material": material,
+}
+"""Skills with at least three wrong options, which every multiple-choice benchmark can use."""

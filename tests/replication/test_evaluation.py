@@ -1,0 +1,727 @@
+"""The path from a model to a score: official scorers, batch invariance, failures, no traces."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from grace.errors import InputError
+from replication import evaluation, tasks
+from replication.evaluation import ScoringError, evaluate_model
+
+lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+NAMES = ["mmbench", "seedbench", "scienceqa"]
+TEXT = """
+    A B C D E The answer is not sure red green blue square circle two three one there any What color
+    shape how many left of Context Answer with the option's letter from given choices directly There
+    are several options user assistant system . , ? : ' banana
+"""
+SPECIAL = [
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|image_pad|>", "<|video_pad|>", "<|unk|>"),
+]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+# ---------------------------------------------------------------- a tiny model and a little data
+
+
+def tiny_processor():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        PreTrainedTokenizerFast,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys(SPECIAL + TEXT.split()))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        unk_token="<|unk|>",
+        additional_special_tokens=SPECIAL[1:7],
+    )
+    pixels = {"min_pixels": 32 * 32, "max_pixels": 32 * 32}
+    patches = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    return Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels, **patches),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(**pixels, **patches),
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def tiny_model(processor, seed=0, spread=0.3):
+    """A random Qwen2-VL; weights spread wide enough that its answers differ between questions."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    ids = processor.tokenizer.convert_tokens_to_ids
+    torch.manual_seed(seed)
+    config = Qwen2VLConfig(
+        text_config={
+            **dict(vocab_size=len(processor.tokenizer), hidden_size=128, intermediate_size=256),
+            **dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
+            "rope_parameters": {
+                **dict(rope_type="default", rope_theta=10000.0, mrope_section=[4, 6, 6])
+            },
+            "bos_token_id": ids("<|endoftext|>"),
+            "eos_token_id": ids("<|im_end|>"),
+            "pad_token_id": ids("<|endoftext|>"),
+        },
+        vision_config={
+            **dict(depth=2, embed_dim=64, num_heads=4, mlp_ratio=2, hidden_size=128),
+            **dict(patch_size=4, spatial_merge_size=2, temporal_patch_size=2),
+        },
+        image_token_id=ids("<|image_pad|>"),
+        video_token_id=ids("<|video_pad|>"),
+        vision_start_token_id=ids("<|vision_start|>"),
+        vision_end_token_id=ids("<|vision_end|>"),
+    )
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, spread / parameter.shape[-1] ** 0.5 * 4)
+    model.generation_config.eos_token_id = ids("<|im_end|>")
+    model.generation_config.pad_token_id = ids("<|endoftext|>")
+    return model
+
+
+def picture(i):
+    from PIL import Image
+
+    noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def question_text(i):
+    return " ".join((["What color is the square left of the circle ?"] * 3)[: 1 + i % 3])
+
+
+def columns_of(name, n):
+    """n questions in the official schema; the answer of question i is the letter i mod 4."""
+    letters = ["ABCD"[i % 4] for i in range(n)]
+    words = ["red", "green", "blue", "two"]
+    texts = [question_text(i) for i in range(n)]
+    if name == "mmbench":
+        return {
+            "index": list(range(1, n + 1))[::-1],  # the official evaluator sorts by index
+            "question": texts,
+            "hint": ["nan" if i % 2 else "Context there" for i in range(n)],
+            **{letter: [word] * n for letter, word in zip("ABCD", words, strict=True)},
+            "answer": letters,
+            "category": [["attribute", "counting"][i % 2] for i in range(n)],
+            "L2-category": ["perception"] * n,
+            "source": ["made"] * n,
+            "split": ["dev"] * n,
+            "image": [picture(i) for i in range(n)],
+        }
+    if name == "seedbench":
+        return {
+            "answer": letters,
+            **{f"choice_{x}": [word] * n for x, word in zip("abcd", words, strict=True)},
+            "data_id": [str(i) for i in range(n)],
+            "data_type": ["image"] * n,
+            "image": [[picture(i)] for i in range(n)],
+            "question": texts,
+            "question_id": [f"q{i}" for i in range(n)],
+            "question_type_id": [1 + i % 3 for i in range(n)],
+            "segment": [[] for _ in range(n)],
+        }
+    return {
+        "image": [None if i == 1 else picture(i) for i in range(n)],
+        "question": texts,
+        "choices": [words[: 4 if i % 4 > 1 else 2] for i in range(n)],
+        "answer": [i % 4 for i in range(n)],
+        "hint": ["" if i % 2 else "there" for i in range(n)],
+        **{x: ["x"] * n for x in ("task", "grade", "subject", "topic", "category")},
+        "skill": [["count", "compare"][i % 2] for i in range(n)],
+        **{x: [""] * n for x in ("lecture", "solution")},
+    }
+
+
+def features_of(name):
+    from datasets import Features, Image, List, Value
+
+    text, whole = Value("string"), Value("int64")
+    special = {
+        "mmbench": {"index": whole, "image": Image()},
+        "seedbench": {"question_type_id": whole, "image": List(Image()), "segment": List(whole)},
+        "scienceqa": {"answer": whole, "image": Image(), "choices": List(text)},
+    }[name]
+    return Features({c: special.get(c, text) for c in columns_of(name, 1)})
+
+
+def write(folder, name, columns):
+    from datasets import Dataset
+
+    Dataset.from_dict(columns, features=features_of(name)).to_parquet(folder / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name in NAMES:
+        write(folder, name, columns_of(name, 24))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return tiny_processor()
+
+
+@pytest.fixture(scope="module")
+def model(processor):
+    return tiny_model(processor)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory, model, processor):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run(model, processor, data):
+    return functools.partial(evaluate_model, model, data_dir=data, processor=processor)
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Replace the model's answers by known ones: a function of the benchmark and the row."""
+
+    def install(answer):
+        def generate_until(self, requests):
+            return [answer(r.args[4], r.args[3]) for r in requests]
+
+        monkeypatch.setattr(lmms_model.ChatModel, "generate_until", generate_until)
+
+    return install
+
+
+# ------------------------------------------------------------------------- the official scorers
+
+
+@pytest.mark.parametrize(
+    ("template", "right", "readable"),
+    [
+        ("{}", NAMES, NAMES),
+        ("{}.", NAMES, NAMES),
+        (" {}\n", NAMES, NAMES),
+        ("{}. red", NAMES, NAMES),
+        ("{lower}", ["seedbench", "scienceqa"], ["seedbench", "scienceqa"]),
+        ("({})", ["mmbench"], ["mmbench"]),
+        # SEED-Bench takes the first letter: an explanation is read as an answer only by MMBench.
+        ("The answer is {}", ["mmbench"], ["mmbench"]),
+        ("?!", [], []),
+        ("", [], []),
+    ],
+)
+def test_official_verdict_on_known_answers(run, answering, template, right, readable):
+    def answer(benchmark, row):
+        letter = "ABCD"[row % 4]
+        return template.format(letter, lower=letter.lower())
+
+    answering(answer)
+    result = run(NAMES)
+    for name in NAMES:
+        score = result.scores[name]
+        outcomes = result.outcomes.query("benchmark == @name")
+        assert score["score"] == (100.0 if name in right else 0.0), name
+        assert score["unparsed"] == (0 if name in readable else score["n"]), name
+        assert outcomes["correct"].tolist() == [name in right] * score["n"]
+
+
+def test_mixed_answers_give_the_hand_counted_score(run, answering):
+    """Six questions: right, right with a point, wrong, wrong, garbage, empty."""
+    given = ["A", "B.", "A", "C", "?!", ""]
+    answering(lambda _, row: given[row])
+    result = run(NAMES, limit=6)
+    for name in NAMES:
+        score = result.scores[name]
+        rows = result.outcomes.query("benchmark == @name")
+        assert rows["correct"].tolist() == [True, True, False, False, False, False]
+        assert rows["prediction"].tolist() == given
+        assert rows["target"].tolist() == list("ABCDAB")
+        assert score["score"] == pytest.approx(100 / 3, abs=1e-9)
+        assert score["n"] == 6
+        assert score["unparsed"] == 2
+        assert score["standard_error"] == pytest.approx(100 * (2 / 9 / 6) ** 0.5)
+        assert score["metric"] == tasks.get(name).metric
+        assert len(score["task_sha256"]) == 64
+    assert result.scores["mmbench"]["scorer"].startswith("rule-based")
+    assert result.scores["seedbench"]["scorer"] == "official"
+    assert result.scores["mmbench"]["chance"] == 25
+    # two options for the rows 0, 1, 4 and 5; four for the rows 2 and 3
+    assert result.scores["scienceqa"]["chance"] == pytest.approx(100 * (4 / 2 + 2 / 4) / 6)
+
+
+def test_outcomes_carry_id_and_skill(run, answering):
+    answering(lambda *_: "A")
+    outcomes = run(NAMES, limit=4).outcomes
+    assert tuple(outcomes.columns) == evaluation.OUTCOME_COLUMNS
+    assert outcomes["correct"].dtype == bool
+    first = {name: outcomes.query("benchmark == @name") for name in NAMES}
+    assert first["mmbench"]["question_id"].tolist() == ["24", "23", "22", "21"]
+    assert first["mmbench"]["skill"].tolist() == ["attribute", "counting"] * 2
+    assert first["seedbench"]["question_id"].tolist() == ["q0", "q1", "q2", "q3"]
+    assert first["seedbench"]["skill"].tolist() == ["1", "2", "3", "1"]
+    assert first["scienceqa"]["question_id"].tolist() == ["0", "1", "2", "3"]
+    assert first["scienceqa"]["skill"].tolist() == ["count", "compare"] * 2
+
+
+def test_task_file_replaces_the_data_source_and_nothing_else(tmp_path):
+    for benchmark in tasks.BENCHMARKS.values():
+        assert benchmark.official_path.is_file()
+        path = tasks.write_task_file(benchmark, tmp_path / "x.parquet", tmp_path, tmp_path / "c")
+        config = yaml.safe_load(path.read_text())
+        assert config.pop("include") == str(benchmark.official_path)
+        assert config.pop("task") == benchmark.name
+        assert set(config) == {"dataset_path", "dataset_name", "dataset_kwargs"}
+        for function in [line for line in _official_text(benchmark) if "!function" in line]:
+            module = function.split("!function")[1].split(".")[0].strip()
+            parent = pathlib.PurePath(benchmark.official_yaml).parent
+            assert str(parent / f"{module}.py") in benchmark.sources
+
+
+def _official_text(benchmark):
+    files = [benchmark.official_yaml, *(s for s in benchmark.sources if s.endswith("yaml"))]
+    read = {f: (tasks.official_root() / f).read_text() for f in files}
+    read.pop("mmbench/mmbench.yaml", None)  # read for its prompt only, never as a task
+    return [line for text in read.values() for line in text.splitlines()]
+
+
+# ------------------------------------------------------------------------------ the model's part
+
+
+def reference(model, processor, text, images, budget=8):
+    """One question asked on its own, without lmms-eval, batches or padding."""
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = processor(text=[prompt], images=images or None, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=budget, do_sample=False)
+    row = out[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(row, skip_special_tokens=True).strip()
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model, processor):
+    """What the model answers to each question on its own, in the order of the data."""
+    from lmms_eval.tasks.mmbench import en_utils
+    from lmms_eval.tasks.scienceqa import utils as sqa
+    from lmms_eval.tasks.seedbench import utils as seed
+
+    post = "\nAnswer with the option's letter from the given choices directly."
+    ask = {
+        "mmbench": lambda q: en_utils.mmbench_doc_to_text(q, {"post_prompt": post}),
+        "seedbench": seed.seed_doc_to_text,
+        "scienceqa": lambda q: sqa.sqa_doc_to_text(
+            q, {"format": "default", "pre_prompt": "", "post_prompt": post}
+        ),
+    }
+    answers = []
+    for name in NAMES:
+        columns = columns_of(name, 24)
+        for i in range(24):
+            question = {key: values[i] for key, values in columns.items()}
+            images = question["image"] if name == "seedbench" else [question["image"]]
+            images = [image for image in images if image is not None]
+            answers.append(reference(model, processor, ask[name](question), images))
+    return answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_answers_are_those_given_one_by_one_in_order(run, one_by_one, batch_size):
+    result = run(NAMES, batch_size=batch_size)
+    assert len(set(one_by_one)) > 20, "answers have to differ for this test to see anything"
+    assert result.outcomes["prediction"].tolist() == one_by_one
+    assert result.settings["batch_size"] == batch_size
+
+
+def test_prompts_differ_in_length_within_a_batch(processor):
+    lengths = {len(processor.tokenizer(question_text(i))["input_ids"]) for i in range(3)}
+    assert len(lengths) == 3
+
+
+def test_directory_and_memory_agree(run, model_dir, data):
+    loaded = evaluate_model(model_dir, NAMES, data)
+    here = run(NAMES)
+    pd.testing.assert_frame_equal(loaded.outcomes, here.outcomes)
+    assert loaded.scores == here.scores
+
+
+def test_outcomes_agree_with_the_official_score_of_a_model(model, processor, tmp_path):
+    """A model that answers with letters: some right, some wrong, some no letter at all."""
+    letters = tiny_model(processor, seed=3)
+    ids = processor.tokenizer.convert_tokens_to_ids(list("ABCD"))
+    with torch.no_grad():
+        letters.lm_head.weight[ids] *= 3
+    for name in NAMES:
+        write(tmp_path, name, {k: v[:20] for k, v in columns_of(name, 20).items()})
+    result = evaluate_model(letters, NAMES, tmp_path, processor=processor, max_new_tokens=1)
+    assert result.outcomes["correct"].nunique() == 2
+    for name in NAMES:
+        score = result.scores[name]
+        mean = result.outcomes.query("benchmark == @name")["correct"].mean()
+        assert 100 * mean == pytest.approx(score["score"], abs=1e-9)
+        hits = result.outcomes.query("benchmark == @name and correct")
+        assert (hits["prediction"] == hits["target"]).all()
+
+
+def test_token_limit_is_kept_and_recorded(run):
+    result = run(["seedbench"], max_new_tokens=2)
+    assert result.outcomes["prediction"].str.split().str.len().max() == 2
+    assert result.settings["max_new_tokens"] == 2
+    assert result.settings["dtype"] == "float32"
+    assert result.settings["lmms_eval"]
+
+
+@pytest.mark.parametrize(
+    ("text", "until", "kept"),
+    [
+        ("A ASSISTANT: B", ["ASSISTANT:"], "A "),
+        ("A\nB", "\n", "A"),
+        ("A", None, "A"),
+        ("A", [""], "A"),
+    ],
+)
+def test_stop_strings(text, until, kept):
+    assert lmms_model._up_to_stop(text, until) == kept
+
+
+def test_caller_keeps_its_model_and_its_random_state(run, model):
+    model.train()
+    random.seed(7)
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    run(["mmbench"], limit=3)
+    assert model.training
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert (np.random.get_state()[1] == before[2]).all()
+    model.eval()
+
+
+# ---------------------------------------------------------------------------------- failing well
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """Put a task file and scorer of our own in the place of SEED-Bench's official ones."""
+
+    def install(process="return {'seed_all': 0.0}", aggregate="return sum(values) / len(values)"):
+        folder = tmp_path / "official"
+        folder.mkdir()
+        (folder / "scoring.py").write_text(
+            "def process(doc, results):\n"
+            f"    {process}\n\ndef aggregate(values):\n    {aggregate}\n"
+        )
+        real = tasks.get("seedbench").official_path
+        (folder / "seedbench.yaml").write_text(
+            f"include: {real}\nprocess_results: !function scoring.process\nmetric_list:\n"
+            "  - metric: seed_all\n    aggregation: !function scoring.aggregate\n"
+            "    higher_is_better: true\n"
+        )
+        benchmark = dataclasses.replace(
+            tasks.get("seedbench"), official_yaml=str(folder / "seedbench.yaml")
+        )
+        monkeypatch.setitem(tasks.BENCHMARKS, "seedbench", benchmark)
+
+    return install
+
+
+def test_exception_in_a_scorer_names_benchmark_and_question(run, answering, official):
+    official(process="return {'seed_all': 1 / (doc['question_id'] != 'q3')}")
+    answering(lambda *_: "A")
+    with pytest.raises(ScoringError, match=r"seedbench, question q3.*ZeroDivisionError"):
+        run(["seedbench"])
+
+
+def test_exception_in_an_aggregation_names_benchmark_and_question(run, answering, official):
+    official(
+        process="return {'seed_all': doc['question_id']}",
+        aggregate="return sum(1 / (v != 'q5') for v in values) / len(values)",
+    )
+    answering(lambda *_: "A")
+    with pytest.raises(ScoringError, match=r"seedbench, question q5.*ZeroDivisionError"):
+        run(["seedbench"])
+
+
+def test_score_that_is_no_mean_of_verdicts_is_refused(run, answering, official):
+    official(
+        process="return {'seed_all': 1.0}", aggregate="return 1.0 if len(values) == 1 else 0.5"
+    )
+    answering(lambda *_: "A")
+    with pytest.raises(ScoringError, match=r"seedbench: 100.* 50"):
+        run(["seedbench"])
+
+
+def test_verdict_neither_right_nor_wrong_is_refused(run, answering, official):
+    official(process="return {'seed_all': 0.5}")
+    answering(lambda *_: "A")
+    with pytest.raises(ScoringError, match="seedbench, question q0"):
+        run(["seedbench"])
+
+
+def test_exception_in_the_model_is_no_wrong_answer(run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(lmms_model.ChatModel, "_answer", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(["mmbench"])
+
+
+def changed(name, **changes):
+    columns = columns_of(name, 6)
+    for column, (row, value) in changes.items():
+        columns[column.replace("L2_", "L2-")][row] = value
+    return columns
+
+
+def break_missing(folder):
+    return "mmbench", r"mmbench\.parquet does not exist; build"
+
+
+def break_corrupt(folder):
+    write(folder, "mmbench", columns_of("mmbench", 6))
+    path = folder / "mmbench.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    return "mmbench", r"mmbench\.parquet is not a readable parquet file"
+
+
+def break_body(folder):
+    write(folder, "mmbench", columns_of("mmbench", 6))
+    path = folder / "mmbench.parquet"
+    content = bytearray(path.read_bytes())
+    content[4:2000] = bytes(1996)
+    path.write_bytes(content)
+    return "mmbench", r"mmbench\.parquet"
+
+
+def break_empty(folder):
+    write(folder, "seedbench", {k: [] for k in columns_of("seedbench", 1)})
+    return "seedbench", r"seedbench\.parquet holds no questions"
+
+
+def break_image(folder):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write(folder, "mmbench", columns_of("mmbench", 6))
+    table = parquet.read_table(folder / "mmbench.parquet")
+    cells = table["image"].to_pylist()
+    cells[2]["bytes"] = cells[2]["bytes"][:60]
+    at = table.schema.get_field_index("image")
+    field = table.schema.field("image")
+    table = table.set_column(at, field, pa.array(cells, type=field.type))
+    parquet.write_table(table, folder / "mmbench.parquet")
+    return "mmbench", r"question 4: the image does not decode"
+
+
+def break_no_image(folder):
+    write(folder, "mmbench", changed("mmbench", image=(1, None)))
+    return "mmbench", r"question 5: no image"
+
+
+def break_undeclared(folder):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    write(folder, "mmbench", columns_of("mmbench", 6))
+    table = parquet.read_table(folder / "mmbench.parquet").replace_schema_metadata(None)
+    assert isinstance(table, pa.Table)
+    parquet.write_table(table, folder / "mmbench.parquet")
+    return "mmbench", r"column image is not declared an image"
+
+
+def break_column(folder):
+    from pyarrow import parquet
+
+    write(folder, "mmbench", columns_of("mmbench", 6))
+    table = parquet.read_table(folder / "mmbench.parquet").drop_columns(["category"])
+    parquet.write_table(table, folder / "mmbench.parquet")
+    return "mmbench", r"lacks category"
+
+
+def break_answer(folder):
+    write(folder, "seedbench", changed("seedbench", answer=(3, "F")))
+    return "seedbench", r"seedbench, question q3: the answer is 'F'"
+
+
+def break_answer_index(folder):
+    write(folder, "scienceqa", changed("scienceqa", answer=(4, 9)))
+    return "scienceqa", r"scienceqa, question 4: the official task cannot read it"
+
+
+def break_ids(folder):
+    write(folder, "seedbench", changed("seedbench", question_id=(3, "q1")))
+    return "seedbench", r"question id q1 occurs more than once"
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [
+        *(break_missing, break_corrupt, break_body, break_empty, break_image, break_no_image),
+        *(break_undeclared, break_column, break_answer, break_answer_index, break_ids),
+    ],
+)
+def test_bad_data_are_refused_before_the_model_runs(
+    tmp_path, model, processor, answering, breaking
+):
+    answering(lambda *_: pytest.fail("the model ran"))
+    name, message = breaking(tmp_path)
+    with pytest.raises(InputError, match=message):
+        evaluate_model(model, [name], tmp_path, processor=processor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"benchmarks": ["mmbenhc"]}, "unknown benchmark 'mmbenhc'; known: mmbench"),
+        ({"benchmarks": []}, "name each once"),
+        ({"benchmarks": ["mmbench", "mmbench"]}, "name each once"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"limit": 0}, "limit is 0"),
+        ({"dtype": "int4"}, "dtype is 'int4'; choose"),
+        ({"dtype": "bfloat16"}, "weights are float32, the evaluation is to run in bfloat16"),
+        ({"processor": None}, "needs its processor"),
+        ({"model": "/nowhere/model"}, "/nowhere/model does not exist"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_model_runs(run, answering, changes, message):
+    answering(lambda *_: pytest.fail("the model ran"))
+    arguments = {**run.keywords, "model": run.args[0], "benchmarks": ["mmbench"], **changes}
+    with pytest.raises(InputError, match=message):
+        evaluate_model(**arguments)
+
+
+@pytest.mark.parametrize(
+    "damage", ["config", "no config", "weights", "fewer weights", "processor", "template"]
+)
+def test_broken_model_directory_is_refused(tmp_path, model_dir, data, answering, damage):
+    answering(lambda *_: pytest.fail("the model ran"))
+    broken = shutil.copytree(model_dir, tmp_path / "model")
+    if damage == "config":
+        (broken / "config.json").write_text(json.dumps({"model_type": "no_such_model"}))
+    elif damage == "no config":
+        (broken / "config.json").unlink()
+    elif damage == "weights":
+        (broken / "model.safetensors").write_bytes(b"nothing")
+    elif damage == "fewer weights":
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(broken / "model.safetensors")
+        weights.pop("lm_head.weight")
+        save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    elif damage == "processor":
+        for name in ("processor_config.json", "tokenizer.json"):
+            (broken / name).unlink()
+    else:
+        (broken / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match=r"model|chat template"):
+        evaluate_model(broken, ["mmbench"], data)
+
+
+# --------------------------------------------------------------------------------------- no traces
+
+
+def test_outcomes_are_written_whole_or_not_at_all(run, answering, tmp_path, monkeypatch):
+    answering(lambda *_: "A")
+    result = run(["mmbench"], limit=3)
+    path = tmp_path / "new" / "outcomes.parquet"
+    result.write_outcomes(path)
+    pd.testing.assert_frame_equal(pd.read_parquet(path), result.outcomes)
+    before = path.read_bytes()
+
+    def fail(self, target, **_):
+        pathlib.Path(target).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", fail)
+    with pytest.raises(OSError, match="disk full"):
+        result.write_outcomes(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["outcomes.parquet"]
+
+
+def test_no_network_in_this_process(run, monkeypatch):
+    def refuse(self, address):
+        attempts.append(address)
+        raise OSError("no network")
+
+    attempts = []
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    run(NAMES, limit=2)
+    assert attempts == []
+
+
+def test_fresh_process_is_offline_and_leaves_nothing_behind(tmp_path, model_dir, data):
+    """No connection is tried, and home, working and temporary folders stay empty."""
+    program = textwrap.dedent(
+        f"""
+        import socket
+        def refuse(self, address):
+            print("CONNECT", address)
+            raise OSError("no network")
+        socket.socket.connect = refuse
+        from replication.evaluation import evaluate_model
+        result = evaluate_model({str(model_dir)!r}, {NAMES!r}, {str(data)!r}, limit=4)
+        print(len(result.outcomes))
+        """
+    )
+    folders = {name: tmp_path / name for name in ("home", "work", "temporary")}
+    for folder in folders.values():
+        folder.mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "XDG_", "TORCH"))}
+    environment = {
+        **kept,
+        "HOME": str(folders["home"]),
+        "TMPDIR": str(folders["temporary"]),
+        "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folders["work"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "12\n"  # nothing else: no tables, no attempts to connect
+    assert "questions: 100%" in done.stderr
+    left = [str(p) for f in folders.values() for p in f.rglob("*") if p.is_file()]
+    assert left == []

@@ -1,0 +1,337 @@
+"""The ledger's verdicts: what holds, what a worse model does to them, and the command."""
+
+import copy
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from synthetic_results import GOOD, write_results
+
+from grace.errors import InputError
+from replication import reported, results, verify
+from replication.compare import Status
+
+ROOT = Path(verify.__file__).parent.parent
+DECIDED = ("C02", "C03", "C04", "C05", "C06", "C14", "C16")
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return write_results(tmp_path_factory.mktemp("good"), GOOD, seed=1)
+
+
+def judged(root, scale="small", ledger=None):
+    found = verify.verify(root, scale, ledger)
+    parts = {part.part.id: part for claim in found for part in claim.parts}
+    return {claim.claim.id: claim for claim in found}, parts
+
+
+def raw_ledger():
+    return copy.deepcopy(reported.read_yaml(reported.FOLDER / "claims.yaml"))
+
+
+# --- verdicts
+
+
+def test_results_in_the_papers_order_hold(good):
+    claims, parts = judged(good)
+    assert claims["C02"].status is Status.DIRECTION_HOLDS
+    assert claims["C06"].status is Status.DIRECTION_HOLDS
+    for name in ("C03", "C04", "C05", "C14"):  # other families were not run
+        assert claims[name].status is Status.INCONCLUSIVE
+        qwen = [part for part in claims[name].parts if "qwen2_vl" in part.part.id]
+        assert [part.status for part in qwen] == [Status.DIRECTION_HOLDS]
+        rest = [part for part in claims[name].parts if "qwen2_vl" not in part.part.id]
+        assert {part.status for part in rest} == {Status.NOT_RUN}
+    assert not any(claim.failed for claim in claims.values())
+    assert parts["C04.qwen2_vl"].interval.point == pytest.approx(0.65, abs=0.1)
+    assert parts["C02.difference"].questions == 1500
+    assert parts["C02.difference"].seeds == {"grace_int4": [0], "baseline": [0]}
+    assert parts["C02.difference"].mcnemar.p_value < 0.001
+    assert parts["C03.qwen2_vl"].questions == 4500
+    assert 0 < parts["C03.qwen2_vl"].resolvable < 5
+
+
+def test_what_has_no_results_is_not_run(good):
+    claims, parts = judged(good)
+    for name in ("C01", "C07", "C09", "C10", "C15", "R03", "R09"):
+        assert claims[name].status is Status.NOT_RUN
+        assert not claims[name].failed
+    assert "llava/grace_int4" in parts["C01.difference"].note
+
+
+def test_exact_claims_are_reproduced_at_any_scale_or_contradicted_as_known(tmp_path):
+    for scale in results.SCALES:
+        claims, parts = judged(tmp_path, scale)
+        assert claims["C16"].status is Status.CONTRADICTED
+        assert not claims["C16"].failed
+        assert parts["C16.averages.table1"].interval.point == 1
+        assert parts["C16.statements"].interval.point == 4
+        assert "known deviation" in parts["C16.statements"].note
+        for name in ("averages.table2", "averages.table3", "averages.table4", "cells"):
+            assert parts[f"C16.{name}"].status is Status.REPRODUCED
+
+
+def test_a_new_misprint_is_not_excused_by_the_known_one(tmp_path):
+    raw = reported.read_yaml(reported.FOLDER / "tables.yaml")
+    raw["tables"]["table1_kd_llava"]["rows"][0]["values"][0] = 85.0
+    changed = reported.parse_tables(raw)
+    found = verify.verify(tmp_path, "small", reported=changed, only=["C16"])
+    parts = {part.part.id: part for part in found[0].parts}
+    assert parts["C16.averages.table1"].failed
+    assert "new" in parts["C16.averages.table1"].note
+    assert parts["C16.cells"].failed  # table 2 prints that cell too
+
+
+def test_several_seeds_widen_the_interval_and_are_named(tmp_path):
+    pair = {name: GOOD[name] for name in ("baseline", "grace_int4")}
+    root = write_results(tmp_path, pair, seed=4, n=300, seeds={"grace_int4": (0, 1, 2)})
+    _, parts = judged(root)
+    part = parts["C02.difference"]
+    assert part.status is Status.DIRECTION_HOLDS
+    assert part.seeds == {"grace_int4": [0, 1, 2], "baseline": [0]}
+    assert part.mcnemar is None  # not a single pair
+
+
+def test_a_difference_too_small_for_n_is_inconclusive(tmp_path):
+    root = write_results(tmp_path, {"baseline": 0.6, "grace_int4": 0.61}, seed=3, n=100)
+    claims, parts = judged(root)
+    assert claims["C02"].status is Status.INCONCLUSIVE
+    assert "expected to hold" in parts["C02.difference"].note
+    assert not claims["C02"].failed
+
+
+def test_no_gap_between_teacher_and_baseline_is_inconclusive(tmp_path):
+    same = {"baseline": 0.7, "teacher": 0.7, "grace_int4": 0.8}
+    _, parts = judged(write_results(tmp_path, same, seed=3, n=200))
+    assert parts["C04.qwen2_vl"].status is Status.INCONCLUSIVE
+    assert parts["C04.qwen2_vl"].interval is None
+    assert "not told apart" in parts["C04.qwen2_vl"].note
+
+
+# --- falsifiers: a model made worse on purpose
+
+
+WORSE = {
+    "C02": {"grace_int4": 0.50},
+    "C03": {"grace_int4": 0.50},
+    "C04": {"grace_int4": 0.50},
+    "C05": {"grace_int4": 0.50},
+    "C06": {"kd_int8": 0.50},
+    "C14": {"grace_int8": 0.65},
+}
+
+
+@pytest.mark.parametrize("name", list(WORSE))
+def test_a_worse_model_contradicts_the_claim(tmp_path, name, capsys):
+    root = write_results(tmp_path, {**GOOD, **WORSE[name]}, seed=5, n=600)
+    claims, _ = judged(root)
+    assert claims[name].status is Status.CONTRADICTED
+    assert claims[name].failed
+    assert verify.main(["--results", str(root)]) == 1
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith(name)]
+    assert "CONTRADICTED" in line
+    data = json.loads((root / "small" / "claims.json").read_text())
+    assert name in data["failed"]
+
+
+def test_baseline_and_run_exchanged_is_noticed(tmp_path):
+    swapped = {**GOOD, "baseline": GOOD["grace_int4"], "grace_int4": GOOD["baseline"]}
+    claims, parts = judged(write_results(tmp_path, swapped, seed=5, n=600))
+    assert claims["C02"].status is Status.CONTRADICTED
+    assert parts["C02.difference"].interval.high < 0
+    assert claims["C04"].status is Status.CONTRADICTED
+
+
+def test_teacher_and_student_exchanged_is_noticed(tmp_path):
+    swapped = {**GOOD, "teacher": GOOD["baseline"], "baseline": GOOD["teacher"]}
+    claims, _ = judged(write_results(tmp_path, swapped, seed=5, n=600))
+    assert claims["C03"].status is Status.CONTRADICTED
+    assert claims["C04"].status is Status.INCONCLUSIVE  # there is no gap to close
+
+
+def test_a_known_deviation_is_printed_and_does_not_fail(tmp_path, monkeypatch, capsys):
+    raw = raw_ledger()
+    for claim in raw["claims"]:
+        if claim["id"] in WORSE:
+            why = "a reason that is written in the ledger"
+            expected = {"small": {"outcome": "known_deviation", "reason": why}}
+            claim["expected"] = expected
+            for part in claim["parts"]:
+                part.pop("expected", None)
+    ledger = reported.parse_ledger(raw, reported.load_tables())
+    monkeypatch.setattr(verify, "load_ledger", lambda: ledger)
+    root = write_results(tmp_path, {**GOOD, **WORSE["C02"]}, seed=5, n=600)
+    assert verify.main(["--results", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert "CONTRADICTED" in printed
+    assert "a reason that is written in the ledger" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("C14")]
+    assert "CONTRADICTED" not in line
+
+
+# --- bands: positive and negative controls at full scale
+
+
+def at_full_scale(tmp_path, run, baseline=0.62):
+    """Results at scale paper with these accuracies of INT4 GRACE and the baseline."""
+    pair = {"baseline": baseline, "grace_int4": run}
+    return write_results(tmp_path, pair, seed=6, n=6000, scale="paper", standin=False)
+
+
+def test_results_within_the_band_are_reproduced(tmp_path):
+    _, parts = judged(at_full_scale(tmp_path, 0.775, 0.716), "paper")
+    assert parts["C02.difference"].status is Status.REPRODUCED
+    assert parts["C02.int4"].status is Status.REPRODUCED
+    assert parts["C03.qwen2_vl"].status is Status.REPRODUCED
+
+
+@pytest.mark.parametrize(
+    ("run", "baseline", "difference", "value"),
+    [
+        (0.93, 0.716, Status.CONTRADICTED, Status.CONTRADICTED),  # above both upper ends
+        (0.65, 0.716, Status.CONTRADICTED, Status.CONTRADICTED),  # below both lower ends
+        (0.76, 0.55, Status.CONTRADICTED, Status.REPRODUCED),  # right level, gain too large
+        (0.60, 0.545, Status.REPRODUCED, Status.CONTRADICTED),  # right gain, wrong level
+        (0.82, 0.716, Status.INCONCLUSIVE, Status.INCONCLUSIVE),  # across the upper ends
+    ],
+)
+def test_results_that_violate_a_band_are_not(tmp_path, run, baseline, difference, value):
+    claims, parts = judged(at_full_scale(tmp_path, run, baseline), "paper")
+    assert parts["C02.difference"].status is difference
+    assert parts["C02.int4"].status is value
+    failed = Status.CONTRADICTED in (difference, value)
+    assert claims["C02"].failed is failed
+    anything = any(claim.failed for claim in claims.values())
+    assert verify.main(["--results", str(tmp_path), "--scale", "paper"]) == int(anything)
+
+
+def test_smoke_scale_shows_numbers_and_judges_none_of_them(tmp_path):
+    root = write_results(tmp_path, {**GOOD, **WORSE["C02"]}, seed=5, n=60, scale="smoke")
+    claims, parts = judged(root, "smoke")
+    assert claims["C02"].status is Status.INCONCLUSIVE
+    assert parts["C02.difference"].interval is not None
+    assert "not judged at scale smoke" in parts["C02.difference"].note
+    assert "C02.int4" not in parts  # a level is compared at full scale alone
+    assert not any(claim.failed for claim in claims.values())
+
+
+# --- the command
+
+
+def test_claims_json_is_complete_and_deterministic(good, tmp_path):
+    paths = [tmp_path / "one.json", tmp_path / "two.json"]
+    for path in paths:
+        assert verify.main(["--results", str(good), "--json", str(path)]) == 0
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    data = json.loads(paths[0].read_text())
+    assert data["scale"] == "small"
+    assert sum(data["summary"].values()) == len(data["claims"]) == 26
+    part = data["claims"][1]["parts"][0]
+    assert part["id"] == "C02.difference"
+    assert part["measured"]["low"] < part["measured"]["point"] < part["measured"]["high"]
+    assert part["band"]["reason"]
+    assert part["expected"]["outcome"] == "holds"
+    assert part["smallest_resolvable_difference"] > 0
+
+
+def test_every_claim_is_one_plain_line_when_piped(good, capsys):
+    assert verify.main(["--results", str(good)]) == 0
+    printed = capsys.readouterr().out
+    assert "\033" not in printed
+    lines = printed.splitlines()
+    for claim in reported.load_ledger().claims:
+        (line,) = [line for line in lines if line.startswith(claim.id)]
+        for piece in (claim.text, claim.reported, "measured", "band"):
+            assert piece in line
+        assert any(status.value in line for status in Status)
+    (line,) = [line for line in lines if line.startswith("C02")]
+    assert "DIRECTION HOLDS" in line
+    assert "measured +" in line
+    assert "band [+0.3, +10.3]" in line
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 240])
+def test_lines_fit_the_terminal(good, width):
+    stream = io.StringIO()
+    verify.render(verify.verify(good, "small"), "small", stream, width=width)
+    assert max(len(line) for line in stream.getvalue().splitlines()) <= width
+
+
+def test_colour_only_where_it_is_wanted(good, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert verify.wants_colour(Terminal())
+    assert not verify.wants_colour(io.StringIO())
+    monkeypatch.setenv("TERM", "dumb")
+    assert not verify.wants_colour(Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not verify.wants_colour(Terminal())
+    stream = io.StringIO()
+    verify.render(verify.verify(good, "small"), "small", stream, colour=True)
+    assert "\033[32mDIRECTION HOLDS" in stream.getvalue()
+
+
+def test_abstract_shows_its_figures_alone(good, capsys):
+    before = (good / "small" / "claims.json").exists()
+    assert verify.main(["--results", str(good), "--abstract"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line[:3] for line in lines if line[:1] in "CR" and line[1:3].isdigit()]
+    assert heads == ["C01", "C02", "C09", "C10"]
+    text = "\n".join(lines)
+    for piece in ("70.1", "66.8", "76.9", "72.6", "3×", "54 %"):
+        assert piece in text
+    assert sum("NOT RUN" in line and line.startswith("C") for line in lines) == 3
+    assert (good / "small" / "claims.json").exists() == before
+
+
+def test_without_any_result_everything_measured_is_not_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert verify.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "25 NOT RUN" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_exit_code_2_and_one_line(good, tmp_path, capsys):
+    assert verify.main(["--scale", "medium"]) == 2
+    assert "smoke, small, paper" in capsys.readouterr().err
+    assert verify.main(["--results", str(tmp_path / "absent")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    root = write_results(tmp_path, {"baseline": 0.6, "grace_int4": 0.7}, seed=1, n=20)
+    results.outcomes_path(root, "small", "qwen2_vl", "baseline").unlink()
+    assert verify.main(["--results", str(root)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert not (root / "small" / "claims.json").exists()
+
+
+def test_verdicts_on_an_unknown_scale_are_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown scale"):
+        verify.verify(tmp_path, "big")
+
+
+def test_the_module_runs_as_a_command(good):
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "replication.verify", "--results", str(good), "--abstract"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "C02" in done.stdout
+    assert time.monotonic() - start < 60
