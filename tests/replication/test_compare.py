@@ -137,6 +137,17 @@ def test_gap_that_is_not_there_has_no_fraction():
     assert gap.point == 0
 
 
+def test_gap_that_is_not_resolved_has_no_fraction_even_where_draws_would_give_one():
+    base = np.arange(200) % 2
+    teacher, run = base.copy(), base.copy()
+    teacher[0:24:2] = 1  # 12 gained, 4 lost: a gap of 4 points, not told apart from none
+    teacher[101:109:2] = 0
+    run[40:80:2], run[41:81:2] = 1, 0  # as many gained as lost
+    found = gap_closed_interval(answers(run), answers(base), answers(teacher), ["b"], rng())
+    assert found[0] is None
+    assert found[1].low <= 0 < found[1].point
+
+
 def test_ratio_to_zero_is_an_error():
     with pytest.raises(InputError, match="score of zero"):
         ratio_interval(answers([1, 0]), answers([0, 0]), ["b"], rng())
