@@ -5,6 +5,7 @@ processes, logging, checkpoints and resume) is the library's.
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -360,6 +361,18 @@ class GraceTrainer(Trainer):
         self._check_finite()
         self._drain({})  # counters belong to the state that is saved
         super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir=None, state_dict=None) -> None:
+        # The library writes checkpoints under the hub's historical names, but reads them back
+        # under the module's own: for Qwen2-VL not one name would match, and resuming would
+        # silently go on from other weights. So checkpoints keep the module's own names.
+        unwrapped = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        save_pretrained = unwrapped.save_pretrained
+        unwrapped.save_pretrained = partial(save_pretrained, save_original_format=False)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del unwrapped.save_pretrained
 
     def _load_callback_state(self) -> None:
         # the library would replace the objective; keep the object the loss reads

@@ -25,6 +25,7 @@ class Standins:
     evaluation: int
     turns: int
     captions: float
+    echoes: float
     noise: float
     clutter: int
     vocab_size: int
@@ -113,6 +114,16 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class World:
+    """What the small world must fulfil, in points; see the stage of the same name."""
+
+    teacher_gap: float
+    above_chance: float
+    plateau: float
+    asserted: bool
+
+
+@dataclass(frozen=True)
 class Compare:
     """Resampling behind every interval."""
 
@@ -135,6 +146,7 @@ class Params:
     train: Train
     runs: dict[str, Run]
     evaluate: Evaluate
+    world: World
     compare: Compare
 
     def run(self, name: str) -> Run:

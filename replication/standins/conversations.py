@@ -41,12 +41,24 @@ def describe(scene: Scene) -> str:
     return ", ".join(f"{thing.name} {thing.quadrant}" for thing in scene.things) + "."
 
 
-def conversation(scene: Scene, rng: np.random.Generator, *, turns: int, captions: float) -> list:
-    """``turns`` question turns about one scene, after a caption turn with chance ``captions``."""
+def conversation(
+    scene: Scene, rng: np.random.Generator, *, turns: int, captions: float, echoes: float
+) -> list[dict[str, str]]:
+    """At least ``turns`` turns about one scene.
+
+    Args:
+        captions: chance that the first turn asks for a caption.
+        echoes: chance that a question gives way to one for the letter of each of its options;
+            these teach what the letters mean, which small models otherwise learn last.
+    """
     pairs = [(DESCRIBE, describe(scene))] if rng.random() < captions else []
     while len(pairs) < turns:
         question = _MAKERS[int(rng.integers(len(_MAKERS)))](scene, rng)
-        if question is not None:
+        if question is None:
+            continue
+        if question.wrong and rng.random() < echoes:
+            pairs.extend(_echoes(question, rng))
+        else:
             pairs.append(_turn(question, rng))
     messages = []
     for index, (asked, answer) in enumerate(pairs):
@@ -57,10 +69,24 @@ def conversation(scene: Scene, rng: np.random.Generator, *, turns: int, captions
 
 
 def _turn(question: Question, rng: np.random.Generator) -> tuple[str, str]:
-    if not question.wrong or rng.random() < 0.4:
+    if not question.wrong or rng.random() < 0.3:
         hint = f"{question.hint} " if question.hint else ""
         return f"{hint}{question.text}{PHRASE_INSTRUCTION}", question.answer
+    options, place, style = _options(question, rng)
+    return choice_prompt(style, question, options), LETTERS[place]
+
+
+def _echoes(question: Question, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Ask for the letter of every option, in random order."""
+    options, _, style = _options(question, rng)
+    order = [int(place) for place in rng.permutation(len(options))]
+    first = Question("echo", f"Which option says {options[order[0]]}?", options[order[0]])
+    pairs = [(choice_prompt(style, first, options), LETTERS[order[0]])]
+    return pairs + [(f"And {options[place]}?", LETTERS[place]) for place in order[1:]]
+
+
+def _options(question: Question, rng: np.random.Generator) -> tuple[tuple[str, ...], int, str]:
     style = STYLES[int(rng.integers(len(STYLES)))]
     count = int(rng.integers(2, 5)) if style == "scienceqa" else 4
     options, place = question.options(rng, count)
-    return choice_prompt(style, question, options), LETTERS[place]
+    return options, place, style

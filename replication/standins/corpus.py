@@ -47,7 +47,11 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
                 "id": identity,
                 "image": {"bytes": png(scene, rng, world), "path": f"{identity}.png"},
                 "conversations": conversation(
-                    scene, rng, turns=params.turns, captions=params.captions
+                    scene,
+                    rng,
+                    turns=params.turns,
+                    captions=params.captions,
+                    echoes=params.echoes,
                 ),
                 "scene": repr(scene.things),
                 "contents": cell_contents(scene).tolist(),

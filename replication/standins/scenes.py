@@ -20,9 +20,8 @@ COLORS = {
     "green": (40, 170, 60),
     "blue": (50, 80, 230),
     "yellow": (230, 210, 40),
-    "purple": (150, 50, 190),
 }
-SHAPES = ("circle", "square", "triangle", "cross", "diamond")
+SHAPES = ("circle", "square", "triangle", "cross")
 SIGNS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "go", "up", "no", "hi", "ox", "we")
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 SPLITS = ("train", "validation", "evaluation")
@@ -143,8 +142,6 @@ def _draw(canvas: ImageDraw.ImageDraw, thing: Thing, dx: int, dy: int, shrink: i
         canvas.rectangle((cx - r + 1, cy - r + 1, cx + r - 1, cy + r - 1), fill=fill)
     elif thing.kind == "triangle":
         canvas.polygon([(cx, cy - r), (cx - r, cy + r), (cx + r, cy + r)], fill=fill)
-    elif thing.kind == "cross":
+    else:  # cross
         canvas.rectangle((cx - 1, cy - r, cx + 1, cy + r), fill=fill)
         canvas.rectangle((cx - r, cy - 1, cx + r, cy + 1), fill=fill)
-    else:  # diamond
-        canvas.polygon([(cx, cy - r), (cx + r, cy), (cx, cy + r), (cx - r, cy)], fill=fill)

@@ -1,0 +1,47 @@
+# Everything runs in .venv, which `make setup` builds. SCALE is smoke, small (the default) or paper.
+SCALE ?= small
+PYTHON ?= python3
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.complete
+export PATH := $(BIN):$(PATH)
+export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)
+export TOKENIZERS_PARALLELISM := false
+# Keep freed memory instead of giving it back to the system and asking again at every step.
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 8589934592
+export MALLOC_TOP_PAD_ := 268435456
+
+.PHONY: setup repro verify-claims test test-fast lint help
+
+help:
+	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
+	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make test                             run the tests"
+	@echo "make lint                             ruff and mypy"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml requirements/no-deps.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python {v[0]}.{v[1]} found; set PYTHON to 3.11, 3.12 or 3.13")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[replication,test]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	@touch $@
+
+repro: setup
+	$(BIN)/python -m replication.scale $(SCALE) repro
+
+verify-claims: setup
+	$(BIN)/python -m replication.verify --scale $(SCALE)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -1,0 +1,100 @@
+"""Run the pipeline at a scale other than the committed one, without touching what is committed.
+
+The committed ``params.yaml`` and ``dvc.lock`` are those of scale small. Another scale is the same
+pipeline under the same parameters with some values replaced (``replication/scales/<scale>.yaml``).
+It runs in a workspace of its own, ``.scales/<scale>``, with its own lock file and cache, and its
+results are copied to ``results/<scale>``.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grace.errors import InputError
+from replication.params import PARAMS_FILE, SCALES, parse_params, read_yaml, unknown
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMITTED = "small"
+_SHARED = ("grace", "replication", "dvc.yaml", ".dvcignore")
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, section by section; a value of None removes the key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def scale_params(scale: str, root: Path = ROOT) -> dict[str, Any]:
+    """The parameters of a scale: the committed ones, with the scale's changes.
+
+    Raises:
+        InputError: for an unknown scale, or changes that make no valid parameters.
+    """
+    if scale not in SCALES:
+        raise InputError(unknown(f"scale {scale!r}", scale, SCALES))
+    params = read_yaml(root / PARAMS_FILE)
+    if scale != COMMITTED:
+        changes = root / "replication" / "scales" / f"{scale}.yaml"
+        params = merge(params, read_yaml(changes))
+    parse_params(params, f"parameters of scale {scale}")
+    return params
+
+
+def workspace(scale: str, root: Path = ROOT) -> Path:
+    """Make or refresh the scale's workspace and return it."""
+    params = scale_params(scale, root)
+    if scale == COMMITTED:
+        return root
+    folder = root / ".scales" / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _SHARED:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(root / name)
+    (folder / PARAMS_FILE).write_text(yaml.safe_dump(params, sort_keys=False))
+    if not (folder / ".dvc").is_dir():
+        _dvc(folder, "init", "--no-scm", "-q")
+        _dvc(folder, "config", "core.analytics", "false")
+        _dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
+    return folder
+
+
+def _dvc(folder: Path, *words: str) -> int:
+    # the interpreter's own dvc, whatever the PATH says
+    return subprocess.call([sys.executable, "-m", "dvc", *words], cwd=folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Run dvc on the pipeline at a scale.",
+        epilog="example: python -m replication.scale smoke repro",
+    )
+    parser.add_argument("scale", help=", ".join(SCALES))
+    parser.add_argument("dvc", nargs=argparse.REMAINDER, help="words for dvc, such as: repro")
+    arguments = parser.parse_args()
+    try:
+        folder = workspace(arguments.scale)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    code = _dvc(folder, *arguments.dvc)
+    results = folder / "results" / arguments.scale
+    if folder != ROOT and results.is_dir():
+        shutil.copytree(results, ROOT / "results" / arguments.scale, dirs_exist_ok=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

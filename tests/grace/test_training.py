@@ -1,0 +1,418 @@
+"""The trainer against references written out by hand: losses, normalisation, state, resume."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from grace.data import Collator, ConversationDataset
+from grace.distillation import DistillationConfig
+from grace.errors import InputError
+from grace.models import family_of
+from grace.quantization import FakeQuantLinear, QuantSpec
+from grace.teacher import CachedTeacher, LiveTeacher, write_teacher_outputs
+from grace.training import GraceTrainer, MethodConfig, Objective, prepare_student
+
+QWEN = family_of("qwen2_vl")
+DISTILLATION = {"tau": 0.2, "eta": 0.5, "beta_init": 0.7, "beta_min": 0.1, "beta_max": 2.0}
+
+
+def method_of(name, bits=16, **distillation):
+    spec = None if bits == 16 else QuantSpec(bits=bits)
+    chosen = None
+    if name in ("kd", "grace"):
+        chosen = DistillationConfig.from_dict({**DISTILLATION, **distillation})
+    return MethodConfig(name, bits=bits, quantization=spec, distillation=chosen)
+
+
+@pytest.fixture
+def dataset(conversations, processor, make_model):
+    return ConversationDataset(conversations, processor, make_model().config)
+
+
+@pytest.fixture
+def teacher(make_model):
+    return LiveTeacher(make_model(9, num_hidden_layers=3), QWEN, relational=True)
+
+
+def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, **options):
+    prepare_student(model, method)
+    settings = {
+        "max_steps": 3,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "max_grad_norm": 0.0,
+        "seed": 5,
+        "optim": "adamw_torch",
+    } | options
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **settings,
+    )
+    processor = dataset.processor
+    collator = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
+    return GraceTrainer(
+        model,
+        arguments,
+        dataset,
+        collator,
+        method=method,
+        teacher=teacher if method.needs_teacher else None,
+        callbacks=callbacks,
+    )
+
+
+def losses_by_hand(student, teacher_model, batches, config):
+    """CE, GDKD and RCKA of a global batch in float64, from the definitions, with whole logits."""
+    ce = gdkd = gates = rcka = 0.0
+    tokens = images = 0
+    for batch in batches:
+        inputs = {
+            k: batch[k]
+            for k in (
+                "input_ids",
+                "attention_mask",
+                "mm_token_type_ids",
+                "pixel_values",
+                "image_grid_thw",
+            )
+        }
+        with torch.no_grad():
+            s = student(**inputs, output_hidden_states=True)
+            t = teacher_model(**inputs, output_hidden_states=True)
+        labels = batch["labels"]
+        for row in range(labels.shape[0]):
+            for position in range(labels.shape[1] - 1):
+                y = labels[row, position + 1].item()
+                if y == -100:
+                    continue
+                zs, zt = s.logits[row, position].double(), t.logits[row, position].double()
+                ce -= math.log(torch.softmax(zs, 0)[y].item())
+                tokens += 1
+                p1 = torch.softmax(zt, 0)
+                entropy = -(p1 * p1.log()).sum().item()
+                gate = math.exp(-config.kappa * entropy / math.log(len(p1)))
+                pt = torch.softmax(zt / config.temperature, 0)
+                ps = torch.softmax(zs / config.temperature, 0)
+                keep = torch.arange(len(pt)) != y
+                binary = (pt[y] * (pt[y] / ps[y]).log()).item()
+                binary += ((1 - pt[y]) * ((1 - pt[y]) / (1 - ps[y])).log()).item()
+                ht, hs = pt[keep] / (1 - pt[y]), ps[keep] / (1 - ps[y])
+                rest = (ht * (ht / hs).log()).sum().item()
+                term = config.alpha * binary + config.beta_dkd * rest
+                if not config.decoupled:
+                    term = (pt * (pt / ps).log()).sum().item()
+                gdkd += gate * term * config.temperature**2
+                gates += gate
+        for row, start, stop in batch["image_spans"]:
+            a = s.hidden_states[-2][row, start:stop].double()
+            b = t.hidden_states[-2][row, start:stop].double()
+            a, b = a / a.norm(dim=1, keepdim=True), b / b.norm(dim=1, keepdim=True)
+            n = stop - start
+            h = torch.eye(n, dtype=torch.float64) - 1.0 / n
+            ka, kb = h @ a @ a.T @ h, h @ b @ b.T @ h
+            rcka += 1 - ((ka * kb).sum() / (ka.norm() * kb.norm())).item()
+            images += 1
+    return ce / tokens, gdkd / gates, rcka / images
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_logged_terms_equal_the_definitions(
+    tmp_path, make_model, dataset, teacher, accumulation, decoupled
+):
+    method = method_of("grace", bits=4, decoupled=decoupled)
+    trainer = build(
+        tmp_path,
+        make_model(1),
+        dataset,
+        method,
+        teacher,
+        max_steps=1,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=12 // accumulation,
+    )
+    untouched = copy.deepcopy(trainer.model)
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda samples: seen.append(collate(samples)) or seen[-1]
+    trainer.train()
+    used = seen[:accumulation]
+    log = trainer.state.log_history[0]
+    ce, gdkd, rcka = losses_by_hand(untouched, teacher.model, used, method.distillation)
+    assert log["ce"] == pytest.approx(ce, rel=1e-4)
+    assert log["gdkd"] == pytest.approx(gdkd, rel=1e-4)
+    assert log["rcka"] == pytest.approx(rcka, rel=1e-3)
+    total = ce + 0.7 * gdkd + rcka  # β starts at 0.7, ω at 1
+    assert log["loss"] == pytest.approx(total, rel=1e-4)
+    # β moves by η (EMA - τ), and the first observation is the EMA
+    assert log["ema"] == pytest.approx(gdkd, rel=1e-4)
+    assert log["beta"] == pytest.approx(min(2.0, 0.7 + 0.5 * (gdkd - 0.2)), rel=1e-4)
+    assert 1 / math.e <= log["gate"] <= 1
+
+
+def weights_after(trainer):
+    trainer.train()
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["sft", "grace"])
+def test_accumulation_changes_nothing(tmp_path, make_model, dataset, teacher, name):
+    """One optimizer step on 12 samples is the same in 1, 2 or 6 micro-batches."""
+    found = []
+    for accumulation in (1, 2, 6):
+        trainer = build(
+            tmp_path / str(accumulation),
+            make_model(1),
+            dataset,
+            method_of(name, bits=16),
+            teacher,
+            max_steps=1,
+            optim="sgd",
+            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=12 // accumulation,
+        )
+        found.append(weights_after(trainer))
+    for other in found[1:]:
+        for key, value in found[0].items():
+            torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("sft", 16), ("qat", 4), ("kd", 8), ("grace", 4), ("grace", 16)]
+)
+def test_frozen_parts_stay_and_the_others_move(tmp_path, make_model, dataset, teacher, name, bits):
+    model = make_model(1)
+    trainer = build(tmp_path, model, dataset, method_of(name, bits), teacher)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    theirs = {key: value.clone() for key, value in teacher.model.state_dict().items()}
+    after = weights_after(trainer)
+    for key, value in after.items():
+        frozen = "visual" in key and "merger" not in key
+        assert torch.equal(value, before[key]) == frozen, key
+    assert all(torch.equal(value, theirs[key]) for key, value in teacher.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in teacher.model.parameters())
+    scales = [key for key in after if key.endswith("log_scale")]
+    assert bool(scales) == (bits != 16)
+    assert all(after[key].dtype == torch.float32 for key in scales)
+
+
+def test_scales_have_their_own_group(tmp_path, make_model, dataset):
+    trainer = build(
+        tmp_path, make_model(1), dataset, method_of("qat", 4), weight_decay=0.1, learning_rate=1e-3
+    )
+    groups = trainer.create_optimizer().param_groups
+    scales = {
+        id(module.log_scale)
+        for module in trainer.model.modules()
+        if isinstance(module, FakeQuantLinear)
+    }
+    mine = [g for g in groups if {id(p) for p in g["params"]} & scales]
+    assert len(mine) == 1
+    assert {id(p) for p in mine[0]["params"]} == scales
+    assert mine[0]["weight_decay"] == 0.0
+    assert mine[0]["lr"] == pytest.approx(1e-2)
+    total = sum(len(g["params"]) for g in groups)
+    assert total == sum(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_warm_ups_scale_the_weights():
+    config = DistillationConfig.from_dict(
+        {**DISTILLATION, "distill_warmup_steps": 4, "rcka_warmup_steps": 10, "rcka_weight": 3.0}
+    )
+    objective = Objective(config)
+    beta, omega = objective.weights(2)
+    assert float(beta) == pytest.approx(0.35)
+    assert omega == pytest.approx(0.6)
+    beta, omega = objective.weights(50)
+    assert (float(beta), omega) == (pytest.approx(0.7), pytest.approx(3.0))
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_resume_equals_an_uninterrupted_run(tmp_path, make_model, dataset, teacher):
+    """Killed after the checkpoint at step 7 of 14 (in the second epoch), then resumed."""
+    from transformers import TrainerCallback
+
+    class StopAt(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step == 9:
+                raise _Stop
+
+    options = {"max_steps": 14, "per_device_train_batch_size": 8, "save_steps": 7}
+    method = method_of("grace", bits=4)
+    whole = build(tmp_path / "whole", make_model(1), dataset, method, teacher, **options)
+    expected = weights_after(whole)
+
+    first = build(
+        tmp_path / "cut", make_model(1), dataset, method, teacher, callbacks=[StopAt()], **options
+    )
+    with pytest.raises(_Stop):
+        first.train()
+    second = build(tmp_path / "cut", make_model(1), dataset, method, teacher, **options)
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-7"))
+    for name, value in second.model.named_parameters():
+        assert torch.equal(value, expected[name]), name
+    assert second.objective.controller.state_dict() == whole.objective.controller.state_dict()
+    keys = ("ce", "gdkd", "beta", "ema")
+    for mine, theirs in zip(
+        second.state.log_history[7:14], whole.state.log_history[7:14], strict=True
+    ):
+        assert [mine[k] for k in keys] == [theirs[k] for k in keys]
+
+
+def test_the_controller_is_in_the_checkpoint(tmp_path, make_model, dataset, teacher):
+    trainer = build(
+        tmp_path, make_model(1), dataset, method_of("grace"), teacher, save_steps=3, max_steps=3
+    )
+    trainer.train()
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    saved = state["stateful_callbacks"]["Objective"]["attributes"]["saved_controller"]
+    assert saved == trainer.objective.controller.state_dict()
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert set(weights) <= set(trainer.model.state_dict())
+
+
+def cache(teacher, dataset, path, batch_size):
+    processor = dataset.processor
+    collate = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
+    batches = (
+        collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+        for start in range(0, len(dataset), batch_size)
+    )
+    write_teacher_outputs(teacher, batches, path, lengths=dataset.supervised)
+    return CachedTeacher(path, samples=len(dataset))
+
+
+def test_cached_outputs_train_like_the_live_teacher(tmp_path, make_model, dataset, teacher):
+    """Up to the rounding of what is stored (bfloat16 logits, float16 Gram matrices)."""
+    cached = cache(teacher, dataset, tmp_path / "outputs", 20)
+    logs = []
+    for index, source in enumerate((teacher, cached)):
+        trainer = build(
+            tmp_path / str(index), make_model(1), dataset, method_of("grace", 4), source, max_steps=2
+        )
+        trainer.train()
+        logs.append(trainer.state.log_history[:2])
+    for live, read in zip(*logs, strict=True):
+        assert read["ce"] == pytest.approx(live["ce"], rel=2e-3)
+        assert read["gdkd"] == pytest.approx(live["gdkd"], rel=2e-2)
+        assert read["rcka"] == pytest.approx(live["rcka"], rel=1e-2)
+
+
+def test_cached_outputs_of_other_data_are_refused(tmp_path, make_model, dataset, teacher):
+    cached = cache(teacher, dataset, tmp_path / "outputs", 20)
+    with pytest.raises(InputError, match="cover 48 samples"):
+        CachedTeacher(tmp_path / "outputs", samples=49)
+    with pytest.raises(InputError, match="cannot be read"):
+        CachedTeacher(tmp_path / "nowhere", samples=1)
+    batch = {"indices": torch.tensor([0, 1]), "targets": torch.zeros(1, dtype=torch.long)}
+    with pytest.raises(InputError, match="other data"):
+        cached.outputs(batch)
+
+
+def test_a_broken_teacher_is_dropped_and_counted(tmp_path, make_model, dataset, teacher):
+    """A non-finite distillation term trains like cross-entropy alone, and β stays."""
+
+    class Broken:
+        def outputs(self, batch):
+            found = teacher.outputs(batch)
+            found.logits[0, 0] = math.nan
+            return found
+
+    broken = build(
+        tmp_path / "a", make_model(1), dataset, method_of("grace"), Broken(), optim="sgd"
+    )
+    plain = build(tmp_path / "b", make_model(1), dataset, method_of("sft"), optim="sgd")
+    a, b = weights_after(broken), weights_after(plain)
+    for key, value in b.items():
+        torch.testing.assert_close(a[key], value, msg=key)
+    log = broken.state.log_history[2]
+    assert log["skipped_steps"] == 3
+    assert log["beta"] == pytest.approx(0.7)
+    assert all(math.isfinite(value) for value in log.values())
+
+
+def test_a_broken_student_stops_the_run(tmp_path, make_model, dataset):
+    model = make_model(1)
+    with torch.no_grad():
+        model.model.language_model.norm.weight[0] = math.nan
+    with pytest.raises(FloatingPointError, match="cross-entropy is not finite"):
+        build(tmp_path, model, dataset, method_of("sft")).train()
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, dataset, teacher):
+    found = []
+    for flag in (False, True):
+        trainer = build(
+            tmp_path / str(flag),
+            make_model(1),
+            dataset,
+            method_of("grace", 4),
+            teacher,
+            optim="sgd",
+            gradient_checkpointing=flag,
+        )
+        found.append(weights_after(trainer))
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_swapping_teacher_and_student_is_noticed(tmp_path, make_model, dataset):
+    """Zero distillation loss exactly when the teacher is the student; not when it is another."""
+    logs = {}
+    for seed in (1, 2):
+        teacher = LiveTeacher(make_model(seed), QWEN, relational=True)
+        trainer = build(
+            tmp_path / str(seed), make_model(1), dataset, method_of("grace"), teacher, max_steps=1
+        )
+        trainer.train()
+        logs[seed] = trainer.state.log_history[0]
+    assert logs[1]["gdkd"] == pytest.approx(0.0, abs=1e-6)
+    assert logs[1]["rcka"] == pytest.approx(0.0, abs=1e-5)
+    assert logs[2]["gdkd"] > 1e-3
+    assert logs[2]["rcka"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "magic"}, "'magic'"),
+        ({"method": "sft", "bits": 4}, "sft does not quantize"),
+        ({"method": "qat", "bits": 16}, "qat quantizes"),
+        ({"method": "qat", "bits": 4}, "give a QuantSpec"),
+        ({"method": "qat", "bits": 8, "quantization": QuantSpec(bits=4)}, "make them one"),
+        ({"method": "grace"}, "needs distillation"),
+        ({"method": "sft", "distillation": DistillationConfig()}, "takes no"),
+        ({"method": "sft", "scale_lr_multiplier": 0.0}, "scale_lr_multiplier"),
+    ],
+)
+def test_illegal_methods_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        MethodConfig(**settings)
+
+
+def test_a_teacher_is_there_when_needed_and_only_then(tmp_path, make_model, dataset, teacher):
+    with pytest.raises(InputError, match="needs a teacher"):
+        build(tmp_path, make_model(), dataset, method_of("grace"))
+    processor = dataset.processor
+    collator = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    with pytest.raises(InputError, match="takes no teacher"):
+        GraceTrainer(
+            make_model(), arguments, dataset, collator, method=method_of("sft"), teacher=teacher
+        )
