@@ -129,7 +129,9 @@ def _parse_turn(index: int, turn: dict[str, str]) -> tuple[str, int, str]:
         )
     role = _ROLES[speaker]
     if role != ("user", "assistant")[index % 2]:
-        raise InputError(f"turn {index} of a conversation is from {speaker!r}; turns must alternate")
+        raise InputError(
+            f"turn {index} of a conversation is from {speaker!r}; turns must alternate"
+        )
     text = turn["value"]
     images = text.count("<image>") if role == "user" else 0
     if images:
@@ -224,7 +226,11 @@ class ConversationDataset(Dataset):
         return self.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {"index": index, "input_ids": self._input_ids[index], "labels": self._labels[index]}
+        sample = {
+            "index": index,
+            "input_ids": self._input_ids[index],
+            "labels": self._labels[index],
+        }
         if self.vision_features is not None:
             sample["pixel_values"] = torch.from_numpy(self.vision_features[index])
             sample["image_grid_thw"] = self._grid_thw
@@ -239,11 +245,14 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
     try:
         table = pq.read_table(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{str(path)!r} is not a readable parquet file ({error}); rebuild it") from error
+        raise InputError(
+            f"{str(path)!r} is not a readable parquet file ({error}); rebuild it"
+        ) from error
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise InputError(
-            f"{str(path)!r} lacks column(s) {', '.join(missing)}; it has {', '.join(table.column_names)}"
+            f"{str(path)!r} lacks column(s) {', '.join(missing)}; "
+            f"it has {', '.join(table.column_names)}"
         )
     if table.num_rows == 0:
         raise InputError(f"{str(path)!r} has no records; rebuild it")

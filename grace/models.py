@@ -6,6 +6,7 @@ found by the ``model_type`` of a model's configuration.
 """
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ Span = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(ABC):
     """Where things are in one model family; paths are dotted module names.
 
     Attributes:
@@ -80,13 +81,30 @@ class Family:
         stops = (edges == -1).nonzero().tolist()
         return [(row, start, stop) for (row, start), (_, stop) in zip(starts, stops, strict=True)]
 
+    @abstractmethod
+    def tokens_per_image(self, config: Any, image_grid_thw: torch.Tensor) -> list[int]:
+        """Visual tokens of each image; ``image_grid_thw`` is (images, 3) in patches."""
+
+    @abstractmethod
+    def vision_features(
+        self, model: nn.Module, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor
+    ) -> torch.Tensor:
+        """Output of the frozen tower, before the projector: (patches, width)."""
+
+    @abstractmethod
+    def take_vision_features(self, model: nn.Module) -> None:
+        """From now on ``pixel_values`` holds :meth:`vision_features` instead of pixels.
+
+        A frozen tower gives the same features every epoch and to every model that shares it, so
+        they can be computed once. Only the trained projector then runs.
+        """
+
 
 @dataclass(frozen=True)
 class Qwen2VLFamily(Family):
     """Qwen2-VL: a merger joins ``spatial_merge_size``² patches into one visual token."""
 
     def tokens_per_image(self, config: Any, image_grid_thw: torch.Tensor) -> list[int]:
-        """Visual tokens of each image; ``image_grid_thw`` is (images, 3) in patches."""
         merge = config.vision_config.spatial_merge_size**2
         return [int(patches) // merge for patches in image_grid_thw.prod(dim=1).tolist()]
 
@@ -94,22 +112,16 @@ class Qwen2VLFamily(Family):
     def vision_features(
         self, model: nn.Module, pixel_values: torch.Tensor, image_grid_thw: torch.Tensor
     ) -> torch.Tensor:
-        """Output of the frozen tower, before the projector: (patches, width)."""
-        tower = model.get_submodule(self.vision_tower)
+        tower: Any = model.get_submodule(self.vision_tower)
         return tower(pixel_values.to(tower.dtype), grid_thw=image_grid_thw).last_hidden_state
 
     def take_vision_features(self, model: nn.Module) -> None:
-        """From now on ``pixel_values`` holds :meth:`vision_features` instead of pixels.
-
-        A frozen tower gives the same features every epoch and to every model that shares it, so
-        they can be computed once. Only the trained projector then runs.
-        """
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         tower = model.get_submodule(self.vision_tower)
         projector = model.get_submodule(self.projector)
 
-        def project(hidden_states: torch.Tensor, grid_thw: torch.Tensor, **_: Any):
+        def project(hidden_states: Any, grid_thw: torch.Tensor, **_: Any):
             return BaseModelOutputWithPooling(
                 last_hidden_state=hidden_states, pooler_output=projector(hidden_states)
             )
@@ -117,7 +129,7 @@ class Qwen2VLFamily(Family):
         tower.forward = project
 
 
-FAMILIES: dict[str, Qwen2VLFamily] = {
+FAMILIES: dict[str, Family] = {
     "qwen2_vl": Qwen2VLFamily(
         model_type="qwen2_vl",
         decoder_layers="model.language_model.layers",
@@ -128,7 +140,7 @@ FAMILIES: dict[str, Qwen2VLFamily] = {
 }
 
 
-def family_of(model_type: str) -> Qwen2VLFamily:
+def family_of(model_type: str) -> Family:
     """The adapter of a ``model_type``.
 
     Raises:
@@ -193,14 +205,18 @@ def check_model_directory(path: str | Path) -> dict[str, Any] | None:
         looks_like_hub = isinstance(path, str) and path.count("/") == 1 and not path.startswith(".")
         if looks_like_hub and not directory.parent.exists():
             return None
-        raise InputError(f"model directory {str(path)!r} does not exist; build it or correct the path")
+        raise InputError(
+            f"model directory {str(path)!r} does not exist; build it or correct the path"
+        )
     config = directory / "config.json"
     if not config.is_file():
         raise InputError(f"{str(path)!r} is not a model directory: it has no config.json")
     try:
         content = json.loads(config.read_text())
     except ValueError as error:
-        raise InputError(f"{str(config)!r} is not valid JSON ({error}); rebuild the directory") from error
+        raise InputError(
+            f"{str(config)!r} is not valid JSON ({error}); rebuild the directory"
+        ) from error
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{str(path)!r} has no *.safetensors weights; rebuild the directory")
     return content

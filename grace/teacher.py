@@ -58,7 +58,9 @@ class SupervisedForward:
             layer = family.relational_layer(model)
             layer.register_forward_pre_hook(self._keep, with_kwargs=True)
 
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def __call__(
+        self, model: nn.Module, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits (N, V) at the batch's supervised positions and hidden states (B, S, d)."""
         self._positions = (batch["token_rows"], batch["token_columns"])
         self._armed = True
@@ -155,11 +157,15 @@ def write_teacher_outputs(
             first = batch["image_spans"][0]
             tokens = first[2] - first[1]
             logits_out = np.lib.format.open_memmap(
-                directory / "logits.npy", "w+", np.int16, (int(offsets[-1]), outputs.logits.shape[-1])
+                directory / "logits.npy",
+                "w+",
+                np.int16,
+                (int(offsets[-1]), outputs.logits.shape[-1]),
             )
             grams_out = np.lib.format.open_memmap(
                 directory / "grams.npy", "w+", np.float16, (len(lengths), tokens, tokens)
             )
+        assert grams_out is not None  # made together with logits_out
         size = len(batch["indices"])
         bits = outputs.logits.to(torch.bfloat16).view(torch.int16).cpu().numpy()
         logits_out[offsets[done] : offsets[done + size]] = bits

@@ -60,7 +60,9 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise InputError(f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
+            raise InputError(
+                f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"
+            )
         if self.method == "sft" and self.bits != 16:
             raise InputError(f"method sft does not quantize, bits is {self.bits}; use method qat")
         if self.method == "qat" and self.bits == 16:
@@ -72,7 +74,8 @@ class MethodConfig:
             )
         if self.quantization is not None and self.quantization.bits != self.bits:
             raise InputError(
-                f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; make them one"
+                f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; "
+                "make them one"
             )
         if self.needs_teacher != (self.distillation is not None):
             raise InputError(
@@ -192,9 +195,8 @@ class GraceTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if method.needs_teacher != (teacher is not None):
-            raise InputError(
-                f"method {method.method} {'needs a' if method.needs_teacher else 'takes no'} teacher"
-            )
+            wanted = "needs a" if method.needs_teacher else "takes no"
+            raise InputError(f"method {method.method} {wanted} teacher")
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below divides by the global token count
         self.method = method
@@ -203,7 +205,8 @@ class GraceTrainer(Trainer):
         if method.distillation is not None:
             self.objective = Objective(method.distillation)
             self.add_callback(self.objective)
-        family = family_of(model.config.model_type)
+        config: Any = model.config
+        family = family_of(config.model_type)
         self._forward = SupervisedForward(model, family, relational=method.relational)
         self._step_sums: dict[str, torch.Tensor] = {}
         self._log_sums: dict[str, torch.Tensor] = {}
@@ -213,7 +216,7 @@ class GraceTrainer(Trainer):
     # -- data -----------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None):
-        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return EpochLengthGroupedSampler(size, dataset.lengths, self.args.seed)
 
@@ -229,7 +232,9 @@ class GraceTrainer(Trainer):
             for batch in batches:
                 outputs = self.teacher.outputs(self._prepare_inputs(batch))
                 batch["teacher"] = outputs
-                totals[0] += gate_sum(outputs.logits, config.kappa, self._shared_vocabulary(outputs))
+                totals[0] += gate_sum(
+                    outputs.logits, config.kappa, self._shared_vocabulary(outputs)
+                )
                 totals[1] += sum(stop - start >= 2 for _, start, stop in batch["image_spans"])
             totals = self.accelerator.reduce(totals, reduction="sum")
             for batch in batches:
@@ -248,7 +253,9 @@ class GraceTrainer(Trainer):
             num_items_in_batch = torch.tensor(len(inputs["targets"]))
         logits, hidden = self._forward(model, inputs)
         tokens = num_items_in_batch.to(logits.device).clamp(min=1)
-        ce = nn.functional.cross_entropy(logits.float(), inputs["targets"], reduction="sum") / tokens
+        ce = (
+            nn.functional.cross_entropy(logits.float(), inputs["targets"], reduction="sum") / tokens
+        )
         self._ce_finite &= torch.isfinite(ce.detach())
         self._add("ce", ce)
         loss = ce
@@ -277,6 +284,7 @@ class GraceTrainer(Trainer):
         rcka = torch.zeros((), device=logits.device)
         finite = sums.finite
         if self.method.relational:
+            assert teacher.relational is not None
             relation = rcka_sums(hidden, teacher.relational, inputs["image_spans"])
             rcka = relation.loss_sum / inputs["image_total"].clamp(min=1).float()
             finite = finite & relation.finite
@@ -376,7 +384,8 @@ class GraceTrainer(Trainer):
 
     def _load_callback_state(self) -> None:
         # the library would replace the objective; keep the object the loss reads
-        saved = self.state.stateful_callbacks.get(Objective.__name__)
+        callbacks_state: Any = self.state.stateful_callbacks  # a dict, though declared a list
+        saved = callbacks_state.get(Objective.__name__)
         super()._load_callback_state()
         if self.objective is not None and isinstance(saved, dict):
             self.objective.restore(saved)
@@ -419,7 +428,8 @@ def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
     Returns:
         The names of the quantized modules; empty at 16 bits.
     """
-    family = family_of(model.config.model_type)
+    config: Any = model.config
+    family = family_of(config.model_type)
     family.freeze_vision(model)
     if method.quantization is None:
         return []

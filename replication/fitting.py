@@ -56,7 +56,9 @@ def fit(
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=False,
     )
-    collator = Collator(data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id)
+    collator = Collator(
+        data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
+    )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
     last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
     trainer.train(resume_from_checkpoint=last)

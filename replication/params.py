@@ -186,7 +186,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise InputError(f"parameter file {str(path)!r} cannot be read ({error.strerror})") from error
+        raise InputError(
+            f"parameter file {str(path)!r} cannot be read ({error.strerror})"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{str(path)!r} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
@@ -202,7 +204,9 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     models = {"teacher", "baseline", *params.runs}
     for name in params.evaluate.models:
         if name not in models:
-            raise InputError(unknown(f"{source}: evaluate.models names {name!r}, which", name, models))
+            raise InputError(
+                unknown(f"{source}: evaluate.models names {name!r}, which", name, models)
+            )
     for name, run in params.runs.items():
         if not run.seeds:
             raise InputError(f"{source}: runs.{name}.seeds is empty; give at least one seed")

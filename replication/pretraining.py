@@ -29,7 +29,7 @@ def load_training_data(layout: Layout, processor: Any, config: Any) -> Conversat
 
 
 def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Layout) -> None:
-    """Write the model directory ``name``: ``settings.source`` downloaded, or trained from scratch."""
+    """Write the model directory ``name``: ``settings.source`` as published, or one trained here."""
     if settings.source is not None:
         _download(settings.source, layout, name)
         return

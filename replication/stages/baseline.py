@@ -1,4 +1,4 @@
-"""Stage ``baseline``: the student before any method, trained from scratch on the small world or published."""
+"""Stage ``baseline``: the student before any method, trained on the small world or published."""
 
 from replication.layout import Layout
 from replication.params import Params

@@ -38,9 +38,7 @@ def method_config(settings: Train, run: Run) -> MethodConfig:
         )
     distillation = None
     if run.method in ("kd", "grace"):
-        chosen = {**settings.distillation, **_PLAIN_KD} if run.method == "kd" else (
-            settings.distillation
-        )
+        chosen = settings.distillation | (_PLAIN_KD if run.method == "kd" else {})
         distillation = DistillationConfig.from_dict({**chosen, **run.distillation})
     return MethodConfig(
         run.method,
@@ -95,7 +93,7 @@ def train_one(params: Params, name: str, seed: int) -> None:
             tensors[f"{linear}.codes"], tensors[f"{linear}.scales"] = codes, scales
     target = layout.trained(name, seed)
     save_model(model, processor, target)
-    if tensors:
+    if method.quantization is not None:
         metadata = {key: str(value) for key, value in method.quantization.to_dict().items()}
         save_file(tensors, target / CODES_FILE, metadata)
 

@@ -1,5 +1,6 @@
 """The training set: scenes with conversations, in one parquet file."""
 
+import itertools
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from replication.io import atomic_path
 from replication.params import Standins
 from replication.standins.benchmarks import png
 from replication.standins.conversations import conversation
@@ -63,9 +65,9 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
 def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:
     """Write ``params.train`` conversations; sample i depends on the seed and i alone."""
     edges = [*range(0, params.train, _BLOCK), params.train]
-    spans = list(zip(edges[:-1], edges[1:], strict=True))
-    temporary = path.with_name(path.name + ".tmp")
+    spans = list(itertools.pairwise(edges))
     with (
+        atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, SCHEMA) as writer,
         ProcessPoolExecutor(workers) as pool,
         tqdm(total=params.train, desc="training scenes") as progress,
@@ -74,4 +76,3 @@ def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> Non
         for table in pool.map(_block, [params] * len(spans), starts, stops):
             writer.write_table(table)
             progress.update(table.num_rows)
-    temporary.replace(path)

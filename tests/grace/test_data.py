@@ -22,7 +22,10 @@ TALK = [
 def test_tokens_are_those_of_the_chat_template(processor):
     ids, _ = Encoder(processor)(TALK, [16])
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}]},
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
+        },
         {"role": "assistant", "content": "red"},
         {"role": "user", "content": [{"type": "text", "text": "Where is it?"}]},
         {"role": "assistant", "content": "top left"},
@@ -45,7 +48,10 @@ def test_the_prompt_is_what_generation_sees(processor):
     ids, labels = Encoder(processor)(TALK[:2], [16])
     first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}]}
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
+        }
     ]
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * 16)
@@ -85,7 +91,9 @@ def test_batches_say_where_things_are(dataset, processor):
     assert len(batch["targets"]) == counted == sum(dataset.supervised[:5])
     following = batch["labels"][batch["token_rows"], batch["token_columns"] + 1]
     assert torch.equal(following, batch["targets"])
-    assert torch.equal(batch["mm_token_type_ids"] == 1, batch["input_ids"] == processor.image_token_id)
+    assert torch.equal(
+        batch["mm_token_type_ids"] == 1, batch["input_ids"] == processor.image_token_id
+    )
 
 
 def test_pixels_are_the_processors(dataset, processor):

@@ -257,9 +257,7 @@ def test_no_token_gives_zero_and_a_working_backward():
     st.integers(0, 10**6),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_a_non_finite_logit_drops_the_call(  # noqa: PLR0917
-    data, chosen, bad, in_teacher, place, dtype
-):
+def test_a_non_finite_logit_drops_the_call(data, chosen, bad, in_teacher, place, dtype):
     student, teacher, targets = (data[0].to(dtype), data[1].to(dtype), data[2])
     side = teacher if in_teacher else student
     side.view(-1)[place % side.numel()] = bad

@@ -37,9 +37,7 @@ def kl(p, q):
     return float(np.sum(p * (np.log(p) - np.log(q))))
 
 
-def dkd_from_definition(  # noqa: PLR0917
-    student, teacher, target, temperature, alpha, beta
-):
+def dkd_from_definition(student, teacher, target, temperature, alpha, beta):
     """Eq. 1-3, one token at a time, with plain softmaxes and plain 1 - p."""
     out = []
     for s, t, y in zip(student, teacher, target, strict=True):
@@ -148,9 +146,7 @@ def test_the_gradient_vanishes_at_the_teacher(data, decoupled):
         assert gradient.abs().max() < 1e-12
 
 
-def exact_gradient(  # noqa: PLR0917
-    student, teacher, y, temperature, alpha, beta
-):
+def exact_gradient(student, teacher, y, temperature, alpha, beta):
     """Gradient of DKD of one token by differences in 120 digits, from plain softmaxes."""
     with mpmath.workdps(120):
 
@@ -200,9 +196,7 @@ def exact_gradient(  # noqa: PLR0917
     beta=st.sampled_from([0.0, 4.0]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_gradients_at_large_margins(  # noqa: PLR0917
-    student_margin, teacher_margin, rest, temperature, beta, dtype
-):
+def test_gradients_at_large_margins(student_margin, teacher_margin, rest, temperature, beta, dtype):
     """The target's gradient is as small as 1e-26 here and right to 4 digits: no float 1 - p."""
     margins = (student_margin, teacher_margin)
     logits = [np.insert(row, 1, m) for row, m in zip(rest, margins, strict=True)]

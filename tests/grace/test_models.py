@@ -29,7 +29,9 @@ def test_the_decoders_linears_and_no_others(make_model):
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=4))
 def test_spans_are_the_runs_of_image_tokens(rows):
     width = max(map(len, rows))
-    ids = torch.tensor([[7 if flag else 1 for flag in row] + [1] * (width - len(row)) for row in rows])
+    ids = torch.tensor(
+        [[7 if flag else 1 for flag in row] + [1] * (width - len(row)) for row in rows]
+    )
     inside = torch.zeros_like(ids, dtype=torch.bool)
     for row, start, stop in QWEN.image_spans(ids, 7):
         assert start < stop
@@ -114,7 +116,7 @@ def test_model_directories_are_checked_before_weights_are_read(tmp_path, make_mo
     with pytest.raises(InputError, match=r"corrupt|cannot load"):
         load_model(tmp_path / "model")
     weights.unlink()
-    with pytest.raises(InputError, match="no .*safetensors"):
+    with pytest.raises(InputError, match=r"no .*safetensors"):
         load_model(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(InputError, match="not valid JSON"):

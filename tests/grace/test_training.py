@@ -240,7 +240,7 @@ def test_warm_ups_scale_the_weights():
     assert (float(beta), omega) == (pytest.approx(0.7), pytest.approx(3.0))
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -251,7 +251,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, make_model, dataset, teach
     class StopAt(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
             if state.global_step == 9:
-                raise _Stop
+                raise _StopError
 
     options = {"max_steps": 14, "per_device_train_batch_size": 8, "save_steps": 7}
     method = method_of("grace", bits=4)
@@ -261,7 +261,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, make_model, dataset, teach
     first = build(
         tmp_path / "cut", make_model(1), dataset, method, teacher, callbacks=[StopAt()], **options
     )
-    with pytest.raises(_Stop):
+    with pytest.raises(_StopError):
         first.train()
     second = build(tmp_path / "cut", make_model(1), dataset, method, teacher, **options)
     second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-7"))
@@ -304,7 +304,12 @@ def test_cached_outputs_train_like_the_live_teacher(tmp_path, make_model, datase
     logs = []
     for index, source in enumerate((teacher, cached)):
         trainer = build(
-            tmp_path / str(index), make_model(1), dataset, method_of("grace", 4), source, max_steps=2
+            tmp_path / str(index),
+            make_model(1),
+            dataset,
+            method_of("grace", 4),
+            source,
+            max_steps=2,
         )
         trainer.train()
         logs.append(trainer.state.log_history[:2])
