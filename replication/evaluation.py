@@ -29,6 +29,7 @@ import torch
 import grace
 from grace.errors import InputError
 from replication import tasks
+from replication.io import atomic_path
 from replication.tasks import Benchmark
 
 if TYPE_CHECKING:
@@ -60,14 +61,8 @@ class Evaluation:
 
     def write_outcomes(self, path: str | os.PathLike) -> None:
         """Write the outcomes as parquet: all of them, or nothing."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with atomic_path(pathlib.Path(path)) as temporary:
             self.outcomes.to_parquet(temporary, index=False)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def evaluate_model(

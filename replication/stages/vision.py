@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from grace.data import ConversationDataset
+from replication.io import atomic_path
 from replication.layout import Layout
 from replication.params import Params
 from replication.stages import stage
@@ -41,9 +42,9 @@ def main(params: Params) -> None:
         patches_per_cell=settings.config["spatial_merge_size"] ** 2,
     )
     print(", ".join(f"{name} {value:.3f}" for name, value in told.items()))
-    temporary = layout.vision.with_name("vision.tmp")
-    save_file({name: value.contiguous() for name, value in tower.state_dict().items()}, temporary)
-    temporary.replace(layout.vision)
+    weights = {name: value.contiguous() for name, value in tower.state_dict().items()}
+    with atomic_path(layout.vision) as temporary:
+        save_file(weights, temporary)
 
 
 def _batches(
