@@ -191,6 +191,33 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
     return model
 
 
+def load_processor(path: str | Path) -> Any:
+    """Load a processor (tokenizer, image processor, chat template) from a directory or the hub.
+
+    Raises:
+        InputError: when it is missing or cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    if isinstance(path, Path) and not path.is_dir():
+        raise InputError(
+            f"processor directory {str(path)!r} does not exist; build it or correct the path"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except Exception as error:  # each part of the directory fails with a type of its own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"cannot load a processor from {str(path)!r}: {reason}; rebuild the directory"
+        ) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise InputError(
+            f"{str(path)!r} holds a {type(processor).__name__}, not a processor of images and "
+            "text; rebuild the directory"
+        )
+    return processor
+
+
 def check_model_directory(path: str | Path) -> dict[str, Any] | None:
     """Check a local model directory without loading weights; return its configuration.
 

@@ -4,9 +4,10 @@ Both kinds answer the same call, ``outputs(batch)``, with the teacher's logits a
 positions and, for relational alignment, its visual tokens at the penultimate decoder layer.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from grace.distillation import centered_gram
+from grace.distillation import centered_gram, shared_vocabulary
 from grace.errors import InputError
 from grace.models import Family
 
@@ -39,6 +40,55 @@ class TeacherOutputs:
 
     logits: torch.Tensor
     relational: torch.Tensor | list[torch.Tensor] | None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a teacher and a student must have in common, as far as it is known.
+
+    Attributes:
+        model_type: the family.
+        rows: rows of the output layer.
+        tokens: tokens of the tokenizer.
+        vocabulary: SHA-256 of the tokenizer's tokens and their ids.
+    """
+
+    model_type: str
+    rows: int
+    tokens: int | None = None
+    vocabulary: str | None = None
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any = None) -> "Identity":
+        """The identity of a model's configuration and its tokenizer."""
+        rows = config.get_text_config().vocab_size
+        if tokenizer is None:
+            return cls(config.model_type, rows)
+        content = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return cls(config.model_type, rows, len(tokenizer), digest)
+
+
+def check_teacher(student: Identity, teacher: Identity) -> None:
+    """Check that the logits of the two mean the same token column by column.
+
+    Raises:
+        InputError: for different families or different vocabularies.
+    """
+    if student.model_type != teacher.model_type:
+        raise InputError(
+            f"the student is of family {student.model_type!r} and the teacher of "
+            f"{teacher.model_type!r}; choose a teacher of the student's family"
+        )
+    if student.tokens is None or teacher.tokens is None:
+        return
+    shared_vocabulary(student.rows, teacher.rows, student.tokens, teacher.tokens)
+    if student.vocabulary != teacher.vocabulary:
+        raise InputError(
+            f"the student's tokenizer and the teacher's both have {student.tokens} tokens, but not "
+            "the same ones; distillation compares logits token by token, so choose a teacher with "
+            "the student's tokenizer"
+        )
 
 
 class SupervisedForward:
@@ -87,10 +137,14 @@ class SupervisedForward:
 
 
 class LiveTeacher:
-    """A frozen model that answers as training goes."""
+    """A frozen model that answers as training goes; with its tokenizer it can be checked whether
+    it is a teacher for a student."""
 
-    def __init__(self, model: nn.Module, family: Family, *, relational: bool) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, *, relational: bool, tokenizer: Any = None
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.identity = Identity.of(model.config, tokenizer)
         self._forward = SupervisedForward(self.model, family, relational=relational)
 
     @torch.no_grad()
@@ -117,10 +171,18 @@ class CachedTeacher:
             raise InputError(
                 f"teacher outputs in {str(path)!r} cannot be read ({error}); compute them again"
             ) from error
-        if meta["samples"] < samples:
+        try:
+            self.identity = Identity(**meta["teacher"])
+            self.sha256 = str(meta["sha256"])
+            covered = int(meta["samples"])
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"teacher outputs in {str(path)!r} cover {meta['samples']} samples, the data set "
-                f"has {samples}; compute them again"
+                f"teacher outputs in {str(path)!r} do not say whose they are; compute them again"
+            ) from error
+        if covered < samples:
+            raise InputError(
+                f"teacher outputs in {str(path)!r} cover {covered} samples, the data set has "
+                f"{samples}; compute them again"
             )
 
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
@@ -150,6 +212,7 @@ def write_teacher_outputs(
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     logits_out = grams_out = None
     done = 0
+    digest = hashlib.sha256()
     for batch in batches:
         outputs = teacher.outputs(batch)
         assert isinstance(outputs.relational, torch.Tensor)
@@ -169,6 +232,7 @@ def write_teacher_outputs(
         size = len(batch["indices"])
         bits = outputs.logits.to(torch.bfloat16).view(torch.int16).cpu().numpy()
         logits_out[offsets[done] : offsets[done + size]] = bits
+        digest.update(bits.tobytes())
         for row, start, stop in batch["image_spans"]:
             gram = centered_gram(outputs.relational[row, start:stop])
             grams_out[done + row] = gram.cpu().numpy()
@@ -177,4 +241,5 @@ def write_teacher_outputs(
     logits_out.flush()
     grams_out.flush()
     np.save(directory / "offsets.npy", offsets)
-    (directory / "meta.json").write_text(json.dumps({"samples": done}))
+    meta = {"samples": done, "teacher": asdict(teacher.identity), "sha256": digest.hexdigest()}
+    (directory / "meta.json").write_text(json.dumps(meta))

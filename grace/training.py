@@ -27,7 +27,7 @@ from grace.distillation import (
 from grace.errors import InputError
 from grace.models import family_of
 from grace.quantization import QuantSpec, prepare
-from grace.teacher import SupervisedForward, TeacherOutputs
+from grace.teacher import Identity, SupervisedForward, TeacherOutputs, check_teacher
 
 METHODS = ("sft", "qat", "kd", "grace")
 TEACHER_METHODS = ("kd", "grace")
@@ -180,7 +180,8 @@ class GraceTrainer(Trainer):
         teacher: needed by methods with distillation, and refused by the others.
 
     Raises:
-        InputError: for a teacher without need, or none where one is needed.
+        InputError: for a teacher without need, none where one is needed, or one of another family
+            or vocabulary.
     """
 
     def __init__(
@@ -197,6 +198,9 @@ class GraceTrainer(Trainer):
         if method.needs_teacher != (teacher is not None):
             wanted = "needs a" if method.needs_teacher else "takes no"
             raise InputError(f"method {method.method} {wanted} teacher")
+        known = getattr(teacher, "identity", None)
+        if known is not None:
+            check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), known)
         super().__init__(model, args, data_collator, train_dataset, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below divides by the global token count
         self.method = method

@@ -1,16 +1,34 @@
 """One training run: from data, a model and a method to a directory, resumable in between."""
 
+import hashlib
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from grace.data import Collator, ConversationDataset
 from grace.training import GraceTrainer, MethodConfig, Teacher
 from replication.io import write_json_atomic
+from replication.layout import Layout, needed, reading
+
+ORIGIN_FILE = "origin.json"
+
+
+def load_training_data(layout: Layout, processor: Any, config: Any) -> ConversationDataset:
+    """The training conversations with their precomputed vision features.
+
+    Raises:
+        InputError: when either is missing or they do not belong together.
+    """
+    needed(layout.conversations, "standins")
+    with reading(layout.features, "features"):
+        features = np.load(layout.features, mmap_mode="c")
+    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
 
 
 def fit(
@@ -24,6 +42,8 @@ def fit(
     log: Path,
 ) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
+
+    Checkpoints of other settings, data or starting weights are thrown away, not gone on from.
 
     Args:
         settings: steps, batch_size, learning_rate, seed and the optional rest of the
@@ -60,18 +80,78 @@ def fit(
         data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
     )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    origin = _origin(model, data, method, settings, teacher)
+    last = last_checkpoint(scratch, origin)
+    if last is None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_json_atomic(scratch / ORIGIN_FILE, origin)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     write_json_atomic(log, {"history": trainer.state.log_history[:-1]})
     shutil.rmtree(scratch, ignore_errors=True)
     return trainer
 
 
-def save_model(model: Any, processor: Any, path: Path) -> None:
-    """Write a model directory under a temporary name, then rename it into place."""
+def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:
+    """The newest complete checkpoint in ``scratch``; None if there is none of this origin."""
+    try:
+        if json.loads((scratch / ORIGIN_FILE).read_text()) != origin:
+            return None
+    except (OSError, ValueError):
+        return None
+    found = {}
+    for folder in scratch.glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if number.isdigit():
+            found[int(number)] = folder
+    for _, folder in sorted(found.items(), reverse=True):
+        try:  # the library writes this file last
+            if json.loads((folder / "trainer_state.json").read_text()):
+                return folder
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def _origin(
+    model: Any,
+    data: ConversationDataset,
+    method: MethodConfig,
+    settings: dict[str, Any],
+    teacher: Teacher | None,
+) -> dict[str, str]:
+    """What a training run follows from, as hashes."""
+    weights, samples = hashlib.sha256(), hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for index in range(len(data)):
+        samples.update(data.ids[index].encode())
+        sample = data[index] if data.vision_features is not None else None
+        if sample is not None:
+            samples.update(sample["input_ids"])
+            samples.update(sample["labels"])
+    return {
+        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "method": repr(method),
+        "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256")]),
+        "weights": weights.hexdigest(),
+        "data": samples.hexdigest(),
+    }
+
+
+def save_model(
+    model: Any, processor: Any, path: Path, *, also: Callable[[Path], None] | None = None
+) -> None:
+    """Write a model directory under a temporary name, then rename it into place.
+
+    Args:
+        also: writes further files into the directory.
+    """
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
+    if also is not None:
+        also(temporary)
     shutil.rmtree(path, ignore_errors=True)
     temporary.rename(path)

@@ -1,8 +1,41 @@
 """Where every stage reads and writes, relative to the directory that holds ``params.yaml``."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+from grace.errors import InputError
 from replication.params import Params
+
+
+def needed(path: Path, stage: str) -> Path:
+    """``path``, which the stage ``stage`` writes.
+
+    Raises:
+        InputError: when it does not exist.
+    """
+    if not path.exists():
+        raise InputError(f"{str(path)!r} does not exist; run the stage {stage} first")
+    return path
+
+
+@contextlib.contextmanager
+def reading(path: Path, stage: str) -> Iterator[None]:
+    """Whatever goes wrong with reading ``path`` in this block is one clear error.
+
+    Raises:
+        InputError: when ``path`` is missing or cannot be read.
+    """
+    needed(path, stage)
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # every file format fails with a type of its own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{str(path)!r} cannot be read ({reason}); run the stage {stage} again"
+        ) from error
 
 
 class Layout:

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -14,15 +14,25 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
     keeps more cores busy: small models gain little from a second thread, and one thread gives the
     same numbers whatever the number of cores.
 
-    On an accelerator the jobs share it one after the other.
+    On an accelerator the jobs share it one after the other. The first exception stops all jobs.
     """
     torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0))
-    if len(jobs) < 2 or cores < 2 or torch.cuda.is_available():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, len(jobs))
+    if workers < 2 or torch.cuda.is_available():
         return [function(*job) for job in jobs]
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(
-        min(cores, len(jobs)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
     ) as pool:
         futures = [pool.submit(function, *job) for job in jobs]
+        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+        failed = [future for future in futures if future in done and future.exception()]
+        if pending:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+        for future in failed:
+            future.result()
         return [future.result() for future in futures]

@@ -1,43 +1,32 @@
 """Teacher and baseline: trained from scratch at reduced scale, taken as published at full scale."""
 
 import shutil
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-from transformers import AutoProcessor
-
-from grace.data import ConversationDataset
 from grace.errors import InputError
-from grace.models import family_of
+from grace.models import check_model_directory, family_of, load_processor
 from grace.training import MethodConfig, prepare_student
-from replication.fitting import fit, save_model
-from replication.layout import Layout
-from replication.params import Params, Pretraining
+from replication.fitting import fit, load_training_data, save_model
+from replication.io import write_json_atomic
+from replication.layout import Layout, needed, reading
+from replication.params import Params, Pretraining, check_architectures, section
 from replication.standins.models import build_model, take_tower
-
-
-def load_training_data(layout: Layout, processor: Any, config: Any) -> ConversationDataset:
-    """The training conversations with their precomputed vision features.
-
-    Raises:
-        InputError: when either is missing or they do not belong together.
-    """
-    if not layout.features.is_file():
-        raise InputError(f"{str(layout.features)!r} does not exist; run the stage features first")
-    features = np.load(layout.features, mmap_mode="c")
-    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
 
 
 def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Layout) -> None:
     """Write the model directory ``name``: ``settings.source`` as published, or one trained here."""
     if settings.source is not None:
         _download(settings.source, layout, name)
+        write_json_atomic(layout.training_log(name), {"source": settings.source})
         return
-    processor = AutoProcessor.from_pretrained(layout.processor)
-    model = build_model(
-        params.family, processor, settings.text, params.vision.config, settings.seed
-    )
-    take_tower(model, params.family, layout.vision)
+    vision = section(params.vision, "vision")
+    needed(layout.conversations, "standins")
+    needed(layout.features, "features")
+    processor = load_processor(needed(layout.processor, "vision"))
+    check_architectures(params)
+    model = build_model(params.family, processor, settings.text, vision.config, settings.seed)
+    with reading(layout.vision, "vision"):
+        take_tower(model, params.family, layout.vision)
     method = MethodConfig("sft")
     prepare_student(model, method)
     tower = model.get_submodule(family_of(params.family).vision_tower)
@@ -70,9 +59,15 @@ def _download(source: str, layout: Layout, name: str) -> None:
 
     target = layout.model(name)
     temporary = target.with_name(target.name + ".tmp")
+    if Path(source).is_dir():
+        check_model_directory(Path(source))
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        return
     try:
         snapshot_download(source, local_dir=temporary)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"{name}: {source!r} cannot be downloaded ({str(error).splitlines()[0]}); check the "
             "network, or put the checkpoint's local directory into the parameter file"

@@ -7,6 +7,7 @@ results are copied to ``results/<scale>``.
 """
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,18 @@ from typing import Any
 import yaml
 
 from grace.errors import InputError
+from replication.io import write_text_atomic
 from replication.params import PARAMS_FILE, SCALES, parse_params, read_yaml, unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "small"
 _SHARED = ("grace", "replication", "dvc.yaml", ".dvcignore")
+_CONFIG = """[core]
+    no_scm = True
+    analytics = false
+[cache]
+    type = "reflink,hardlink,symlink,copy"
+"""
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -29,8 +37,9 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
+        elif isinstance(value, dict):
+            known = merged.get(key)
+            merged[key] = merge(known if isinstance(known, dict) else {}, value)
         else:
             merged[key] = value
     return merged
@@ -60,20 +69,24 @@ def workspace(scale: str, root: Path = ROOT) -> Path:
     folder = root / ".scales" / scale
     folder.mkdir(parents=True, exist_ok=True)
     for name in _SHARED:
-        link = folder / name
+        link, target = folder / name, os.path.relpath(root / name, folder)
+        if link.is_symlink() and os.readlink(link) != target:
+            link.unlink()
         if not link.is_symlink():
-            link.symlink_to(root / name)
-    (folder / PARAMS_FILE).write_text(yaml.safe_dump(params, sort_keys=False))
+            link.symlink_to(target)
+    write_text_atomic(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
     if not (folder / ".dvc").is_dir():
         _dvc(folder, "init", "--no-scm", "-q")
-        _dvc(folder, "config", "core.analytics", "false")
-        _dvc(folder, "config", "cache.type", "reflink,hardlink,symlink,copy")
+    write_text_atomic(folder / ".dvc" / "config", _CONFIG)
     return folder
 
 
 def _dvc(folder: Path, *words: str) -> int:
-    # the interpreter's own dvc, whatever the PATH says
-    return subprocess.call([sys.executable, "-m", "dvc", *words], cwd=folder)
+    # this interpreter's dvc, and this interpreter for the stages, whatever the PATH says
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return subprocess.call(
+        [sys.executable, "-m", "dvc", *words], cwd=folder, env={**os.environ, "PATH": path}
+    )
 
 
 def main() -> None:

@@ -9,27 +9,57 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from grace.errors import InputError
-from replication.params import PARAMS_FILE, load_params
+from replication.params import FULL_SCALE, PARAMS_FILE, Params, load_params
+
+_NO_DATA = "the preparation of the published data ({data}) is not part of this version"
+NOT_AT_FULL_SCALE = {
+    "standins": "published data take the place of the stand-ins, and " + _NO_DATA,
+    "vision": "published checkpoints bring their own vision tower",
+    "features": _NO_DATA,
+    "teacher_outputs": _NO_DATA,
+    "train": _NO_DATA,
+    "evaluate": _NO_DATA,
+    "world": "it measures the small world",
+}
+"""Stages without the machinery for scale paper, and why."""
+
+
+def check_scale(name: str, params: Params) -> None:
+    """Refuse a stage that cannot be run at this scale.
+
+    Raises:
+        InputError: saying that it is not run, and why.
+    """
+    if params.scale == FULL_SCALE and name in NOT_AT_FULL_SCALE:
+        assert params.data is not None
+        reason = NOT_AT_FULL_SCALE[name].format(data=params.data.training.repository)
+        raise InputError(f"stage {name} is not run at scale {FULL_SCALE}: {reason}")
 
 
 def stage(function: Callable[..., None]) -> Callable[[], None]:
     """Make a function of the parameters, and of any further words, a command."""
+    name = Path(inspect.getfile(function)).stem
 
     @functools.wraps(function)
     def main() -> None:
         words = list(inspect.signature(function).parameters)[1:]
-        parser = argparse.ArgumentParser(description=inspect.getdoc(inspect.getmodule(function)))
+        parser = argparse.ArgumentParser(
+            prog=f"python -m replication.stages.{name}",
+            description=inspect.getdoc(inspect.getmodule(function)),
+        )
         for word in words:
             parser.add_argument(word)
         parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
         arguments = vars(parser.parse_args())
         try:
             params = load_params(arguments.pop("params"))
+            check_scale(name, params)
             function(params, *(arguments[word] for word in words))
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print("error:", " ".join(str(error).split()), file=sys.stderr)
             sys.exit(2)
 
     return main

@@ -3,6 +3,7 @@
 import sys
 
 import pandas as pd
+import torch
 
 from grace.models import check_model_directory
 from replication import provenance
@@ -12,10 +13,7 @@ from replication.parallel import run_all
 from replication.params import Params
 from replication.results import write_outcomes, write_scores
 from replication.stages import stage
-from replication.tasks import BENCHMARKS
-
-PRINTED = {"mmbench": "MMBench", "seedbench": "SEED-Bench", "scienceqa": "ScienceQA"}
-"""Names that the paper's tables print."""
+from replication.tasks import BENCHMARKS, PRINTED
 
 
 def evaluate_one(params: Params, path: str) -> Evaluation:
@@ -67,6 +65,7 @@ def main(params: Params, model: str) -> None:
                 {"params": repr(params)},
                 list(paths),
                 f"python -m replication.stages.evaluate {model}",
+                device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 extra={
                     "settings": evaluations[0].settings,
                     "official_tasks": {

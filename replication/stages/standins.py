@@ -1,7 +1,11 @@
 """Stage ``standins``: the training conversations and the evaluation sets of the small world."""
 
+import sys
+
+import pyarrow.parquet as pq
+
 from replication.layout import Layout
-from replication.params import Params
+from replication.params import Params, section
 from replication.stages import stage
 from replication.standins.benchmarks import SKILLS, write_benchmark
 from replication.standins.corpus import write_training_set
@@ -9,11 +13,12 @@ from replication.standins.corpus import write_training_set
 
 @stage
 def main(params: Params) -> None:
-    layout, world = Layout(params), params.standins
+    layout, world = Layout(params), section(params.standins, "standins")
     layout.benchmarks.mkdir(parents=True, exist_ok=True)
     write_training_set(layout.conversations, world)
+    trained = set(pq.read_table(layout.conversations, columns=["scene"])["scene"].to_pylist())
     for name in SKILLS:
-        write_benchmark(
+        scenes = write_benchmark(
             name,
             layout.benchmarks / f"{name}.parquet",
             split="evaluation",
@@ -21,6 +26,8 @@ def main(params: Params) -> None:
             seed=world.seed,
             world={"noise": world.noise, "clutter": world.clutter},
         )
+        if shared := trained & scenes:
+            sys.exit(f"error: {name} and the training set share scenes, such as {shared.pop()}")
 
 
 if __name__ == "__main__":

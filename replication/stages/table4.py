@@ -19,6 +19,8 @@ def main(params: Params) -> None:
         values = {name: scores.score(name) for name in scores.benchmarks}
         plain[run] = {**values, "average": sum(values.values()) / len(values)}
     write_json_atomic(layout.results / "scores.json", plain)
+    averages = [{"model": run, "average": values["average"]} for run, values in plain.items()]
+    write_json_atomic(layout.results / "averages.json", averages)
 
 
 if __name__ == "__main__":

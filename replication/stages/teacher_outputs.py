@@ -6,23 +6,25 @@ from typing import Any
 
 import numpy as np
 from tqdm import tqdm
-from transformers import AutoProcessor
 
 from grace.data import Collator
-from grace.models import family_of, load_model
+from grace.models import family_of, load_model, load_processor
 from grace.teacher import LiveTeacher, write_teacher_outputs
-from replication.layout import Layout
+from replication.fitting import load_training_data
+from replication.layout import Layout, needed
 from replication.params import Params
-from replication.pretraining import load_training_data
 from replication.stages import stage
 
 
 @stage
 def main(params: Params) -> None:
-    layout, family = Layout(params), family_of(params.family)
-    path = layout.model("teacher")
-    processor = AutoProcessor.from_pretrained(path)
+    layout = Layout(params)
+    needed(layout.conversations, "standins")
+    needed(layout.features, "features")
+    path = needed(layout.model("teacher"), "teacher")
     model: Any = load_model(path)
+    processor = load_processor(path)
+    family = family_of(model.config.model_type)
     family.take_vision_features(model)
     data = load_training_data(layout, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
@@ -36,7 +38,7 @@ def main(params: Params) -> None:
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     write_teacher_outputs(
-        LiveTeacher(model, family, relational=True),
+        LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
         batches,
         temporary,
         lengths=np.asarray(data.supervised).tolist(),

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from grace.data import ConversationDataset
 from replication.io import atomic_path
-from replication.layout import Layout
-from replication.params import Params
+from replication.layout import Layout, needed, reading
+from replication.params import Params, Vision, check_architectures, section
 from replication.stages import stage
 from replication.standins.models import build_processor, build_tower
 from replication.standins.scenes import GRID
@@ -19,12 +19,16 @@ from replication.standins.vision import pretrain
 
 @stage
 def main(params: Params) -> None:
-    layout, settings = Layout(params), params.vision
-    texts = pq.read_table(layout.conversations, columns=["conversations"])["conversations"]
+    layout, settings = Layout(params), section(params.vision, "vision")
+    needed(layout.conversations, "standins")
+    check_architectures(params)
+    with reading(layout.conversations, "standins"):
+        table = pq.read_table(layout.conversations, columns=["conversations", "contents"])
+    texts = table["conversations"]
     processor = build_processor(
         params.family,
         (turn["value"] for turns in texts.slice(0, 4000).to_pylist() for turn in turns),
-        params.standins.vocab_size,
+        section(params.standins, "standins").vocab_size,
         settings.config,
     )
     layout.processor.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +36,7 @@ def main(params: Params) -> None:
 
     tower, config = build_tower(params.family, processor, settings.config, settings.seed)
     data = ConversationDataset(layout.conversations, processor, config, limit=settings.images)
-    contents = pq.read_table(layout.conversations, columns=["contents"])["contents"]
+    contents = table["contents"]
     told = pretrain(
         tower,
         _batches(data, np.array(contents.slice(0, len(data)).to_pylist()), settings),
@@ -48,7 +52,7 @@ def main(params: Params) -> None:
 
 
 def _batches(
-    data: ConversationDataset, contents: np.ndarray, settings
+    data: ConversationDataset, contents: np.ndarray, settings: Vision
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     pixels = []
     for start in range(0, len(data), 500):

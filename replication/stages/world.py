@@ -9,13 +9,14 @@ import sys
 
 import numpy as np
 
+from grace.errors import InputError
 from replication.compare import difference_interval, score_interval
 from replication.io import write_json_atomic
 from replication.layout import Layout
 from replication.params import Params
 from replication.results import ResultSet
 from replication.stages import stage
-from replication.stages.evaluate import PRINTED
+from replication.tasks import PRINTED
 
 PLATEAU_RUN = "sft_bf16"
 
@@ -27,7 +28,9 @@ def main(params: Params) -> None:
     names = [PRINTED[name] for name in params.evaluate.benchmarks]
     found = results.answers(params.family, ["teacher", "baseline", PLATEAU_RUN], names)
     if found is None:
-        sys.exit(f"error: teacher, baseline and {PLATEAU_RUN} must be evaluated on {names} first")
+        raise InputError(
+            f"teacher, baseline and {PLATEAU_RUN} must be evaluated on {', '.join(names)} first"
+        )
     teacher, baseline, continued = found
     rng = np.random.default_rng(params.compare.seed)
     draws = {"resamples": params.compare.resamples}

@@ -170,6 +170,10 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 
 
+PRINTED = {"mmbench": "MMBench", "seedbench": "SEED-Bench", "scienceqa": "ScienceQA"}
+"""Names that the paper's tables print."""
+
+
 def get(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise InputError(f"unknown benchmark {name!r}; known: {', '.join(sorted(BENCHMARKS))}")

@@ -1,0 +1,316 @@
+"""The parameter file: every mistake is one clear error that names the key, and nothing else."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grace.training
+from grace.errors import InputError
+from replication import params as module
+from replication.params import (
+    DTYPES,
+    METHODS,
+    SCALES,
+    Params,
+    check_architectures,
+    load_params,
+    parse_params,
+)
+from replication.scale import ROOT, scale_params
+from replication.stages.train import method_config
+from replication.tasks import BENCHMARKS
+
+COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
+SECTIONS = sorted(set(COMMITTED) - {"scale", "family", "runs"})
+
+
+def changed(path: str, value=..., base=None) -> dict:
+    """The committed parameters with one key set, or removed where no value is given."""
+    content = copy.deepcopy(COMMITTED if base is None else base)
+    *parents, last = path.split(".")
+    place = content
+    for name in parents:
+        place = place[name]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return content
+
+
+def refused(content) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_params(content)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_committed_file_is_that_of_scale_small():
+    params = load_params(ROOT / "params.yaml")
+    assert params.scale == "small"
+    assert params.data is None
+    assert params == parse_params(scale_params("small"))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_has_valid_parameters(scale):
+    params = parse_params(scale_params(scale))
+    assert params.scale == scale
+    for run in params.runs.values():
+        assert method_config(params.train, run).bits == run.bits
+    if scale != "paper":
+        check_architectures(params)
+
+
+def test_names_agree_with_their_owners():
+    assert grace.training.METHODS == METHODS
+    from replication.evaluation import _DTYPES
+
+    assert tuple(_DTYPES) == DTYPES
+
+
+@pytest.mark.parametrize("name", ["scale", "family", "runs", *SECTIONS])
+def test_a_missing_section_is_named(name):
+    assert repr(name) in refused(changed(name))
+
+
+def required(name: str) -> list[str]:
+    kind = {"teacher": None, "baseline": None}.get(name, name.title().replace("_", ""))
+    if kind is None:
+        return []
+    fields = dataclasses.fields(getattr(module, kind))
+    none = dataclasses.MISSING
+    return [f.name for f in fields if f.default is none and f.default_factory is none]
+
+
+@pytest.mark.parametrize("path", [f"{name}.{key}" for name in SECTIONS for key in required(name)])
+def test_a_missing_key_is_named(path):
+    section, key = path.split(".")
+    text = refused(changed(path))
+    assert section in text
+    assert repr(key) in text
+
+
+@pytest.mark.parametrize("section", ["", "runs.qat_int4", *SECTIONS])
+def test_an_unknown_key_is_named(section):
+    text = refused(changed(f"{section}.sede".lstrip("."), 1))
+    assert "'sede'" in text
+    assert "known: " in text
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [
+        ("standins.vocabsize", "vocab_size"),
+        ("train.learning_rat", "learning_rate"),
+        ("runs.qat_int4.seed", "seeds"),
+        ("train.distillation.tua", "tau"),
+        ("runs.grace_int4.distillation", None),
+        ("evaluates", "evaluate"),
+    ],
+)
+def test_the_nearest_name_is_offered(path, near):
+    if near is None:
+        assert "'rcka_weight'" in refused(changed(path, {"rcka_weigth": 0.5}))
+    else:
+        assert f"{near!r}" in refused(changed(path, 1))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("scale", "smal", "did you mean 'small'"),
+        ("scale", 3, "3"),
+        ("family", "qwen2vl", "'qwen2vl'"),
+        ("standins", None, "'standins'"),
+        ("standins.seed", 1.5, "1.5"),
+        ("standins.seed", True, "True"),
+        ("standins.train", 0, "at least 1"),
+        ("standins.captions", 1.5, "from 0 to 1"),
+        ("standins.noise", "6", "'6'"),
+        ("standins.noise", math.nan, "nan"),
+        ("vision.learning_rate", math.inf, "inf"),
+        ("vision.learning_rate", 10**400, "finite"),
+        ("vision.config", [1], "[1]"),
+        ("vision.config", {1: 2}, "key 1"),
+        ("teacher.text", "large", "'large'"),
+        ("teacher.text", {}, "'text'"),
+        ("teacher.steps", 0, "'steps'"),
+        ("train.learning_rate", "1e-5", "1.0e-5"),
+        ("train.learning_rate", -0.1, "-0.1"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.steps", 0, "exactly one"),
+        ("train.epochs", 3.0, "exactly one"),
+        ("train.devices", 2, "train.devices"),
+        ("train.max_length", 64, "train.max_length"),
+        ("train.group_size", [128], "[128]"),
+        ("train.group_size", "rows", "'rows'"),
+        ("train.init", "mean", "'mean'"),
+        ("train.gradient_checkpointing", 1, "1"),
+        ("train.distillation.tau", "low", "'low'"),
+        ("runs", [], "[]"),
+        ("runs", {1: COMMITTED["runs"]["qat_int4"]}, "key 1"),
+        ("runs", {"../x": COMMITTED["runs"]["qat_int4"]}, "'../x'"),
+        ("runs", {"teacher": COMMITTED["runs"]["qat_int4"]}, "'teacher'"),
+        ("runs.qat_int4.method", "qta", "did you mean 'qat'"),
+        ("runs.qat_int4.bits", 16, "16 bits"),
+        ("runs.qat_int4.bits", 9, "9"),
+        ("runs.sft_bf16.bits", 4, "4 bits"),
+        ("runs.qat_int4.seeds", [], "runs.qat_int4.seeds is empty"),
+        ("runs.qat_int4.seeds", [0, 0], "[0, 0]"),
+        ("runs.qat_int4.seeds", [-1], "-1"),
+        ("runs.qat_int4.seeds", 0, "0"),
+        ("runs.qat_int4.distillation", {"tau": 0.1}, "'qat'"),
+        ("evaluate.models", [], "[]"),
+        ("evaluate.models", ["teacher", "teacher"], "each once"),
+        ("evaluate.models", ["grace_int44"], "did you mean 'grace_int4'"),
+        ("evaluate.benchmarks", ["mmbensh"], "did you mean 'mmbench'"),
+        ("evaluate.dtype", "float23", "did you mean 'float32'"),
+        ("world.asserted", "yes", "'yes'"),
+        ("data", {"training": {"repository": "a/b"}, "benchmarks": {}}, "'data'"),
+    ],
+)
+def test_a_wrong_value_is_named(path, value, told):
+    text = refused(changed(path, value))
+    assert told in text
+    assert any(part in text for part in path.split("."))
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("data", "'data'"), ("teacher.source", "'source'"), ("train.epochs", "exactly one")],
+)
+def test_scale_paper_lacks_nothing(path, told):
+    assert told in refused(changed(path, base=scale_params("paper")))
+
+
+def test_scale_paper_is_the_published_set_up():
+    params = parse_params(scale_params("paper"))
+    train = params.train
+    assert train.batch_size * train.accumulation * train.devices == 512
+    assert (train.epochs, train.learning_rate, train.max_length) == (3.0, 1e-5, 8192)
+    assert params.teacher.source == "Qwen/Qwen2-VL-7B-Instruct"
+    assert params.baseline.source == "Qwen/Qwen2-VL-2B-Instruct"
+    assert params.data is not None
+    assert set(params.data.benchmarks) == set(params.evaluate.benchmarks)
+
+
+def test_the_published_benchmarks_are_those_of_the_official_tasks():
+    """The names in the parameters against the official task files themselves."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    params = parse_params(scale_params("paper"))
+    assert params.data is not None
+    for name, source in params.data.benchmarks.items():
+        path = BENCHMARKS[name].official_path
+        task = yaml.load(path.read_text(), Loader)
+        if "include" in task:
+            task = yaml.load((path.parent / task["include"]).read_text(), Loader) | task
+        assert source.repository == task["dataset_path"]
+        assert source.subset == task.get("dataset_name")
+        assert source.split == task["test_split"]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("vision.config.dept", "'dept'"),
+        ("teacher.text.hiden_size", "did you mean 'hidden_size'"),
+        ("baseline.text.hidden_size", "baseline.text"),
+    ],
+)
+def test_a_key_that_no_model_has_is_named(path, told):
+    params = parse_params(changed(path, "256"))
+    with pytest.raises(InputError, match=r"text|config") as caught:
+        check_architectures(params)
+    assert told in str(caught.value)
+
+
+def test_an_unknown_run_names_the_nearest():
+    params: Params = parse_params(COMMITTED)
+    assert params.run("grace_int4").bits == 4
+    with pytest.raises(InputError, match="did you mean 'grace_int4'"):
+        params.run("grace-int4")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[1, 2]", "a: [", "a: 2020-13-45", "\x00", "a: !!python/object:x.y {}", b"\xff\xfe\xfa"],
+)
+def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=r"params\.yaml") as caught:
+        load_params(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.yaml"):
+        load_params(tmp_path / "absent.yaml")
+
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
+    | st.binary(max_size=4)
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def paths(content, prefix=()):
+    yield prefix
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from paths(value, (*prefix, key))
+    elif isinstance(content, list):
+        for index, value in enumerate(content):
+            yield from paths(value, (*prefix, index))
+
+
+PLACES = [path for path in paths(COMMITTED) if path]
+
+
+def parsed_or_refused(content) -> None:
+    try:
+        assert isinstance(parse_params(content), Params)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.dictionaries(st.sampled_from([*COMMITTED, "x"]) | SCALARS, VALUES, max_size=4))
+@settings(max_examples=100)
+def test_garbage_is_refused(content):
+    parsed_or_refused(content)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
+@settings(max_examples=150)
+def test_garbage_in_valid_parameters_is_refused_or_valid(changes):
+    content = copy.deepcopy(COMMITTED)
+    for path, value in changes:
+        place = content
+        try:
+            for step in path[:-1]:
+                place = place[step]
+            place[path[-1]] = value
+        except (KeyError, TypeError, IndexError):
+            continue  # an earlier change took the place away
+    parsed_or_refused(content)

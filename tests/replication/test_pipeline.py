@@ -1,0 +1,168 @@
+"""The pipeline is complete: stages, files, parameters, runs, tables and dependencies agree."""
+
+import ast
+import re
+
+import pytest
+import yaml
+from repository import ROOT, copy_repository, python
+
+from replication.layout import Layout
+from replication.params import REDUCED_ONLY, SCALES, parse_params
+from replication.reported import load_tables
+from replication.scale import scale_params, workspace
+from replication.stages import NOT_AT_FULL_SCALE
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+FILES = {path.stem for path in (ROOT / "replication" / "stages").glob("*.py")} - {"__init__"}
+PARAMS = parse_params(scale_params("small"))
+
+# Modules that decide no number: where things lie, how parameters and results are read and written.
+FRAME = {
+    "grace",
+    "grace.errors",
+    "grace.torchvision_compat",
+    "replication",
+    "replication.io",
+    "replication.layout",
+    "replication.parallel",
+    "replication.params",
+    "replication.provenance",
+    "replication.results",
+    "replication.stages",
+    "replication.stages.baseline",
+    "replication.stages.teacher",
+}
+# What these say reaches a stage through its data, not through the code.
+BY_DATA = {f"replication.standins.{name}" for name in ("conversations", "questions", "scenes")}
+
+
+def body(name: str) -> dict:
+    return PIPELINE[name].get("do", PIPELINE[name])
+
+
+def module_file(module: str):
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported(module: str) -> set[str]:
+    """The project's modules that a module imports, anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(module_file(module).read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            for alias in node.names:
+                if module_file(f"{node.module}.{alias.name}").is_file():
+                    names.append(f"{node.module}.{alias.name}")
+        found |= {name for name in names if name.split(".")[0] in ("grace", "replication")}
+    return found
+
+
+def closure(module: str) -> set[str]:
+    seen, waiting = set(), [module]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name in FRAME:
+            continue
+        seen.add(name)
+        waiting += imported(name)
+    return seen
+
+
+def test_every_stage_is_a_file_and_every_file_a_stage():
+    assert set(PIPELINE) == FILES
+    for name in PIPELINE:
+        words = {"train": " ${key}", "evaluate": " ${item}"}.get(name, "")
+        assert body(name)["cmd"] == f"python -m replication.stages.{name}{words}"
+
+
+def test_every_section_of_the_parameters_is_read_by_a_stage():
+    sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    named = {p.split(".")[0] for name in PIPELINE for p in body(name).get("params", [])}
+    assert sections == named | {"family", "scale", "runs"}
+    stages_with_sections = sections & FILES
+    for name in stages_with_sections:
+        own = [p for p in body(name)["params"] if p.split(".")[0] == name]
+        assert own, f"stage {name} does not list its own section"
+    assert set(REDUCED_ONLY) <= FILES
+    assert set(NOT_AT_FULL_SCALE) <= FILES
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_runs_are_trained_and_evaluated(scale):
+    params = parse_params(scale_params(scale))
+    assert PIPELINE["train"]["foreach"] == "${runs}"
+    assert PIPELINE["evaluate"]["foreach"] == "${evaluate.models}"
+    assert params.evaluate.models == ["teacher", "baseline", *params.runs]
+    assert set(params.runs) == set(PARAMS.runs)
+
+
+def test_every_row_of_table_4_has_a_run():
+    table = load_tables().table("table4")
+    rows = {row.run for row in table.rows if row.run}
+    controls = {row.run for row in table.controls}
+    assert rows | controls <= set(PARAMS.evaluate.models)
+    for row in table.rows:
+        if row.run in PARAMS.runs:
+            assert PARAMS.runs[row.run].bits == row.bits
+            assert PARAMS.runs[row.run].method == {"ours": "grace"}.get(row.role, row.role)
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINE))
+def test_the_code_of_a_stage_is_among_its_dependencies(name):
+    deps = [dep for dep in body(name)["deps"] if "${" not in dep]
+    for dep in deps:
+        assert (ROOT / dep).exists(), dep
+    for module in set().union(*map(closure, imported(f"replication.stages.{name}"))):
+        path = str(module_file(module).relative_to(ROOT))
+        covered = any(path == dep or path.startswith(dep + "/") for dep in deps)
+        assert covered or module in BY_DATA, f"{name} imports {path}, which it does not depend on"
+
+
+@pytest.mark.parametrize("name", sorted(PIPELINE))
+def test_what_a_stage_reads_another_writes(name):
+    written = set()
+    for stage in PIPELINE:
+        for out in body(stage).get("outs", []) + body(stage).get("metrics", []):
+            written.add(out if isinstance(out, str) else next(iter(out)))
+    for dep in body(name)["deps"]:
+        if "${" in dep:
+            pattern = re.compile(re.sub(r"\\\$\\\{(item|key)\\\}", ".*", re.escape(dep)))
+            generic = [re.sub(r"\$\{(item|key)\}", "x", out) for out in written]
+            assert any(pattern.fullmatch(out) or out.startswith(dep + "/") for out in generic), dep
+
+
+def test_the_layout_is_the_pipeline_s():
+    layout = Layout(PARAMS)
+    values = {"scale": PARAMS.scale, "family": PARAMS.family, "key": "qat_int4", "item": "teacher"}
+
+    def outs(name):
+        listed = body(name).get("outs", []) + body(name).get("metrics", [])
+        paths = [out if isinstance(out, str) else next(iter(out)) for out in listed]
+        return {re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], path) for path in paths}
+
+    assert outs("standins") == {str(layout.benchmarks)}
+    assert outs("vision") == {str(layout.processor), str(layout.vision)}
+    assert outs("features") == {str(layout.features)}
+    for name in ("teacher", "baseline"):
+        assert outs(name) == {str(layout.model(name)), str(layout.training_log(name))}
+    assert outs("teacher_outputs") == {str(layout.teacher_outputs)}
+    log = layout.training_log("qat_int4/seed0").parent
+    assert outs("train") == {str(layout.model("qat_int4")), str(log)}
+    assert outs("evaluate") == {str(layout.scores("teacher")), str(layout.outcomes("teacher"))}
+
+
+def test_dvc_reads_the_pipeline(tmp_path):
+    """In a workspace of scale smoke: the graph has every stage, and the plots and metrics parse."""
+    folder = workspace("smoke", copy_repository(tmp_path))
+    done = python("-m", "dvc", "dag", "--mermaid", "--full", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    names = {*FILES} - {"train", "evaluate"}
+    names |= {f"train@{run}" for run in PARAMS.runs}
+    names |= {f"evaluate@{model}" for model in PARAMS.evaluate.models}
+    shown = set(re.findall(r'"([\w@]+)"', done.stdout))
+    assert shown == names

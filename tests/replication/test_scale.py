@@ -1,0 +1,109 @@
+"""Scales: what a scale changes, and that running one leaves the committed files alone."""
+
+import shutil
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from repository import contents, copy_repository, python
+
+from grace.errors import InputError
+from replication.scale import merge, scale_params, workspace
+
+TREES = st.recursive(
+    st.integers(0, 3) | st.none(),
+    lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=8,
+)
+MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    return copy_repository(tmp_path_factory.mktemp("repository"))
+
+
+def test_a_change_replaces_one_key_and_keeps_the_others():
+    base = {"a": {"x": 1, "y": {"z": [1, 2]}}, "b": 2}
+    assert merge(base, {"a": {"y": {"z": [3]}}}) == {"a": {"x": 1, "y": {"z": [3]}}, "b": 2}
+    assert merge(base, {"a": 5, "c": 6}) == {"a": 5, "b": 2, "c": 6}
+    assert merge(base, {"a": {"x": None}, "b": None}) == {"a": {"y": {"z": [1, 2]}}}
+    assert base == {"a": {"x": 1, "y": {"z": [1, 2]}}, "b": 2}
+
+
+@given(MAPPINGS, MAPPINGS)
+def test_merging_twice_changes_nothing(base, changes):
+    once = merge(base, changes)
+    assert merge(once, changes) == once
+    assert merge(base, {}) == base
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_every_change_of_a_scale_is_in_its_parameters(repository, scale):
+    changes = yaml.safe_load((repository / "replication" / "scales" / f"{scale}.yaml").read_text())
+    made = scale_params(scale, repository)
+
+    def compare(changes, made, base):
+        for key, value in changes.items():
+            if value is None:
+                assert key not in made
+            elif isinstance(value, dict):
+                compare(value, made[key], (base or {}).get(key))
+            else:
+                assert made[key] == value
+        for key in set(base or {}) - set(changes):
+            assert made[key] == base[key]
+
+    compare(changes, made, yaml.safe_load((repository / "params.yaml").read_text()))
+
+
+def test_a_scale_with_a_misspelt_key_is_refused(tmp_path, repository):
+    copied = shutil.copytree(repository, tmp_path / "copy")
+    path = copied / "replication" / "scales" / "smoke.yaml"
+    path.write_text(path.read_text() + "\ntrian: {steps: 3}\n")
+    with pytest.raises(InputError, match="did you mean 'train'"):
+        workspace("smoke", copied)
+    assert not (copied / ".scales").exists()
+
+
+def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
+    copied = shutil.copytree(repository, tmp_path / "copy")
+    (copied / "dvc.lock").write_text("schema: '2.0'\n")
+    (copied / "results" / "small").mkdir(parents=True, exist_ok=True)
+    (copied / "results" / "small" / "scores.json").write_text("{}\n")
+    before = contents(copied)
+    folder = workspace("smoke", copied)
+    assert folder == copied / ".scales" / "smoke"
+    assert yaml.safe_load((folder / "params.yaml").read_text()) == scale_params("smoke", copied)
+
+    def others():
+        return {k: v for k, v in contents(copied).items() if not k.startswith(".scales/")}
+
+    assert others() == before
+    made = {
+        k: v for k, v in contents(folder).items() if not k.startswith((".dvc/tmp", ".dvc/cache"))
+    }
+    (folder / "dvc.lock").write_text("kept\n")
+    (folder / "grace").unlink()
+    (folder / "grace").symlink_to(tmp_path)  # as after the repository has moved
+    assert workspace("smoke", copied) == folder
+    again = contents(folder)
+    assert again.pop("dvc.lock") == b"kept\n"
+    assert {k: v for k, v in again.items() if not k.startswith((".dvc/tmp", ".dvc/cache"))} == made
+    assert others() == before
+
+
+def test_scale_small_runs_in_the_repository_itself(repository):
+    assert workspace("small", repository) == repository
+
+
+def test_an_unknown_scale_is_one_line_and_exit_code_2(repository):
+    before = contents(repository)
+    done = python("-m", "replication.scale", "smal", "repro", cwd=repository)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: scale 'smal' is unknown; did you mean 'small'?")
+    assert contents(repository) == before
