@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from replication.io import atomic_path
 from replication.standins.questions import LETTERS, MAKERS, Question
 from replication.standins.scenes import Scene, draw_scene, render
 
@@ -93,16 +94,22 @@ def png(scene: Scene, rng: np.random.Generator, world: dict) -> bytes:
     return buffer.getvalue()
 
 
-def write_benchmark(name: str, path: Path, *, split: str, count: int, seed: int, world: dict) -> None:
+def write_benchmark(
+    name: str, path: Path, *, split: str, count: int, seed: int, world: dict
+) -> set[str]:
     """Write ``count`` questions of benchmark ``name`` over scenes of ``split`` to a parquet file.
+
+    Returns:
+        The scenes used, each as the text that the training set's ``scene`` column would hold.
 
     Raises:
         KeyError: for a benchmark without a stand-in.
     """
     write, skills = _WRITERS[name], SKILLS[name]
-    rows = []
+    rows: list[dict] = []
     progress = tqdm(total=count, desc=f"{name} ({split})", leave=False)
     attempt = 0
+    scenes = set()
     while len(rows) < count:
         rng = np.random.default_rng([seed, list(_WRITERS).index(name), attempt])
         attempt += 1
@@ -110,6 +117,7 @@ def write_benchmark(name: str, path: Path, *, split: str, count: int, seed: int,
         question = MAKERS[skills[len(rows) % len(skills)]](scene, rng)
         if question is None:
             continue
+        scenes.add(repr(scene.things))
         image = {"bytes": png(scene, rng, world), "path": f"scene_{len(rows)}.png"}
         rows.append(write(len(rows), question, rng, image))
         progress.update()
@@ -126,6 +134,6 @@ def write_benchmark(name: str, path: Path, *, split: str, count: int, seed: int,
             columns[column] = Value("int64" if isinstance(value, int) else "string")
     features = Features(columns)
     table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    temporary = path.with_name(path.name + ".tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+    return scenes

@@ -12,6 +12,7 @@ from replication.standins.scenes import Scene
 
 LETTER_INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 PHRASE_INSTRUCTION = "\nAnswer the question using a single word or phrase."
+WITH_LETTER_INSTRUCTION = "\nAnswer with the option and its letter."
 SEVERAL_OPTIONS = "There are several options:"
 DESCRIBE = "Describe the image."
 STYLES = ("mmbench", "seedbench", "scienceqa")
@@ -26,7 +27,8 @@ def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> s
     )
     if style == "mmbench":
         hint = f"{question.hint} " if question.hint else ""
-        return f"{hint}{question.text} {SEVERAL_OPTIONS}\n{listed}{LETTER_INSTRUCTION}"
+        # the official task puts an empty line before the instruction
+        return f"{hint}{question.text} {SEVERAL_OPTIONS}\n{listed}\n{LETTER_INSTRUCTION}"
     if style == "scienceqa":
         context = f"Context: {question.hint}\n" if question.hint else ""
         return f"{context}{question.text}\n{listed}{LETTER_INSTRUCTION}"
@@ -56,10 +58,7 @@ def conversation(
         question = _MAKERS[int(rng.integers(len(_MAKERS)))](scene, rng)
         if question is None:
             continue
-        if question.wrong and rng.random() < echoes:
-            pairs.extend(_echoes(question, rng))
-        else:
-            pairs.append(_turn(question, rng))
+        pairs.append(_echo(question, rng) if rng.random() < echoes else _turn(question, rng))
     messages = []
     for index, (asked, answer) in enumerate(pairs):
         start = "<image>\n" if index == 0 else ""
@@ -73,16 +72,23 @@ def _turn(question: Question, rng: np.random.Generator) -> tuple[str, str]:
         hint = f"{question.hint} " if question.hint else ""
         return f"{hint}{question.text}{PHRASE_INSTRUCTION}", question.answer
     options, place, style = _options(question, rng)
-    return choice_prompt(style, question, options), LETTERS[place]
+    prompt = choice_prompt(style, question, options)
+    if rng.random() < 0.25:
+        prompt = prompt.removesuffix(LETTER_INSTRUCTION).rstrip("\n") + WITH_LETTER_INSTRUCTION
+        return prompt, f"{options[place]} {LETTERS[place]}"
+    return prompt, LETTERS[place]
 
 
-def _echoes(question: Question, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Ask for the letter of every option, in random order."""
+def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
+    """Ask for the letter of every option, in random order; needs no image."""
+    if not question.wrong:
+        return _turn(question, rng)
     options, _, style = _options(question, rng)
     order = [int(place) for place in rng.permutation(len(options))]
-    first = Question("echo", f"Which option says {options[order[0]]}?", options[order[0]])
-    pairs = [(choice_prompt(style, first, options), LETTERS[order[0]])]
-    return pairs + [(f"And {options[place]}?", LETTERS[place]) for place in order[1:]]
+    asked = Question("echo", ", ".join(options[place] for place in order) + "?", "")
+    prompt = choice_prompt(style, asked, options).removesuffix(LETTER_INSTRUCTION)
+    answer = ", ".join(f"{options[place]} {LETTERS[place]}" for place in order)
+    return prompt.rstrip("\n") + WITH_LETTER_INSTRUCTION, answer
 
 
 def _options(question: Question, rng: np.random.Generator) -> tuple[tuple[str, ...], int, str]:

@@ -34,6 +34,7 @@ from replication.standins.conversations import (
     LETTER_INSTRUCTION,
     PHRASE_INSTRUCTION,
     SEVERAL_OPTIONS,
+    WITH_LETTER_INSTRUCTION,
 )
 from replication.standins.scenes import SIZE
 
@@ -50,14 +51,16 @@ SPECIAL_TOKENS = (
 FIXED_PHRASES = (
     LETTER_INSTRUCTION,
     PHRASE_INSTRUCTION,
+    WITH_LETTER_INSTRUCTION,
     " " + SEVERAL_OPTIONS,
     "user\n",
     "assistant\n",
     *(f"\n{letter}." for letter in "ABCD"),
 )
-# The splitting rule of the Qwen2 tokenizer.
+# The splitting rule of the Qwen2 tokenizer, but that a digit takes the space before it along, as
+# words do: then every option is one token.
 _SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
@@ -86,7 +89,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(FIXED_PHRASES), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    )
     tokenizer.add_tokens([AddedToken(t, normalized=False) for t in FIXED_PHRASES])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

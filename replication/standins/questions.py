@@ -53,19 +53,24 @@ def _unique(scene: Scene, key: Callable[[Thing], str]) -> list[Thing]:
 
 
 def presence(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Which of these objects is in the image? All others are absent."""
-    present = {thing.name for thing in scene.shapes}
-    absent = tuple(f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in present)
-    return Question("presence", "Which object is in the image?", _pick(rng, sorted(present)), absent)
+    """Which of these shapes (or colours) is in the image? All others are absent."""
+    by_shape = rng.random() < 0.5
+    pool = SHAPES if by_shape else tuple(COLORS)
+    present = {thing.kind if by_shape else thing.color for thing in scene.shapes}
+    absent = tuple(name for name in pool if name not in present)
+    if len(absent) < 3:
+        return None
+    text = f"Which {'shape' if by_shape else 'color'} is in the image?"
+    return Question("presence", text, _pick(rng, sorted(present)), absent)
 
 
 def presence_yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Is there a <color> <shape>? Half of the answers are yes."""
-    asked = presence(scene, rng)
-    assert asked is not None
-    yes = rng.random() < 0.5
-    name = asked.answer if yes else _pick(rng, asked.wrong)
-    return Question("presence", f"Is there a {name} in the image?", "yes" if yes else "no")
+    present = sorted({thing.name for thing in scene.shapes})
+    if rng.random() < 0.5:
+        return Question("presence", f"Is there a {_pick(rng, present)} in the image?", "yes")
+    absent = [f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in present]
+    return Question("presence", f"Is there a {_pick(rng, absent)} in the image?", "no")
 
 
 def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -114,16 +119,15 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where is one object as seen from another (both rows and columns differ)?"""
     candidates = _unique(scene, lambda thing: thing.name)
-    pairs = [(a, b) for a in candidates for b in candidates if a.row != b.row and a.column != b.column]
+    pairs = [
+        (a, b) for a in candidates for b in candidates if a.row != b.row and a.column != b.column
+    ]
     if not pairs:
         return None
     a, b = _pick(rng, pairs)
-    vertical = "above" if a.row < b.row else "below"
-    horizontal = "left" if a.column < b.column else "right"
-    answer = f"{vertical} {horizontal}"
-    pool = ("above left", "above right", "below left", "below right")
+    answer = ("north" if a.row < b.row else "south") + ("west" if a.column < b.column else "east")
     text = f"Where is the {a.name} seen from the {b.name}?"
-    return Question("relation", text, answer, _others(pool, answer))
+    return Question("relation", text, answer, _others(QUADRANTS, answer))
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -162,7 +166,11 @@ def located(scene: Scene, rng: np.random.Generator) -> Question | None:
     hint = f"Look at the {thing.quadrant}."
     if rng.random() < 0.5:
         return Question(
-            "located", "What color is the shape there?", thing.color, _others(COLORS, thing.color), hint
+            "located",
+            "What color is the shape there?",
+            thing.color,
+            _others(COLORS, thing.color),
+            hint,
         )
     return Question(
         "located", "Which shape is there?", thing.kind, _others(SHAPES, thing.kind), hint
@@ -182,7 +190,9 @@ def material(scene: Scene, rng: np.random.Generator) -> Question | None:
     order = [colors[int(i)] for i in rng.permutation(len(colors))]
     hint = " ".join(f"{color} is {rule[color]}." for color in order)
     text = f"What is the {thing.kind} made of?"
-    return Question("material", text, rule[thing.color], _others(MATERIALS, rule[thing.color]), hint)
+    return Question(
+        "material", text, rule[thing.color], _others(MATERIALS, rule[thing.color]), hint
+    )
 
 
 MAKERS: dict[str, Maker] = {

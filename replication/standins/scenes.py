@@ -20,10 +20,11 @@ COLORS = {
     "green": (40, 170, 60),
     "blue": (50, 80, 230),
     "yellow": (230, 210, 40),
+    "purple": (150, 50, 190),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 SIGNS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "go", "up", "no", "hi", "ox", "we")
-QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 SPLITS = ("train", "validation", "evaluation")
 
 _FONT = ImageFont.load_default_imagefont()
@@ -41,9 +42,9 @@ class Thing:
 
     @property
     def quadrant(self) -> str:
-        vertical = "top" if self.row < GRID // 2 else "bottom"
-        horizontal = "left" if self.column < GRID // 2 else "right"
-        return f"{vertical} {horizontal}"
+        vertical = "north" if self.row < GRID // 2 else "south"
+        horizontal = "west" if self.column < GRID // 2 else "east"
+        return vertical + horizontal
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ def draw_scene(rng: np.random.Generator, split: str) -> Scene:
 
 
 def _propose(rng: np.random.Generator) -> Scene:
-    n_shapes = int(rng.integers(2, 6))
+    n_shapes = int(rng.integers(2, 5))
     n_signs = int(rng.random() < 0.6)
     cells = rng.permutation(GRID * GRID)[: n_shapes + n_signs]
     colors = list(COLORS)
@@ -142,6 +143,8 @@ def _draw(canvas: ImageDraw.ImageDraw, thing: Thing, dx: int, dy: int, shrink: i
         canvas.rectangle((cx - r + 1, cy - r + 1, cx + r - 1, cy + r - 1), fill=fill)
     elif thing.kind == "triangle":
         canvas.polygon([(cx, cy - r), (cx - r, cy + r), (cx + r, cy + r)], fill=fill)
-    else:  # cross
+    elif thing.kind == "cross":
         canvas.rectangle((cx - 1, cy - r, cx + 1, cy + r), fill=fill)
         canvas.rectangle((cx - r, cy - 1, cx + r, cy + 1), fill=fill)
+    else:  # diamond
+        canvas.polygon([(cx, cy - r), (cx + r, cy), (cx, cy + r), (cx - r, cy)], fill=fill)

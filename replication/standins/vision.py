@@ -64,9 +64,13 @@ def pretrain(
         placed = place_head(features)
         places = torch.arange(cells * patches_per_cell).repeat(len(contents))
         wanted = contents.view(-1)
-        loss = nn.functional.cross_entropy(told, wanted) + nn.functional.cross_entropy(placed, places)
+        loss = nn.functional.cross_entropy(told, wanted) + nn.functional.cross_entropy(
+            placed, places
+        )
         if not torch.isfinite(loss):
-            raise FloatingPointError("the vision tower's loss is not finite; lower its learning rate")
+            raise FloatingPointError(
+                "the vision tower's loss is not finite; lower its learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
