@@ -66,7 +66,7 @@ def fit(
         gradient_checkpointing=settings.get("gradient_checkpointing", False),
         seed=settings["seed"],
         data_seed=settings["seed"],
-        logging_steps=settings.get("logging_steps", 50),
+        logging_steps=min(settings.get("logging_steps", 50), settings["steps"]),
         save_steps=settings.get("save_steps", 500),
         save_total_limit=1,
         report_to=[],

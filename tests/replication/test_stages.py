@@ -1,0 +1,587 @@
+"""Stages as commands: bad input is one clear line and exit code 2, and leaves nothing behind."""
+
+import copy
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import TEXT, VISION
+from repository import ROOT, python
+
+from grace.errors import InputError
+from grace.models import family_of, load_model, load_processor
+from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
+from grace.training import prepare_student
+from replication.fitting import fit, last_checkpoint, load_training_data
+from replication.layout import Layout
+from replication.parallel import run_all
+from replication.params import load_params, parse_params
+from replication.scale import merge, scale_params
+from replication.stages.train import CODES_FILE, method_config
+
+RUN, FAMILY = "grace_int4", "qwen2_vl"
+BUILT = (
+    *("standins", "vision", "features", "teacher", "baseline"),
+    *("teacher_outputs", "train"),
+)
+TINY = {
+    "scale": "smoke",
+    "standins": {"train": 48, "evaluation": 30, "turns": 2, "vocab_size": 400},
+    "vision": {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
+    "teacher": {"steps": 2, "batch_size": 8, "text": {**TEXT, "num_hidden_layers": 3}},
+    "baseline": {"steps": 2, "batch_size": 8, "text": TEXT},
+    "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
+    "runs": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}},
+    "evaluate": {"models": ["teacher", RUN], "benchmarks": ["mmbench"], "batch_size": 30},
+    "world": {"asserted": False},
+}
+
+
+def tiny_params(**changes) -> dict:
+    params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
+    return merge({**params, "runs": TINY["runs"]}, changes)
+
+
+@pytest.fixture
+def stage(monkeypatch, capfd):
+    """A function that runs a stage in a directory as its command would: (exit code, stderr)."""
+
+    def run(folder, name, *words):
+        module = importlib.import_module(f"replication.stages.{name}")
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        capfd.readouterr()
+        try:
+            module.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A directory in which the stages have run on the tiniest world."""
+    folder = tmp_path_factory.mktemp("built")
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    words = {"train": [RUN]}
+    before, argv = os.getcwd(), sys.argv
+    os.chdir(folder)
+    try:
+        for name in BUILT:
+            sys.argv = [name, *words.get(name, [])]
+            importlib.import_module(f"replication.stages.{name}").main()
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    return folder
+
+
+@pytest.fixture
+def spoilt(built, tmp_path):
+    return shutil.copytree(built, tmp_path / "world")
+
+
+def listing(folder):
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() or not any(path.iterdir())
+    }
+
+
+def data(folder, *parts):
+    return folder.joinpath("data", "smoke", *parts)
+
+
+def models(folder, *parts):
+    return folder.joinpath("models", "smoke", FAMILY, *parts)
+
+
+# ------------------------------------------------------------------------------- what they write
+
+
+def test_the_stages_write_what_the_layout_says(built):
+    params = parse_params(tiny_params())
+    layout = Layout(params)
+    for path in (layout.conversations, layout.processor, layout.vision, layout.features):
+        assert (built / path).exists(), path
+    for name in ("teacher", "baseline"):
+        assert (built / layout.model(name) / "model.safetensors").is_file()
+        assert json.loads((built / layout.training_log(name)).read_text())["history"]
+    trained = built / layout.trained(RUN, 0)
+    assert (trained / CODES_FILE).is_file()
+    assert not (built / layout.checkpoints(f"{RUN}-seed0")).exists()
+    assert not list(built.rglob("*.tmp"))
+    meta = json.loads((built / layout.teacher_outputs / "meta.json").read_text())
+    assert meta["teacher"]["model_type"] == FAMILY
+
+
+def test_each_model_is_evaluated_from_its_own_directory(built, monkeypatch):
+    """Teacher, baseline and every seed of a run: each name leads to its own weights."""
+    module = importlib.import_module("replication.stages.evaluate")
+    asked = []
+
+    class StopError(Exception):
+        pass
+
+    def record(function, jobs):
+        asked.append([path for _, path in jobs])
+        raise StopError
+
+    monkeypatch.chdir(built)
+    monkeypatch.setattr(module, "run_all", record)
+    for name in ("teacher", "baseline", RUN):
+        monkeypatch.setattr(sys, "argv", ["evaluate", name])
+        with pytest.raises(StopError):
+            module.main()
+    base = f"models/smoke/{FAMILY}"
+    assert asked == [[f"{base}/teacher"], [f"{base}/baseline"], [f"{base}/{RUN}/seed0"]]
+
+
+def test_a_run_s_own_settings_come_before_the_shared_ones():
+    params = parse_params(tiny_params(runs={RUN: {"distillation": {"tau": 0.77, "kappa": 0.0}}}))
+    chosen = method_config(params.train, params.run(RUN)).distillation
+    assert (chosen.tau, chosen.kappa) == (0.77, 0.0)
+    assert chosen.eta == params.train.distillation["eta"]
+    shared = parse_params(tiny_params(train={"distillation": {"tau": 0.11}}))
+    assert method_config(shared.train, shared.run(RUN)).distillation.tau == 0.11
+
+
+def test_naive_distillation_has_none_of_the_components():
+    params = parse_params(tiny_params(runs={"kd_int4": {"method": "kd", "bits": 4, "seeds": [0]}}))
+    method = method_config(params.train, params.run("kd_int4"))
+    chosen = method.distillation
+    assert (chosen.decoupled, chosen.adaptive, chosen.kappa, chosen.rcka_weight) == (
+        False,
+        False,
+        0.0,
+        0.0,
+    )
+    assert not method.relational
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+
+def remove(path):
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def garble(path):
+    path.write_bytes(b"not at all" * 40)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def set_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def set_teacher(folder, **changes):
+    meta = data(folder, FAMILY, "teacher_outputs", "meta.json")
+    set_json(meta, teacher={**json.loads(meta.read_text())["teacher"], **changes})
+
+
+def mask_all(folder):
+    """Answers without a word, and a template that does not end a turn: nothing is supervised."""
+    path = data(folder, "standins", "train.parquet")
+    table = pq.read_table(path)
+    turns = [
+        [{**turn, "value": turn["value"] if turn["from"] == "human" else ""} for turn in record]
+        for record in table["conversations"].to_pylist()
+    ]
+    column = table.schema.get_field_index("conversations")
+    made = pa.array(turns, table.schema.field(column).type)
+    pq.write_table(table.set_column(column, "conversations", made), path)
+    template = models(folder, "baseline", "chat_template.jinja")
+    template.write_text(template.read_text().replace("<|im_end|>", ""))
+
+
+def drop_column(folder):
+    path = data(folder, "standins", "train.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["conversations"]), path)
+
+
+def break_image(folder):
+    path = data(folder, "standins", "train.parquet")
+    table = pq.read_table(path)
+    broken = [{**image, "bytes": b"x"} for image in table["image"].to_pylist()]
+    column = table.schema.get_field_index("image")
+    made = pa.array(broken, table.schema.field(column).type)
+    pq.write_table(table.set_column(column, "image", made), path)
+
+
+def train_set(folder):
+    return data(folder, "standins", "train.parquet")
+
+
+CASES = {
+    "unknown run": ("train grace_int5", lambda w: None, "did you mean 'grace_int4'"),
+    "unknown model": ("evaluate grace_int5", lambda w: None, "did you mean 'grace_int4'"),
+    **{
+        f"no data set: {name}": (name, lambda w: remove(train_set(w)), "run the stage standins")
+        for name in ("vision", "features", "teacher", "baseline", "teacher_outputs", f"train {RUN}")
+    },
+    **{
+        f"corrupt data set: {name}": (name, lambda w: truncate(train_set(w)), "train.parquet")
+        for name in ("vision", "features", "teacher", "teacher_outputs", f"train {RUN}")
+    },
+    "no column": ("vision", drop_column, "train.parquet"),
+    "no column, features": ("features", drop_column, "conversations"),
+    "no image": ("features", break_image, "cannot be decoded"),
+    "no questions": (
+        f"evaluate {RUN}",
+        lambda w: remove(data(w, "standins", "mmbench.parquet")),
+        "mmbench.parquet",
+    ),
+    "corrupt questions": (
+        f"evaluate {RUN}",
+        lambda w: garble(data(w, "standins", "mmbench.parquet")),
+        "mmbench.parquet",
+    ),
+    "no processor": ("features", lambda w: remove(models(w, "processor")), "run the stage vision"),
+    "half a processor": (
+        "teacher",
+        lambda w: garble(models(w, "processor", "tokenizer.json")),
+        "processor",
+    ),
+    "no tower": ("baseline", lambda w: remove(models(w, "vision.safetensors")), "stage vision"),
+    "corrupt tower": (
+        "features",
+        lambda w: truncate(models(w, "vision.safetensors")),
+        "run the stage vision",
+    ),
+    "no features": (
+        f"train {RUN}",
+        lambda w: remove(data(w, FAMILY, "features.npy")),
+        "run the stage features",
+    ),
+    "corrupt features": (
+        f"train {RUN}",
+        lambda w: truncate(data(w, FAMILY, "features.npy")),
+        "features.npy",
+    ),
+    "features of other data": (
+        f"train {RUN}",
+        lambda w: np.save(data(w, FAMILY, "features.npy"), np.zeros((3, 4, 16), np.float16)),
+        "features",
+    ),
+    "no baseline": (f"train {RUN}", lambda w: remove(models(w, "baseline")), "does not exist"),
+    "no teacher": ("teacher_outputs", lambda w: remove(models(w, "teacher")), "stage teacher"),
+    "no model": (f"evaluate {RUN}", lambda w: remove(models(w, RUN)), "does not exist"),
+    "corrupt weights": (
+        f"train {RUN}",
+        lambda w: truncate(models(w, "baseline", "model.safetensors")),
+        "baseline",
+    ),
+    "corrupt configuration": (
+        f"train {RUN}",
+        lambda w: garble(models(w, "baseline", "config.json")),
+        "config.json",
+    ),
+    "no weights": (
+        "teacher_outputs",
+        lambda w: remove(models(w, "teacher", "model.safetensors")),
+        "no *.safetensors weights",
+    ),
+    "no teacher outputs": (
+        f"train {RUN}",
+        lambda w: remove(data(w, FAMILY, "teacher_outputs")),
+        "run the stage teacher_outputs",
+    ),
+    "half the teacher outputs": (
+        f"train {RUN}",
+        lambda w: remove(data(w, FAMILY, "teacher_outputs", "offsets.npy")),
+        "compute them again",
+    ),
+    "a student of another family": (
+        f"train {RUN}",
+        lambda w: set_json(models(w, "baseline", "config.json"), model_type="llava"),
+        "'llava'",
+    ),
+    "a teacher of another family": (
+        f"train {RUN}",
+        lambda w: set_teacher(w, model_type="llava"),
+        "'llava'",
+    ),
+    "a teacher of another vocabulary": (
+        f"train {RUN}",
+        lambda w: set_teacher(w, vocabulary="0" * 64),
+        "not the same ones",
+    ),
+    "a teacher of a larger vocabulary": (
+        f"train {RUN}",
+        lambda w: set_teacher(w, tokens=9999, rows=9999),
+        "9999",
+    ),
+    "a nameless teacher": (
+        f"train {RUN}",
+        lambda w: data(w, FAMILY, "teacher_outputs", "meta.json").write_text('{"samples": 48}'),
+        "whose they are",
+    ),
+    "nothing is supervised": (f"train {RUN}", mask_all, "no token is supervised"),
+    "nothing to judge": ("world", lambda w: None, "must be evaluated"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_clear_line(case, spoilt, stage):
+    words, spoil, told = CASES[case]
+    spoil(spoilt)
+    before = listing(spoilt)
+    code, said = stage(spoilt, *words.split())
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert code == 2, said
+    assert len(errors) == 1, said
+    assert told in errors[0]
+    assert "Traceback" not in said
+    assert listing(spoilt) == before  # nothing written, not even in part
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "told"),
+    [
+        (["train", "nonsense"], {}, "run 'nonsense' is unknown"),
+        (["standins"], {"trian": {}}, "did you mean 'train'"),
+        (["claims"], {"scale": "large"}, "scale 'large' is unknown"),
+        (["vision"], {}, "run the stage standins first"),
+    ],
+)
+def test_the_command_itself(tmp_path, words, changes, told):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params(**changes)))
+    started = time.monotonic()
+    done = python(
+        "-c",
+        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); name = sys.argv.pop(1); "
+        "runpy.run_module(name, run_name='__main__', alter_sys=True)",
+        f"replication.stages.{words[0]}",
+        *words[1:],
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert told in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+    assert time.monotonic() - started < 60
+
+
+def test_a_missing_parameter_file(tmp_path, stage):
+    code, said = stage(tmp_path, "claims")
+    assert (code, said.count("\n")) == (2, 1)
+    assert "params.yaml" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "standins",
+        "vision",
+        "features",
+        "teacher_outputs",
+        f"train {RUN}",
+        "evaluate teacher",
+        "world",
+    ],
+)
+def test_scale_paper_is_not_run(tmp_path, stage, words):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(scale_params("paper")))
+    code, said = stage(tmp_path, *words.split())
+    assert (code, said.count("\n")) == (2, 1)
+    assert "is not run at scale paper" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+def test_a_published_checkpoint_can_be_a_local_directory(built, tmp_path, stage):
+    params = scale_params("paper")
+    params["teacher"]["source"] = str(models(built, "teacher"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    code, said = stage(tmp_path, "teacher")
+    assert code == 0, said
+    taken = tmp_path / "models" / "paper" / FAMILY / "teacher" / "model.safetensors"
+    assert taken.read_bytes() == models(built, "teacher", "model.safetensors").read_bytes()
+    log = tmp_path / "results" / "paper" / "training" / FAMILY / "teacher.json"
+    assert json.loads(log.read_text())["source"] == params["teacher"]["source"]
+
+
+# ------------------------------------------------------------------------- teachers and students
+
+
+def test_a_teacher_may_pad_its_vocabulary():
+    student = Identity("qwen2_vl", 151_936, 151_665, "a")
+    check_teacher(student, Identity("qwen2_vl", 152_064, 151_665, "a"))
+    check_teacher(student, Identity("qwen2_vl", 152_064))  # its tokenizer is not known
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model_type": "qwen3_vl"}, "'qwen3_vl'"),
+        ({"tokens": 151_643}, "151643"),
+        ({"vocabulary": "b"}, "not the same ones"),
+        ({"rows": 100}, "100 rows"),
+    ],
+)
+def test_another_vocabulary_is_refused(changes, told):
+    common = {"model_type": "qwen2_vl", "rows": 152_064, "tokens": 151_665, "vocabulary": "a"}
+    with pytest.raises(InputError, match=told):
+        check_teacher(Identity(**common), Identity(**{**common, **changes}))
+
+
+def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, tmp_path):
+    params = parse_params(tiny_params())
+    student = load_model(models(built, "baseline"))
+    own = load_processor(models(built, "baseline"))
+    dataset = load_training_data(_layout(built), own, student.config)
+    other = copy.deepcopy(own.tokenizer)
+    other.add_tokens(["<extra>"])
+    family = family_of(FAMILY)
+    method = method_config(params.train, params.run(RUN))
+    prepare_student(student, method)
+    teacher = LiveTeacher(make_model(9), family, relational=True, tokenizer=other)
+    with pytest.raises(InputError, match="tokenizer has"):
+        fit(
+            student,
+            dataset,
+            method,
+            {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "seed": 0},
+            teacher=teacher,
+            scratch=tmp_path / "scratch",
+            log=tmp_path / "log.json",
+        )
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------- interruption and parallel
+
+
+class _StopError(Exception):
+    pass
+
+
+class _Interrupting(CachedTeacher):
+    """Stops a run the way a signal does, when it is asked for the given time."""
+
+    left = 0
+
+    def outputs(self, batch):
+        self.left -= 1
+        if self.left < 0:
+            raise _StopError
+        return super().outputs(batch)
+
+
+def _layout(folder):
+    layout = Layout(parse_params(tiny_params()))
+    layout.data, layout.models = folder / layout.data, folder / layout.models
+    layout.results = folder / layout.results
+    return layout
+
+
+def _fit(built, folder, stop_after=None, **changes):
+    layout = _layout(built)
+    params = parse_params(tiny_params())
+    model = load_model(layout.model("baseline"))
+    method = method_config(params.train, params.run(RUN))
+    prepare_student(model, method)
+    family_of(FAMILY).take_vision_features(model)
+    dataset = load_training_data(layout, load_processor(layout.model("baseline")), model.config)
+    kind = CachedTeacher if stop_after is None else _Interrupting
+    teacher = kind(layout.teacher_outputs, samples=len(dataset))
+    teacher.left = stop_after
+    settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "seed": 4, "save_steps": 2}
+    settings |= {"logging_steps": 1, "bf16": True, **changes}
+    trainer = fit(
+        model,
+        dataset,
+        method,
+        settings,
+        teacher=teacher,
+        scratch=folder / "scratch",
+        log=folder / "log.json",
+    )
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return weights, trainer
+
+
+def _same(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
+    whole, _ = _fit(built, tmp_path / "whole")
+    with pytest.raises(_StopError):
+        _fit(built, tmp_path / "cut", stop_after=5)
+    scratch = tmp_path / "cut" / "scratch"
+    assert (scratch / "checkpoint-4").is_dir()
+    shutil.copytree(scratch / "checkpoint-4", scratch / "checkpoint-5")
+    (scratch / "checkpoint-5" / "trainer_state.json").unlink()  # killed while it was written
+    resumed, trainer = _fit(built, tmp_path / "cut", stop_after=2)  # it asks for two steps only
+    assert trainer.state.global_step == 6
+    assert _same(resumed, whole)
+    assert (tmp_path / "cut" / "log.json").read_text() == (
+        tmp_path / "whole" / "log.json"
+    ).read_text()
+    assert not scratch.exists()
+
+
+def test_a_checkpoint_of_other_settings_is_not_gone_on_from(built, tmp_path):
+    with pytest.raises(_StopError):
+        _fit(built, tmp_path / "cut", stop_after=5)
+    changed, _ = _fit(built, tmp_path / "cut", learning_rate=2e-3)
+    whole, _ = _fit(built, tmp_path / "whole", learning_rate=2e-3)
+    assert _same(changed, whole)
+
+
+def test_only_whole_checkpoints_count(tmp_path):
+    origin = {"settings": "a"}
+    assert last_checkpoint(tmp_path, origin) is None
+    (tmp_path / "origin.json").write_text(json.dumps(origin))
+    assert last_checkpoint(tmp_path, origin) is None
+    for step in (9, 10, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"step": 1}')
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"st')
+    assert last_checkpoint(tmp_path, origin) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path, {"settings": "b"}) is None
+
+
+several_cores = pytest.mark.skipif(
+    len(os.sched_getaffinity(0)) < 2 or torch.cuda.is_available(), reason="runs one after the other"
+)
+
+
+def test_side_by_side_gives_what_one_by_one_gives():
+    jobs = [(2, 5), (3, 3), (10, 2)]
+    assert run_all(pow, jobs) == [pow(*job) for job in jobs]
+    assert run_all(pow, jobs[:1]) == [32]
+    assert run_all(pow, []) == []
+
+
+def test_an_error_of_a_job_is_an_error_of_all(tmp_path):
+    with pytest.raises(InputError, match="missing"):
+        run_all(load_params, [(tmp_path / "missing",), (tmp_path / "missing",)])
+
+
+@several_cores
+def test_the_first_error_stops_the_others():
+    started = time.monotonic()
+    with pytest.raises(TypeError):
+        run_all(time.sleep, [(300,), ("long",)])
+    assert time.monotonic() - started < 120
