@@ -144,7 +144,8 @@ class ConversationDataset(Dataset):
 
     Columns: ``id`` (string), ``image`` (struct of bytes and path), ``conversations`` (list of
     struct of from and value). With ``vision_features`` (images, patches, width) the frozen
-    tower's output replaces the pixels; see ``Family.take_vision_features``.
+    tower's output replaces the pixels; see ``Family.take_vision_features``. With
+    ``supervise_prompts`` every token but the visual ones is supervised, as in language modelling.
 
     Raises:
         InputError: for a missing, unreadable or empty file, a missing column, a bad record.
@@ -158,6 +159,7 @@ class ConversationDataset(Dataset):
         *,
         limit: int | None = None,
         vision_features: np.ndarray | None = None,
+        supervise_prompts: bool = False,
     ) -> None:
         self.family = family_of(config.model_type)
         self.processor = processor
@@ -184,6 +186,9 @@ class ConversationDataset(Dataset):
                 ids, labels = encode(turns, per_image)
             except InputError as error:
                 raise InputError(f"{path}, record {identity!r}: {error}") from error
+            if supervise_prompts:
+                image = processor.image_token_id
+                labels = [IGNORE_INDEX if token == image else token for token in ids]
             self._input_ids.append(np.asarray(ids, dtype=np.int64))
             self._labels.append(np.asarray(labels, dtype=np.int64))
         if all((labels == IGNORE_INDEX).all() for labels in self._labels):

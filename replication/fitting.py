@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from grace.data import Collator, ConversationDataset
@@ -19,7 +20,9 @@ from replication.layout import Layout, needed, reading
 ORIGIN_FILE = "origin.json"
 
 
-def load_training_data(layout: Layout, processor: Any, config: Any) -> ConversationDataset:
+def load_training_data(
+    layout: Layout, processor: Any, config: Any, *, supervise_prompts: bool = False
+) -> ConversationDataset:
     """The training conversations with their precomputed vision features.
 
     Raises:
@@ -28,7 +31,13 @@ def load_training_data(layout: Layout, processor: Any, config: Any) -> Conversat
     needed(layout.conversations, "standins")
     with reading(layout.features, "features"):
         features = np.load(layout.features, mmap_mode="c")
-    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
+    return ConversationDataset(
+        layout.conversations,
+        processor,
+        config,
+        vision_features=features,
+        supervise_prompts=supervise_prompts,
+    )
 
 
 def fit(
@@ -40,7 +49,8 @@ def fit(
     teacher: Teacher | None,
     scratch: Path,
     log: Path,
-) -> GraceTrainer:
+    keep: bool = False,
+) -> None:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
 
     Checkpoints of other settings, data or starting weights are thrown away, not gone on from.
@@ -50,7 +60,11 @@ def fit(
             corresponding section of ``params.yaml``.
         scratch: folder for checkpoints, removed when training is complete.
         log: JSON file for the logged values.
+        keep: leave the last checkpoint in ``scratch``, so that a later call finds the work done.
     """
+    if not torch.cuda.is_available():
+        # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
+        model.set_attn_implementation("eager")
     arguments = TrainingArguments(
         output_dir=str(scratch),
         max_steps=settings["steps"],
@@ -85,10 +99,13 @@ def fit(
     if last is None:
         shutil.rmtree(scratch, ignore_errors=True)
         write_json_atomic(scratch / ORIGIN_FILE, origin)
+    if last is not None and int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
+        model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
+        return
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     write_json_atomic(log, {"history": trainer.state.log_history[:-1]})
-    shutil.rmtree(scratch, ignore_errors=True)
-    return trainer
+    if not keep:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:

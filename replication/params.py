@@ -82,6 +82,14 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Language:
+    """The first part of a training from scratch, in which prompts are supervised too."""
+
+    steps: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class Pretraining:
     """Training of a teacher or baseline: from scratch (``text``), or a published ``source``."""
 
@@ -91,6 +99,7 @@ class Pretraining:
     learning_rate: float = 0.0
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
+    language: Language | None = None
     text: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 

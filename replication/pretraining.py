@@ -17,7 +17,7 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
     """Write the model directory ``name``: ``settings.source`` as published, or one trained here."""
     if settings.source is not None:
         _download(settings.source, layout, name)
-        write_json_atomic(layout.training_log(name), {"source": settings.source})
+        write_json_atomic(layout.training_log(f"{name}/source"), {"source": settings.source})
         return
     vision = section(params.vision, "vision")
     needed(layout.conversations, "standins")
@@ -32,25 +32,33 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
     tower = model.get_submodule(family_of(params.family).vision_tower)
     forward = tower.forward
     family_of(params.family).take_vision_features(model)
-    fit(
-        model,
-        load_training_data(layout, processor, model.config),
-        method,
-        {
-            "steps": settings.steps,
-            "batch_size": settings.batch_size,
-            "learning_rate": settings.learning_rate,
-            "warmup_ratio": settings.warmup_ratio,
-            "weight_decay": settings.weight_decay,
-            "seed": settings.seed,
-            "bf16": True,
-        },
-        teacher=None,
-        scratch=layout.checkpoints(name),
-        log=layout.training_log(name),
-    )
+    shared = {
+        "batch_size": settings.batch_size,
+        "warmup_ratio": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "bf16": True,
+    }
+    parts = {"instruction": (settings.steps, settings.learning_rate)}
+    if settings.language is not None:
+        parts = {"language": (settings.language.steps, settings.language.learning_rate)} | parts
+    for part, (steps, learning_rate) in parts.items():
+        fit(
+            model,
+            load_training_data(
+                layout, processor, model.config, supervise_prompts=part == "language"
+            ),
+            method,
+            {**shared, "steps": steps, "learning_rate": learning_rate},
+            teacher=None,
+            scratch=layout.checkpoints(f"{name}-{part}"),
+            log=layout.training_log(f"{name}/{part}"),
+            keep=True,
+        )
     tower.forward = forward
     save_model(model, processor, layout.model(name))
+    for part in parts:
+        shutil.rmtree(layout.checkpoints(f"{name}-{part}"), ignore_errors=True)
 
 
 def _download(source: str, layout: Layout, name: str) -> None:
