@@ -50,7 +50,7 @@ def fit(
     scratch: Path,
     log: Path,
     keep: bool = False,
-) -> None:
+) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
 
     Checkpoints of other settings, data or starting weights are thrown away, not gone on from.
@@ -101,11 +101,15 @@ def fit(
         write_json_atomic(scratch / ORIGIN_FILE, origin)
     if last is not None and int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
         model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
-        return
+        if not log.is_file():
+            state = json.loads((last / "trainer_state.json").read_text())
+            write_json_atomic(log, {"history": state["log_history"]})
+        return trainer
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     write_json_atomic(log, {"history": trainer.state.log_history[:-1]})
     if not keep:
         shutil.rmtree(scratch, ignore_errors=True)
+    return trainer
 
 
 def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:

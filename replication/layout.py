@@ -89,8 +89,12 @@ class Layout:
         """Scratch folder for resumable training state; removed when training completes."""
         return self.models / ".checkpoints" / name
 
-    def training_log(self, name: str) -> Path:
-        return self.results / "training" / self.family / f"{name}.json"
+    def training_logs(self, name: str) -> Path:
+        """Folder of a model's training logs: one a seed of a run, one a part of a pretraining."""
+        return self.results / "training" / self.family / name
+
+    def training_log(self, name: str, part: str) -> Path:
+        return self.training_logs(name) / f"{part}.json"
 
     def scores(self, name: str) -> Path:
         return self.results / "scores" / self.family / f"{name}.json"

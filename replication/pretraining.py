@@ -17,7 +17,7 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
     """Write the model directory ``name``: ``settings.source`` as published, or one trained here."""
     if settings.source is not None:
         _download(settings.source, layout, name)
-        write_json_atomic(layout.training_log(f"{name}/source"), {"source": settings.source})
+        write_json_atomic(layout.training_log(name, "source"), {"source": settings.source})
         return
     vision = section(params.vision, "vision")
     needed(layout.conversations, "standins")
@@ -52,7 +52,7 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
             {**shared, "steps": steps, "learning_rate": learning_rate},
             teacher=None,
             scratch=layout.checkpoints(f"{name}-{part}"),
-            log=layout.training_log(f"{name}/{part}"),
+            log=layout.training_log(name, part),
             keep=True,
         )
     tower.forward = forward

@@ -94,7 +94,7 @@ def train_one(params: Params, name: str, seed: int) -> None:
         dataclasses.asdict(params.train) | {"seed": seed},
         teacher=teacher,
         scratch=layout.checkpoints(f"{name}-seed{seed}"),
-        log=layout.training_log(f"{name}/seed{seed}"),
+        log=layout.training_log(name, f"seed{seed}"),
     )
     tower.forward = forward
     tensors: dict[str, torch.Tensor] = {}

@@ -147,6 +147,16 @@ def test_nothing_supervised_is_refused(tmp_path, conversations, processor, make_
         ConversationDataset(conversations, processor, make_model().config)
 
 
+def test_prompts_can_be_supervised_too(conversations, processor, make_model):
+    data = ConversationDataset(
+        conversations, processor, make_model().config, supervise_prompts=True
+    )
+    sample = data[0]
+    image = sample["input_ids"] == processor.image_token_id
+    assert (sample["labels"][image] == IGNORE_INDEX).all()
+    assert np.array_equal(sample["labels"][~image], sample["input_ids"][~image])
+
+
 def test_the_processor_survives_a_directory(tmp_path, processor, dataset):
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)

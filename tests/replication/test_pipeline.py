@@ -149,9 +149,9 @@ def test_the_layout_is_the_pipeline_s():
     assert outs("vision") == {str(layout.processor), str(layout.vision)}
     assert outs("features") == {str(layout.features)}
     for name in ("teacher", "baseline"):
-        assert outs(name) == {str(layout.model(name)), str(layout.training_log(name))}
+        assert outs(name) == {str(layout.model(name)), str(layout.training_logs(name))}
     assert outs("teacher_outputs") == {str(layout.teacher_outputs)}
-    log = layout.training_log("qat_int4/seed0").parent
+    log = layout.training_logs("qat_int4")
     assert outs("train") == {str(layout.model("qat_int4")), str(log)}
     assert outs("evaluate") == {str(layout.scores("teacher")), str(layout.outcomes("teacher"))}
 

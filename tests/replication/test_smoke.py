@@ -56,7 +56,7 @@ def test_every_result_is_there_and_valid(replication):
             assert entries[-1]["step"] == params.train.steps
             assert ("gdkd" in entries[0]) == (settings.method in ("kd", "grace"))
     for name in ("teacher", "baseline"):
-        log = results / "smoke" / "training" / params.family / f"{name}.json"
+        log = results / "smoke" / "training" / params.family / name / "instruction.json"
         assert json.loads(log.read_text())["history"]
     averages = json.loads((results / "smoke" / "averages.json").read_text())
     plain = json.loads((results / "smoke" / "scores.json").read_text())

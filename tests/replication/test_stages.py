@@ -119,7 +119,7 @@ def test_the_stages_write_what_the_layout_says(built):
         assert (built / path).exists(), path
     for name in ("teacher", "baseline"):
         assert (built / layout.model(name) / "model.safetensors").is_file()
-        assert json.loads((built / layout.training_log(name)).read_text())["history"]
+        assert json.loads((built / layout.training_log(name, "instruction")).read_text())["history"]
     trained = built / layout.trained(RUN, 0)
     assert (trained / CODES_FILE).is_file()
     assert not (built / layout.checkpoints(f"{RUN}-seed0")).exists()
@@ -415,7 +415,7 @@ def test_a_published_checkpoint_can_be_a_local_directory(built, tmp_path, stage)
     assert code == 0, said
     taken = tmp_path / "models" / "paper" / FAMILY / "teacher" / "model.safetensors"
     assert taken.read_bytes() == models(built, "teacher", "model.safetensors").read_bytes()
-    log = tmp_path / "results" / "paper" / "training" / FAMILY / "teacher.json"
+    log = tmp_path / "results" / "paper" / "training" / FAMILY / "teacher" / "source.json"
     assert json.loads(log.read_text())["source"] == params["teacher"]["source"]
 
 
@@ -493,7 +493,7 @@ def _layout(folder):
     return layout
 
 
-def _fit(built, folder, stop_after=None, **changes):
+def _fit(built, folder, stop_after=None, *, keep=False, **changes):
     layout = _layout(built)
     params = parse_params(tiny_params())
     model = load_model(layout.model("baseline"))
@@ -514,6 +514,7 @@ def _fit(built, folder, stop_after=None, **changes):
         teacher=teacher,
         scratch=folder / "scratch",
         log=folder / "log.json",
+        keep=keep,
     )
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return weights, trainer
@@ -539,6 +540,17 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
         tmp_path / "whole" / "log.json"
     ).read_text()
     assert not scratch.exists()
+
+
+def test_work_that_was_kept_is_not_done_again(built, tmp_path):
+    done, _ = _fit(built, tmp_path, keep=True)
+    history = json.loads((tmp_path / "log.json").read_text())["history"]
+    (tmp_path / "log.json").unlink()  # killed before it was written
+    again, trainer = _fit(built, tmp_path, stop_after=0, keep=True)  # the teacher is never asked
+    assert trainer.state.global_step == 0
+    assert _same(again, done)
+    found = json.loads((tmp_path / "log.json").read_text())["history"]
+    assert [entry["ce"] for entry in found] == [entry["ce"] for entry in history]
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(built, tmp_path):
