@@ -17,7 +17,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from grace.data import Collator, ConversationDataset
 from grace.distillation import (
     DistillationConfig,
-    IBController,
     combine,
     distillation_sums,
     gate_sum,
@@ -106,16 +105,7 @@ class Objective(TrainerCallback, ExportableState):
 
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config
-        self.controller: IBController | None = None
-        if config.adaptive:
-            self.controller = IBController(
-                tau=config.tau,
-                eta=config.eta,
-                beta_init=config.beta_init,
-                beta_min=config.beta_min,
-                beta_max=config.beta_max,
-                ema_decay=config.ema_decay,
-            )
+        self.controller = config.controller() if config.adaptive else None
         self.skipped = 0  # optimizer steps whose distillation terms were dropped
         self.degenerate = 0  # images that carried no relational term
 

@@ -4,7 +4,7 @@ from replication.io import write_json_atomic
 from replication.layout import Layout
 from replication.params import Params
 from replication.report.tables import build_table, write
-from replication.results import list_runs, read_scores
+from replication.results import average_score, list_runs, read_scores
 from replication.stages import stage
 
 
@@ -17,7 +17,8 @@ def main(params: Params) -> None:
     for run in list_runs(results, params.scale, params.family):
         scores = read_scores(results, params.scale, params.family, run)
         values = {name: scores.score(name) for name in scores.benchmarks}
-        plain[run] = {**values, "average": sum(values.values()) / len(values)}
+        entries = {name: {"score": value} for name, value in values.items()}
+        plain[run] = {**values, "average": average_score(entries)}
     write_json_atomic(layout.results / "scores.json", plain)
     averages = [{"model": run, "average": values["average"]} for run, values in plain.items()]
     write_json_atomic(layout.results / "averages.json", averages)
