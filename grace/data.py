@@ -1,8 +1,8 @@
 """Conversations to supervised token sequences, and batches of them.
 
 Records follow the LLaVA schema: ``{"image": ..., "conversations": [{"from", "value"}, ...]}``
-with ``<image>`` in the human turn that shows the image. Only assistant turns are supervised:
-their content and the token that ends the turn.
+with ``<image>`` in the human turn that shows the image; the image of a record that is text alone
+is null. Only assistant turns are supervised: their content and the token that ends the turn.
 """
 
 import io
@@ -143,7 +143,7 @@ class ConversationDataset(Dataset):
     """Conversations with images from parquet files, tokenized once, pixels made on demand.
 
     Columns: ``id`` (string), ``image`` (struct of bytes and path), ``conversations`` (list of
-    struct of from and value). With ``vision_features`` (images, patches, width) the frozen
+    struct of from and value). With ``vision_features`` (records, patches, width) the frozen
     tower's output replaces the pixels; see ``Family.take_vision_features``. With
     ``supervise_prompts`` every token but the visual ones is supervised, as in language modelling.
 
@@ -170,20 +170,25 @@ class ConversationDataset(Dataset):
             table = table.slice(0, limit)
         self.ids: list[str] = table["id"].to_pylist()
         self._images = table["image"].combine_chunks()
+        self._has_image = self._images.is_valid().to_pylist()
         if vision_features is not None and len(vision_features) < len(self.ids):
             raise InputError(
                 f"{path}: {len(self.ids)} records but vision features for {len(vision_features)}; "
                 "rebuild the features"
             )
         encode = Encoder(processor)
-        grid = self._grid(self.image(0))
-        per_image = self.family.tokens_per_image(config, grid)
-        self._grid_thw = grid
+        per_image: list[int] = []
+        if True in self._has_image:
+            first = self.image(self._has_image.index(True))
+            self._grid_thw = self._grid(first)
+            per_image = self.family.tokens_per_image(config, self._grid_thw)
         self._input_ids: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
-        for identity, turns in zip(self.ids, table["conversations"].to_pylist(), strict=True):
+        for identity, turns, has_image in zip(
+            self.ids, table["conversations"].to_pylist(), self._has_image, strict=True
+        ):
             try:
-                ids, labels = encode(turns, per_image)
+                ids, labels = encode(turns, per_image if has_image else [])
             except InputError as error:
                 raise InputError(f"{path}, record {identity!r}: {error}") from error
             if supervise_prompts:
@@ -230,12 +235,16 @@ class ConversationDataset(Dataset):
     def _grid(self, image: Image.Image) -> torch.Tensor:
         return self.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
 
+    def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and labels of a sample."""
+        return self._input_ids[index], self._labels[index]
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {
-            "index": index,
-            "input_ids": self._input_ids[index],
-            "labels": self._labels[index],
-        }
+        """``index``, ``input_ids``, ``labels`` and, where there is an image, what shows it."""
+        input_ids, labels = self.tokens(index)
+        sample: dict[str, Any] = {"index": index, "input_ids": input_ids, "labels": labels}
+        if not self._has_image[index]:
+            return sample
         if self.vision_features is not None:
             sample["pixel_values"] = torch.from_numpy(self.vision_features[index])
             sample["image_grid_thw"] = self._grid_thw
@@ -290,13 +299,18 @@ class Collator:
             attention_mask[row, :count] = 1
         rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
         spans: list[Span] = self.family.image_spans(input_ids, self.image_token_id)
+        shown = [sample for sample in samples if "pixel_values" in sample]
+        images = {
+            name: torch.cat([sample[name] for sample in shown])
+            for name in ("pixel_values", "image_grid_thw")
+            if shown
+        }
         return {
             "input_ids": input_ids,
             "labels": labels,
             "attention_mask": attention_mask,
             "mm_token_type_ids": (input_ids == self.image_token_id).to(torch.int32),
-            "pixel_values": torch.cat([sample["pixel_values"] for sample in samples]),
-            "image_grid_thw": torch.cat([sample["image_grid_thw"] for sample in samples]),
+            **images,
             "image_spans": spans,
             "token_rows": rows,
             "token_columns": columns,

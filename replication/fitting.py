@@ -20,9 +20,7 @@ from replication.layout import Layout, needed, reading
 ORIGIN_FILE = "origin.json"
 
 
-def load_training_data(
-    layout: Layout, processor: Any, config: Any, *, supervise_prompts: bool = False
-) -> ConversationDataset:
+def load_training_data(layout: Layout, processor: Any, config: Any) -> ConversationDataset:
     """The training conversations with their precomputed vision features.
 
     Raises:
@@ -31,13 +29,7 @@ def load_training_data(
     needed(layout.conversations, "standins")
     with reading(layout.features, "features"):
         features = np.load(layout.features, mmap_mode="c")
-    return ConversationDataset(
-        layout.conversations,
-        processor,
-        config,
-        vision_features=features,
-        supervise_prompts=supervise_prompts,
-    )
+    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
 
 
 def fit(
@@ -147,10 +139,8 @@ def _origin(
         weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     for index in range(len(data)):
         samples.update(data.ids[index].encode())
-        sample = data[index] if data.vision_features is not None else None
-        if sample is not None:
-            samples.update(sample["input_ids"])
-            samples.update(sample["labels"])
+        for tokens in data.tokens(index):
+            samples.update(tokens)
     return {
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "method": repr(method),

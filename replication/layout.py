@@ -53,6 +53,11 @@ class Layout:
         return self.data / "standins" / "train.parquet"
 
     @property
+    def language(self) -> Path:
+        """Text that teacher and baseline learn before they see images."""
+        return self.data / "standins" / "language.parquet"
+
+    @property
     def benchmarks(self) -> Path:
         """Directory of the evaluation sets."""
         return self.data / "standins"

@@ -26,7 +26,7 @@ _AT_LEAST_ONE = frozenset(
     {"accumulation", "batch_size", "devices", "evaluation", "images", "logging_steps"}
     | {"max_new_tokens", "max_length", "resamples", "save_steps", "train", "turns", "vocab_size"}
 )
-_FRACTIONS = frozenset({"captions", "echoes", "warmup_ratio"})
+_FRACTIONS = frozenset({"captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"})
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,13 @@ class Standins:
 
     seed: int
     train: int
+    language: int
     evaluation: int
     turns: int
     captions: float
     echoes: float
+    open_answers: float
+    spelled_letters: float
     noise: float
     clutter: int
     vocab_size: int
@@ -82,10 +85,11 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Language:
-    """The first part of a training from scratch, in which prompts are supervised too."""
+class Part:
+    """One part of a training from scratch."""
 
     steps: int
+    batch_size: int
     learning_rate: float
 
 
@@ -99,7 +103,7 @@ class Pretraining:
     learning_rate: float = 0.0
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
-    language: Language | None = None
+    language: Part | None = None
     text: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 

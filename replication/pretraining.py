@@ -1,15 +1,19 @@
 """Teacher and baseline: trained from scratch at reduced scale, taken as published at full scale."""
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_processor
 from grace.training import MethodConfig, prepare_student
 from replication.fitting import fit, load_training_data, save_model
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed, reading
-from replication.params import Params, Pretraining, check_architectures, section
+from replication.params import Params, Part, Pretraining, check_architectures, section
 from replication.standins.models import build_model, take_tower
 
 
@@ -33,32 +37,41 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
     forward = tower.forward
     family_of(params.family).take_vision_features(model)
     shared = {
-        "batch_size": settings.batch_size,
         "warmup_ratio": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
         "seed": settings.seed,
         "bf16": True,
     }
-    parts = {"instruction": (settings.steps, settings.learning_rate)}
+    parts: list[tuple[str, Part, Callable[[], ConversationDataset]]] = []
     if settings.language is not None:
-        parts = {"language": (settings.language.steps, settings.language.learning_rate)} | parts
-    for part, (steps, learning_rate) in parts.items():
+        parts.append(("language", settings.language, lambda: _language(layout, processor, model)))
+    parts.append(
+        (
+            "instruction",
+            Part(settings.steps, settings.batch_size, settings.learning_rate),
+            lambda: load_training_data(layout, processor, model.config),
+        )
+    )
+    for title, part, data in parts:
         fit(
             model,
-            load_training_data(
-                layout, processor, model.config, supervise_prompts=part == "language"
-            ),
+            data(),
             method,
-            {**shared, "steps": steps, "learning_rate": learning_rate},
+            shared | dataclasses.asdict(part),
             teacher=None,
-            scratch=layout.checkpoints(f"{name}-{part}"),
-            log=layout.training_log(name, part),
+            scratch=layout.checkpoints(f"{name}-{title}"),
+            log=layout.training_log(name, title),
             keep=True,
         )
     tower.forward = forward
     save_model(model, processor, layout.model(name))
-    for part in parts:
+    for part, *_ in parts:
         shutil.rmtree(layout.checkpoints(f"{name}-{part}"), ignore_errors=True)
+
+
+def _language(layout: Layout, processor: Any, model: Any) -> ConversationDataset:
+    needed(layout.language, "standins")
+    return ConversationDataset(layout.language, processor, model.config, supervise_prompts=True)
 
 
 def _download(source: str, layout: Layout, name: str) -> None:

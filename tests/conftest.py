@@ -48,10 +48,13 @@ def world() -> Standins:
     return Standins(
         seed=3,
         train=48,
+        language=40,
         evaluation=30,
         turns=2,
         captions=0.5,
         echoes=0.2,
+        open_answers=0.3,
+        spelled_letters=0.25,
         noise=6.0,
         clutter=2,
         vocab_size=400,

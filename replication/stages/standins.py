@@ -8,13 +8,14 @@ from replication.layout import Layout
 from replication.params import Params, section
 from replication.stages import stage
 from replication.standins.benchmarks import SKILLS, write_benchmark
-from replication.standins.corpus import write_training_set
+from replication.standins.corpus import write_language_set, write_training_set
 
 
 @stage
 def main(params: Params) -> None:
     layout, world = Layout(params), section(params.standins, "standins")
     layout.benchmarks.mkdir(parents=True, exist_ok=True)
+    write_language_set(layout.language, world)
     write_training_set(layout.conversations, world)
     trained = set(pq.read_table(layout.conversations, columns=["scene"])["scene"].to_pylist())
     for name in SKILLS:

@@ -24,7 +24,7 @@ SEED_TYPES |= {"comparison": 8, "reading": 9}
 SKILLS = {
     "mmbench": ("presence", "attribute", "position", "counting", "relation", "located"),
     "seedbench": tuple(SEED_TYPES),
-    "scienceqa": ("material", "located", "attribute", "comparison"),
+    "scienceqa": ("material", "located", "attribute", "comparison", "relation"),
 }
 """Skills of each stand-in; its questions go round them in turn."""
 

@@ -5,9 +5,18 @@ the first human turn starts with ``<image>``. Multiple-choice turns use the prom
 official lmms-eval tasks use, as LLaVA's own training mix does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from replication.standins.questions import LETTERS, MAKERS, Maker, Question, presence_yes_no
+from replication.standins.questions import (
+    LETTERS,
+    MAKERS,
+    POOLS,
+    Maker,
+    Question,
+    presence_yes_no,
+)
 from replication.standins.scenes import Scene
 
 LETTER_INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
@@ -22,9 +31,7 @@ _MAKERS: tuple[Maker, ...] = (*MAKERS.values(), presence_yes_no)
 
 def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> str:
     """The text that the official task of ``style`` asks for a multiple-choice question."""
-    listed = "\n".join(
-        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
+    listed = _listed(options)
     if style == "mmbench":
         hint = f"{question.hint} " if question.hint else ""
         # the official task puts an empty line before the instruction
@@ -38,27 +45,47 @@ def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> s
     raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(STYLES)}")
 
 
+def _listed(options: Sequence[str]) -> str:
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
+    )
+
+
 def describe(scene: Scene) -> str:
     """A caption that names every object and where it is, in reading order."""
     return ", ".join(f"{thing.name} {thing.quadrant}" for thing in scene.things) + "."
 
 
 def conversation(
-    scene: Scene, rng: np.random.Generator, *, turns: int, captions: float, echoes: float
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    turns: int,
+    captions: float,
+    echoes: float,
+    open_answers: float,
+    spelled_letters: float,
 ) -> list[dict[str, str]]:
     """At least ``turns`` turns about one scene.
 
     Args:
         captions: chance that the first turn asks for a caption.
-        echoes: chance that a question gives way to one for the letter of each of its options;
-            these teach what the letters mean, which small models otherwise learn last.
+        echoes: chance that a question with options gives way to one for the letters of options
+            that it names; these teach what letters mean, which small models otherwise learn last.
+        open_answers: chance that a question is asked without its options.
+        spelled_letters: chance that the answer is the option with its letter.
     """
     pairs = [(DESCRIBE, describe(scene))] if rng.random() < captions else []
     while len(pairs) < turns:
         question = _MAKERS[int(rng.integers(len(_MAKERS)))](scene, rng)
         if question is None:
             continue
-        pairs.append(_echo(question, rng) if rng.random() < echoes else _turn(question, rng))
+        if question.wrong and rng.random() < echoes:
+            pairs.append(_echo(question, rng))
+        elif not question.wrong or rng.random() < open_answers:
+            pairs.append(_open(question))
+        else:
+            pairs.append(_choice(question, rng, spelled_letters))
     messages = []
     for index, (asked, answer) in enumerate(pairs):
         start = "<image>\n" if index == 0 else ""
@@ -67,28 +94,50 @@ def conversation(
     return messages
 
 
-def _turn(question: Question, rng: np.random.Generator) -> tuple[str, str]:
-    if not question.wrong or rng.random() < 0.3:
-        hint = f"{question.hint} " if question.hint else ""
-        return f"{hint}{question.text}{PHRASE_INSTRUCTION}", question.answer
+def drill(rng: np.random.Generator) -> list[dict[str, str]]:
+    """Text alone: two lists of options, each answered by its options with their letters in random
+    order. Half of an answer follows from the list, so that a model learns to read lists."""
+    messages = []
+    for _ in range(2):
+        pool = POOLS[int(rng.integers(len(POOLS)))]
+        options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
+        order = [int(place) for place in rng.permutation(len(options))]
+        listed = _listed(options)
+        answer = ", ".join(f"{options[place]} {LETTERS[place]}" for place in order)
+        messages.append({"from": "human", "value": f"\n{listed}{WITH_LETTER_INSTRUCTION}"})
+        messages.append({"from": "gpt", "value": answer})
+    return messages
+
+
+def _open(question: Question) -> tuple[str, str]:
+    hint = f"{question.hint} " if question.hint else ""
+    return f"{hint}{question.text}{PHRASE_INSTRUCTION}", question.answer
+
+
+def _choice(
+    question: Question, rng: np.random.Generator, spelled_letters: float
+) -> tuple[str, str]:
     options, place, style = _options(question, rng)
     prompt = choice_prompt(style, question, options)
-    if rng.random() < 0.25:
-        prompt = prompt.removesuffix(LETTER_INSTRUCTION).rstrip("\n") + WITH_LETTER_INSTRUCTION
-        return prompt, f"{options[place]} {LETTERS[place]}"
+    if rng.random() < spelled_letters:
+        return _with_letter(prompt), f"{options[place]} {LETTERS[place]}"
     return prompt, LETTERS[place]
 
 
 def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
-    """Ask for the letter of every option, in random order; needs no image."""
-    if not question.wrong:
-        return _turn(question, rng)
+    """Ask for the letter of one option (1/3), or of every option in random order."""
     options, _, style = _options(question, rng)
     order = [int(place) for place in rng.permutation(len(options))]
+    if rng.random() < 1 / 3:
+        asked = Question("echo", f"{options[order[0]]}?", "")
+        return choice_prompt(style, asked, options), LETTERS[order[0]]
     asked = Question("echo", ", ".join(options[place] for place in order) + "?", "")
-    prompt = choice_prompt(style, asked, options).removesuffix(LETTER_INSTRUCTION)
     answer = ", ".join(f"{options[place]} {LETTERS[place]}" for place in order)
-    return prompt.rstrip("\n") + WITH_LETTER_INSTRUCTION, answer
+    return _with_letter(choice_prompt(style, asked, options)), answer
+
+
+def _with_letter(prompt: str) -> str:
+    return prompt.removesuffix(LETTER_INSTRUCTION).rstrip("\n") + WITH_LETTER_INSTRUCTION
 
 
 def _options(question: Question, rng: np.random.Generator) -> tuple[tuple[str, ...], int, str]:

@@ -1,4 +1,4 @@
-"""The training set: scenes with conversations, in one parquet file."""
+"""The training data: scenes with conversations, and text alone, each in one parquet file."""
 
 import itertools
 from concurrent.futures import ProcessPoolExecutor
@@ -12,13 +12,14 @@ from tqdm import tqdm
 from replication.io import atomic_path
 from replication.params import Standins
 from replication.standins.benchmarks import png
-from replication.standins.conversations import conversation
+from replication.standins.conversations import conversation, drill
 from replication.standins.scenes import Scene, draw_scene
 from replication.standins.vision import cell_contents
 
 TRAIN_STREAM = 1000  # keeps training draws apart from the benchmarks' streams
+LANGUAGE_STREAM = 1001
 
-SCHEMA = pa.schema(
+TEXT_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -26,10 +27,9 @@ SCHEMA = pa.schema(
             "conversations",
             pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())])),
         ),
-        ("scene", pa.string()),
-        ("contents", pa.list_(pa.int8())),
     ]
 )
+SCHEMA = pa.schema([*TEXT_SCHEMA, ("scene", pa.string()), ("contents", pa.list_(pa.int8()))])
 _BLOCK = 500
 
 
@@ -54,6 +54,8 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
                     turns=params.turns,
                     captions=params.captions,
                     echoes=params.echoes,
+                    open_answers=params.open_answers,
+                    spelled_letters=params.spelled_letters,
                 ),
                 "scene": repr(scene.things),
                 "contents": cell_contents(scene).tolist(),
@@ -76,3 +78,14 @@ def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> Non
         for table in pool.map(_block, [params] * len(spans), starts, stops):
             writer.write_table(table)
             progress.update(table.num_rows)
+
+
+def write_language_set(path: Path, params: Standins) -> None:
+    """Write ``params.language`` conversations without an image."""
+    rng = np.random.default_rng([params.seed, LANGUAGE_STREAM])
+    rows = [
+        {"id": f"text_{index:07d}", "image": None, "conversations": drill(rng)}
+        for index in tqdm(range(params.language), desc="text alone")
+    ]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=TEXT_SCHEMA), temporary)

@@ -3,6 +3,7 @@
 What these functions build is saved and loaded as ordinary Hugging Face directories.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,13 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from grace.errors import InputError
 from grace.models import family_of
 from replication.standins.conversations import (
+    DESCRIBE,
     LETTER_INSTRUCTION,
     PHRASE_INSTRUCTION,
     SEVERAL_OPTIONS,
     WITH_LETTER_INSTRUCTION,
 )
+from replication.standins.questions import LETTERS, PHRASES
 from replication.standins.scenes import SIZE
 
 SPECIAL_TOKENS = (
@@ -47,15 +50,20 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# The fixed parts of every prompt are one token each: a small model has no words to spare.
+# The fixed parts of prompts and questions are one token each: a small model has no words to spare,
+# and two in five tokens are saved.
 FIXED_PHRASES = (
+    "<|im_start|>user\n",
+    "<|im_start|>user\n<|vision_start|>",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "\n<|im_start|>user\n",
+    DESCRIBE,
     LETTER_INSTRUCTION,
     PHRASE_INSTRUCTION,
     WITH_LETTER_INSTRUCTION,
     " " + SEVERAL_OPTIONS,
-    "user\n",
-    "assistant\n",
-    *(f"\n{letter}." for letter in "ABCD"),
+    *(f"\n{letter}." for letter in LETTERS),
+    *PHRASES,
 )
 # The splitting rule of the Qwen2 tokenizer, but that a digit takes the space before it along, as
 # words do: then every option is one token.
@@ -86,9 +94,13 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(FIXED_PHRASES), show_progress=False
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(FIXED_PHRASES),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # any text can be written
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    phrases = re.compile("|".join(re.escape(p) for p in sorted(FIXED_PHRASES, key=len)[::-1]))
+    words = (part for text in texts for part in phrases.split(text) if part)
+    tokenizer.train_from_iterator(words, trainer)
     tokenizer.add_special_tokens(
         [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
     )

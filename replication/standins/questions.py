@@ -15,6 +15,38 @@ from replication.standins.scenes import COLORS, QUADRANTS, SHAPES, SIGNS, Scene,
 
 MATERIALS = ("metal", "wood", "glass", "stone")
 LETTERS = "ABCD"
+POOLS = (
+    tuple(COLORS),
+    SHAPES,
+    QUADRANTS,
+    SIGNS,
+    MATERIALS,
+    tuple(str(count) for count in range(6)),
+)
+"""What options are drawn from, a pool a kind of answer."""
+PHRASES = (
+    "Which shape is in the image?",
+    "Which color is in the image?",
+    "Is there a",
+    " in the image?",
+    "How many",
+    "s are there?",
+    " objects are there?",
+    "What color is the",
+    "What shape is the",
+    " object?",
+    "Where is the",
+    " seen from the",
+    "Which shape is most common?",
+    "Which color is most common?",
+    "What does the sign say?",
+    "Look at the",
+    "What color is the shape there?",
+    "Which shape is there?",
+    "What is the",
+    " made of?",
+)
+"""The fixed parts of the questions' texts."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +118,7 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
         return None
     answer = str(count)
-    return Question("counting", text, answer, _others([str(n) for n in range(6)], answer))
+    return Question("counting", text, answer, _others(POOLS[-1], answer))
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:

@@ -10,6 +10,7 @@ from transformers import AutoProcessor
 from grace.data import IGNORE_INDEX, Collator, ConversationDataset, Encoder
 from grace.errors import InputError
 from grace.models import family_of
+from grace.teacher import SupervisedForward
 
 TALK = [
     {"from": "human", "value": "<image>\nWhat color is the circle?"},
@@ -155,6 +156,31 @@ def test_prompts_can_be_supervised_too(conversations, processor, make_model):
     image = sample["input_ids"] == processor.image_token_id
     assert (sample["labels"][image] == IGNORE_INDEX).all()
     assert np.array_equal(sample["labels"][~image], sample["input_ids"][~image])
+
+
+def test_records_of_text_alone_mix_with_others(tmp_path, conversations, processor, make_model):
+    rows = pq.read_table(conversations).slice(0, 3).to_pylist()
+    text = [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in TALK]
+    rows[1] |= {"image": None, "conversations": text}
+    path = tmp_path / "mixed.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(conversations)), path)
+    model = make_model().eval()
+    data = ConversationDataset(path, processor, model.config)
+    assert data[1].keys() == {"index", "input_ids", "labels"}
+    assert data[1]["input_ids"].tolist() == Encoder(processor)(text, [])[0]
+    collate = Collator(data.family, processor.image_token_id, processor.tokenizer.pad_token_id)
+    mixed, alone = collate([data[0], data[1], data[2]]), collate([data[1]])
+    assert len(mixed["image_grid_thw"]) == 2
+    assert [row for row, _, _ in mixed["image_spans"]] == [0, 2]
+    assert "pixel_values" not in alone
+    forward = SupervisedForward(model, data.family, relational=False)
+    with torch.no_grad():
+        together, apart = forward(model, mixed)[0], forward(model, alone)[0]
+    assert torch.allclose(together[mixed["token_rows"] == 1], apart, atol=1e-5)
+    rows[1]["conversations"] = TALK  # marks an image that is not there
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(conversations)), path)
+    with pytest.raises(InputError, match=r"scene_0000001.*more images than the 0 given"):
+        ConversationDataset(path, processor, model.config)
 
 
 def test_the_processor_survives_a_directory(tmp_path, processor, dataset):

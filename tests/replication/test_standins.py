@@ -20,8 +20,10 @@ from replication.standins.conversations import (
     choice_prompt,
     conversation,
     describe,
+    drill,
 )
 from replication.standins.corpus import write_training_set
+from replication.standins.models import build_tokenizer
 from replication.standins.questions import LETTERS, MAKERS
 from replication.standins.scenes import (
     CELL,
@@ -38,6 +40,7 @@ from replication.standins.vision import CONTENTS, cell_contents
 
 SEEDS = st.integers(0, 2**32 - 1)
 WORLD = {"noise": 6.0, "clutter": 4}
+MIX = {"echoes": 0.3, "open_answers": 0.3, "spelled_letters": 0.3}
 
 
 def scene_of(seed: int, split: str = "train") -> Scene:
@@ -145,6 +148,16 @@ def test_yes_and_no_are_true(seed):
     assert question.answer == ("yes" if name in {t.name for t in scene.shapes} else "no")
 
 
+def test_every_fixed_phrase_is_one_of_a_question():
+    rng = np.random.default_rng(0)
+    said = ""
+    for seed in range(200):
+        for maker in (*MAKERS.values(), questions.presence_yes_no):
+            question = maker(scene_of(seed), rng)
+            said += f"{question.hint} {question.text}\n" if question else ""
+    assert not [phrase for phrase in questions.PHRASES if phrase not in said]
+
+
 @given(SEEDS)
 def test_captions_name_everything(seed):
     scene = scene_of(seed)
@@ -156,7 +169,7 @@ def test_captions_name_everything(seed):
 @given(SEEDS, st.integers(1, 6))
 def test_conversations_follow_the_schema(seed, turns):
     scene, rng = scene_of(seed), np.random.default_rng(seed)
-    talk = conversation(scene, rng, turns=turns, captions=0.5, echoes=0.3)
+    talk = conversation(scene, rng, turns=turns, captions=0.5, **MIX)
     assert len(talk) >= 2 * turns
     assert [m["from"] for m in talk] == ["human", "gpt"] * (len(talk) // 2)
     assert talk[0]["value"].startswith("<image>\n")
@@ -169,7 +182,7 @@ def test_conversations_follow_the_schema(seed, turns):
 @given(SEEDS)
 def test_letters_said_with_an_option_are_its_letters(seed):
     scene, rng = scene_of(seed), np.random.default_rng(seed)
-    talk = conversation(scene, rng, turns=4, captions=0.0, echoes=0.5)
+    talk = conversation(scene, rng, turns=4, captions=0.0, **MIX)
     for asked, answer in zip(talk[::2], talk[1::2], strict=True):
         if not asked["value"].endswith(WITH_LETTER_INSTRUCTION):
             continue
@@ -181,6 +194,27 @@ def test_letters_said_with_an_option_are_its_letters(seed):
         for said in answer["value"].split(", "):
             text, letter = said.rsplit(" ", 1)
             assert options[text] == letter
+
+
+@given(SEEDS)
+def test_drills_name_every_option_with_its_letter(seed):
+    talk = drill(np.random.default_rng(seed))
+    assert [m["from"] for m in talk] == ["human", "gpt"] * (len(talk) // 2)
+    for asked, answer in zip(talk[::2], talk[1::2], strict=True):
+        lines = asked["value"].removesuffix(WITH_LETTER_INSTRUCTION).strip("\n").split("\n")
+        said = [part.rsplit(" ", 1) for part in answer["value"].split(", ")]
+        assert sorted(f"{letter}. {option}" for option, letter in said) == sorted(lines)
+
+
+def test_words_of_the_world_are_one_token_each(tmp_path, world):
+    """At the start of an answer and after a space alike."""
+    write_training_set(tmp_path / "train.parquet", dataclasses.replace(world, train=600))
+    talks = pq.read_table(tmp_path / "train.parquet")["conversations"].to_pylist()
+    tokenizer = build_tokenizer((turn["value"] for talk in talks for turn in talk), 512)
+    for option in (option for pool in questions.POOLS for option in pool):
+        assert len(tokenizer.tokenize(option)) == len(tokenizer.tokenize(f" {option}")) == 1
+    text = "Zwölf Ängste: what else?"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_cells_hold_what_the_scene_holds():
