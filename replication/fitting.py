@@ -140,7 +140,7 @@ def _origin(
     for index in range(len(data)):
         samples.update(data.ids[index].encode())
         for tokens in data.tokens(index):
-            samples.update(tokens)
+            samples.update(tokens.tobytes())
     return {
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "method": repr(method),

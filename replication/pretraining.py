@@ -65,8 +65,8 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
         )
     tower.forward = forward
     save_model(model, processor, layout.model(name))
-    for part, *_ in parts:
-        shutil.rmtree(layout.checkpoints(f"{name}-{part}"), ignore_errors=True)
+    for title, *_ in parts:
+        shutil.rmtree(layout.checkpoints(f"{name}-{title}"), ignore_errors=True)
 
 
 def _language(layout: Layout, processor: Any, model: Any) -> ConversationDataset:
