@@ -22,9 +22,9 @@ SEED_TYPES = {"presence": 2, "attribute": 3, "position": 4, "counting": 5, "rela
 SEED_TYPES |= {"comparison": 8, "reading": 9}
 
 SKILLS = {
-    "mmbench": ("presence", "attribute", "position", "counting", "relation", "located"),
+    "mmbench": ("presence", "attribute", "position", "counting", "relation", "located", "neighbor"),
     "seedbench": tuple(SEED_TYPES),
-    "scienceqa": ("material", "located", "attribute", "comparison", "relation"),
+    "scienceqa": ("located", "attribute", "comparison", "relation", "neighbor"),
 }
 """Skills of each stand-in; its questions go round them in turn."""
 

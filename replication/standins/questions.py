@@ -13,14 +13,12 @@ import numpy as np
 
 from replication.standins.scenes import COLORS, QUADRANTS, SHAPES, SIGNS, Scene, Thing
 
-MATERIALS = ("metal", "wood", "glass", "stone")
 LETTERS = "ABCD"
 POOLS = (
     tuple(COLORS),
     SHAPES,
     QUADRANTS,
     SIGNS,
-    MATERIALS,
     tuple(str(count) for count in range(6)),
 )
 """What options are drawn from, a pool a kind of answer."""
@@ -43,8 +41,9 @@ PHRASES = (
     "Look at the",
     "What color is the shape there?",
     "Which shape is there?",
-    "What is the",
-    " made of?",
+    "What color is",
+    "What shape is",
+    " of the",
 )
 """The fixed parts of the questions' texts."""
 
@@ -151,13 +150,12 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where is one object as seen from another (both rows and columns differ)?"""
     candidates = _unique(scene, lambda thing: thing.name)
-    pairs = [
-        (a, b) for a in candidates for b in candidates if a.row != b.row and a.column != b.column
-    ]
+    pairs = [(a, b) for a in candidates for b in candidates if _direction(a, b) is not None]
     if not pairs:
         return None
     a, b = _pick(rng, pairs)
-    answer = ("north" if a.row < b.row else "south") + ("west" if a.column < b.column else "east")
+    answer = _direction(a, b)
+    assert answer is not None
     text = f"Where is the {a.name} seen from the {b.name}?"
     return Question("relation", text, answer, _others(QUADRANTS, answer))
 
@@ -209,22 +207,30 @@ def located(scene: Scene, rng: np.random.Generator) -> Question | None:
     )
 
 
-def material(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The hint maps colours to materials; the question asks what an object is made of."""
-    candidates = _unique(scene, lambda thing: thing.kind)
-    if not candidates:
+def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Colour or shape of the one shape that lies in a diagonal direction from an object."""
+    found = []
+    for origin in _unique(scene, lambda thing: thing.name):
+        for direction in QUADRANTS:
+            seen = [t for t in scene.shapes if _direction(t, origin) == direction]
+            if len(seen) == 1:
+                found.append((origin, direction, seen[0]))
+    if not found:
         return None
-    thing = _pick(rng, candidates)
-    distractors = [color for color in COLORS if color != thing.color]
-    colors = [thing.color, *(distractors[int(i)] for i in rng.permutation(len(distractors))[:2])]
-    materials = [MATERIALS[int(i)] for i in rng.permutation(len(MATERIALS))]
-    rule = dict(zip(colors, materials, strict=False))
-    order = [colors[int(i)] for i in rng.permutation(len(colors))]
-    hint = " ".join(f"{color} is {rule[color]}." for color in order)
-    text = f"What is the {thing.kind} made of?"
-    return Question(
-        "material", text, rule[thing.color], _others(MATERIALS, rule[thing.color]), hint
-    )
+    origin, direction, thing = _pick(rng, found)
+    where = f"is {direction} of the {origin.name}?"
+    if rng.random() < 0.5:
+        text = f"What color {where}"
+        return Question("neighbor", text, thing.color, _others(COLORS, thing.color))
+    return Question("neighbor", f"What shape {where}", thing.kind, _others(SHAPES, thing.kind))
+
+
+def _direction(thing: Thing, origin: Thing) -> str | None:
+    """The diagonal direction of one object as seen from another; None on its row or column."""
+    if thing.row == origin.row or thing.column == origin.column:
+        return None
+    vertical = "north" if thing.row < origin.row else "south"
+    return vertical + ("west" if thing.column < origin.column else "east")
 
 
 MAKERS: dict[str, Maker] = {
@@ -236,6 +242,6 @@ MAKERS: dict[str, Maker] = {
     "comparison": comparison,
     "reading": reading,
     "located": located,
-    "material": material,
+    "neighbor": neighbor,
 }
 """Skills with at least three wrong options, which every multiple-choice benchmark can use."""

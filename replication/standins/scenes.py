@@ -23,7 +23,7 @@ COLORS = {
     "purple": (150, 50, 190),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond")
-SIGNS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "go", "up", "no", "hi", "ox", "we")
+SIGNS = ("2", "4", "6", "7", "9", "go", "up", "no", "hi", "we")
 QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 SPLITS = ("train", "validation", "evaluation")
 
