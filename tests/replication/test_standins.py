@@ -118,10 +118,15 @@ def answer_by_hand(question, scene):
         return max(set(values), key=values.count)
     if text == "What does the sign say":
         return scene.signs[0].text
-    if "made of" in text:
-        (thing,) = [t for t in shapes if t.kind == words[3]]
-        rule = dict(part.split(" is ") for part in question.hint.rstrip(".").split(". "))
-        return rule[thing.color]
+    if " of the " in text:  # what is in a direction from something?
+        origin = named(text.split(" of the ")[1])
+        (thing,) = [
+            t
+            for t in shapes
+            if (t.row < origin.row if "north" in text else t.row > origin.row)
+            and (t.column < origin.column if "west" in text else t.column > origin.column)
+        ]
+        return thing.color if words[1] == "color" else thing.kind
     raise AssertionError(text)
 
 
