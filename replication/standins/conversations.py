@@ -16,6 +16,7 @@ from replication.standins.questions import (
     Maker,
     Question,
     presence_yes_no,
+    relation,
 )
 from replication.standins.scenes import Scene
 
@@ -26,7 +27,8 @@ SEVERAL_OPTIONS = "There are several options:"
 DESCRIBE = "Describe the image."
 STYLES = ("mmbench", "seedbench", "scienceqa")
 
-_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), presence_yes_no)
+# a relation is between two objects and takes the most practice, so it comes up twice as often
+_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, presence_yes_no)
 
 
 def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> str:
