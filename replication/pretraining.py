@@ -2,9 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from grace.data import ConversationDataset
 from grace.errors import InputError
@@ -42,20 +40,22 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
         "seed": settings.seed,
         "bf16": True,
     }
-    parts: list[tuple[str, Part, Callable[[], ConversationDataset]]] = []
-    if settings.language is not None:
-        parts.append(("language", settings.language, lambda: _language(layout, processor, model)))
-    parts.append(
+    # every part's data is read before the first part is trained
+    parts = [
         (
             "instruction",
             Part(settings.steps, settings.batch_size, settings.learning_rate),
-            lambda: load_training_data(layout, processor, model.config),
+            load_training_data(layout, processor, model.config),
         )
-    )
+    ]
+    if settings.language is not None:
+        needed(layout.language, "standins")
+        text = ConversationDataset(layout.language, processor, model.config, supervise_prompts=True)
+        parts.insert(0, ("language", settings.language, text))
     for title, part, data in parts:
         fit(
             model,
-            data(),
+            data,
             method,
             shared | dataclasses.asdict(part),
             teacher=None,
@@ -67,11 +67,6 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
     save_model(model, processor, layout.model(name))
     for title, *_ in parts:
         shutil.rmtree(layout.checkpoints(f"{name}-{title}"), ignore_errors=True)
-
-
-def _language(layout: Layout, processor: Any, model: Any) -> ConversationDataset:
-    needed(layout.language, "standins")
-    return ConversationDataset(layout.language, processor, model.config, supervise_prompts=True)
 
 
 def _download(source: str, layout: Layout, name: str) -> None:

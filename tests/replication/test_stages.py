@@ -33,12 +33,13 @@ BUILT = (
     *("standins", "vision", "features", "teacher", "baseline"),
     *("teacher_outputs", "train"),
 )
+STEPS = {"steps": 2, "batch_size": 8, "language": {"steps": 2, "batch_size": 8}}
 TINY = {
     "scale": "smoke",
-    "standins": {"train": 48, "evaluation": 30, "turns": 2, "vocab_size": 400},
+    "standins": {"train": 48, "language": 40, "evaluation": 30, "turns": 2, "vocab_size": 400},
     "vision": {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
-    "teacher": {"steps": 2, "batch_size": 8, "text": {**TEXT, "num_hidden_layers": 3}},
-    "baseline": {"steps": 2, "batch_size": 8, "text": TEXT},
+    "teacher": {**STEPS, "text": {**TEXT, "num_hidden_layers": 3}},
+    "baseline": {**STEPS, "text": TEXT},
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
     "runs": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}},
     "evaluate": {"models": ["teacher", RUN], "benchmarks": ["mmbench"], "batch_size": 30},
@@ -298,6 +299,11 @@ CASES = {
         "teacher_outputs",
         lambda w: remove(models(w, "teacher", "model.safetensors")),
         "no *.safetensors weights",
+    ),
+    "no text": (
+        "teacher",
+        lambda w: remove(data(w, "standins", "language.parquet")),
+        "run the stage standins",
     ),
     "no teacher outputs": (
         f"train {RUN}",
