@@ -88,27 +88,34 @@ def conversation(
             pairs.append(_open(question))
         else:
             pairs.append(_choice(question, rng, spelled_letters))
-    messages = []
-    for index, (asked, answer) in enumerate(pairs):
-        start = "<image>\n" if index == 0 else ""
-        messages.append({"from": "human", "value": start + asked})
-        messages.append({"from": "gpt", "value": answer})
-    return messages
+    asked, answer = pairs[0]
+    return _messages([(f"<image>\n{asked}", answer), *pairs[1:]])
 
 
 def drill(rng: np.random.Generator) -> list[dict[str, str]]:
     """Text alone: two lists of options, each answered by its options with their letters in random
     order. Half of an answer follows from the list, so that a model learns to read lists."""
-    messages = []
+    pairs = []
     for _ in range(2):
         pool = POOLS[int(rng.integers(len(POOLS)))]
         options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
         order = [int(place) for place in rng.permutation(len(options))]
-        listed = _listed(options)
-        answer = ", ".join(f"{options[place]} {LETTERS[place]}" for place in order)
-        messages.append({"from": "human", "value": f"\n{listed}{WITH_LETTER_INSTRUCTION}"})
-        messages.append({"from": "gpt", "value": answer})
-    return messages
+        prompt = f"\n{_listed(options)}{WITH_LETTER_INSTRUCTION}"
+        pairs.append((prompt, _spelled(options, order)))
+    return _messages(pairs)
+
+
+def _messages(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"from": speaker, "value": said}
+        for pair in pairs
+        for speaker, said in zip(("human", "gpt"), pair, strict=True)
+    ]
+
+
+def _spelled(options: Sequence[str], places: Sequence[int]) -> str:
+    """The options at ``places``, each with its letter."""
+    return ", ".join(f"{options[place]} {LETTERS[place]}" for place in places)
 
 
 def _open(question: Question) -> tuple[str, str]:
@@ -122,7 +129,7 @@ def _choice(
     options, place, style = _options(question, rng)
     prompt = choice_prompt(style, question, options)
     if rng.random() < spelled_letters:
-        return _with_letter(prompt), f"{options[place]} {LETTERS[place]}"
+        return _with_letter(prompt), _spelled(options, [place])
     return prompt, LETTERS[place]
 
 
@@ -134,8 +141,7 @@ def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
         asked = Question("echo", f"{options[order[0]]}?", "")
         return choice_prompt(style, asked, options), LETTERS[order[0]]
     asked = Question("echo", ", ".join(options[place] for place in order) + "?", "")
-    answer = ", ".join(f"{options[place]} {LETTERS[place]}" for place in order)
-    return _with_letter(choice_prompt(style, asked, options)), answer
+    return _with_letter(choice_prompt(style, asked, options)), _spelled(options, order)
 
 
 def _with_letter(prompt: str) -> str:

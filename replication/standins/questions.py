@@ -14,13 +14,8 @@ import numpy as np
 from replication.standins.scenes import COLORS, QUADRANTS, SHAPES, SIGNS, Scene, Thing
 
 LETTERS = "ABCD"
-POOLS = (
-    tuple(COLORS),
-    SHAPES,
-    QUADRANTS,
-    SIGNS,
-    tuple(str(count) for count in range(6)),
-)
+COUNTS = tuple(str(count) for count in range(6))
+POOLS = (tuple(COLORS), SHAPES, QUADRANTS, SIGNS, COUNTS)
 """What options are drawn from, a pool a kind of answer."""
 PHRASES = (
     "Which shape is in the image?",
@@ -117,7 +112,7 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
         return None
     answer = str(count)
-    return Question("counting", text, answer, _others(POOLS[-1], answer))
+    return Question("counting", text, answer, _others(COUNTS, answer))
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -150,12 +145,10 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where is one object as seen from another (both rows and columns differ)?"""
     candidates = _unique(scene, lambda thing: thing.name)
-    pairs = [(a, b) for a in candidates for b in candidates if _direction(a, b) is not None]
-    if not pairs:
+    found = [(a, b, where) for a in candidates for b in candidates if (where := _direction(a, b))]
+    if not found:
         return None
-    a, b = _pick(rng, pairs)
-    answer = _direction(a, b)
-    assert answer is not None
+    a, b, answer = _pick(rng, found)
     text = f"Where is the {a.name} seen from the {b.name}?"
     return Question("relation", text, answer, _others(QUADRANTS, answer))
 
