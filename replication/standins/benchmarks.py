@@ -24,7 +24,7 @@ SEED_TYPES |= {"comparison": 8, "reading": 9}
 SKILLS = {
     "mmbench": ("presence", "attribute", "position", "counting", "relation", "located", "neighbor"),
     "seedbench": tuple(SEED_TYPES),
-    "scienceqa": ("located", "attribute", "comparison", "relation", "neighbor"),
+    "scienceqa": ("located", "counting", "comparison", "relation", "neighbor"),
 }
 """Skills of each stand-in; its questions go round them in turn."""
 
