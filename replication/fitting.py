@@ -1,9 +1,11 @@
 """One training run: from data, a model and a method to a directory, resumable in between."""
 
+import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +16,25 @@ from transformers import TrainingArguments
 
 from grace.data import Collator, ConversationDataset
 from grace.training import GraceTrainer, MethodConfig, Teacher
+from replication import provenance
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed, reading
 
 ORIGIN_FILE = "origin.json"
 
 
-def load_training_data(layout: Layout, processor: Any, config: Any) -> ConversationDataset:
-    """The training conversations with their precomputed vision features.
+def load_training_data(
+    layout: Layout, family: str, processor: Any, config: Any
+) -> ConversationDataset:
+    """The training conversations with a family's precomputed vision features.
 
     Raises:
         InputError: when either is missing or they do not belong together.
     """
     needed(layout.conversations, "standins")
-    with reading(layout.features, "features"):
-        features = np.load(layout.features, mmap_mode="c")
+    path = layout.features(family)
+    with reading(path, "features"):
+        features = np.load(path, mmap_mode="c")
     return ConversationDataset(layout.conversations, processor, config, vision_features=features)
 
 
@@ -39,20 +45,21 @@ def fit(
     settings: dict[str, Any],
     *,
     teacher: Teacher | None,
+    origin: dict[str, str],
     scratch: Path,
     log: Path,
-    keep: bool = False,
 ) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
 
-    Checkpoints of other settings, data or starting weights are thrown away, not gone on from.
+    Checkpoints of another origin are thrown away, not gone on from.
 
     Args:
         settings: steps, batch_size, learning_rate, seed and the optional rest of the
             corresponding section of ``params.yaml``.
+        origin: what the training follows from, see :func:`origin_of`.
         scratch: folder for checkpoints, removed when training is complete.
-        log: JSON file for the logged values.
-        keep: leave the last checkpoint in ``scratch``, so that a later call finds the work done.
+        log: JSON file for the logged values (``history``) and for what the training took
+            (``cost``; None if it was interrupted).
     """
     if not torch.cuda.is_available():
         # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
@@ -79,6 +86,7 @@ def fit(
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
+        include_num_input_tokens_seen="non_padding",
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=False,
     )
@@ -86,30 +94,62 @@ def fit(
         data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
     )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    origin = _origin(model, data, method, settings, teacher)
     last = last_checkpoint(scratch, origin)
     if last is None:
         shutil.rmtree(scratch, ignore_errors=True)
         write_json_atomic(scratch / ORIGIN_FILE, origin)
-    if last is not None and int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
+    elif int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
         model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
-        if not log.is_file():
-            state = json.loads((last / "trainer_state.json").read_text())
-            write_json_atomic(log, {"history": state["log_history"]})
-        return trainer
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    write_json_atomic(log, {"history": trainer.state.log_history[:-1]})
-    if not keep:
+        state = json.loads((last / "trainer_state.json").read_text())
+        write_json_atomic(log, {"history": state["log_history"], "cost": None})
         shutil.rmtree(scratch, ignore_errors=True)
+        return trainer
+    _forget_peak_memory()
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    cost = None
+    if last is None:
+        cost = {
+            "seconds": round(time.monotonic() - started, 1),
+            "steps": settings["steps"],
+            "tokens": int(trainer.state.num_input_tokens_seen),
+            "peak_memory_bytes": _peak_memory(),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "threads": torch.get_num_threads(),
+            "device": provenance.device_description(),
+        }
+    write_json_atomic(log, {"history": trainer.state.log_history[:-1], "cost": cost})
+    shutil.rmtree(scratch, ignore_errors=True)
     return trainer
+
+
+def _forget_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # resets the high-water mark that the next function reads
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Bytes at the highest: of this process, or of the accelerator's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def read_origin(folder: Path) -> dict[str, str] | None:
+    """What the content of a folder follows from; None where it does not say."""
+    try:
+        return json.loads((folder / ORIGIN_FILE).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:
     """The newest complete checkpoint in ``scratch``; None if there is none of this origin."""
-    try:
-        if json.loads((scratch / ORIGIN_FILE).read_text()) != origin:
-            return None
-    except (OSError, ValueError):
+    if read_origin(scratch) != origin:
         return None
     found = {}
     for folder in scratch.glob("checkpoint-*"):
@@ -125,14 +165,19 @@ def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:
     return None
 
 
-def _origin(
+def origin_of(
     model: Any,
     data: ConversationDataset,
     method: MethodConfig,
     settings: dict[str, Any],
     teacher: Teacher | None,
+    code: Sequence[str],
 ) -> dict[str, str]:
-    """What a training run follows from, as hashes."""
+    """What a training run follows from, as hashes and plain values.
+
+    Args:
+        code: the source files and packages that decide its result, from the repository's root.
+    """
     weights, samples = hashlib.sha256(), hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -142,9 +187,11 @@ def _origin(
         for tokens in data.tokens(index):
             samples.update(tokens.tobytes())
     return {
+        "code": provenance.code_hash(code),
+        "versions": json.dumps(provenance.library_versions(), sort_keys=True),
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "method": repr(method),
-        "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256")]),
+        "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256", "seed")]),
         "weights": weights.hexdigest(),
         "data": samples.hexdigest(),
     }

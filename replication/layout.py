@@ -39,13 +39,16 @@ def reading(path: Path, stage: str) -> Iterator[None]:
 
 
 class Layout:
-    """Paths of one scale's data, models and results."""
+    """Paths of one scale's data, models and results.
+
+    Models lie in folders: a family's own holds its teacher and baseline, and a group of runs has
+    one of its own.
+    """
 
     def __init__(self, params: Params) -> None:
         self.data = Path("data") / params.scale
-        self.models = Path("models") / params.scale / params.family
+        self.models = Path("models") / params.scale
         self.results = Path("results") / params.scale
-        self.family = params.family
 
     @property
     def conversations(self) -> Path:
@@ -53,8 +56,8 @@ class Layout:
         return self.data / "standins" / "train.parquet"
 
     @property
-    def language(self) -> Path:
-        """Text that teacher and baseline learn before they see images."""
+    def texts(self) -> Path:
+        """Conversations without images, which decoders learn first."""
         return self.data / "standins" / "language.parquet"
 
     @property
@@ -62,47 +65,45 @@ class Layout:
         """Directory of the evaluation sets."""
         return self.data / "standins"
 
-    @property
-    def processor(self) -> Path:
-        """Tokenizer, image processor and chat template."""
-        return self.models / "processor"
+    def processor(self, family: str) -> Path:
+        """Tokenizer, image processor and chat template of a family."""
+        return self.models / family / "processor"
 
-    @property
-    def vision(self) -> Path:
-        """Weights of the pretrained vision tower."""
-        return self.models / "vision.safetensors"
+    def vision(self, family: str) -> Path:
+        """Weights of a family's pretrained vision tower."""
+        return self.models / family / "vision.safetensors"
 
-    @property
-    def features(self) -> Path:
+    def features(self, family: str) -> Path:
         """Frozen vision features of the training images."""
-        return self.data / self.family / "features.npy"
+        return self.data / family / "features.npy"
 
-    @property
-    def teacher_outputs(self) -> Path:
+    def teacher_outputs(self, family: str) -> Path:
         """Directory of the teacher's outputs on the training data."""
-        return self.data / self.family / "teacher_outputs"
+        return self.data / family / "teacher_outputs"
 
-    def model(self, name: str) -> Path:
-        """Directory of a model: ``teacher``, ``baseline`` or a named run (one folder a seed)."""
-        return self.models / name
+    def model(self, folder: str, name: str) -> Path:
+        """Directory of a model: ``teacher``, ``baseline``, or a run (one directory a seed)."""
+        return self.models / folder / name
 
-    def trained(self, run: str, seed: int) -> Path:
-        """Directory of one trained model of a named run."""
-        return self.model(run) / f"seed{seed}"
+    def trained(self, group: str, run: str, seed: int) -> Path:
+        """Directory of one trained model of a run."""
+        return self.model(group, run) / f"seed{seed}"
 
-    def checkpoints(self, name: str) -> Path:
-        """Scratch folder for resumable training state; removed when training completes."""
-        return self.models / ".checkpoints" / name
+    def checkpoints(self, folder: str, name: str) -> Path:
+        """Scratch directory for resumable training state; removed when the stage completes."""
+        return self.models / ".checkpoints" / folder / name
 
-    def training_logs(self, name: str) -> Path:
-        """Folder of a model's training logs: one a seed of a run, one a part of a pretraining."""
-        return self.results / "training" / self.family / name
+    def training_logs(self, folder: str) -> Path:
+        """Training logs of a folder's models."""
+        return self.results / "training" / folder
 
-    def training_log(self, name: str, part: str) -> Path:
-        return self.training_logs(name) / f"{part}.json"
+    def training_log(self, folder: str, name: str, part: str) -> Path:
+        return self.training_logs(folder) / name / f"{part}.json"
 
-    def scores(self, name: str) -> Path:
-        return self.results / "scores" / self.family / f"{name}.json"
+    def scores(self, folder: str) -> Path:
+        """Scores of a folder's models."""
+        return self.results / "scores" / folder
 
-    def outcomes(self, name: str) -> Path:
-        return self.results / "outcomes" / self.family / f"{name}.parquet"
+    def outcomes(self, folder: str) -> Path:
+        """Outcomes of a folder's models."""
+        return self.results / "outcomes" / folder

@@ -16,10 +16,14 @@ from grace.errors import InputError
 SCALES = ("smoke", "small", "paper")
 FULL_SCALE = "paper"
 METHODS = ("sft", "qat", "kd", "grace")
+TEACHER_METHODS = ("kd", "grace")
 DTYPES = ("float32", "bfloat16", "float16")
 PARAMS_FILE = Path("params.yaml")
 
-REDUCED_ONLY = ("standins", "vision", "features")
+LANGUAGE_FAMILY = "qwen2_vl"
+"""The family whose decoders are trained on text; other families' models start from its models."""
+
+REDUCED_ONLY = ("standins", "vision", "features", "language")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 _AT_LEAST_ONE = frozenset(
@@ -85,17 +89,23 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One part of a training from scratch."""
+class Language:
+    """Training of a decoder on text alone, before it meets images. Its shape is that of the
+    model of the same name in the family LANGUAGE_FAMILY."""
 
+    seed: int
     steps: int
     batch_size: int
     learning_rate: float
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Training of a teacher or baseline: from scratch (``text``), or a published ``source``."""
+    """Training of a teacher or baseline: of our own making (``text``), or a published ``source``.
+
+    ``start`` is the model whose decoder it starts from, as ``<folder>/<model>``."""
 
     seed: int = 0
     steps: int = 0
@@ -103,7 +113,7 @@ class Pretraining:
     learning_rate: float = 0.0
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
-    language: Part | None = None
+    start: str | None = None
     text: dict[str, Any] = field(default_factory=dict)
     source: str | None = None
 
@@ -143,23 +153,35 @@ class Train:
 
 @dataclass(frozen=True)
 class Run:
-    """One named run: a method at a bit width, over seeds. ``distillation`` overrides Train's."""
+    """One named run: a method at a bit width, over seeds. What is given here comes before Train's.
+
+    ``shuffled_teacher`` is a control: the teacher's outputs are those on other samples."""
 
     method: str
     bits: int
     seeds: list[int]
+    learning_rate: float | None = None
+    group_size: int | str | None = None
     distillation: dict[str, Any] = field(default_factory=dict)
+    shuffled_teacher: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one family that are trained, and evaluated, in one stage."""
+
+    family: str
+    models: dict[str, Run]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How every model is evaluated."""
+    """How models are evaluated, and each group of them on what."""
 
     batch_size: int
     max_new_tokens: int
     dtype: str
-    models: list[str]
-    benchmarks: list[str]
+    benchmarks: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -185,29 +207,56 @@ class Params:
     """All of ``params.yaml``; a section has the name of the stage that reads it."""
 
     scale: str
-    family: str
-    teacher: Pretraining
-    baseline: Pretraining
+    teacher: dict[str, Pretraining]
+    baseline: dict[str, Pretraining]
     teacher_outputs: TeacherOutputs
     train: Train
-    runs: dict[str, Run]
+    runs: dict[str, Group]
     evaluate: Evaluate
     world: World
     compare: Compare
     standins: Standins | None = None
-    vision: Vision | None = None
+    vision: dict[str, Vision] | None = None
     features: Features | None = None
+    language: dict[str, Language] | None = None
     data: Data | None = None
 
-    def run(self, name: str) -> Run:
-        """A named run.
+    @property
+    def families(self) -> list[str]:
+        """The model families, in order."""
+        return list(self.teacher)
+
+    def group(self, name: str) -> Group:
+        """A group of runs.
 
         Raises:
             InputError: for a name that is not in ``runs``.
         """
         if name not in self.runs:
-            raise InputError(unknown(f"run {name!r}", name, self.runs))
+            raise InputError(unknown(f"group of runs {name!r}", name, self.runs))
         return self.runs[name]
+
+    def known_family(self, name: str) -> str:
+        """``name``, if it is one of the families.
+
+        Raises:
+            InputError: if it is not.
+        """
+        if name not in self.teacher:
+            raise InputError(unknown(f"family {name!r}", name, self.teacher))
+        return name
+
+    def family_of(self, folder: str) -> str:
+        """The family of the models in a folder: a group of runs, or a family's own folder.
+
+        Raises:
+            InputError: for neither.
+        """
+        if folder in self.teacher:
+            return folder
+        if folder not in self.runs:
+            raise InputError(unknown(f"group {folder!r}", folder, [*self.teacher, *self.runs]))
+        return self.runs[folder].family
 
 
 def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
@@ -284,12 +333,12 @@ def check_architectures(params: Params) -> None:
 
     from grace.models import family_of
 
-    config = AutoConfig.for_model(family_of(params.family).model_type)
-    parts: list[tuple[str, dict[str, Any], Any]] = [
-        (f"{name}.text", settings.text, config.text_config)
-        for name, settings in (("teacher", params.teacher), ("baseline", params.baseline))
-    ]
-    parts.append(("vision.config", section(params.vision, "vision").config, config.vision_config))
+    parts: list[tuple[str, dict[str, Any], Any]] = []
+    for name, vision in section(params.vision, "vision").items():
+        config = AutoConfig.for_model(family_of(name).model_type)
+        for kind, models in (("teacher", params.teacher), ("baseline", params.baseline)):
+            parts.append((f"{kind}.{name}.text", models[name].text, config.get_text_config()))
+        parts.append((f"vision.{name}.config", vision.config, config.vision_config))
     for where, given, known in parts:
         names = [entry.name for entry in dataclasses.fields(known)]
         for key in given:
@@ -311,15 +360,7 @@ def _check_sections(params: Params, source: str) -> None:
     for name in unwanted:
         if getattr(params, name) is not None:
             raise InputError(f"{source}: scale {params.scale} takes no section {name!r}; remove it")
-    for name in ("teacher", "baseline"):
-        settings: Pretraining = getattr(params, name)
-        if full and settings.source is None:
-            raise InputError(f"{source}: {name} lacks the key 'source', a published checkpoint")
-        if settings.source is None and (settings.steps < 1 or not settings.text):
-            raise InputError(
-                f"{source}: {name} has neither a 'source' nor 'steps' and 'text' to train from "
-                "scratch; give one of them"
-            )
+    _check_families(params, source)
     train = params.train
     if (train.steps > 0) == (train.epochs is not None):
         raise InputError(
@@ -339,64 +380,134 @@ def _check_sections(params: Params, source: str) -> None:
                 )
 
 
+def _check_families(params: Params, source: str) -> None:
+    from grace.models import family_of
+
+    full = params.scale == FULL_SCALE
+    sections: dict[str, dict[str, Any]] = {"teacher": params.teacher, "baseline": params.baseline}
+    if params.vision is not None:
+        sections["vision"] = params.vision
+    for name, families in sections.items():
+        if list(families) != params.families:
+            raise InputError(
+                f"{source}: {name} names the families {', '.join(families)}, teacher names "
+                f"{', '.join(params.families)}; name the same ones, in the same order"
+            )
+    for family in params.families:
+        try:
+            family_of(family)
+        except InputError as error:
+            raise InputError(f"{source}: teacher.{family}: {error}") from error
+    models = [f"{folder}/{name}" for folder in params.families for name in ("teacher", "baseline")]
+    models += [f"language/{name}" for name in params.language or {}]
+    for name, families in (("teacher", params.teacher), ("baseline", params.baseline)):
+        for family, settings in families.items():
+            where = f"{source}: {name}.{family}"
+            if full and settings.source is None:
+                raise InputError(f"{where} lacks the key 'source', a published checkpoint")
+            if settings.source is not None:
+                continue
+            if settings.steps < 1 or not settings.text or settings.start is None:
+                raise InputError(
+                    f"{where} has neither a 'source' nor 'start', 'steps' and 'text' to train it; "
+                    "give one of them"
+                )
+            if settings.start not in models or settings.start == f"{family}/{name}":
+                raise InputError(
+                    unknown(f"{where}.start {settings.start!r}", settings.start, models)
+                )
+    for name in params.language or {}:
+        if name not in ("teacher", "baseline"):
+            raise InputError(unknown(f"{source}: language.{name}", name, ("teacher", "baseline")))
+
+
 def _check_runs(params: Params, source: str) -> None:
+    owners: dict[tuple[str, str], str] = {}
+    for folder, group in params.runs.items():
+        _check_name(f"{source}: runs", folder, (*params.families, "language"))
+        if group.family not in params.families:
+            raise InputError(
+                unknown(
+                    f"{source}: runs.{folder}.family {group.family!r}",
+                    group.family,
+                    params.families,
+                )
+            )
+        if not group.models:
+            raise InputError(f"{source}: runs.{folder}.models is empty; name at least one run")
+        for name, run in group.models.items():
+            _check_name(f"{source}: runs.{folder}.models", name, ("teacher", "baseline"))
+            if owner := owners.get((group.family, name)):
+                raise InputError(
+                    f"{source}: runs.{folder}.models.{name}: the family {group.family} has a run "
+                    f"of this name in runs.{owner}; name it otherwise"
+                )
+            owners[group.family, name] = folder
+            _check_run(params.train, run, f"{source}: runs.{folder}.models.{name}")
+
+
+def _check_name(where: str, name: str, taken: typing.Collection[str]) -> None:
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name in taken:
+        raise InputError(
+            f"{where}: {name!r} is no name here; use a-z, 0-9 and _, and none of "
+            f"{', '.join(taken)}"
+        )
+
+
+def _check_run(train: Train, run: Run, where: str) -> None:
     from grace.distillation import DistillationConfig
     from grace.quantization import QuantSpec
 
-    for name, run in params.runs.items():
-        where = f"{source}: runs.{name}"
-        if not re.fullmatch(r"[a-z0-9_]+", name) or name in ("teacher", "baseline"):
-            raise InputError(
-                f"{where}: {name!r} cannot name a run; use a-z, 0-9 and _, and neither 'teacher' "
-                "nor 'baseline'"
-            )
-        if not run.seeds:
-            raise InputError(f"{where}.seeds is empty; give at least one seed")
-        if len(set(run.seeds)) != len(run.seeds):
-            raise InputError(f"{where}.seeds is {run.seeds}; name each seed once")
-        if run.method not in METHODS:
-            raise InputError(unknown(f"{where}.method {run.method!r}", run.method, METHODS))
-        if (run.method == "sft" and run.bits != 16) or (run.method == "qat" and run.bits == 16):
-            raise InputError(
-                f"{where}: method {run.method!r} at {run.bits} bits; sft is for 16 bits, qat for "
-                "fewer"
-            )
-        if run.distillation and run.method not in ("kd", "grace"):
-            raise InputError(f"{where}: method {run.method!r} takes no key 'distillation'")
-        train = params.train
+    if not run.seeds:
+        raise InputError(f"{where}.seeds is empty; give at least one seed")
+    if len(set(run.seeds)) != len(run.seeds):
+        raise InputError(f"{where}.seeds is {run.seeds}; name each seed once")
+    if run.method not in METHODS:
+        raise InputError(unknown(f"{where}.method {run.method!r}", run.method, METHODS))
+    if (run.method == "sft" and run.bits != 16) or (run.method == "qat" and run.bits == 16):
+        raise InputError(
+            f"{where}: method {run.method!r} at {run.bits} bits; sft is for 16 bits, qat for fewer"
+        )
+    for key in ("distillation", "shuffled_teacher"):
+        if getattr(run, key) and run.method not in TEACHER_METHODS:
+            raise InputError(f"{where}: method {run.method!r} takes no key {key!r}")
+    if run.group_size is not None and run.bits == 16:
+        raise InputError(f"{where}: 16 bits have no groups; remove the key 'group_size'")
+    try:
+        DistillationConfig.from_dict({**train.distillation, **run.distillation})
+    except (InputError, OverflowError) as error:
+        raise InputError(f"{where}, distillation: {error}") from error
+    if run.bits != 16:
+        size = train.group_size if run.group_size is None else run.group_size
         try:
-            DistillationConfig.from_dict({**train.distillation, **run.distillation})
-        except (InputError, OverflowError) as error:
-            raise InputError(f"{where}, distillation: {error}") from error
-        if run.bits != 16:
-            try:
-                QuantSpec(bits=run.bits, group_size=train.group_size, init=train.init)
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from error
+            QuantSpec(bits=run.bits, group_size=size, init=train.init)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def _check_evaluate(params: Params, source: str) -> None:
-    from grace.models import family_of
     from replication.tasks import BENCHMARKS
 
-    try:
-        family_of(params.family)
-    except InputError as error:
-        raise InputError(f"{source}: family: {error}") from error
     chosen = params.evaluate
-    for what, names, known in (
-        ("models", chosen.models, ["teacher", "baseline", *params.runs]),
-        ("benchmarks", chosen.benchmarks, list(BENCHMARKS)),
-    ):
+    folders = [*params.families, *params.runs]
+    for folder, names in chosen.benchmarks.items():
+        where = f"{source}: evaluate.benchmarks"
+        if folder not in folders:
+            raise InputError(unknown(f"{where} names {folder!r}, which", folder, folders))
         if not names or len(set(names)) != len(names):
             raise InputError(
-                f"{source}: evaluate.{what} is {names}; name each once, and at least one"
+                f"{where}.{folder} is {names}; name each once, and at least one"
             )
         for name in names:
-            if name not in known:
+            if name not in BENCHMARKS:
                 raise InputError(
-                    unknown(f"{source}: evaluate.{what} names {name!r}, which", name, known)
+                    unknown(f"{where}.{folder} names {name!r}, which", name, BENCHMARKS)
                 )
+    if missing := [folder for folder in folders if folder not in chosen.benchmarks]:
+        raise InputError(
+            f"{source}: evaluate.benchmarks lacks {', '.join(missing)}; say on what they are "
+            "evaluated"
+        )
     if chosen.dtype not in DTYPES:
         raise InputError(
             unknown(f"{source}: evaluate.dtype {chosen.dtype!r}", chosen.dtype, DTYPES)

@@ -1,4 +1,4 @@
-"""Teacher and baseline: trained from scratch at reduced scale, taken as published at full scale."""
+"""Teacher and baseline: trained here at reduced scale, taken as published at full scale."""
 
 import dataclasses
 import shutil
@@ -6,74 +6,99 @@ from pathlib import Path
 
 from grace.data import ConversationDataset
 from grace.errors import InputError
-from grace.models import check_model_directory, family_of, load_processor
+from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.training import MethodConfig, prepare_student
-from replication.fitting import fit, load_training_data, save_model
+from replication.fitting import fit, load_training_data, origin_of, save_model
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed, reading
-from replication.params import Params, Part, Pretraining, check_architectures, section
+from replication.params import (
+    LANGUAGE_FAMILY,
+    Params,
+    Pretraining,
+    check_architectures,
+    section,
+)
 from replication.standins.models import build_model, take_tower
+from replication.standins.warmstart import take_decoder
+
+CODE = ("grace", "replication/fitting.py", "replication/pretraining.py", "replication/standins")
 
 
-def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Layout) -> None:
-    """Write the model directory ``name``: ``settings.source`` as published, or one trained here."""
-    if settings.source is not None:
-        _download(settings.source, layout, name)
-        write_json_atomic(layout.training_log(name, "source"), {"source": settings.source})
-        return
-    vision = section(params.vision, "vision")
-    needed(layout.conversations, "standins")
-    needed(layout.features, "features")
-    processor = load_processor(needed(layout.processor, "vision"))
+def train_decoder(params: Params, name: str) -> None:
+    """Write ``language/<name>``: a model whose decoder was trained on text alone."""
+    layout = Layout(params)
+    languages = section(params.language, "language")
+    if name not in languages:
+        raise InputError(f"section language has no {name!r}; it has {', '.join(languages)}")
+    settings, family = languages[name], LANGUAGE_FAMILY
+    vision = section(params.vision, "vision")[family]
+    shape = getattr(params, name)[family].text
+    needed(layout.texts, "standins")
+    processor = load_processor(needed(layout.processor(family), "vision"))
     check_architectures(params)
-    model = build_model(params.family, processor, settings.text, vision.config, settings.seed)
-    with reading(layout.vision, "vision"):
-        take_tower(model, params.family, layout.vision)
+    model = build_model(family, processor, shape, vision.config, settings.seed)
     method = MethodConfig("sft")
     prepare_student(model, method)
-    tower = model.get_submodule(family_of(params.family).vision_tower)
-    forward = tower.forward
-    family_of(params.family).take_vision_features(model)
-    shared = {
-        "warmup_ratio": settings.warmup_ratio,
-        "weight_decay": settings.weight_decay,
-        "seed": settings.seed,
-        "bf16": True,
-    }
-    # every part's data is read before the first part is trained
-    parts = [
-        (
-            "instruction",
-            Part(settings.steps, settings.batch_size, settings.learning_rate),
-            load_training_data(layout, processor, model.config),
-        )
-    ]
-    if settings.language is not None:
-        needed(layout.language, "standins")
-        text = ConversationDataset(layout.language, processor, model.config, supervise_prompts=True)
-        parts.insert(0, ("language", settings.language, text))
-    for title, part, data in parts:
+    data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
+    given = dataclasses.asdict(settings) | {"bf16": True}
+    fit(
+        model,
+        data,
+        method,
+        given,
+        teacher=None,
+        origin=origin_of(model, data, method, given, None, CODE),
+        scratch=layout.checkpoints("language", name),
+        log=layout.training_log("language", name, "text"),
+    )
+    save_model(model, processor, layout.model("language", name))
+
+
+def train_model(params: Params, family: str, name: str) -> None:
+    """Write ``<family>/<name>``: ``source`` as published, or a model trained here, whose decoder
+    starts from that of another."""
+    layout = Layout(params)
+    models: dict[str, Pretraining] = getattr(params, name)
+    settings = models[family]
+    if settings.source is not None:
+        _download(settings.source, layout.model(family, name), f"{family}/{name}")
+        log = layout.training_log(family, name, "source")
+        write_json_atomic(log, {"source": settings.source})
+        return
+    vision = section(params.vision, "vision")[family]
+    needed(layout.conversations, "standins")
+    needed(layout.features(family), "features")
+    processor = load_processor(needed(layout.processor(family), "vision"))
+    check_architectures(params)
+    assert settings.start is not None
+    start = layout.models / settings.start
+    check_model_directory(start)
+    model = build_model(family, processor, settings.text, vision.config, settings.seed)
+    with reading(layout.vision(family), "vision"):
+        take_tower(model, family, layout.vision(family))
+    take_decoder(model, processor.tokenizer, load_model(start), load_processor(start).tokenizer)
+    method = MethodConfig("sft")
+    prepare_student(model, method)
+    data = load_training_data(layout, family, processor, model.config)
+    given = dataclasses.asdict(settings) | {"bf16": True}
+    with family_of(family).take_vision_features(model):
         fit(
             model,
             data,
             method,
-            shared | dataclasses.asdict(part),
+            given,
             teacher=None,
-            scratch=layout.checkpoints(f"{name}-{title}"),
-            log=layout.training_log(name, title),
-            keep=True,
+            origin=origin_of(model, data, method, given, None, CODE),
+            scratch=layout.checkpoints(family, name),
+            log=layout.training_log(family, name, "instruction"),
         )
-    tower.forward = forward
-    save_model(model, processor, layout.model(name))
-    for title, *_ in parts:
-        shutil.rmtree(layout.checkpoints(f"{name}-{title}"), ignore_errors=True)
+    save_model(model, processor, layout.model(family, name))
 
 
-def _download(source: str, layout: Layout, name: str) -> None:
+def _download(source: str, target: Path, what: str) -> None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    target = layout.model(name)
     temporary = target.with_name(target.name + ".tmp")
     if Path(source).is_dir():
         check_model_directory(Path(source))
@@ -85,7 +110,7 @@ def _download(source: str, layout: Layout, name: str) -> None:
         snapshot_download(source, local_dir=temporary)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
-            f"{name}: {source!r} cannot be downloaded ({str(error).splitlines()[0]}); check the "
+            f"{what}: {source!r} cannot be downloaded ({str(error).splitlines()[0]}); check the "
             "network, or put the checkpoint's local directory into the parameter file"
         ) from error
     shutil.rmtree(target, ignore_errors=True)

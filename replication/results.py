@@ -1,7 +1,10 @@
 """The files that measured results lie in: scores (JSON) and per-question outcomes (parquet).
 
-    <results>/<scale>/scores/<family>/<run>.json       one run's scores, per seed and benchmark
-    <results>/<scale>/outcomes/<family>/<run>.parquet  one row per seed, benchmark and question
+    <results>/<scale>/scores/<folder>/<run>.json       one run's scores, per seed and benchmark
+    <results>/<scale>/outcomes/<folder>/<run>.parquet  one row per seed, benchmark and question
+
+A folder is that of a family (its teacher and baseline) or of a group of runs. The runs of a family
+have different names, whatever folder they lie in.
 
 Scores are in the benchmark's own unit: percent for accuracies (0 to 100), points for MME. What is
 written is validated first, and written whole or not at all; what is read is validated again.
@@ -54,14 +57,14 @@ def check_scale(scale: str) -> str:
     return scale
 
 
-def scores_path(results: str | Path, scale: str, family: str, run: str) -> Path:
-    """Where a run's scores lie under the folder `results`."""
-    return Path(results) / check_scale(scale) / "scores" / family / f"{run}.json"
+def scores_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
+    """Where the scores of a folder's run lie under the folder `results`."""
+    return Path(results) / check_scale(scale) / "scores" / folder / f"{run}.json"
 
 
-def outcomes_path(results: str | Path, scale: str, family: str, run: str) -> Path:
-    """Where a run's per-question outcomes lie under the folder `results`."""
-    return Path(results) / check_scale(scale) / "outcomes" / family / f"{run}.parquet"
+def outcomes_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
+    """Where the per-question outcomes of a folder's run lie under the folder `results`."""
+    return Path(results) / check_scale(scale) / "outcomes" / folder / f"{run}.parquet"
 
 
 def benchmark_score(
@@ -213,8 +216,10 @@ def validate_scores(record: Any, where: str = "scores") -> RunScores:
     )
 
 
-def write_scores(results: str | Path, record: Mapping[str, Any]) -> Path:
-    """Validate a score record and write it where it belongs; returns the path.
+def write_scores(
+    results: str | Path, record: Mapping[str, Any], folder: str | None = None
+) -> Path:
+    """Validate a score record and write it into a folder (default: the family's); returns the path.
 
     The record is the content of the file: family, run, method, bits, scale, standin, provenance and
     seeds, {"0": {"benchmarks": {name: benchmark_score(...)}, "average": ...}}; "average" may be
@@ -231,15 +236,18 @@ def write_scores(results: str | Path, record: Mapping[str, Any]) -> Path:
             filled[str(seed)] = entry
         record["seeds"] = filled
     scores = validate_scores(record)
-    return write_json_atomic(scores_path(results, scores.scale, scores.family, scores.run), record)
+    folder = scores.family if folder is None else folder
+    return write_json_atomic(scores_path(results, scores.scale, folder, scores.run), record)
 
 
-def read_scores(results: str | Path, scale: str, family: str, run: str) -> RunScores:
-    """The validated scores of a run.
+def read_scores(
+    results: str | Path, scale: str, family: str, run: str, folder: str | None = None
+) -> RunScores:
+    """The validated scores of a run in a folder (default: the family's).
 
     Raises InputError if the file is missing, not valid, or of another run than its place says.
     """
-    path = scores_path(results, scale, family, run)
+    path = scores_path(results, scale, family if folder is None else folder, run)
     scores = validate_scores(read_json(path), str(path))
     for name, found, expected in (
         ("family", scores.family, family),
@@ -249,12 +257,6 @@ def read_scores(results: str | Path, scale: str, family: str, run: str) -> RunSc
         if found != expected:
             raise InputError(f"{path}: {name} is {found!r}, but the file lies under {expected!r}")
     return scores
-
-
-def list_runs(results: str | Path, scale: str, family: str) -> list[str]:
-    """Names of the family's runs that have a score file, sorted."""
-    folder = scores_path(results, scale, family, "x").parent
-    return sorted(path.stem for path in folder.glob("*.json"))
 
 
 @dataclass(frozen=True)
@@ -278,8 +280,9 @@ def write_outcomes(
     family: str,
     run: str,
     columns: Mapping[str, Sequence[Any] | np.ndarray],
+    folder: str | None = None,
 ) -> Path:
-    """Write a run's per-question outcomes; returns the path.
+    """Write a run's per-question outcomes into a folder (default: the family's); returns the path.
 
     columns: the seven OUTCOME_COLUMNS, of equal length. Rows are sorted by seed, benchmark and
     question, so that equal content gives an equal file.
@@ -290,7 +293,7 @@ def write_outcomes(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = outcomes_path(results, scale, family, run)
+    path = outcomes_path(results, scale, family if folder is None else folder, run)
     missing, unknown = set(OUTCOME_COLUMNS) - set(columns), set(columns) - set(OUTCOME_COLUMNS)
     if missing or unknown:
         what = f"lack {sorted(missing)}" if missing else f"have unknown {sorted(unknown)}"
@@ -340,8 +343,10 @@ def _to_outcomes(table: pa.Table, where: str) -> Outcomes:
     return Outcomes(Answers(tuple(seeds), values), identities)
 
 
-def read_outcomes(results: str | Path, scale: str, family: str, run: str) -> Outcomes:
-    """A run's outcomes, each benchmark's questions sorted by identity.
+def read_outcomes(
+    results: str | Path, scale: str, family: str, run: str, folder: str | None = None
+) -> Outcomes:
+    """A run's outcomes in a folder (default: the family's), questions sorted by identity.
 
     Raises InputError if the file is missing, not parquet, of other columns or types, empty, has
     a question twice, or seeds that answered different questions.
@@ -349,7 +354,7 @@ def read_outcomes(results: str | Path, scale: str, family: str, run: str) -> Out
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = outcomes_path(results, scale, family, run)
+    path = outcomes_path(results, scale, family if folder is None else folder, run)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
@@ -372,25 +377,36 @@ class ResultSet:
     def __init__(self, results: str | Path, scale: str) -> None:
         self.results = Path(results)
         self.scale = check_scale(scale)
-        self._scores: dict[tuple[str, str], RunScores | None] = {}
         self._outcomes: dict[tuple[str, str], Outcomes] = {}
+        self._scores: dict[tuple[str, str], RunScores] = {}
+        self._folders: dict[tuple[str, str], str] = {}
+        for path in sorted((self.results / self.scale / "scores").glob("*/*.json")):
+            family = validate_scores(read_json(path), str(path)).family
+            key = (family, path.stem)
+            if key in self._folders:
+                raise InputError(
+                    f"{path}: the run {key[1]} of {key[0]} has scores in the folder "
+                    f"{self._folders[key]!r}, too; remove one of the two"
+                )
+            self._folders[key] = folder = path.parent.name
+            self._scores[key] = read_scores(self.results, self.scale, *key, folder)
 
     def scores(self, family: str, run: str) -> RunScores | None:
-        """A run's scores, or None if the run has no score file. Errors: see `read_scores`."""
-        key = (family, run)
-        if key not in self._scores:
-            there = scores_path(self.results, self.scale, family, run).exists()
-            self._scores[key] = read_scores(self.results, self.scale, *key) if there else None
-        return self._scores[key]
+        """A run's scores, or None if the run has no score file."""
+        return self._scores.get((family, run))
+
+    def runs(self, family: str) -> list[str]:
+        """Names of the family's runs that have a score file, sorted."""
+        return sorted(run for owner, run in self._folders if owner == family)
 
     def _run_outcomes(self, family: str, run: str) -> Outcomes:
         """Outcomes that agree with the run's score file in seeds, benchmarks, n and score."""
         key = (family, run)
         if key in self._outcomes:
             return self._outcomes[key]
-        outcomes = read_outcomes(self.results, self.scale, family, run)
+        outcomes = read_outcomes(self.results, self.scale, family, run, self._folders[key])
         scores = self.scores(family, run)
-        assert scores is not None
+        assert scores is not None  # it was found before its outcomes are asked for
         where = f"{family}/{run} at scale {self.scale}"
         if tuple(scores.seeds) != outcomes.answers.seeds:
             raise InputError(

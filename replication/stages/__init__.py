@@ -19,6 +19,7 @@ NOT_AT_FULL_SCALE = {
     "standins": "published data take the place of the stand-ins, and " + _NO_DATA,
     "vision": "published checkpoints bring their own vision tower",
     "features": _NO_DATA,
+    "language": "published checkpoints bring their own language model",
     "teacher_outputs": _NO_DATA,
     "train": _NO_DATA,
     "evaluate": _NO_DATA,

@@ -1,81 +1,156 @@
-"""Stage ``evaluate``: every benchmark on one model, every seed of it, scores and outcomes."""
+"""Stage ``evaluate``: the models of a folder, every seed of each, on the folder's benchmarks.
 
+What is there already and follows from the same weights, questions, settings and code is kept.
+"""
+
+import hashlib
+import json
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
-import torch
 
 from grace.models import check_model_directory
 from replication import provenance
-from replication.evaluation import Evaluation, evaluate_model
+from replication.evaluation import evaluate_model
 from replication.layout import Layout
 from replication.parallel import run_all
 from replication.params import Params
-from replication.results import write_outcomes, write_scores
+from replication.results import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.stages import stage
 from replication.tasks import BENCHMARKS, PRINTED
 
+CODE = (
+    *("grace/models.py", "replication/evaluation.py", "replication/lmms_model.py"),
+    *("replication/stages/evaluate.py", "replication/tasks"),
+)
 
-def evaluate_one(params: Params, path: str) -> Evaluation:
-    settings = params.evaluate
-    return evaluate_model(
-        path,
-        settings.benchmarks,
-        Layout(params).benchmarks,
-        batch_size=settings.batch_size,
-        max_new_tokens=settings.max_new_tokens,
-        dtype=settings.dtype,
-    )
+
+@dataclass(frozen=True)
+class Job:
+    """One model to evaluate; ``paths`` are its directories by seed."""
+
+    folder: str
+    family: str
+    name: str
+    method: str
+    bits: int
+    paths: dict[int, Path]
+
+
+def jobs_of(params: Params, folder: str) -> list[Job]:
+    """The models of a folder: a family's teacher and baseline, or a group of runs."""
+    layout, family = Layout(params), params.family_of(folder)
+    if folder in params.families:
+        return [
+            Job(folder, family, name, name, 16, {0: layout.model(folder, name)})
+            for name in ("teacher", "baseline")
+        ]
+    jobs = []
+    for name, run in params.group(folder).models.items():
+        paths = {seed: layout.trained(folder, name, seed) for seed in run.seeds}
+        jobs.append(Job(folder, family, name, run.method, run.bits, paths))
+    return jobs
+
+
+def _digest(path: Path) -> str:
+    """Hash of a file, or of what a model directory says of its weights and how to ask it."""
+    files = [path]
+    if path.is_dir():
+        files = [f for f in sorted(path.iterdir()) if f.name != "origin.json" and f.is_file()]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def origin_of(params: Params, job: Job) -> dict[str, str]:
+    """What an evaluation follows from."""
+    layout, settings = Layout(params), params.evaluate
+    names = settings.benchmarks[job.folder]
+    asked = {name: _digest(layout.benchmarks / f"{name}.parquet") for name in names}
+    return {
+        "weights": json.dumps({seed: _digest(path) for seed, path in job.paths.items()}),
+        "questions": json.dumps(asked),
+        "settings": json.dumps([settings.batch_size, settings.max_new_tokens, settings.dtype]),
+        "official_tasks": json.dumps({name: BENCHMARKS[name].sha256() for name in names}),
+        "versions": json.dumps(provenance.library_versions(), sort_keys=True),
+        "code": provenance.code_hash(CODE),
+    }
+
+
+def evaluate_one(params: Params, job: Job) -> None:
+    """Evaluate every seed of a model and write its scores and outcomes."""
+    layout, settings = Layout(params), params.evaluate
+    results = layout.results.parent
+    origin = origin_of(params, job)
+    place = (results, params.scale, job.folder, job.name)
+    if outcomes_path(*place).is_file():
+        try:
+            if json.loads(scores_path(*place).read_text())["origin"] == origin:
+                return
+        except (OSError, ValueError, KeyError):
+            pass
+    names = settings.benchmarks[job.folder]
+    seeds, frames, told = {}, [], {}
+    for seed, path in job.paths.items():
+        evaluation = evaluate_model(
+            path,
+            names,
+            layout.benchmarks,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            dtype=settings.dtype,
+        )
+        seeds[str(seed)] = {
+            "benchmarks": {PRINTED[name]: entry for name, entry in evaluation.scores.items()}
+        }
+        frame = evaluation.outcomes.assign(seed=seed)
+        frames.append(frame.assign(benchmark=frame["benchmark"].map(PRINTED)))
+        told = evaluation.settings
+    outcomes = pd.concat(frames)
+    record = {
+        "family": job.family,
+        "run": job.name,
+        "method": job.method,
+        "bits": job.bits,
+        "scale": params.scale,
+        "standin": True,
+        "seeds": seeds,
+        "origin": origin,
+        "provenance": provenance.collect(
+            {"params": repr(params)},
+            list(job.paths),
+            f"python -m replication.stages.evaluate {job.folder}",
+            device=provenance.device_description(),
+            extra={"settings": told},
+        ),
+    }
+    scores_path(*place).unlink(missing_ok=True)  # scores beside other outcomes would be wrong
+    columns = {name: outcomes[name] for name in outcomes}
+    write_outcomes(results, params.scale, job.family, job.name, columns, job.folder)
+    write_scores(results, record, job.folder)
+    for seed, entry in seeds.items():
+        shown = {name: round(values["score"], 2) for name, values in entry["benchmarks"].items()}
+        print(f"{job.family}/{job.name}, seed {seed}: {shown}", file=sys.stderr)
 
 
 @stage
-def main(params: Params, model: str) -> None:
+def main(params: Params, folder: str) -> None:
     layout = Layout(params)
-    if model in ("teacher", "baseline"):
-        method, bits, paths = model, 16, {0: layout.model(model)}
-    else:
-        run = params.run(model)
-        method, bits = run.method, run.bits
-        paths = {seed: layout.trained(model, seed) for seed in run.seeds}
-    for path in paths.values():
-        check_model_directory(path)
-    evaluations = run_all(evaluate_one, [(params, str(path)) for path in paths.values()])
-    seeds, frames = {}, []
-    for seed, evaluation in zip(paths, evaluations, strict=True):
-        benchmarks = {PRINTED[name]: entry for name, entry in evaluation.scores.items()}
-        seeds[str(seed)] = {"benchmarks": benchmarks}
-        frame = evaluation.outcomes.assign(seed=seed)
-        frames.append(frame.assign(benchmark=frame["benchmark"].map(PRINTED)))
-    results = layout.results.parent
-    outcomes = pd.concat(frames)
-    write_outcomes(
-        results, params.scale, params.family, model, {name: outcomes[name] for name in outcomes}
-    )
-    write_scores(
-        results,
-        {
-            "family": params.family,
-            "run": model,
-            "method": method,
-            "bits": bits,
-            "scale": params.scale,
-            "standin": True,
-            "seeds": seeds,
-            "provenance": provenance.collect(
-                {"params": repr(params)},
-                list(paths),
-                f"python -m replication.stages.evaluate {model}",
-                device=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                extra={
-                    "settings": evaluations[0].settings,
-                    "official_tasks": {
-                        name: BENCHMARKS[name].sha256() for name in params.evaluate.benchmarks
-                    },
-                },
-            ),
-        },
-    )
-    print({name: round(entry["score"], 2) for name, entry in benchmarks.items()}, file=sys.stderr)
+    jobs = jobs_of(params, folder)
+    for job in jobs:
+        for path in job.paths.values():
+            check_model_directory(path)
+    run_all(evaluate_one, [(params, job) for job in jobs])
+    known = {job.name for job in jobs}
+    for kind in (layout.scores(folder), layout.outcomes(folder)):
+        for path in kind.iterdir():
+            if path.stem not in known:
+                path.unlink()
 
 
 if __name__ == "__main__":

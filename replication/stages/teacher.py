@@ -1,14 +1,13 @@
-"""Stage ``teacher``: the larger model, trained from scratch on the small world or published."""
+"""Stage ``teacher``: the larger model of a family, trained on the small world or published."""
 
-from replication.layout import Layout
 from replication.params import Params
-from replication.pretraining import pretrain_model
+from replication.pretraining import train_model
 from replication.stages import stage
 
 
 @stage
-def main(params: Params) -> None:
-    pretrain_model(params, "teacher", params.teacher, Layout(params))
+def main(params: Params, family: str) -> None:
+    train_model(params, params.known_family(family), "teacher")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
-"""Stage ``train``: one named run, every seed of it, from the baseline."""
+"""Stage ``train``: a group of runs, every seed of each, from their family's baseline.
+
+What is there already and follows from the same parameters, data and code is kept: a changed run
+is trained again, and the others of its group are not.
+"""
 
 import dataclasses
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +16,10 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.quantization import QuantSpec, bake
+from replication.io import write_json_atomic
 from replication.layout import Layout, needed
 from replication.parallel import run_all
-from replication.params import Params, Run, Train
+from replication.params import TEACHER_METHODS, Params, Run, Train
 from replication.stages import stage
 
 if TYPE_CHECKING:
@@ -24,8 +31,14 @@ if TYPE_CHECKING:
 CODES_FILE = "quantized.safetensors"
 
 
+CODE = (
+    *("grace", "replication/fitting.py", "replication/controls.py"),
+    "replication/stages/train.py",
+)
+
+
 def method_config(settings: Train, run: Run) -> "MethodConfig":
-    """The method of a named run: the shared settings, with the run's own on top.
+    """The method of a run: the shared settings, with the run's own on top.
 
     Raises:
         InputError: for settings that do not go together.
@@ -36,12 +49,12 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
     if run.bits != 16:
         quantization = QuantSpec(
             bits=run.bits,
-            group_size=settings.group_size,
+            group_size=settings.group_size if run.group_size is None else run.group_size,
             init=settings.init,
             gradient_factor=settings.gradient_factor,
         )
     distillation = None
-    if run.method in ("kd", "grace"):
+    if run.method in TEACHER_METHODS:
         chosen = settings.distillation | (_PLAIN_KD if run.method == "kd" else {})
         distillation = DistillationConfig.from_dict({**chosen, **run.distillation})
     return MethodConfig(
@@ -62,41 +75,56 @@ _PLAIN_KD: dict[str, Any] = {
 }
 
 
-def train_one(params: Params, name: str, seed: int) -> None:
-    """Train one seed of a named run and write its model directory, values on the grid, with the
-    integer codes and scales beside them."""
+def train_one(params: Params, group: str, name: str, seed: int) -> None:
+    """Train one seed of a run and write its model directory, values on the grid, with the integer
+    codes and scales beside them. A model that is there already, of the same origin, is kept."""
     from safetensors.torch import save_file
 
     from grace.teacher import CachedTeacher, Identity, check_teacher
     from grace.training import prepare_student
-    from replication.fitting import fit, load_training_data, save_model
+    from replication.controls import ShuffledTeacher
+    from replication.fitting import (
+        ORIGIN_FILE,
+        fit,
+        load_training_data,
+        origin_of,
+        read_origin,
+        save_model,
+    )
 
-    layout, run = Layout(params), params.run(name)
+    layout, folder = Layout(params), params.group(group)
+    family, run = folder.family, folder.models[name]
     method = method_config(params.train, run)
-    path = layout.model("baseline")
+    path = layout.model(family, "baseline")
     processor = load_processor(path)
     torch.manual_seed(seed)
     model: Any = load_model(path)
-    family = family_of(model.config.model_type)
     prepare_student(model, method)
-    tower = model.get_submodule(family.vision_tower)
-    forward = tower.forward
-    family.take_vision_features(model)
-    data = load_training_data(layout, processor, model.config)
-    teacher = None
+    data = load_training_data(layout, family, processor, model.config)
+    teacher: Any = None
     if method.needs_teacher:
-        teacher = CachedTeacher(layout.teacher_outputs, samples=len(data))
+        teacher = CachedTeacher(layout.teacher_outputs(family), samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
-    fit(
-        model,
-        data,
-        method,
-        dataclasses.asdict(params.train) | {"seed": seed},
-        teacher=teacher,
-        scratch=layout.checkpoints(f"{name}-seed{seed}"),
-        log=layout.training_log(name, f"seed{seed}"),
-    )
-    tower.forward = forward
+        if run.shuffled_teacher:
+            teacher = ShuffledTeacher(teacher, data.supervised, seed)
+    settings = dataclasses.asdict(params.train) | {"seed": seed}
+    if run.learning_rate is not None:
+        settings["learning_rate"] = run.learning_rate
+    origin = origin_of(model, data, method, settings, teacher, CODE)
+    target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
+    if log.is_file() and read_origin(target) == origin:
+        return
+    with family_of(family).take_vision_features(model):
+        fit(
+            model,
+            data,
+            method,
+            settings,
+            teacher=teacher,
+            origin=origin,
+            scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
+            log=log,
+        )
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     if method.quantization is not None:
@@ -104,27 +132,44 @@ def train_one(params: Params, name: str, seed: int) -> None:
             tensors[f"{linear}.codes"], tensors[f"{linear}.scales"] = codes, scales
         metadata = {key: str(value) for key, value in method.quantization.to_dict().items()}
 
-    def write_codes(directory: Path) -> None:
+    def write_more(directory: Path) -> None:
         if tensors:
             save_file(tensors, directory / CODES_FILE, metadata)
+        write_json_atomic(directory / ORIGIN_FILE, origin)
 
-    save_model(model, processor, layout.trained(name, seed), also=write_codes)
+    save_model(model, processor, target, also=write_more)
+
+
+def _remove_others(folder: Path, known: Collection[Path]) -> None:
+    """Remove what earlier parameters left in a folder of models or logs."""
+    for path in folder.glob("*/*"):
+        if path not in known:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob("*"):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 @stage
-def main(params: Params, run: str) -> None:
-    layout, settings = Layout(params), params.run(run)
-    config = check_model_directory(layout.model("baseline"))
-    if config is not None and config.get("model_type") != params.family:
+def main(params: Params, group: str) -> None:
+    layout, folder = Layout(params), params.group(group)
+    baseline = layout.model(folder.family, "baseline")
+    config = check_model_directory(baseline)
+    if config is not None and config.get("model_type") != folder.family:
         raise InputError(
-            f"{str(layout.model('baseline'))!r} is of family {config.get('model_type')!r}, the "
-            f"parameters say {params.family!r}; run the stage baseline again"
+            f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
+            f"{folder.family!r}; run the stage baseline again"
         )
     needed(layout.conversations, "standins")
-    needed(layout.features, "features")
-    if settings.method in ("kd", "grace"):
-        needed(layout.teacher_outputs, "teacher_outputs")
-    run_all(train_one, [(params, run, seed) for seed in settings.seeds])
+    needed(layout.features(folder.family), "features")
+    if any(run.method in TEACHER_METHODS for run in folder.models.values()):
+        needed(layout.teacher_outputs(folder.family), "teacher_outputs")
+    jobs = [(name, seed) for name, run in folder.models.items() for seed in run.seeds]
+    run_all(train_one, [(params, group, *job) for job in jobs])
+    _remove_others(layout.models / group, [layout.trained(group, *job) for job in jobs])
+    logs = [layout.training_log(group, name, f"seed{seed}") for name, seed in jobs]
+    _remove_others(layout.training_logs(group), logs)
+    shutil.rmtree(layout.checkpoints(group, ""), ignore_errors=True)
 
 
 if __name__ == "__main__":

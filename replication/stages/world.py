@@ -6,6 +6,7 @@ get must gain less than a point, or the control would take credit away from ever
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from replication.compare import difference_interval, score_interval
 from replication.io import write_json_atomic
 from replication.layout import Layout
 from replication.params import Params
-from replication.results import ResultSet
+from replication.results import NOT_IN_AVERAGE, ResultSet
 from replication.stages import stage
 from replication.tasks import PRINTED
 
@@ -23,46 +24,55 @@ PLATEAU_RUN = "sft_bf16"
 
 @stage
 def main(params: Params) -> None:
-    layout, bounds = Layout(params), params.world
+    layout = Layout(params)
     results = ResultSet(layout.results.parent, params.scale)
-    names = [PRINTED[name] for name in params.evaluate.benchmarks]
-    found = results.answers(params.family, ["teacher", "baseline", PLATEAU_RUN], names)
+    measured, failed = {}, []
+    for family in params.families:
+        measured[family] = _measure(params, results, family)
+        failed += [f"{family}: {n}" for n, passed in measured[family]["checks"].items() if not passed]
+    write_json_atomic(layout.results / "world.json", measured)
+    print(f"world: {measured}", file=sys.stderr)
+    if failed and params.world.asserted:
+        sys.exit(f"error: the small world is not fit to judge in: {', '.join(failed)} failed")
+
+
+def _measure(params: Params, results: ResultSet, family: str) -> dict[str, Any]:
+    bounds = params.world
+    names = [PRINTED[name] for name in params.evaluate.benchmarks[family]]
+    accuracies = [name for name in names if name not in NOT_IN_AVERAGE]
+    found = results.answers(family, ["teacher", "baseline", PLATEAU_RUN], accuracies)
     if found is None:
         raise InputError(
-            f"teacher, baseline and {PLATEAU_RUN} must be evaluated on {', '.join(names)} first"
+            f"teacher, baseline and {PLATEAU_RUN} of {family} must be evaluated on "
+            f"{', '.join(accuracies)} first"
         )
     teacher, baseline, continued = found
     rng = np.random.default_rng(params.compare.seed)
     draws = {"resamples": params.compare.resamples}
-    gap = difference_interval(teacher, baseline, names, rng, **draws)
-    gain = difference_interval(continued, baseline, names, rng, **draws)
-    measured: dict = {
-        "teacher_minus_baseline": _interval(gap),
-        "continued_sft_minus_baseline": _interval(gain),
-        "baseline_minus_chance": {},
-    }
-    scores = results.scores(params.family, "baseline")
+    gap = difference_interval(teacher, baseline, accuracies, rng, **draws)
+    gain = difference_interval(continued, baseline, accuracies, rng, **draws)
+    scores = results.scores(family, "baseline")
     assert scores is not None
-    above = []
-    for name in names:
+    above = {}
+    for name in accuracies:
         chance = next(iter(scores.seeds.values()))[name]["chance"]
         interval = score_interval(baseline, [name], rng, **draws)
-        measured["baseline_minus_chance"][name] = {
+        above[name] = {
             "value": interval.point - chance,
             "low": interval.low - chance,
             "high": interval.high - chance,
         }
-        above.append(interval.low - chance)
-    checks = {
-        "teacher_is_better": gap.point >= bounds.teacher_gap,
-        "baseline_is_above_chance": min(above) >= bounds.above_chance,
-        "baseline_is_at_its_plateau": gain.point < bounds.plateau,
+    return {
+        "teacher_minus_baseline": _interval(gap),
+        "continued_sft_minus_baseline": _interval(gain),
+        "baseline_minus_chance": above,
+        "checks": {
+            "teacher_is_better": gap.point >= bounds.teacher_gap,
+            "baseline_is_above_chance": min(entry["low"] for entry in above.values())
+            >= bounds.above_chance,
+            "baseline_is_at_its_plateau": gain.point < bounds.plateau,
+        },
     }
-    write_json_atomic(layout.results / "world.json", {**measured, "checks": checks})
-    failed = [name for name, passed in checks.items() if not passed]
-    print(f"world: {measured}", file=sys.stderr)
-    if failed and bounds.asserted:
-        sys.exit(f"error: the small world is not fit to judge in: {', '.join(failed)} failed")
 
 
 def _interval(interval) -> dict[str, float]:

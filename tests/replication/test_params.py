@@ -26,7 +26,10 @@ from replication.stages.train import method_config
 from replication.tasks import BENCHMARKS
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
-SECTIONS = sorted(set(COMMITTED) - {"scale", "family", "runs"})
+SECTIONS = sorted(set(COMMITTED) - {"scale", "runs", "teacher", "baseline", "vision", "language"})
+BY_FAMILY = ("teacher.llava", "baseline.qwen3_vl", "vision.qwen2_vl", "language.teacher")
+RUNS = "runs.qwen2_vl_runs.models"
+QAT = COMMITTED["runs"]["qwen2_vl_runs"]["models"]["qat_int4"]
 
 
 def changed(path: str, value=..., base=None) -> dict:
@@ -62,8 +65,9 @@ def test_the_committed_file_is_that_of_scale_small():
 def test_every_scale_has_valid_parameters(scale):
     params = parse_params(scale_params(scale))
     assert params.scale == scale
-    for run in params.runs.values():
-        assert method_config(params.train, run).bits == run.bits
+    for group in params.runs.values():
+        for run in group.models.values():
+            assert method_config(params.train, run).bits == run.bits
     if scale != "paper":
         check_architectures(params)
 
@@ -75,29 +79,29 @@ def test_names_agree_with_their_owners():
     assert tuple(_DTYPES) == DTYPES
 
 
-@pytest.mark.parametrize("name", ["scale", "family", "runs", *SECTIONS])
+@pytest.mark.parametrize("name", ["scale", "runs", "teacher", "baseline", "vision", "language", *SECTIONS])
 def test_a_missing_section_is_named(name):
     assert repr(name) in refused(changed(name))
 
 
 def required(name: str) -> list[str]:
-    kind = {"teacher": None, "baseline": None}.get(name, name.title().replace("_", ""))
+    kind = getattr(module, name.partition(".")[0].title().replace("_", ""), None)
     if kind is None:
         return []
-    fields = dataclasses.fields(getattr(module, kind))
+    fields = dataclasses.fields(kind)
     none = dataclasses.MISSING
     return [f.name for f in fields if f.default is none and f.default_factory is none]
 
 
-@pytest.mark.parametrize("path", [f"{name}.{key}" for name in SECTIONS for key in required(name)])
+@pytest.mark.parametrize("path", [f"{n}.{key}" for n in (*SECTIONS, *BY_FAMILY) for key in required(n)])
 def test_a_missing_key_is_named(path):
-    section, key = path.split(".")
+    section, _, key = path.rpartition(".")
     text = refused(changed(path))
     assert section in text
     assert repr(key) in text
 
 
-@pytest.mark.parametrize("section", ["", "runs.qat_int4", *SECTIONS])
+@pytest.mark.parametrize("section", ["", "runs.gates", f"{RUNS}.qat_int4", *SECTIONS, *BY_FAMILY])
 def test_an_unknown_key_is_named(section):
     text = refused(changed(f"{section}.sede".lstrip("."), 1))
     assert "'sede'" in text
@@ -109,9 +113,10 @@ def test_an_unknown_key_is_named(section):
     [
         ("standins.vocabsize", "vocab_size"),
         ("train.learning_rat", "learning_rate"),
-        ("runs.qat_int4.seed", "seeds"),
+        (f"{RUNS}.qat_int4.seed", "seeds"),
+        ("runs.gates.famly", "family"),
         ("train.distillation.tua", "tau"),
-        ("runs.grace_int4.distillation", None),
+        (f"{RUNS}.grace_int4.distillation", None),
         ("evaluates", "evaluate"),
     ],
 )
@@ -127,7 +132,12 @@ def test_the_nearest_name_is_offered(path, near):
     [
         ("scale", "smal", "did you mean 'small'"),
         ("scale", 3, "3"),
-        ("family", "qwen2vl", "'qwen2vl'"),
+        ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "'qwen2_vl'"),
+        ("baseline", {"llava": COMMITTED["baseline"]["llava"]}, "the same ones"),
+        ("teacher.llava.start", "qwen2_vl/teachr", "did you mean 'qwen2_vl/teacher'"),
+        ("teacher.llava.start", "llava/teacher", "'llava/teacher'"),
+        ("teacher.llava.start", None, "'start'"),
+        ("language", {"student": COMMITTED["language"]["teacher"]}, "language.student"),
         ("standins", None, "'standins'"),
         ("standins.seed", 1.5, "1.5"),
         ("standins.seed", True, "True"),
@@ -135,13 +145,13 @@ def test_the_nearest_name_is_offered(path, near):
         ("standins.captions", 1.5, "from 0 to 1"),
         ("standins.noise", "6", "'6'"),
         ("standins.noise", math.nan, "nan"),
-        ("vision.learning_rate", math.inf, "inf"),
-        ("vision.learning_rate", 10**400, "finite"),
-        ("vision.config", [1], "[1]"),
-        ("vision.config", {1: 2}, "key 1"),
-        ("teacher.text", "large", "'large'"),
-        ("teacher.text", {}, "'text'"),
-        ("teacher.steps", 0, "'steps'"),
+        ("vision.llava.learning_rate", math.inf, "inf"),
+        ("vision.llava.learning_rate", 10**400, "finite"),
+        ("vision.llava.config", [1], "[1]"),
+        ("vision.llava.config", {1: 2}, "key 1"),
+        ("teacher.llava.text", "large", "'large'"),
+        ("teacher.llava.text", {}, "'text'"),
+        ("teacher.llava.steps", 0, "'steps'"),
         ("train.learning_rate", "1e-5", "1.0e-5"),
         ("train.learning_rate", -0.1, "-0.1"),
         ("train.batch_size", 0, "at least 1"),
@@ -155,22 +165,32 @@ def test_the_nearest_name_is_offered(path, near):
         ("train.gradient_checkpointing", 1, "1"),
         ("train.distillation.tau", "low", "'low'"),
         ("runs", [], "[]"),
-        ("runs", {1: COMMITTED["runs"]["qat_int4"]}, "key 1"),
-        ("runs", {"../x": COMMITTED["runs"]["qat_int4"]}, "'../x'"),
-        ("runs", {"teacher": COMMITTED["runs"]["qat_int4"]}, "'teacher'"),
-        ("runs.qat_int4.method", "qta", "did you mean 'qat'"),
-        ("runs.qat_int4.bits", 16, "16 bits"),
-        ("runs.qat_int4.bits", 9, "9"),
-        ("runs.sft_bf16.bits", 4, "4 bits"),
-        ("runs.qat_int4.seeds", [], "runs.qat_int4.seeds is empty"),
-        ("runs.qat_int4.seeds", [0, 0], "[0, 0]"),
-        ("runs.qat_int4.seeds", [-1], "-1"),
-        ("runs.qat_int4.seeds", 0, "0"),
-        ("runs.qat_int4.distillation", {"tau": 0.1}, "'qat'"),
-        ("evaluate.models", [], "[]"),
-        ("evaluate.models", ["teacher", "teacher"], "each once"),
-        ("evaluate.models", ["grace_int44"], "did you mean 'grace_int4'"),
-        ("evaluate.benchmarks", ["mmbensh"], "did you mean 'mmbench'"),
+        ("runs", {1: COMMITTED["runs"]["gates"]}, "key 1"),
+        ("runs", {"../x": COMMITTED["runs"]["gates"]}, "'../x'"),
+        ("runs", {"llava": COMMITTED["runs"]["gates"]}, "'llava'"),
+        ("runs.gates.family", "qwen2vl", "did you mean 'qwen2_vl'"),
+        ("runs.gates.models", {}, "runs.gates.models is empty"),
+        ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in runs.qwen2_vl_runs"),
+        (RUNS, {"../x": QAT}, "'../x'"),
+        (RUNS, {"teacher": QAT}, "'teacher'"),
+        (f"{RUNS}.qat_int4.group_size", 48, "48"),
+        (f"{RUNS}.sft_bf16.group_size", 64, "'group_size'"),
+        (f"{RUNS}.qat_int4.shuffled_teacher", True, "'shuffled_teacher'"),
+        (f"{RUNS}.qat_int4.learning_rate", -1.0, "-1.0"),
+        (f"{RUNS}.qat_int4.method", "qta", "did you mean 'qat'"),
+        (f"{RUNS}.qat_int4.bits", 16, "16 bits"),
+        (f"{RUNS}.qat_int4.bits", 9, "9"),
+        (f"{RUNS}.sft_bf16.bits", 4, "4 bits"),
+        (f"{RUNS}.qat_int4.seeds", [], f"{RUNS}.qat_int4.seeds is empty"),
+        (f"{RUNS}.qat_int4.seeds", [0, 0], "[0, 0]"),
+        (f"{RUNS}.qat_int4.seeds", [-1], "-1"),
+        (f"{RUNS}.qat_int4.seeds", 0, "0"),
+        (f"{RUNS}.qat_int4.distillation", {"tau": 0.1}, "'qat'"),
+        ("evaluate.benchmarks.gates", [], "[]"),
+        ("evaluate.benchmarks.gates", ["mmbench", "mmbench"], "each once"),
+        ("evaluate.benchmarks.gates", ["mmbensh"], "did you mean 'mmbench'"),
+        ("evaluate.benchmarks.gate", ["mmbench"], "did you mean 'gates'"),
+        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava"),
         ("evaluate.dtype", "float23", "did you mean 'float32'"),
         ("world.asserted", "yes", "'yes'"),
         ("data", {"training": {"repository": "a/b"}, "benchmarks": {}}, "'data'"),
@@ -184,7 +204,7 @@ def test_a_wrong_value_is_named(path, value, told):
 
 @pytest.mark.parametrize(
     ("path", "told"),
-    [("data", "'data'"), ("teacher.source", "'source'"), ("train.epochs", "exactly one")],
+    [("data", "'data'"), ("teacher.llava.source", "'source'"), ("train.epochs", "exactly one")],
 )
 def test_scale_paper_lacks_nothing(path, told):
     assert told in refused(changed(path, base=scale_params("paper")))
@@ -195,10 +215,15 @@ def test_scale_paper_is_the_published_set_up():
     train = params.train
     assert train.batch_size * train.accumulation * train.devices == 512
     assert (train.epochs, train.learning_rate, train.max_length) == (3.0, 1e-5, 8192)
-    assert params.teacher.source == "Qwen/Qwen2-VL-7B-Instruct"
-    assert params.baseline.source == "Qwen/Qwen2-VL-2B-Instruct"
+    assert {family: (params.teacher[family].source, params.baseline[family].source)
+            for family in params.families} == {
+        "llava": ("llava-hf/llava-1.5-13b-hf", "llava-hf/llava-1.5-7b-hf"),
+        "qwen2_vl": ("Qwen/Qwen2-VL-7B-Instruct", "Qwen/Qwen2-VL-2B-Instruct"),
+        "qwen3_vl": ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"),
+    }  # fmt: skip
     assert params.data is not None
-    assert set(params.data.benchmarks) == set(params.evaluate.benchmarks)
+    asked = {name for names in params.evaluate.benchmarks.values() for name in names}
+    assert set(params.data.benchmarks) == asked == set(BENCHMARKS)
 
 
 def test_the_published_benchmarks_are_those_of_the_official_tasks():
@@ -223,9 +248,10 @@ def test_the_published_benchmarks_are_those_of_the_official_tasks():
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("vision.config.dept", "'dept'"),
-        ("teacher.text.hiden_size", "did you mean 'hidden_size'"),
-        ("baseline.text.hidden_size", "baseline.text"),
+        ("vision.qwen2_vl.config.dept", "'dept'"),
+        ("vision.llava.config.patch", "did you mean 'patch_size'"),
+        ("teacher.llava.text.hiden_size", "did you mean 'hidden_size'"),
+        ("baseline.qwen3_vl.text.hidden_size", "baseline.qwen3_vl.text"),
     ],
 )
 def test_a_key_that_no_model_has_is_named(path, told):
@@ -235,11 +261,15 @@ def test_a_key_that_no_model_has_is_named(path, told):
     assert told in str(caught.value)
 
 
-def test_an_unknown_run_names_the_nearest():
+def test_an_unknown_name_names_the_nearest():
     params: Params = parse_params(COMMITTED)
-    assert params.run("grace_int4").bits == 4
-    with pytest.raises(InputError, match="did you mean 'grace_int4'"):
-        params.run("grace-int4")
+    assert params.group("gates").family == "qwen2_vl" == params.known_family("qwen2_vl")
+    assert (params.family_of("llava_runs"), params.family_of("llava")) == ("llava", "llava")
+    for ask in (params.group, params.family_of):
+        with pytest.raises(InputError, match="did you mean 'gates'"):
+            ask("gate")
+    with pytest.raises(InputError, match="did you mean 'llava'"):
+        params.known_family("lava")
 
 
 @pytest.mark.parametrize(

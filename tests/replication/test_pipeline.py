@@ -31,6 +31,7 @@ FRAME = {
     "replication.results",
     "replication.stages",
     "replication.stages.baseline",
+    "replication.stages.language",
     "replication.stages.teacher",
 }
 # What these say reaches a stage through its data, not through the code.
@@ -76,14 +77,15 @@ def closure(module: str) -> set[str]:
 def test_every_stage_is_a_file_and_every_file_a_stage():
     assert set(PIPELINE) == FILES
     for name in PIPELINE:
-        words = {"train": " ${key}", "evaluate": " ${item}"}.get(name, "")
-        assert body(name)["cmd"] == f"python -m replication.stages.{name}{words}"
+        over = PIPELINE[name].get("foreach")
+        word = "" if over is None else " ${item}" if isinstance(over, list) else " ${key}"
+        assert body(name)["cmd"] == f"python -m replication.stages.{name}{word}"
 
 
 def test_every_section_of_the_parameters_is_read_by_a_stage():
     sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
     named = {p.split(".")[0] for name in PIPELINE for p in body(name).get("params", [])}
-    assert sections == named | {"family", "scale", "runs"}
+    assert sections == {name for name in named if "$" not in name} | {"scale"}
     stages_with_sections = sections & FILES
     for name in stages_with_sections:
         own = [p for p in body(name)["params"] if p.split(".")[0] == name]
@@ -96,20 +98,14 @@ def test_every_section_of_the_parameters_is_read_by_a_stage():
 def test_runs_are_trained_and_evaluated(scale):
     params = parse_params(scale_params(scale))
     assert PIPELINE["train"]["foreach"] == "${runs}"
-    assert PIPELINE["evaluate"]["foreach"] == "${evaluate.models}"
-    assert params.evaluate.models == ["teacher", "baseline", *params.runs]
-    assert set(params.runs) == set(PARAMS.runs)
-
-
-def test_every_row_of_table_4_has_a_run():
-    table = load_tables().table("table4")
-    rows = {row.run for row in table.rows if row.run}
-    controls = {row.run for row in table.controls}
-    assert rows | controls <= set(PARAMS.evaluate.models)
-    for row in table.rows:
-        if row.run in PARAMS.runs:
-            assert PARAMS.runs[row.run].bits == row.bits
-            assert PARAMS.runs[row.run].method == {"ours": "grace"}.get(row.role, row.role)
+    assert PIPELINE["evaluate"]["foreach"] == "${evaluate.benchmarks}"
+    assert set(params.evaluate.benchmarks) == {*params.families, *params.runs}
+    assert set(params.runs) <= set(PARAMS.runs)
+    for name, group in params.runs.items():
+        assert group.family == PARAMS.runs[name].family
+        for run, settings in group.models.items():
+            known = PARAMS.runs[name].models[run]
+            assert (settings.method, settings.bits) == (known.method, known.bits)
 
 
 @pytest.mark.parametrize("name", sorted(PIPELINE))
@@ -131,29 +127,31 @@ def test_what_a_stage_reads_another_writes(name):
             written.add(out if isinstance(out, str) else next(iter(out)))
     for dep in body(name)["deps"]:
         if "${" in dep:
-            pattern = re.compile(re.sub(r"\\\$\\\{(item|key)\\\}", ".*", re.escape(dep)))
+            pattern = re.compile(re.sub(r"\\\$\\\{[a-z.]+\\\}", ".*", re.escape(dep)))
             generic = [re.sub(r"\$\{(item|key)\}", "x", out) for out in written]
             assert any(pattern.fullmatch(out) or out.startswith(dep + "/") for out in generic), dep
 
 
 def test_the_layout_is_the_pipeline_s():
     layout = Layout(PARAMS)
-    values = {"scale": PARAMS.scale, "family": PARAMS.family, "key": "qat_int4", "item": "teacher"}
 
-    def outs(name):
+    def outs(name, word=""):
         listed = body(name).get("outs", []) + body(name).get("metrics", [])
         paths = [out if isinstance(out, str) else next(iter(out)) for out in listed]
+        values = {"scale": PARAMS.scale, "key": word, "item": word}
         return {re.sub(r"\$\{(\w+)\}", lambda m: values[m[1]], path) for path in paths}
 
     assert outs("standins") == {str(layout.benchmarks)}
-    assert outs("vision") == {str(layout.processor), str(layout.vision)}
-    assert outs("features") == {str(layout.features)}
+    assert outs("vision", "llava") == {str(layout.processor("llava")), str(layout.vision("llava"))}
+    assert outs("features", "llava") == {str(layout.features("llava"))}
     for name in ("teacher", "baseline"):
-        assert outs(name) == {str(layout.model(name)), str(layout.training_logs(name))}
-    assert outs("teacher_outputs") == {str(layout.teacher_outputs)}
-    log = layout.training_logs("qat_int4")
-    assert outs("train") == {str(layout.model("qat_int4")), str(log)}
-    assert outs("evaluate") == {str(layout.scores("teacher")), str(layout.outcomes("teacher"))}
+        log = layout.training_log("llava", name, "instruction").parent
+        assert outs(name, "llava") == {str(layout.model("llava", name)), str(log)}
+        log = layout.training_log("language", name, "text").parent
+        assert outs("language", name) == {str(layout.model("language", name)), str(log)}
+    assert outs("teacher_outputs", "llava") == {str(layout.teacher_outputs("llava"))}
+    assert outs("train", "gates") == {str(layout.models / "gates"), str(layout.training_logs("gates"))}
+    assert outs("evaluate", "gates") == {str(layout.scores("gates")), str(layout.outcomes("gates"))}
 
 
 def test_dvc_reads_the_pipeline(tmp_path):
@@ -161,8 +159,17 @@ def test_dvc_reads_the_pipeline(tmp_path):
     folder = workspace("smoke", copy_repository(tmp_path))
     done = python("-m", "dvc", "dag", "--mermaid", "--full", cwd=folder)
     assert done.returncode == 0, done.stderr
-    names = {*FILES} - {"train", "evaluate"}
-    names |= {f"train@{run}" for run in PARAMS.runs}
-    names |= {f"evaluate@{model}" for model in PARAMS.evaluate.models}
+    params = parse_params(scale_params("smoke"))
+    words = {
+        "language": ["teacher", "baseline"],
+        "train": [*params.runs],
+        "evaluate": [*params.evaluate.benchmarks],
+    }
+    names = set()
+    for name, stage in PIPELINE.items():
+        if "foreach" in stage:
+            names |= {f"{name}@{word}" for word in words.get(name, params.families)}
+        else:
+            names.add(name)
     shown = set(re.findall(r'"([\w@]+)"', done.stdout))
     assert shown == names

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,35 +22,48 @@ from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
 from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
 from grace.training import prepare_student
-from replication.fitting import fit, last_checkpoint, load_training_data
+from replication.fitting import fit, last_checkpoint, load_training_data, origin_of
 from replication.layout import Layout
 from replication.parallel import run_all
 from replication.params import load_params, parse_params
 from replication.scale import merge, scale_params
-from replication.stages.train import CODES_FILE, method_config
+from replication.stages.evaluate import jobs_of
+from replication.stages.train import CODE, CODES_FILE, method_config
 
-RUN, FAMILY = "grace_int4", "qwen2_vl"
+RUN, GROUP, FAMILY = "grace_int4", "small_runs", "qwen2_vl"
 BUILT = (
-    *("standins", "vision", "features", "teacher", "baseline"),
-    *("teacher_outputs", "train"),
+    *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language teacher"),
+    *("language baseline", f"teacher {FAMILY}", f"baseline {FAMILY}"),
+    *(f"teacher_outputs {FAMILY}", f"train {GROUP}"),
 )
-STEPS = {"steps": 2, "batch_size": 8, "language": {"steps": 2, "batch_size": 8}}
+STEPS = {"steps": 2, "batch_size": 8}
+OTHERS = {"llava": None, "qwen3_vl": None}
+RUNS = {GROUP: {"family": FAMILY, "models": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}}}}
 TINY = {
     "scale": "smoke",
     "standins": {"train": 48, "language": 40, "evaluation": 30, "turns": 2, "vocab_size": 400},
-    "vision": {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
-    "teacher": {**STEPS, "text": {**TEXT, "num_hidden_layers": 3}},
-    "baseline": {**STEPS, "text": TEXT},
+    "vision": {
+        **OTHERS,
+        FAMILY: {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
+    },
+    "language": {"teacher": STEPS, "baseline": STEPS},
+    "teacher": {**OTHERS, FAMILY: {**STEPS, "text": {**TEXT, "num_hidden_layers": 3}}},
+    "baseline": {**OTHERS, FAMILY: {**STEPS, "text": TEXT}},
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
-    "runs": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}},
-    "evaluate": {"models": ["teacher", RUN], "benchmarks": ["mmbench"], "batch_size": 30},
+    "evaluate": {"batch_size": 30},
     "world": {"asserted": False},
 }
 
 
 def tiny_params(**changes) -> dict:
     params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
-    return merge({**params, "runs": TINY["runs"]}, changes)
+    params["evaluate"]["benchmarks"] = {FAMILY: ["mmbench"], GROUP: ["mmbench"]}
+    return merge({**params, "runs": RUNS}, changes)
+
+
+def run_changes(**changes) -> dict:
+    """Changes of the one run."""
+    return {GROUP: {"models": {RUN: changes}}}
 
 
 @pytest.fixture
@@ -76,13 +90,12 @@ def built(tmp_path_factory):
     """A directory in which the stages have run on the tiniest world."""
     folder = tmp_path_factory.mktemp("built")
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
-    words = {"train": [RUN]}
     before, argv = os.getcwd(), sys.argv
     os.chdir(folder)
     try:
-        for name in BUILT:
-            sys.argv = [name, *words.get(name, [])]
-            importlib.import_module(f"replication.stages.{name}").main()
+        for words in BUILT:
+            sys.argv = words.split()
+            importlib.import_module(f"replication.stages.{sys.argv[0]}").main()
     finally:
         os.chdir(before)
         sys.argv = argv
@@ -92,6 +105,10 @@ def built(tmp_path_factory):
 @pytest.fixture
 def spoilt(built, tmp_path):
     return shutil.copytree(built, tmp_path / "world")
+
+
+def write(folder, params):
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
 def listing(folder):
@@ -110,59 +127,111 @@ def models(folder, *parts):
     return folder.joinpath("models", "smoke", FAMILY, *parts)
 
 
+def trained(folder, *parts):
+    return folder.joinpath("models", "smoke", GROUP, RUN, *parts)
+
+
 # ------------------------------------------------------------------------------- what they write
 
 
 def test_the_stages_write_what_the_layout_says(built):
     params = parse_params(tiny_params())
     layout = Layout(params)
-    for path in (layout.conversations, layout.processor, layout.vision, layout.features):
-        assert (built / path).exists(), path
-    for name in ("teacher", "baseline"):
-        assert (built / layout.model(name) / "model.safetensors").is_file()
-        assert json.loads((built / layout.training_log(name, "instruction")).read_text())["history"]
-    trained = built / layout.trained(RUN, 0)
-    assert (trained / CODES_FILE).is_file()
-    assert not (built / layout.checkpoints(f"{RUN}-seed0")).exists()
+    assert (built / layout.conversations).is_file()
+    for path in (layout.processor, layout.vision, layout.features):
+        assert (built / path(FAMILY)).exists(), path
+    for folder, part in (("language", "text"), (FAMILY, "instruction")):
+        for name in (f"teacher {FAMILY}", "baseline"):
+            assert (built / layout.model(folder, name) / "model.safetensors").is_file()
+            log = json.loads((built / layout.training_log(folder, name, part)).read_text())
+            assert log["history"]
+            assert log["cost"]["steps"] == 2
+    assert (built / layout.trained(GROUP, RUN, 0) / CODES_FILE).is_file()
+    assert not (built / layout.models / ".checkpoints" / GROUP).exists()
     assert not list(built.rglob("*.tmp"))
-    meta = json.loads((built / layout.teacher_outputs / "meta.json").read_text())
+    meta = json.loads((built / layout.teacher_outputs(FAMILY) / "meta.json").read_text())
     assert meta["teacher"]["model_type"] == FAMILY
 
 
-def test_each_model_is_evaluated_from_its_own_directory(built, monkeypatch):
+def test_each_model_is_evaluated_from_its_own_directory():
     """Teacher, baseline and every seed of a run: each name leads to its own weights."""
-    module = importlib.import_module("replication.stages.evaluate")
-    asked = []
+    params = parse_params(tiny_params(runs=run_changes(seeds=[3, 5])))
+    folder = f"models/smoke/{FAMILY}"
+    found = {job.name: {s: str(p) for s, p in job.paths.items()} for job in jobs_of(params, FAMILY)}
+    assert found == {"teacher": {0: f"{folder}/teacher"}, "baseline": {0: f"{folder}/baseline"}}
+    [job] = jobs_of(params, GROUP)
+    assert (job.family, job.method, job.bits) == (FAMILY, "grace", 4)
+    folder = f"models/smoke/{GROUP}/{RUN}"
+    assert job.paths == {3: Path(f"{folder}/seed3"), 5: Path(f"{folder}/seed5")}
 
-    class StopError(Exception):
-        pass
 
-    def record(function, jobs):
-        asked.append([path for _, path in jobs])
-        raise StopError
+def test_what_still_follows_is_not_trained_again(built, spoilt, stage):
+    """A second run of the stage keeps the model; another seed is added, a dropped one removed."""
+    weights = trained(spoilt, "seed0", "model.safetensors")
+    before = weights.stat().st_mtime_ns
+    write(spoilt, tiny_params(runs=run_changes(seeds=[0, 7])))
+    assert stage(spoilt, "train", GROUP)[0] == 0
+    assert weights.stat().st_mtime_ns == before
+    other = trained(spoilt, "seed7", "model.safetensors")
+    assert other.read_bytes() != weights.read_bytes()
+    write(spoilt, tiny_params(runs=run_changes(seeds=[0], distillation={"tau": 0.9})))
+    assert stage(spoilt, "train", GROUP)[0] == 0
+    assert weights.stat().st_mtime_ns != before
+    assert not other.exists()
+    logs = spoilt / "results" / "smoke" / "training" / GROUP
+    assert [str(p.relative_to(logs)) for p in logs.glob("*/*")] == [f"{RUN}/seed0.json"]
 
-    monkeypatch.chdir(built)
-    monkeypatch.setattr(module, "run_all", record)
-    for name in ("teacher", "baseline", RUN):
-        monkeypatch.setattr(sys, "argv", ["evaluate", name])
-        with pytest.raises(StopError):
-            module.main()
-    base = f"models/smoke/{FAMILY}"
-    assert asked == [[f"{base}/teacher"], [f"{base}/baseline"], [f"{base}/{RUN}/seed0"]]
+
+def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
+    results = spoilt / "results" / "smoke"
+    scores = results / "scores" / GROUP / f"{RUN}.json"
+    outcomes = results / "outcomes" / GROUP / f"{RUN}.parquet"
+    assert stage(spoilt, "evaluate", GROUP)[0] == 0
+    first = scores.read_bytes(), outcomes.read_bytes()
+    times = scores.stat().st_mtime_ns
+    (scores.parent / "gone.json").write_text("{}")
+    assert stage(spoilt, "evaluate", GROUP)[0] == 0
+    assert scores.stat().st_mtime_ns == times
+    assert not (scores.parent / "gone.json").exists()
+    outcomes.unlink()  # half a result is none
+    assert stage(spoilt, "evaluate", GROUP)[0] == 0
+    assert (scores.read_bytes(), outcomes.read_bytes()) == first
+    questions = data(spoilt, "standins", "mmbench.parquet")
+    pq.write_table(pq.read_table(questions).slice(0, 20), questions)
+    assert stage(spoilt, "evaluate", GROUP)[0] == 0
+    entry = json.loads(scores.read_text())["seeds"]["0"]["benchmarks"]["MMBench"]
+    assert entry["n"] == 20
+
+
+def test_a_shuffled_teacher_changes_the_run(spoilt, stage):
+    before = trained(spoilt, "seed0", "model.safetensors").read_bytes()
+    lengths = np.load(data(spoilt, FAMILY, "teacher_outputs", "offsets.npy"))
+    write(spoilt, tiny_params(runs=run_changes(shuffled_teacher=True)))
+    code, said = stage(spoilt, "train", GROUP)
+    if code:  # so small a world may have samples without a partner
+        assert "cannot be shuffled" in said
+        assert len(lengths) == 49
+    else:
+        assert trained(spoilt, "seed0", "model.safetensors").read_bytes() != before
 
 
 def test_a_run_s_own_settings_come_before_the_shared_ones():
-    params = parse_params(tiny_params(runs={RUN: {"distillation": {"tau": 0.77, "kappa": 0.0}}}))
-    chosen = method_config(params.train, params.run(RUN)).distillation
+    own = run_changes(distillation={"tau": 0.77, "kappa": 0.0}, group_size=64)
+    params = parse_params(tiny_params(runs=own))
+    method = method_config(params.train, params.group(GROUP).models[RUN])
+    chosen = method.distillation
+    assert method.quantization.group_size == 64
     assert (chosen.tau, chosen.kappa) == (0.77, 0.0)
     assert chosen.eta == params.train.distillation["eta"]
     shared = parse_params(tiny_params(train={"distillation": {"tau": 0.11}}))
-    assert method_config(shared.train, shared.run(RUN)).distillation.tau == 0.11
+    method = method_config(shared.train, shared.group(GROUP).models[RUN])
+    assert method.distillation.tau == 0.11
+    assert method.quantization.group_size == shared.train.group_size
 
 
 def test_naive_distillation_has_none_of_the_components():
-    params = parse_params(tiny_params(runs={"kd_int4": {"method": "kd", "bits": 4, "seeds": [0]}}))
-    method = method_config(params.train, params.run("kd_int4"))
+    params = parse_params(tiny_params(runs=run_changes(method="kd")))
+    method = method_config(params.train, params.group(GROUP).models[RUN])
     chosen = method.distillation
     assert (chosen.decoupled, chosen.adaptive, chosen.kappa, chosen.rcka_weight) == (
         False,
@@ -231,116 +300,126 @@ def train_set(folder):
     return data(folder, "standins", "train.parquet")
 
 
+PER_FAMILY = [
+    f"{name} {FAMILY}" for name in (f"vision {FAMILY}", "features", "teacher", "baseline", "teacher_outputs")
+]
 CASES = {
-    "unknown run": ("train grace_int5", lambda w: None, "did you mean 'grace_int4'"),
-    "unknown model": ("evaluate grace_int5", lambda w: None, "did you mean 'grace_int4'"),
+    "unknown group": ("train small_rums", lambda w: None, "did you mean 'small_runs'"),
+    "unknown folder": ("evaluate small_rums", lambda w: None, "did you mean 'small_runs'"),
+    "unknown family": ("teacher qwen2vl", lambda w: None, "did you mean 'qwen2_vl'"),
+    "unknown language model": ("language student", lambda w: None, "'student'"),
     **{
         f"no data set: {name}": (name, lambda w: remove(train_set(w)), "run the stage standins")
-        for name in ("vision", "features", "teacher", "baseline", "teacher_outputs", f"train {RUN}")
+        for name in (*PER_FAMILY, f"train {GROUP}")
     },
     **{
         f"corrupt data set: {name}": (name, lambda w: truncate(train_set(w)), "train.parquet")
-        for name in ("vision", "features", "teacher", "teacher_outputs", f"train {RUN}")
+        for name in (*PER_FAMILY, f"train {GROUP}")
     },
-    "no column": ("vision", drop_column, "train.parquet"),
-    "no column, features": ("features", drop_column, "conversations"),
-    "no image": ("features", break_image, "cannot be decoded"),
+    "no start": (
+        f"teacher {FAMILY}",
+        lambda w: remove(w / "models" / "smoke" / "language" / "teacher"),
+        "does not exist",
+    ),
+    "no column": (f"vision {FAMILY}", drop_column, "train.parquet"),
+    "no column, features": (f"features {FAMILY}", drop_column, "conversations"),
+    "no image": (f"features {FAMILY}", break_image, "cannot be decoded"),
     "no questions": (
-        f"evaluate {RUN}",
+        f"evaluate {GROUP}",
         lambda w: remove(data(w, "standins", "mmbench.parquet")),
         "mmbench.parquet",
     ),
     "corrupt questions": (
-        f"evaluate {RUN}",
+        f"evaluate {GROUP}",
         lambda w: garble(data(w, "standins", "mmbench.parquet")),
         "mmbench.parquet",
     ),
-    "no processor": ("features", lambda w: remove(models(w, "processor")), "run the stage vision"),
+    "no processor": (f"features {FAMILY}", lambda w: remove(models(w, "processor")), "run the stage vision"),
     "half a processor": (
-        "teacher",
+        f"teacher {FAMILY}",
         lambda w: garble(models(w, "processor", "tokenizer.json")),
         "processor",
     ),
-    "no tower": ("baseline", lambda w: remove(models(w, "vision.safetensors")), "stage vision"),
+    "no tower": (f"baseline {FAMILY}", lambda w: remove(models(w, "vision.safetensors")), "stage vision"),
     "corrupt tower": (
-        "features",
+        f"features {FAMILY}",
         lambda w: truncate(models(w, "vision.safetensors")),
         "run the stage vision",
     ),
     "no features": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: remove(data(w, FAMILY, "features.npy")),
         "run the stage features",
     ),
     "corrupt features": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: truncate(data(w, FAMILY, "features.npy")),
         "features.npy",
     ),
     "features of other data": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: np.save(data(w, FAMILY, "features.npy"), np.zeros((3, 4, 16), np.float16)),
         "features",
     ),
-    "no baseline": (f"train {RUN}", lambda w: remove(models(w, "baseline")), "does not exist"),
-    "no teacher": ("teacher_outputs", lambda w: remove(models(w, "teacher")), "stage teacher"),
-    "no model": (f"evaluate {RUN}", lambda w: remove(models(w, RUN)), "does not exist"),
+    "no baseline": (f"train {GROUP}", lambda w: remove(models(w, "baseline")), "does not exist"),
+    "no teacher": (f"teacher_outputs {FAMILY}", lambda w: remove(models(w, "teacher")), "stage teacher"),
+    "no model": (f"evaluate {GROUP}", lambda w: remove(trained(w)), "does not exist"),
     "corrupt weights": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: truncate(models(w, "baseline", "model.safetensors")),
         "baseline",
     ),
     "corrupt configuration": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: garble(models(w, "baseline", "config.json")),
         "config.json",
     ),
     "no weights": (
-        "teacher_outputs",
+        f"teacher_outputs {FAMILY}",
         lambda w: remove(models(w, "teacher", "model.safetensors")),
         "no *.safetensors weights",
     ),
     "no text": (
-        "teacher",
+        "language teacher",
         lambda w: remove(data(w, "standins", "language.parquet")),
         "run the stage standins",
     ),
     "no teacher outputs": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: remove(data(w, FAMILY, "teacher_outputs")),
         "run the stage teacher_outputs",
     ),
     "half the teacher outputs": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: remove(data(w, FAMILY, "teacher_outputs", "offsets.npy")),
         "compute them again",
     ),
     "a student of another family": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: set_json(models(w, "baseline", "config.json"), model_type="llava"),
         "'llava'",
     ),
     "a teacher of another family": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: set_teacher(w, model_type="llava"),
         "'llava'",
     ),
     "a teacher of another vocabulary": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: set_teacher(w, vocabulary="0" * 64),
         "not the same ones",
     ),
     "a teacher of a larger vocabulary": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: set_teacher(w, tokens=9999, rows=9999),
         "9999",
     ),
     "a nameless teacher": (
-        f"train {RUN}",
+        f"train {GROUP}",
         lambda w: data(w, FAMILY, "teacher_outputs", "meta.json").write_text('{"samples": 48}'),
         "whose they are",
     ),
-    "nothing is supervised": (f"train {RUN}", mask_all, "no token is supervised"),
+    "nothing is supervised": (f"train {GROUP}", mask_all, "no token is supervised"),
     "nothing to judge": ("world", lambda w: None, "must be evaluated"),
 }
 
@@ -362,10 +441,10 @@ def test_bad_input_is_one_clear_line(case, spoilt, stage):
 @pytest.mark.parametrize(
     ("words", "changes", "told"),
     [
-        (["train", "nonsense"], {}, "run 'nonsense' is unknown"),
+        (["train", "nonsense"], {}, "group of runs 'nonsense' is unknown"),
         (["standins"], {"trian": {}}, "did you mean 'train'"),
         (["claims"], {"scale": "large"}, "scale 'large' is unknown"),
-        (["vision"], {}, "run the stage standins first"),
+        (["vision", FAMILY], {}, "run the stage standins first"),
     ],
 )
 def test_the_command_itself(tmp_path, words, changes, told):
@@ -397,11 +476,12 @@ def test_a_missing_parameter_file(tmp_path, stage):
     "words",
     [
         "standins",
-        "vision",
-        "features",
-        "teacher_outputs",
-        f"train {RUN}",
-        "evaluate teacher",
+        f"vision {FAMILY}",
+        f"features {FAMILY}",
+        "language teacher",
+        f"teacher_outputs {FAMILY}",
+        "train qwen2_vl_runs",
+        f"evaluate {FAMILY}",
         "world",
     ],
 )
@@ -415,14 +495,14 @@ def test_scale_paper_is_not_run(tmp_path, stage, words):
 
 def test_a_published_checkpoint_can_be_a_local_directory(built, tmp_path, stage):
     params = scale_params("paper")
-    params["teacher"]["source"] = str(models(built, "teacher"))
+    params["teacher"][FAMILY]["source"] = str(models(built, "teacher"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    code, said = stage(tmp_path, "teacher")
+    code, said = stage(tmp_path, "teacher", FAMILY)
     assert code == 0, said
     taken = tmp_path / "models" / "paper" / FAMILY / "teacher" / "model.safetensors"
     assert taken.read_bytes() == models(built, "teacher", "model.safetensors").read_bytes()
     log = tmp_path / "results" / "paper" / "training" / FAMILY / "teacher" / "source.json"
-    assert json.loads(log.read_text())["source"] == params["teacher"]["source"]
+    assert json.loads(log.read_text())["source"] == params["teacher"][FAMILY]["source"]
 
 
 # ------------------------------------------------------------------------- teachers and students
@@ -453,11 +533,11 @@ def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, 
     params = parse_params(tiny_params())
     student = load_model(models(built, "baseline"))
     own = load_processor(models(built, "baseline"))
-    dataset = load_training_data(_layout(built), own, student.config)
+    dataset = load_training_data(_layout(built), FAMILY, own, student.config)
     other = copy.deepcopy(own.tokenizer)
     other.add_tokens(["<extra>"])
     family = family_of(FAMILY)
-    method = method_config(params.train, params.run(RUN))
+    method = method_config(params.train, params.group(GROUP).models[RUN])
     prepare_student(student, method)
     teacher = LiveTeacher(make_model(9), family, relational=True, tokenizer=other)
     with pytest.raises(InputError, match="tokenizer has"):
@@ -467,6 +547,7 @@ def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, 
             method,
             {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "seed": 0},
             teacher=teacher,
+            origin={},
             scratch=tmp_path / "scratch",
             log=tmp_path / "log.json",
         )
@@ -499,29 +580,30 @@ def _layout(folder):
     return layout
 
 
-def _fit(built, folder, stop_after=None, *, keep=False, **changes):
+def _fit(built, folder, stop_after=None, **changes):
     layout = _layout(built)
     params = parse_params(tiny_params())
-    model = load_model(layout.model("baseline"))
-    method = method_config(params.train, params.run(RUN))
+    model = load_model(layout.model(FAMILY, "baseline"))
+    method = method_config(params.train, params.group(GROUP).models[RUN])
     prepare_student(model, method)
-    family_of(FAMILY).take_vision_features(model)
-    dataset = load_training_data(layout, load_processor(layout.model("baseline")), model.config)
+    processor = load_processor(layout.model(FAMILY, "baseline"))
+    dataset = load_training_data(layout, FAMILY, processor, model.config)
     kind = CachedTeacher if stop_after is None else _Interrupting
-    teacher = kind(layout.teacher_outputs, samples=len(dataset))
+    teacher = kind(layout.teacher_outputs(FAMILY), samples=len(dataset))
     teacher.left = stop_after
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "seed": 4, "save_steps": 2}
     settings |= {"logging_steps": 1, "bf16": True, **changes}
-    trainer = fit(
-        model,
-        dataset,
-        method,
-        settings,
-        teacher=teacher,
-        scratch=folder / "scratch",
-        log=folder / "log.json",
-        keep=keep,
-    )
+    with family_of(FAMILY).take_vision_features(model):
+        trainer = fit(
+            model,
+            dataset,
+            method,
+            settings,
+            teacher=teacher,
+            origin=origin_of(model, dataset, method, settings, teacher, CODE),
+            scratch=folder / "scratch",
+            log=folder / "log.json",
+        )
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return weights, trainer
 
@@ -542,21 +624,44 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
     resumed, trainer = _fit(built, tmp_path / "cut", stop_after=2)  # it asks for two steps only
     assert trainer.state.global_step == 6
     assert _same(resumed, whole)
-    assert (tmp_path / "cut" / "log.json").read_text() == (
-        tmp_path / "whole" / "log.json"
-    ).read_text()
+    cut, uncut = (json.loads((tmp_path / n / "log.json").read_text()) for n in ("cut", "whole"))
+    assert cut["history"] == uncut["history"]
+    assert cut["cost"] is None  # what the first part took is not known
+    assert uncut["cost"]["steps"] == 6
     assert not scratch.exists()
 
 
-def test_work_that_was_kept_is_not_done_again(built, tmp_path):
-    done, _ = _fit(built, tmp_path, keep=True)
-    history = json.loads((tmp_path / "log.json").read_text())["history"]
-    (tmp_path / "log.json").unlink()  # killed before it was written
-    again, trainer = _fit(built, tmp_path, stop_after=0, keep=True)  # the teacher is never asked
+def test_work_that_was_done_is_not_done_again(built, tmp_path, monkeypatch):
+    module, log = importlib.import_module("replication.fitting"), tmp_path / "log.json"
+    write_json = module.write_json_atomic
+
+    def killed(path, content):
+        if path == log:
+            raise _StopError
+        write_json(path, content)
+
+    monkeypatch.setattr(module, "write_json_atomic", killed)
+    with pytest.raises(_StopError):
+        _fit(built, tmp_path)
+    monkeypatch.undo()
+    again, trainer = _fit(built, tmp_path, stop_after=0)  # the teacher is never asked
     assert trainer.state.global_step == 0
+    found = json.loads(log.read_text())["history"]
+    done, _ = _fit(built, tmp_path / "whole")
     assert _same(again, done)
-    found = json.loads((tmp_path / "log.json").read_text())["history"]
+    history = json.loads((tmp_path / "whole" / "log.json").read_text())["history"]
     assert [entry["ce"] for entry in found] == [entry["ce"] for entry in history]
+
+
+def test_what_training_took_is_measured(built, tmp_path):
+    _, trainer = _fit(built, tmp_path)
+    cost = json.loads((tmp_path / "log.json").read_text())["cost"]
+    data = trainer.train_dataset
+    assert 0 < cost["seconds"] < 600
+    assert cost["tokens"] == sum(len(data.tokens(i)[0]) for i in range(len(data)))  # one epoch
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert cost["trained_parameters"] == trained
+    assert cost["peak_memory_bytes"] > 4 * trained
 
 
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(built, tmp_path):
