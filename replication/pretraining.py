@@ -31,9 +31,6 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
         take_tower(model, params.family, layout.vision)
     method = MethodConfig("sft")
     prepare_student(model, method)
-    tower = model.get_submodule(family_of(params.family).vision_tower)
-    forward = tower.forward
-    family_of(params.family).take_vision_features(model)
     shared = {
         "warmup_ratio": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
@@ -52,18 +49,18 @@ def pretrain_model(params: Params, name: str, settings: Pretraining, layout: Lay
         needed(layout.language, "standins")
         text = ConversationDataset(layout.language, processor, model.config, supervise_prompts=True)
         parts.insert(0, ("language", settings.language, text))
-    for title, part, data in parts:
-        fit(
-            model,
-            data,
-            method,
-            shared | dataclasses.asdict(part),
-            teacher=None,
-            scratch=layout.checkpoints(f"{name}-{title}"),
-            log=layout.training_log(name, title),
-            keep=True,
-        )
-    tower.forward = forward
+    with family_of(params.family).take_vision_features(model):
+        for title, part, data in parts:
+            fit(
+                model,
+                data,
+                method,
+                shared | dataclasses.asdict(part),
+                teacher=None,
+                scratch=layout.checkpoints(f"{name}-{title}"),
+                log=layout.training_log(name, title),
+                keep=True,
+            )
     save_model(model, processor, layout.model(name))
     for title, *_ in parts:
         shutil.rmtree(layout.checkpoints(f"{name}-{title}"), ignore_errors=True)

@@ -28,8 +28,7 @@ def main(params: Params) -> None:
     written = None
     for start in tqdm(range(0, len(data), settings.batch_size), desc="vision features"):
         picked = range(start, min(start + settings.batch_size, len(data)))
-        made = data.pixels(picked)
-        features = family.vision_features(model, made["pixel_values"], made["image_grid_thw"])
+        features = family.vision_features(model, data.pixels(picked))
         features = features.unflatten(0, (len(picked), -1)).to(torch.float16).numpy()
         if written is None:
             shape = (len(data), *features.shape[1:])

@@ -25,7 +25,6 @@ def main(params: Params) -> None:
     model: Any = load_model(path)
     processor = load_processor(path)
     family = family_of(model.config.model_type)
-    family.take_vision_features(model)
     data = load_training_data(layout, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     size = params.teacher_outputs.batch_size
@@ -37,12 +36,13 @@ def main(params: Params) -> None:
     target = layout.teacher_outputs
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_teacher_outputs(
-        LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
-        batches,
-        temporary,
-        lengths=np.asarray(data.supervised).tolist(),
-    )
+    with family.take_vision_features(model):
+        write_teacher_outputs(
+            LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
+            batches,
+            temporary,
+            lengths=np.asarray(data.supervised).tolist(),
+        )
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

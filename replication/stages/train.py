@@ -79,24 +79,21 @@ def train_one(params: Params, name: str, seed: int) -> None:
     model: Any = load_model(path)
     family = family_of(model.config.model_type)
     prepare_student(model, method)
-    tower = model.get_submodule(family.vision_tower)
-    forward = tower.forward
-    family.take_vision_features(model)
     data = load_training_data(layout, processor, model.config)
     teacher = None
     if method.needs_teacher:
         teacher = CachedTeacher(layout.teacher_outputs, samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
-    fit(
-        model,
-        data,
-        method,
-        dataclasses.asdict(params.train) | {"seed": seed},
-        teacher=teacher,
-        scratch=layout.checkpoints(f"{name}-seed{seed}"),
-        log=layout.training_log(name, f"seed{seed}"),
-    )
-    tower.forward = forward
+    with family.take_vision_features(model):
+        fit(
+            model,
+            data,
+            method,
+            dataclasses.asdict(params.train) | {"seed": seed},
+            teacher=teacher,
+            scratch=layout.checkpoints(f"{name}-seed{seed}"),
+            log=layout.training_log(name, f"seed{seed}"),
+        )
     tensors: dict[str, torch.Tensor] = {}
     metadata: dict[str, str] = {}
     if method.quantization is not None:

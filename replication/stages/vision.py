@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from grace.data import ConversationDataset
+from grace.models import family_of
 from replication.io import atomic_path
 from replication.layout import Layout, needed, reading
 from replication.params import Params, Vision, check_architectures, section
@@ -34,18 +35,19 @@ def main(params: Params) -> None:
     layout.processor.parent.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(layout.processor)
 
-    tower, config = build_tower(params.family, processor, settings.config, settings.seed)
-    data = ConversationDataset(layout.conversations, processor, config, limit=settings.images)
+    family = family_of(params.family)
+    model = build_tower(params.family, processor, settings.config, settings.seed)
+    data = ConversationDataset(layout.conversations, processor, model.config, limit=settings.images)
     contents = table["contents"]
     told = pretrain(
-        tower,
+        family,
+        model,
         _batches(data, np.array(contents.slice(0, len(data)).to_pylist()), settings),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        width=settings.config["embed_dim"],
-        patches_per_cell=settings.config["spatial_merge_size"] ** 2,
     )
     print(", ".join(f"{name} {value:.3f}" for name, value in told.items()))
+    tower = model.get_submodule(family.vision_tower)
     weights = {name: value.contiguous() for name, value in tower.state_dict().items()}
     with atomic_path(layout.vision) as temporary:
         save_file(weights, temporary)
@@ -53,18 +55,19 @@ def main(params: Params) -> None:
 
 def _batches(
     data: ConversationDataset, contents: np.ndarray, settings: Vision
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     pixels = []
     for start in range(0, len(data), 500):
-        made = data.pixels(range(start, min(start + 500, len(data))))
-        pixels.append(made["pixel_values"])
-        grid = made["image_grid_thw"][:1]
+        images = data.pixels(range(start, min(start + 500, len(data))))
+        pixels.append(images.pop("pixel_values"))
     stacked = torch.cat(pixels).unflatten(0, (len(data), -1))
     targets = torch.from_numpy(contents).long().view(-1, GRID * GRID)
     generator = torch.Generator().manual_seed(settings.seed)
     while True:
         picked = torch.randint(len(data), (settings.batch_size,), generator=generator)
-        yield stacked[picked].flatten(0, 1), grid.repeat(len(picked), 1), targets[picked]
+        # all images are of one size, so what else is said of one holds for every other
+        shared = {name: value[:1].repeat(len(picked), 1) for name, value in images.items()}
+        yield {"pixel_values": stacked[picked].flatten(0, 1), **shared}, targets[picked]
 
 
 if __name__ == "__main__":

@@ -505,23 +505,23 @@ def _fit(built, folder, stop_after=None, *, keep=False, **changes):
     model = load_model(layout.model("baseline"))
     method = method_config(params.train, params.run(RUN))
     prepare_student(model, method)
-    family_of(FAMILY).take_vision_features(model)
     dataset = load_training_data(layout, load_processor(layout.model("baseline")), model.config)
     kind = CachedTeacher if stop_after is None else _Interrupting
     teacher = kind(layout.teacher_outputs, samples=len(dataset))
     teacher.left = stop_after
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "seed": 4, "save_steps": 2}
     settings |= {"logging_steps": 1, "bf16": True, **changes}
-    trainer = fit(
-        model,
-        dataset,
-        method,
-        settings,
-        teacher=teacher,
-        scratch=folder / "scratch",
-        log=folder / "log.json",
-        keep=keep,
-    )
+    with family_of(FAMILY).take_vision_features(model):
+        trainer = fit(
+            model,
+            dataset,
+            method,
+            settings,
+            teacher=teacher,
+            scratch=folder / "scratch",
+            log=folder / "log.json",
+            keep=keep,
+        )
     weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
     return weights, trainer
 
