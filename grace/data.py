@@ -6,10 +6,11 @@ is null. Only assistant turns are supervised: their content and the token that e
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,17 +27,34 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 _SLOT = "\ue000"  # private-use character: stands for a turn's text while the template is rendered
 
 
+class _Frame(NamedTuple):
+    """What a chat template writes around the turns of a conversation.
+
+    Attributes:
+        before: what stands before each turn's text, and after the last.
+        gaps: white space between the generation prompt and an answer; empty for other turns.
+        ends: what ends each answer, the end token included; empty for other turns.
+    """
+
+    before: list[str]
+    gaps: list[str]
+    ends: list[str]
+
+
 @dataclass
 class Encoder:
     """Turns a conversation into token ids and labels with a processor's chat template.
 
     Prompt and answer are tokenized apart, as in generation, where the prompt is tokenized
-    alone and the answer follows token by token.
+    alone and the answer follows token by token. So the prompt ends where the template's
+    generation prompt ends, and white space between it and the answer is the answer's. A template
+    that ends no answer (LLaVA's) is completed: the end token stands right after the answer, as in
+    that family's own training (``USER: ... ASSISTANT: ...</s>USER: ...``).
     """
 
     processor: Any
-    _skeletons: dict[tuple, list[str]] = field(default_factory=dict)
-    _tokens: dict[str, list[int]] = field(default_factory=dict)
+    _frames: dict[tuple, _Frame] = field(default_factory=dict)
+    _tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def __call__(
         self, conversations: Sequence[dict[str, str]], image_tokens: Sequence[int]
@@ -48,15 +66,15 @@ class Encoder:
             image_tokens: number of visual tokens of each image, in order of appearance.
 
         Raises:
-            InputError: for an unknown speaker, a missing answer, or images that do not match
-                the ``<image>`` marks.
+            InputError: for an unknown speaker, a missing answer, images that do not match the
+                ``<image>`` marks, or a chat template that cannot be used for training.
         """
         image_id = self.processor.image_token_id
         counts = iter(image_tokens)
         ids: list[int] = []
         labels: list[int] = []
-        for text, supervised in self._pieces(conversations):
-            for token in self._encode(text):
+        for tokens, supervised in self._pieces(conversations):
+            for token in tokens:
                 if token == image_id:
                     count = next(counts, None)
                     if count is None:
@@ -76,48 +94,90 @@ class Encoder:
             )
         return ids, labels
 
-    def _encode(self, text: str) -> list[int]:
-        if text not in self._tokens:
-            self._tokens[text] = self.processor.tokenizer.encode(text, add_special_tokens=False)
-        return self._tokens[text]
-
-    def _pieces(self, conversations: Sequence[dict[str, str]]):
+    def _pieces(self, conversations: Sequence[dict[str, str]]) -> Iterator[tuple[list[int], bool]]:
+        """Tokens of prompts and answers in turn, and whether they are supervised."""
         turns = [_parse_turn(index, turn) for index, turn in enumerate(conversations)]
         if not turns or turns[-1][0] != "assistant":
             raise InputError("a conversation must end with an answer from 'gpt'")
         key = tuple((role, images) for role, images, _ in turns)
-        if key not in self._skeletons:
-            self._skeletons[key] = self._render(turns)
-        skeleton = self._skeletons[key]
-        end = self.processor.tokenizer.eos_token
-        prompt = skeleton[0]
+        if key not in self._frames:
+            self._frames[key] = self._frame(turns)
+        frame = self._frames[key]
+        prompt, part = "", "start"
         for index, (role, _, text) in enumerate(turns):
-            following = skeleton[index + 1]
+            prompt += frame.before[index]
             if role == "assistant":
-                closing = following[: following.find(end) + len(end)] if end in following else ""
-                yield prompt, False
-                yield text + closing, True
-                prompt = following[len(closing) :]
+                yield self._encode(prompt, part), False
+                yield self._encode(frame.gaps[index] + text + frame.ends[index], "answer"), True
+                prompt, part = "", "prompt"
             else:
-                prompt += text + following
-        if prompt:
-            yield prompt, False
+                prompt += text
+        if frame.before[-1]:
+            yield self._encode(frame.before[-1], "prompt"), False
 
-    def _render(self, turns: list[tuple[str, int, str]]) -> list[str]:
+    def _encode(self, text: str, part: str) -> list[int]:
+        """Tokens of a text: the start of a conversation, a later prompt, or an answer."""
+        if (text, part) not in self._tokens:
+            encode = self.processor.tokenizer.encode
+            if part == "answer":
+                # a tokenizer may put a space before a text, but none stands before an answer
+                opening = encode(self._opening, add_special_tokens=False)
+                tokens = encode(self._opening + text, add_special_tokens=False)
+                if tokens[: len(opening)] == opening:
+                    tokens = tokens[len(opening) :]
+                else:
+                    tokens = encode(text, add_special_tokens=False)
+            else:
+                # only at the start: a beginning-of-sequence token, in families that have one
+                tokens = encode(text, add_special_tokens=part == "start")
+            self._tokens[text, part] = tokens
+        return self._tokens[text, part]
+
+    @cached_property
+    def _opening(self) -> str:
+        """What the template writes to ask for an answer, such as ``ASSISTANT:``."""
+        asked = [{"role": "user", "content": [{"type": "text", "text": _SLOT}]}]
+        plain = self._render(asked)
+        prompted = self._render(asked, add_generation_prompt=True)
+        if not prompted.startswith(plain) or prompted == plain:
+            raise InputError(
+                "the processor's chat template writes no generation prompt after a question; "
+                "use one that obeys add_generation_prompt"
+            )
+        return prompted[len(plain) :]
+
+    def _frame(self, turns: list[tuple[str, int, str]]) -> _Frame:
         messages = []
         for role, images, _ in turns:
-            content: Any = _SLOT
-            if role == "user":
-                content = [{"type": "image"}] * images + [{"type": "text", "text": _SLOT}]
+            content = [{"type": "image"}] * images + [{"type": "text", "text": _SLOT}]
             messages.append({"role": role, "content": content})
-        rendered = self.processor.apply_chat_template(messages, tokenize=False)
-        skeleton = rendered.split(_SLOT)
-        if len(skeleton) != len(turns) + 1:
+        before = self._render(messages).split(_SLOT)
+        if len(before) != len(turns) + 1:
             raise InputError(
                 "the processor's chat template drops or repeats turns; "
                 "use one that writes every turn once"
             )
-        return skeleton
+        gaps, ends = [""] * len(turns), [""] * len(turns)
+        end = self.processor.tokenizer.eos_token
+        for index, (role, *_) in enumerate(turns):
+            if role != "assistant":
+                continue
+            head, opening, gaps[index] = before[index].rpartition(self._opening)
+            if not opening or gaps[index].strip():
+                raise InputError(
+                    f"the processor's chat template asks for an answer with {self._opening!r}, but "
+                    f"writes a given one after {before[index]!r}; use one that does both alike"
+                )
+            before[index] = head + opening
+            following = before[index + 1]
+            rest = following.lstrip()
+            ended = rest.startswith(end)
+            before[index + 1] = rest.removeprefix(end)
+            ends[index] = following[: len(following) - len(rest)] + end if ended else end
+        return _Frame(before, gaps, ends)
+
+    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        return self.processor.apply_chat_template(messages, tokenize=False, **options)
 
 
 def _parse_turn(index: int, turn: dict[str, str]) -> tuple[str, int, str]:
@@ -179,9 +239,9 @@ class ConversationDataset(Dataset):
         encode = Encoder(processor)
         per_image: list[int] = []
         if True in self._has_image:
-            first = self.image(self._has_image.index(True))
-            self._grid_thw = self._grid(first)
-            per_image = self.family.tokens_per_image(config, self._grid_thw)
+            first = self.pixels([self._has_image.index(True)])
+            per_image = self.family.tokens_per_image(config, first)
+            self._beside_pixels = {name: first[name] for name in first if name != "pixel_values"}
         self._input_ids: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         for identity, turns, has_image in zip(
@@ -228,12 +288,10 @@ class ConversationDataset(Dataset):
             ) from error
 
     def pixels(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Processor output (pixel_values, image_grid_thw) for some samples' images."""
+        """The family's ``image_inputs`` for some samples' images."""
         images = [self.image(index) for index in indices]
-        return self.processor.image_processor(images=images, return_tensors="pt")
-
-    def _grid(self, image: Image.Image) -> torch.Tensor:
-        return self.processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"]
+        made = self.processor.image_processor(images=images, return_tensors="pt")
+        return {name: made[name] for name in self.family.image_inputs}
 
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and labels of a sample."""
@@ -247,7 +305,7 @@ class ConversationDataset(Dataset):
             return sample
         if self.vision_features is not None:
             sample["pixel_values"] = torch.from_numpy(self.vision_features[index])
-            sample["image_grid_thw"] = self._grid_thw
+            sample.update(self._beside_pixels)
         else:
             sample.update(self.pixels([index]))
         return sample
@@ -302,14 +360,14 @@ class Collator:
         shown = [sample for sample in samples if "pixel_values" in sample]
         images = {
             name: torch.cat([sample[name] for sample in shown])
-            for name in ("pixel_values", "image_grid_thw")
+            for name in self.family.image_inputs
             if shown
         }
         return {
             "input_ids": input_ids,
             "labels": labels,
             "attention_mask": attention_mask,
-            "mm_token_type_ids": (input_ids == self.image_token_id).to(torch.int32),
+            **self.family.token_inputs(input_ids, self.image_token_id),
             **images,
             "image_spans": spans,
             "token_rows": rows,

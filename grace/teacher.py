@@ -19,15 +19,6 @@ from grace.distillation import centered_gram, shared_vocabulary
 from grace.errors import InputError
 from grace.models import Family
 
-MODEL_INPUTS = (
-    "input_ids",
-    "attention_mask",
-    "mm_token_type_ids",
-    "pixel_values",
-    "image_grid_thw",
-    "position_ids",
-)
-
 
 @dataclass
 class TeacherOutputs:
@@ -102,6 +93,7 @@ class SupervisedForward:
         self._positions: tuple[torch.Tensor, torch.Tensor] | None = None
         self._hidden: torch.Tensor | None = None
         self._armed = False
+        self._inputs = family.model_inputs
         head = model.get_submodule(family.output_head)
         head.register_forward_pre_hook(self._select)
         if relational:
@@ -114,7 +106,7 @@ class SupervisedForward:
         """Logits (N, V) at the batch's supervised positions and hidden states (B, S, d)."""
         self._positions = (batch["token_rows"], batch["token_columns"])
         self._armed = True
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = {name: batch[name] for name in self._inputs if name in batch}
         try:
             logits = model(**inputs, use_cache=False).logits[0]
         finally:

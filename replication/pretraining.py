@@ -19,7 +19,7 @@ from replication.params import (
     section,
 )
 from replication.standins.models import build_model, take_tower
-from replication.standins.warmstart import take_decoder
+from replication.standins.warmstart import warm_start
 
 CODE = ("grace", "replication/fitting.py", "replication/pretraining.py", "replication/standins")
 
@@ -76,7 +76,7 @@ def train_model(params: Params, family: str, name: str) -> None:
     model = build_model(family, processor, settings.text, vision.config, settings.seed)
     with reading(layout.vision(family), "vision"):
         take_tower(model, family, layout.vision(family))
-    take_decoder(model, processor.tokenizer, load_model(start), load_processor(start).tokenizer)
+    warm_start(model, processor.tokenizer, load_model(start), load_processor(start).tokenizer)
     method = MethodConfig("sft")
     prepare_student(model, method)
     data = load_training_data(layout, family, processor, model.config)

@@ -1,14 +1,20 @@
 """A world of a few scenes and models of a few thousand weights, shared by the tests."""
 
+import dataclasses
+import functools
 import os
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import settings
 
+from grace.data import Collator
+from grace.models import FAMILIES, family_of
 from replication.params import Standins
 from replication.standins.corpus import write_training_set
 from replication.standins.models import build_model, build_processor
@@ -43,6 +49,61 @@ TEXT = {
 }
 
 
+VISIONS = {
+    "llava": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 16,
+    },
+    "qwen2_vl": VISION,
+    "qwen3_vl": {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_heads": 2,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "in_channels": 3,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    },
+}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+TEXTS = {
+    "llava": {**TEXT, "rope_parameters": _ROPE},
+    "qwen2_vl": TEXT,
+    "qwen3_vl": {
+        **TEXT,
+        "rope_parameters": {**_ROPE, "mrope_section": [12, 10, 10], "mrope_interleaved": True},
+    },
+}
+
+
+@dataclasses.dataclass
+class Small:
+    """One family at the size of the tests."""
+
+    name: str
+    processor: Any
+
+    @property
+    def adapter(self):
+        return family_of(self.name)
+
+    def model(self, seed: int = 0, *, vision=None, **text):
+        """A small random model; equal seeds give equal weights."""
+        config = {**VISIONS[self.name], **(vision or {})}
+        return build_model(self.name, self.processor, {**TEXTS[self.name], **text}, config, seed)
+
+    def collator(self):
+        processor = self.processor
+        return Collator(self.adapter, processor.image_token_id, processor.tokenizer.pad_token_id)
+
+
 @pytest.fixture(scope="session")
 def world() -> Standins:
     return Standins(
@@ -70,19 +131,35 @@ def conversations(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def processor(conversations):
-    import pyarrow.parquet as pq
-
+def texts(conversations):
+    """What is said in the training conversations."""
     turns = pq.read_table(conversations)["conversations"].to_pylist()
-    texts = [turn["value"] for record in turns for turn in record]
-    return build_processor("qwen2_vl", texts, 400, VISION)
+    return [turn["value"] for record in turns for turn in record]
 
 
 @pytest.fixture(scope="session")
-def make_model(processor):
-    """A function that builds a small random model; equal seeds give equal weights."""
+def family(texts):
+    """A function that gives a family by its name."""
 
-    def make(seed: int = 0, **text):
-        return build_model("qwen2_vl", processor, {**TEXT, **text}, VISION, seed)
+    @functools.cache
+    def make(name: str) -> Small:
+        return Small(name, build_processor(name, texts, 400, VISIONS[name]))
 
     return make
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def small(request, family) -> Small:
+    """Every family in turn."""
+    return family(request.param)
+
+
+@pytest.fixture(scope="session")
+def processor(family):
+    return family("qwen2_vl").processor
+
+
+@pytest.fixture(scope="session")
+def make_model(family):
+    """A function that builds a small random model; equal seeds give equal weights."""
+    return family("qwen2_vl").model

@@ -13,23 +13,23 @@ from replication.standins.models import load_tower
 
 
 @stage
-def main(params: Params) -> None:
-    layout, vision = Layout(params), section(params.vision, "vision")
+def main(params: Params, name: str) -> None:
+    family = family_of(params.known_family(name))
+    layout, vision = Layout(params), section(params.vision, "vision")[name]
     settings = section(params.features, "features")
     needed(layout.conversations, "standins")
-    needed(layout.processor, "vision")
-    processor = load_processor(layout.processor)
-    with reading(layout.vision, "vision"):
-        model = load_tower(params.family, processor, vision.config, layout.vision)
-    family = family_of(params.family)
+    processor = load_processor(needed(layout.processor(name), "vision"))
+    tower = layout.vision(name)
+    with reading(tower, "vision"):
+        model = load_tower(name, processor, vision.config, tower)
     data = ConversationDataset(layout.conversations, processor, model.config)
-    layout.features.parent.mkdir(parents=True, exist_ok=True)
-    temporary = layout.features.with_suffix(".tmp")
+    target = layout.features(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
     written = None
     for start in tqdm(range(0, len(data), settings.batch_size), desc="vision features"):
         picked = range(start, min(start + settings.batch_size, len(data)))
-        made = data.pixels(picked)
-        features = family.vision_features(model, made["pixel_values"], made["image_grid_thw"])
+        features = family.vision_features(model, data.pixels(picked))
         features = features.unflatten(0, (len(picked), -1)).to(torch.float16).numpy()
         if written is None:
             shape = (len(data), *features.shape[1:])
@@ -37,7 +37,7 @@ def main(params: Params) -> None:
         written[picked.start : picked.stop] = features
     assert written is not None
     written.flush()
-    temporary.replace(layout.features)
+    temporary.replace(target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage ``teacher_outputs``: what the frozen teacher says about the training data, computed once
+"""Stage ``teacher_outputs``: what a family's frozen teacher says about the training data, computed once
 and shared by every run with distillation."""
 
 import shutil
@@ -17,16 +17,14 @@ from replication.stages import stage
 
 
 @stage
-def main(params: Params) -> None:
-    layout = Layout(params)
+def main(params: Params, name: str) -> None:
+    family, layout = family_of(params.known_family(name)), Layout(params)
     needed(layout.conversations, "standins")
-    needed(layout.features, "features")
-    path = needed(layout.model("teacher"), "teacher")
+    needed(layout.features(name), "features")
+    path = needed(layout.model(name, "teacher"), "teacher")
     model: Any = load_model(path)
     processor = load_processor(path)
-    family = family_of(model.config.model_type)
-    family.take_vision_features(model)
-    data = load_training_data(layout, processor, model.config)
+    data = load_training_data(layout, name, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     size = params.teacher_outputs.batch_size
     starts = tqdm(range(0, len(data), size), desc="teacher outputs")
@@ -34,15 +32,16 @@ def main(params: Params) -> None:
         collate([data[index] for index in range(start, min(start + size, len(data)))])
         for start in starts
     )
-    target = layout.teacher_outputs
+    target = layout.teacher_outputs(name)
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    write_teacher_outputs(
-        LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
-        batches,
-        temporary,
-        lengths=np.asarray(data.supervised).tolist(),
-    )
+    with family.take_vision_features(model):
+        write_teacher_outputs(
+            LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
+            batches,
+            temporary,
+            lengths=np.asarray(data.supervised).tolist(),
+        )
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
 

@@ -1,4 +1,4 @@
-"""Stage ``vision``: the processor, and a vision tower pretrained on the scenes."""
+"""Stage ``vision``: a family's processor, and its vision tower pretrained on the scenes."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from grace.data import ConversationDataset
+from grace.models import family_of
 from replication.io import atomic_path
 from replication.layout import Layout, needed, reading
 from replication.params import Params, Vision, check_architectures, section
@@ -18,53 +19,55 @@ from replication.standins.vision import pretrain
 
 
 @stage
-def main(params: Params) -> None:
-    layout, settings = Layout(params), section(params.vision, "vision")
+def main(params: Params, name: str) -> None:
+    family = family_of(params.known_family(name))
+    layout, settings = Layout(params), section(params.vision, "vision")[name]
     needed(layout.conversations, "standins")
     check_architectures(params)
     with reading(layout.conversations, "standins"):
         table = pq.read_table(layout.conversations, columns=["conversations", "contents"])
     texts = table["conversations"]
     processor = build_processor(
-        params.family,
+        name,
         (turn["value"] for turns in texts.slice(0, 4000).to_pylist() for turn in turns),
         section(params.standins, "standins").vocab_size,
         settings.config,
     )
-    layout.processor.parent.mkdir(parents=True, exist_ok=True)
-    processor.save_pretrained(layout.processor)
+    layout.processor(name).parent.mkdir(parents=True, exist_ok=True)
+    processor.save_pretrained(layout.processor(name))
 
-    tower, config = build_tower(params.family, processor, settings.config, settings.seed)
-    data = ConversationDataset(layout.conversations, processor, config, limit=settings.images)
+    model = build_tower(name, processor, settings.config, settings.seed)
+    data = ConversationDataset(layout.conversations, processor, model.config, limit=settings.images)
     contents = table["contents"]
     told = pretrain(
-        tower,
+        family,
+        model,
         _batches(data, np.array(contents.slice(0, len(data)).to_pylist()), settings),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
-        width=settings.config["embed_dim"],
-        patches_per_cell=settings.config["spatial_merge_size"] ** 2,
     )
     print(", ".join(f"{name} {value:.3f}" for name, value in told.items()))
+    tower = model.get_submodule(family.vision_tower)
     weights = {name: value.contiguous() for name, value in tower.state_dict().items()}
-    with atomic_path(layout.vision) as temporary:
+    with atomic_path(layout.vision(name)) as temporary:
         save_file(weights, temporary)
 
 
 def _batches(
     data: ConversationDataset, contents: np.ndarray, settings: Vision
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     pixels = []
     for start in range(0, len(data), 500):
-        made = data.pixels(range(start, min(start + 500, len(data))))
-        pixels.append(made["pixel_values"])
-        grid = made["image_grid_thw"][:1]
+        images = data.pixels(range(start, min(start + 500, len(data))))
+        pixels.append(images.pop("pixel_values"))
     stacked = torch.cat(pixels).unflatten(0, (len(data), -1))
     targets = torch.from_numpy(contents).long().view(-1, GRID * GRID)
     generator = torch.Generator().manual_seed(settings.seed)
     while True:
         picked = torch.randint(len(data), (settings.batch_size,), generator=generator)
-        yield stacked[picked].flatten(0, 1), grid.repeat(len(picked), 1), targets[picked]
+        # all images are of one size, so what else is said of one holds for every other
+        shared = {name: value[:1].repeat(len(picked), 1) for name, value in images.items()}
+        yield {"pixel_values": stacked[picked].flatten(0, 1), **shared}, targets[picked]
 
 
 if __name__ == "__main__":

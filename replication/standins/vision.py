@@ -4,6 +4,7 @@ A published tower knows both from its own pretraining; a random one would leave 
 decoder, which then hardly learns. After this the tower is frozen.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from grace.errors import InputError
+from grace.models import Family
 from replication.standins.scenes import COLORS, GRID, SHAPES, SIGNS, Scene
 
 CONTENTS = ("empty", *(f"{c} {s}" for c in COLORS for s in SHAPES), *(f"sign {t}" for t in SIGNS))
@@ -26,29 +29,39 @@ def cell_contents(scene: Scene) -> np.ndarray:
 
 
 def pretrain(
-    tower: nn.Module,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    family: Family,
+    model: nn.Module,
+    batches: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]],
     *,
     steps: int,
     learning_rate: float,
-    width: int,
-    patches_per_cell: int,
 ) -> dict[str, float]:
-    """Train ``tower`` to tell, from its output before the projector, the content of every cell
-    and the place of every patch.
+    """Train the vision tower of ``model`` to tell, from all that the projectors will read of it,
+    the content of every cell and the place of every patch.
 
     Args:
-        batches: (pixel_values, image_grid_thw, contents (images, cells)).
-        width: the tower's width; a cell is ``patches_per_cell`` consecutive patches.
+        batches: (image inputs of the family, contents (images, cells)).
 
     Returns:
         Accuracies of the last tenth of the steps, as fractions.
+
+    Raises:
+        InputError: when the tower does not make one visual token of every cell.
     """
     cells = GRID * GRID
+    first = next(batches)
+    tokens = family.tokens_per_image(model.config, first[0])
+    if set(tokens) != {cells}:
+        raise InputError(
+            f"the vision tower makes {tokens[0]} visual tokens of an image, the scenes have "
+            f"{cells} cells; choose its patch size so that every cell is one token"
+        )
+    patches, width = family.vision_features(model, first[0]).shape
+    patches_per_cell = patches // sum(tokens)
     content_head = nn.Linear(width * patches_per_cell, len(CONTENTS))
     place_head = nn.Linear(width, cells * patches_per_cell)
     parameters = [
-        *(p for n, p in tower.named_parameters() if not n.startswith("merger.")),
+        *family.tower_parameters(model).values(),
         *content_head.parameters(),
         *place_head.parameters(),
     ]
@@ -56,9 +69,8 @@ def pretrain(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     hits: list[tuple[float, float]] = []
     progress: Any = tqdm(range(steps), desc="vision tower")
-    for _ in progress:
-        pixels, grid, contents = next(batches)
-        features = tower(pixels, grid_thw=grid).last_hidden_state
+    for _, (images, contents) in zip(progress, itertools.chain([first], batches), strict=False):
+        features = family.tower_output(model, images)
         features = nn.functional.layer_norm(features, (width,))
         told = content_head(features.view(-1, width * patches_per_cell))
         placed = place_head(features)
