@@ -171,6 +171,7 @@ def origin_of(
     method: MethodConfig,
     settings: dict[str, Any],
     teacher: Teacher | None,
+    *,
     code: Sequence[str],
 ) -> dict[str, str]:
     """What a training run follows from, as hashes and plain values.

@@ -449,8 +449,7 @@ def _check_runs(params: Params, source: str) -> None:
 def _check_name(where: str, name: str, taken: typing.Collection[str]) -> None:
     if not re.fullmatch(r"[a-z0-9_]+", name) or name in taken:
         raise InputError(
-            f"{where}: {name!r} is no name here; use a-z, 0-9 and _, and none of "
-            f"{', '.join(taken)}"
+            f"{where}: {name!r} is no name here; use a-z, 0-9 and _, and none of {', '.join(taken)}"
         )
 
 
@@ -495,9 +494,7 @@ def _check_evaluate(params: Params, source: str) -> None:
         if folder not in folders:
             raise InputError(unknown(f"{where} names {folder!r}, which", folder, folders))
         if not names or len(set(names)) != len(names):
-            raise InputError(
-                f"{where}.{folder} is {names}; name each once, and at least one"
-            )
+            raise InputError(f"{where}.{folder} is {names}; name each once, and at least one")
         for name in names:
             if name not in BENCHMARKS:
                 raise InputError(

@@ -47,7 +47,7 @@ def train_decoder(params: Params, name: str) -> None:
         method,
         given,
         teacher=None,
-        origin=origin_of(model, data, method, given, None, CODE),
+        origin=origin_of(model, data, method, given, None, code=CODE),
         scratch=layout.checkpoints("language", name),
         log=layout.training_log("language", name, "text"),
     )
@@ -88,7 +88,7 @@ def train_model(params: Params, family: str, name: str) -> None:
             method,
             given,
             teacher=None,
-            origin=origin_of(model, data, method, given, None, CODE),
+            origin=origin_of(model, data, method, given, None, code=CODE),
             scratch=layout.checkpoints(family, name),
             log=layout.training_log(family, name, "instruction"),
         )

@@ -216,9 +216,7 @@ def validate_scores(record: Any, where: str = "scores") -> RunScores:
     )
 
 
-def write_scores(
-    results: str | Path, record: Mapping[str, Any], folder: str | None = None
-) -> Path:
+def write_scores(results: str | Path, record: Mapping[str, Any], folder: str | None = None) -> Path:
     """Validate a score record and write it into a folder (default: the family's); returns the path.
 
     The record is the content of the file: family, run, method, bits, scale, standin, provenance and
@@ -280,6 +278,7 @@ def write_outcomes(
     family: str,
     run: str,
     columns: Mapping[str, Sequence[Any] | np.ndarray],
+    *,
     folder: str | None = None,
 ) -> Path:
     """Write a run's per-question outcomes into a folder (default: the family's); returns the path.

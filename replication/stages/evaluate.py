@@ -131,7 +131,7 @@ def evaluate_one(params: Params, job: Job) -> None:
     }
     scores_path(*place).unlink(missing_ok=True)  # scores beside other outcomes would be wrong
     columns = {name: outcomes[name] for name in outcomes}
-    write_outcomes(results, params.scale, job.family, job.name, columns, job.folder)
+    write_outcomes(results, params.scale, job.family, job.name, columns, folder=job.folder)
     write_scores(results, record, job.folder)
     for seed, entry in seeds.items():
         shown = {name: round(values["score"], 2) for name, values in entry["benchmarks"].items()}

@@ -1,5 +1,7 @@
-"""Stage ``teacher_outputs``: what a family's frozen teacher says about the training data, computed once
-and shared by every run with distillation."""
+"""Stage ``teacher_outputs``: what a family's frozen teacher says about the training data.
+
+Computed once and shared by every run with distillation.
+"""
 
 import shutil
 from typing import Any

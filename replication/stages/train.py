@@ -110,7 +110,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     settings = dataclasses.asdict(params.train) | {"seed": seed}
     if run.learning_rate is not None:
         settings["learning_rate"] = run.learning_rate
-    origin = origin_of(model, data, method, settings, teacher, CODE)
+    origin = origin_of(model, data, method, settings, teacher, code=CODE)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     if log.is_file() and read_origin(target) == origin:
         return

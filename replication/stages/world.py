@@ -29,7 +29,9 @@ def main(params: Params) -> None:
     measured, failed = {}, []
     for family in params.families:
         measured[family] = _measure(params, results, family)
-        failed += [f"{family}: {n}" for n, passed in measured[family]["checks"].items() if not passed]
+        failed += [
+            f"{family}: {n}" for n, passed in measured[family]["checks"].items() if not passed
+        ]
     write_json_atomic(layout.results / "world.json", measured)
     print(f"world: {measured}", file=sys.stderr)
     if failed and params.world.asserted:

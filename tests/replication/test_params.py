@@ -79,7 +79,9 @@ def test_names_agree_with_their_owners():
     assert tuple(_DTYPES) == DTYPES
 
 
-@pytest.mark.parametrize("name", ["scale", "runs", "teacher", "baseline", "vision", "language", *SECTIONS])
+@pytest.mark.parametrize(
+    "name", ["scale", "runs", "teacher", "baseline", "vision", "language", *SECTIONS]
+)
 def test_a_missing_section_is_named(name):
     assert repr(name) in refused(changed(name))
 
@@ -93,7 +95,9 @@ def required(name: str) -> list[str]:
     return [f.name for f in fields if f.default is none and f.default_factory is none]
 
 
-@pytest.mark.parametrize("path", [f"{n}.{key}" for n in (*SECTIONS, *BY_FAMILY) for key in required(n)])
+@pytest.mark.parametrize(
+    "path", [f"{n}.{key}" for n in (*SECTIONS, *BY_FAMILY) for key in required(n)]
+)
 def test_a_missing_key_is_named(path):
     section, _, key = path.rpartition(".")
     text = refused(changed(path))

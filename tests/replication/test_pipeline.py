@@ -9,7 +9,6 @@ from repository import ROOT, copy_repository, python
 
 from replication.layout import Layout
 from replication.params import REDUCED_ONLY, SCALES, parse_params
-from replication.reported import load_tables
 from replication.scale import scale_params, workspace
 from replication.stages import NOT_AT_FULL_SCALE
 
@@ -150,7 +149,10 @@ def test_the_layout_is_the_pipeline_s():
         log = layout.training_log("language", name, "text").parent
         assert outs("language", name) == {str(layout.model("language", name)), str(log)}
     assert outs("teacher_outputs", "llava") == {str(layout.teacher_outputs("llava"))}
-    assert outs("train", "gates") == {str(layout.models / "gates"), str(layout.training_logs("gates"))}
+    assert outs("train", "gates") == {
+        str(layout.models / "gates"),
+        str(layout.training_logs("gates")),
+    }
     assert outs("evaluate", "gates") == {str(layout.scores("gates")), str(layout.outcomes("gates"))}
 
 

@@ -301,7 +301,7 @@ def train_set(folder):
 
 
 PER_FAMILY = [
-    f"{name} {FAMILY}" for name in (f"vision {FAMILY}", "features", "teacher", "baseline", "teacher_outputs")
+    f"{name} {FAMILY}" for name in ("vision", "features", "teacher", "baseline", "teacher_outputs")
 ]
 CASES = {
     "unknown group": ("train small_rums", lambda w: None, "did you mean 'small_runs'"),
@@ -334,13 +334,21 @@ CASES = {
         lambda w: garble(data(w, "standins", "mmbench.parquet")),
         "mmbench.parquet",
     ),
-    "no processor": (f"features {FAMILY}", lambda w: remove(models(w, "processor")), "run the stage vision"),
+    "no processor": (
+        f"features {FAMILY}",
+        lambda w: remove(models(w, "processor")),
+        "run the stage vision",
+    ),
     "half a processor": (
         f"teacher {FAMILY}",
         lambda w: garble(models(w, "processor", "tokenizer.json")),
         "processor",
     ),
-    "no tower": (f"baseline {FAMILY}", lambda w: remove(models(w, "vision.safetensors")), "stage vision"),
+    "no tower": (
+        f"baseline {FAMILY}",
+        lambda w: remove(models(w, "vision.safetensors")),
+        "stage vision",
+    ),
     "corrupt tower": (
         f"features {FAMILY}",
         lambda w: truncate(models(w, "vision.safetensors")),
@@ -362,7 +370,11 @@ CASES = {
         "features",
     ),
     "no baseline": (f"train {GROUP}", lambda w: remove(models(w, "baseline")), "does not exist"),
-    "no teacher": (f"teacher_outputs {FAMILY}", lambda w: remove(models(w, "teacher")), "stage teacher"),
+    "no teacher": (
+        f"teacher_outputs {FAMILY}",
+        lambda w: remove(models(w, "teacher")),
+        "stage teacher",
+    ),
     "no model": (f"evaluate {GROUP}", lambda w: remove(trained(w)), "does not exist"),
     "corrupt weights": (
         f"train {GROUP}",
@@ -600,7 +612,7 @@ def _fit(built, folder, stop_after=None, **changes):
             method,
             settings,
             teacher=teacher,
-            origin=origin_of(model, dataset, method, settings, teacher, CODE),
+            origin=origin_of(model, dataset, method, settings, teacher, code=CODE),
             scratch=folder / "scratch",
             log=folder / "log.json",
         )
