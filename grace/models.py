@@ -158,7 +158,7 @@ class Family(ABC):
                 core.get_image_features = before
 
     def _projector_modules(self, model: nn.Module) -> list[nn.Module]:
-        found = []
+        found: list[nn.Module] = []
         for name in self.projectors:
             module = model.get_submodule(name)
             found.extend(module if isinstance(module, nn.ModuleList) else [module])
@@ -169,7 +169,8 @@ class Family(ABC):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         (projector,) = self._projector_modules(model)
-        return BaseModelOutputWithPooling(pooler_output=[projector(features)])
+        images: Any = [projector(features)]  # the library's own lists one tensor an image
+        return BaseModelOutputWithPooling(pooler_output=images)
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,9 @@ class Qwen3VLFamily(Qwen2VLFamily):
         parts = [part.contiguous() for part in features.chunk(len(order) + 1, dim=-1)]
         mergers = tower.deepstack_merger_list
         places = [tower.deepstack_visual_indexes.index(layer) for layer in order]
+        images: Any = [tower.merger(parts[-1])]
         return BaseModelOutputWithDeepstackFeatures(
-            pooler_output=[tower.merger(parts[-1])],
+            pooler_output=images,
             deepstack_features=[
                 mergers[place](part) for place, part in zip(places, parts[:-1], strict=True)
             ],

@@ -145,8 +145,9 @@ class ChatModel(lmms):
         texts = self.processor.tokenizer.batch_decode(
             [self._up_to_eos(row) for row in rows], skip_special_tokens=True
         )
+        # a space may stand between the prompt and the answer (``ASSISTANT: red``): it is in neither
         return [
-            _up_to_stop(text, request.args[1].get("until"))
+            _up_to_stop(text, request.args[1].get("until")).strip()
             for text, request in zip(texts, requests, strict=True)
         ]
 

@@ -5,11 +5,11 @@ small world says the same to all of them. So what one small model has learned of
 be learned again: layers are copied by name, and embeddings by the token's string.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from grace.errors import InputError
 from grace.models import Family, family_of
@@ -55,8 +55,8 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
     logits, unless the model has norms of queries and keys (Qwen3), which keep their own values.
 
     Raises:
-        InputError: for decoders that differ in shape, activation, norm or rotary base, or a model
-            without the biases that the source has.
+        InputError: for decoders that differ in shape, activation, norm, rotary base or tying of the
+            head, or a model without the biases that the source has. Nothing is copied then.
     """
     target, origin = family_of(model.config.model_type), family_of(source.config.model_type)
     _check(model.config, source.config)
@@ -64,49 +64,21 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
     done.fresh_tokens = sorted(tokenizer.get_vocab().keys() - done.tokens.keys())
     own, given = dict(model.named_parameters()), dict(source.named_parameters())
 
-    decoder = target.decoder_layers.removesuffix(".layers")
-    theirs = origin.decoder_layers.removesuffix(".layers")
-    pairs = {
-        name: theirs + name.removeprefix(decoder)
-        for name in own
-        if name.startswith((f"{target.decoder_layers}.", f"{decoder}.norm."))
-    }
-    lost = sorted(
-        name
-        for name in given
-        if name.startswith(f"{origin.decoder_layers}.") and name not in pairs.values()
-    )
-    if lost:
-        raise InputError(
-            f"the {model.config.model_type} model has no place for {lost[0]!r} of the "
-            f"{source.config.model_type} model"
-            + ("; set attention_bias: true in its text configuration" if "bias" in lost[0] else "")
-        )
+    pairs = _decoder_pairs(own, target, given, origin)
     for name, other in pairs.items():
         if other in given:
-            if own[name].shape != given[other].shape:
-                raise InputError(
-                    f"{name!r} is of shape {tuple(own[name].shape)} in the "
-                    f"{model.config.model_type} model and {tuple(given[other].shape)} in the "
-                    f"{source.config.model_type} model; make the text configurations one"
-                )
             own[name].copy_(given[other])
             done.copied.append(name)
         elif name.endswith("o_proj.bias"):
             own[name].zero_()
             done.zeroed.append(name)
-    _copy_rows(
-        model.get_input_embeddings(),
-        source.get_input_embeddings(),
-        tokenizer,
-        source_tokenizer,
-        done.tokens,
-    )
-    done.copied.append(_name_of(model, model.get_input_embeddings().weight))
-    head, other_head = model.get_output_embeddings(), source.get_output_embeddings()
-    if head.weight is not model.get_input_embeddings().weight:
-        _copy_rows(head, other_head, tokenizer, source_tokenizer, done.tokens)
-        done.copied.append(_name_of(model, head.weight))
+    tables = [(model.get_input_embeddings().weight, source.get_input_embeddings().weight)]
+    head = model.get_output_embeddings().weight
+    if head is not tables[0][0]:
+        tables.append((head, source.get_output_embeddings().weight))
+    for weight, other_weight in tables:
+        _copy_rows(weight, other_weight, tokenizer, source_tokenizer, done.tokens)
+        done.copied.append(next(name for name, value in own.items() if value is weight))
     done.copied += _copy_projector(model, target, source, origin)
     seen = {*done.copied, *done.zeroed, *target.tower_parameters(model)}
     done.fresh = [name for name in own if name not in seen]
@@ -125,34 +97,68 @@ def map_tokens(
     return mapped | places
 
 
-def _check(config: Any, source: Any) -> None:
-    text, other = config.get_text_config(), source.get_text_config()
-    for key in _SHAPE:
-        mine, given = getattr(text, key), getattr(other, key)
-        if mine != given:
+def _decoder_pairs(
+    own: Mapping[str, torch.Tensor],
+    target: Family,
+    given: Mapping[str, torch.Tensor],
+    origin: Family,
+) -> dict[str, str]:
+    """Names of the decoder's parameters in the model and what they are called in the source."""
+    decoder = target.decoder_layers.removesuffix(".layers")
+    theirs = origin.decoder_layers.removesuffix(".layers")
+    pairs = {
+        name: theirs + name.removeprefix(decoder)
+        for name in own
+        if name.startswith((f"{target.decoder_layers}.", f"{decoder}.norm."))
+    }
+    lost = sorted(
+        name
+        for name in given
+        if name.startswith(f"{origin.decoder_layers}.") and name not in pairs.values()
+    )
+    if lost:
+        mend = "set attention_bias: true in its text configuration"
+        raise InputError(
+            f"the {target.model_type} model has no place for {lost[0]!r} of the "
+            f"{origin.model_type} model; {mend if 'bias' in lost[0] else 'choose another source'}"
+        )
+    for name, other in pairs.items():
+        if other in given and own[name].shape != given[other].shape:
             raise InputError(
-                f"{key} is {mine} in the {config.model_type} model and {given} in the "
+                f"{name!r} is of shape {tuple(own[name].shape)} in the {target.model_type} model "
+                f"and {tuple(given[other].shape)} in the {origin.model_type} model to start from; "
+                "make the text configurations one"
+            )
+    return pairs
+
+
+def _check(config: Any, source: Any) -> None:
+    mine, given = (
+        {key: getattr(part.get_text_config(), key) for key in _SHAPE}
+        | {
+            "rope_theta": part.get_text_config().rope_parameters["rope_theta"],
+            "tie_word_embeddings": part.tie_word_embeddings,
+        }
+        for part in (config, source)
+    )
+    for key, value in mine.items():
+        if value != given[key]:
+            raise InputError(
+                f"{key} is {value} in the {config.model_type} model and {given[key]} in the "
                 f"{source.model_type} model to start from; make the text configurations one"
             )
-    mine, given = (part.rope_parameters["rope_theta"] for part in (text, other))
-    if mine != given:
-        raise InputError(
-            f"rope_theta is {mine} in the {config.model_type} model and {given} in the "
-            f"{source.model_type} model to start from; make the text configurations one"
-        )
 
 
 def _copy_rows(
-    module: nn.Module, source: nn.Module, tokenizer: Any, source_tokenizer: Any, tokens: dict
+    weight: torch.Tensor,
+    given: torch.Tensor,
+    tokenizer: Any,
+    source_tokenizer: Any,
+    tokens: dict[str, str],
 ) -> None:
-    weight, given = module.weight, source.weight
     rows = tokenizer.convert_tokens_to_ids(list(tokens))
     places = source_tokenizer.convert_tokens_to_ids(list(tokens.values()))
     weight[torch.tensor(rows)] = given[torch.tensor(places)].to(weight.dtype)
-
-
-def _name_of(model: nn.Module, parameter: torch.Tensor) -> str:
-    return next(name for name, value in model.named_parameters() if value is parameter)
 
 
 def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> list[str]:

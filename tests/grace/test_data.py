@@ -1,16 +1,20 @@
 """Conversations to tokens: what is supervised, what is refused."""
 
+import copy
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoProcessor
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoProcessor, CLIPImageProcessor, LlamaTokenizer, LlavaProcessor
 
-from grace.data import IGNORE_INDEX, Collator, ConversationDataset, Encoder
+from grace.data import IGNORE_INDEX, ConversationDataset, Encoder
 from grace.errors import InputError
-from grace.models import family_of
 from grace.teacher import SupervisedForward
+from replication.standins.chat import CHATS
 
 TALK = [
     {"from": "human", "value": "<image>\nWhat color is the circle?"},
@@ -20,43 +24,152 @@ TALK = [
 ]
 
 
-def test_tokens_are_those_of_the_chat_template(processor):
+MESSAGES = [
+    {
+        "role": "user",
+        "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
+    },
+    {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+    {"role": "user", "content": [{"type": "text", "text": "Where is it?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "top left"}]},
+]
+QWEN_TEXT = (
+    "<|im_start|>user\n<|vision_start|>IMAGE<|vision_end|>What color is the circle?<|im_end|>\n"
+    "<|im_start|>assistant\nred<|im_end|>\n<|im_start|>user\nWhere is it?<|im_end|>\n"
+    "<|im_start|>assistant\ntop left<|im_end|>\n"
+)
+WRITTEN = {
+    "llava": "<s>USER: IMAGE\nWhat color is the circle? ASSISTANT: red</s>"
+    "USER: Where is it? ASSISTANT: top left</s>",
+    "qwen2_vl": QWEN_TEXT,
+    "qwen3_vl": QWEN_TEXT,
+}
+SPOKEN = {
+    "llava": " red</s> top left</s>",
+    "qwen2_vl": "red<|im_end|>top left<|im_end|>",
+    "qwen3_vl": "red<|im_end|>top left<|im_end|>",
+}
+
+
+def generation_prompt(processor, image):
+    """What generation sees, by the library alone: up to the first answer."""
+    prompt = processor.apply_chat_template(MESSAGES[:1], tokenize=False, add_generation_prompt=True)
+    return processor(text=[prompt], images=[image], return_tensors="pt")["input_ids"][0].tolist()
+
+
+def supervised(ids, labels):
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
+    return [label for label in labels if label != IGNORE_INDEX]
+
+
+def test_tokens_are_those_of_the_whole_text(small):
+    ids, _ = Encoder(small.processor)(TALK, [16])
+    text = WRITTEN[small.name].replace("IMAGE", small.processor.image_token * 16)
+    assert ids == small.processor.tokenizer.encode(text, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_tokens_are_those_of_the_chat_template(family, name):
+    processor = family(name).processor
     ids, _ = Encoder(processor)(TALK, [16])
-    messages = [
-        {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
-        },
-        {"role": "assistant", "content": "red"},
-        {"role": "user", "content": [{"type": "text", "text": "Where is it?"}]},
-        {"role": "assistant", "content": "top left"},
-    ]
-    text = processor.apply_chat_template(messages, tokenize=False)
+    text = processor.apply_chat_template(MESSAGES, tokenize=False)
     text = text.replace("<|image_pad|>", "<|image_pad|>" * 16)
     assert ids == processor.tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_only_answers_and_their_end_are_supervised(processor):
-    ids, labels = Encoder(processor)(TALK, [16])
-    spoken = [label for label in labels if label != IGNORE_INDEX]
-    assert processor.tokenizer.decode(spoken) == "red<|im_end|>top left<|im_end|>"
-    assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
-    assert processor.image_token_id not in spoken
+def test_only_answers_and_their_end_are_supervised(small):
+    spoken = supervised(*Encoder(small.processor)(TALK, [16]))
+    assert small.processor.tokenizer.decode(spoken) == SPOKEN[small.name]
+    assert small.processor.image_token_id not in spoken
 
 
-def test_the_prompt_is_what_generation_sees(processor):
-    """Up to the first answer the tokens equal those of the generation prompt."""
-    ids, labels = Encoder(processor)(TALK[:2], [16])
+def test_the_prompt_is_what_generation_sees(small, conversations):
+    """Up to the first answer the tokens are the processor's own."""
+    ids, labels = Encoder(small.processor)(TALK[:2], [16])
     first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-    messages = [
-        {
-            "role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}],
-        }
-    ]
-    prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = prompt.replace("<|image_pad|>", "<|image_pad|>" * 16)
-    assert ids[:first] == processor.tokenizer.encode(prompt, add_special_tokens=False)
+    image = ConversationDataset(conversations, small.processor, small.model().config).image(0)
+    assert ids[:first] == generation_prompt(small.processor, image)
+
+
+def llama_processor(texts, *, legacy):
+    """LLaVA's processor with a tokenizer of Llama's kind: SentencePiece's spaces, a token to
+    begin with. Its words carry the space before them, at the start of a text as well."""
+    special = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    trained.train_from_iterator([*texts, *["USER: top left ASSISTANT: red"] * 9], trainer)
+    learned = json.loads(trained.to_str())["model"]
+    tokenizer = LlamaTokenizer(
+        vocab=learned["vocab"],
+        merges=[tuple(pair) for pair in learned["merges"]],
+        legacy=legacy,
+        add_bos_token=True,
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    made = LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
+        ),
+        tokenizer=tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHATS["llava"].template,
+    )
+    return made
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_sentencepiece_tokenizer_sees_no_space_of_its_own(texts, conversations, family, legacy):
+    processor = llama_processor(texts, legacy=legacy)
+    ids, labels = Encoder(processor)(TALK, [16])
+    first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
+    small = family("llava")
+    image = ConversationDataset(conversations, small.processor, small.model().config).image(0)
+    assert ids[:first] == generation_prompt(processor, image)
+    assert ids[0] == processor.tokenizer.bos_token_id
+    assert ids.count(processor.tokenizer.bos_token_id) == 1
+    spoken = processor.tokenizer.convert_ids_to_tokens(supervised(ids, labels))
+    assert spoken == ["▁red", "</s>", "▁top", "▁left", "</s>"]
+    # and nothing else stands between prompt and answer when it is all tokenized at once
+    text = WRITTEN["llava"].replace("IMAGE", "<image>" * 16).split("</s>")[0] + "</s>"
+    whole = processor.tokenizer.encode(text.removeprefix("<s>"))
+    assert ids[: len(whole)] == whole
+
+
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+
+
+def with_template(processor, template):
+    changed = copy.copy(processor)
+    changed.chat_template = template
+    return changed
+
+
+def test_a_system_prompt_is_not_supervised(processor):
+    """Qwen2-VL's published template begins with one, and it ends with the end token too."""
+    published = with_template(processor, SYSTEM + processor.chat_template)
+    ids, labels = Encoder(published)(TALK, [16])
+    text = SYSTEM + QWEN_TEXT.replace("IMAGE", processor.image_token * 16)
+    assert ids == processor.tokenizer.encode(text)
+    assert processor.tokenizer.decode(supervised(ids, labels)) == SPOKEN["qwen2_vl"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{% if add_generation_prompt %}", "{% if false %}", "no generation prompt"),
+        ("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}", "does both alike"),
+        ("{% elif part['type'] == 'text' %}", "{% elif false %}", "drops or repeats"),
+    ],
+)
+def test_templates_unfit_for_training_are_refused(processor, old, new, message):
+    assert old in processor.chat_template
+    changed = with_template(processor, processor.chat_template.replace(old, new))
+    with pytest.raises(InputError, match=message):
+        Encoder(changed)(TALK, [16])
 
 
 @pytest.mark.parametrize(
@@ -76,30 +189,33 @@ def test_bad_conversations_are_refused(processor, turns, images, message):
 
 
 @pytest.fixture
-def dataset(conversations, processor, make_model):
-    return ConversationDataset(conversations, processor, make_model().config)
+def dataset(small, conversations):
+    return ConversationDataset(conversations, small.processor, small.model().config)
 
 
-def test_batches_say_where_things_are(dataset, processor):
-    family = family_of("qwen2_vl")
-    collate = Collator(family, processor.image_token_id, processor.tokenizer.pad_token_id)
-    batch = collate([dataset[i] for i in range(5)])
+def test_batches_say_where_things_are(small, dataset):
+    batch = small.collator()([dataset[i] for i in range(5)])
+    image = batch["input_ids"] == small.processor.image_token_id
     for row, start, stop in batch["image_spans"]:
         assert stop - start == 16
-        assert (batch["input_ids"][row, start:stop] == processor.image_token_id).all()
+        assert image[row, start:stop].all()
     assert len(batch["image_spans"]) == 5
+    assert image.sum() == 5 * 16
     counted = (batch["labels"] != IGNORE_INDEX).sum()
     assert len(batch["targets"]) == counted == sum(dataset.supervised[:5])
     following = batch["labels"][batch["token_rows"], batch["token_columns"] + 1]
     assert torch.equal(following, batch["targets"])
-    assert torch.equal(
-        batch["mm_token_type_ids"] == 1, batch["input_ids"] == processor.image_token_id
-    )
+    if small.name == "llava":
+        assert not {"mm_token_type_ids", "image_grid_thw"} & batch.keys()
+    else:
+        assert torch.equal(batch["mm_token_type_ids"] == 1, image)
+    assert set(small.adapter.model_inputs) - {"position_ids"} <= batch.keys()
 
 
-def test_pixels_are_the_processors(dataset, processor):
-    expected = processor.image_processor(images=[dataset.image(3)], return_tensors="pt")
-    assert torch.equal(dataset[3]["pixel_values"], expected["pixel_values"])
+def test_pixels_are_the_processors(small, dataset):
+    expected = small.processor.image_processor(images=[dataset.image(3)], return_tensors="pt")
+    for name in small.adapter.image_inputs:
+        assert torch.equal(dataset[3][name], expected[name])
 
 
 def test_features_replace_pixels(conversations, processor, make_model):
@@ -158,19 +274,19 @@ def test_prompts_can_be_supervised_too(conversations, processor, make_model):
     assert np.array_equal(sample["labels"][~image], sample["input_ids"][~image])
 
 
-def test_records_of_text_alone_mix_with_others(tmp_path, conversations, processor, make_model):
+def test_records_of_text_alone_mix_with_others(tmp_path, conversations, small):
     rows = pq.read_table(conversations).slice(0, 3).to_pylist()
     text = [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in TALK]
     rows[1] |= {"image": None, "conversations": text}
     path = tmp_path / "mixed.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(conversations)), path)
-    model = make_model().eval()
+    model, processor = small.model().eval(), small.processor
     data = ConversationDataset(path, processor, model.config)
     assert data[1].keys() == {"index", "input_ids", "labels"}
     assert data[1]["input_ids"].tolist() == Encoder(processor)(text, [])[0]
-    collate = Collator(data.family, processor.image_token_id, processor.tokenizer.pad_token_id)
+    collate = small.collator()
     mixed, alone = collate([data[0], data[1], data[2]]), collate([data[1]])
-    assert len(mixed["image_grid_thw"]) == 2
+    assert len(mixed["pixel_values"]) == 2 * len(data[0]["pixel_values"])
     assert [row for row, _, _ in mixed["image_spans"]] == [0, 2]
     assert "pixel_values" not in alone
     forward = SupervisedForward(model, data.family, relational=False)
@@ -183,7 +299,12 @@ def test_records_of_text_alone_mix_with_others(tmp_path, conversations, processo
         ConversationDataset(path, processor, model.config)
 
 
-def test_the_processor_survives_a_directory(tmp_path, processor, dataset):
-    processor.save_pretrained(tmp_path)
+def test_the_processor_survives_a_directory(tmp_path, small, dataset):
+    small.processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
-    assert Encoder(loaded)(TALK, [16]) == Encoder(processor)(TALK, [16])
+    assert type(loaded) is type(small.processor)
+    assert Encoder(loaded)(TALK, [16]) == Encoder(small.processor)(TALK, [16])
+    expected = dataset.pixels(range(2))
+    dataset.processor = loaded
+    for name, value in dataset.pixels(range(2)).items():
+        assert torch.equal(expected[name], value)

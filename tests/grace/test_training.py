@@ -12,8 +12,8 @@ from transformers import TrainingArguments
 from grace.data import Collator, ConversationDataset
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
-from grace.models import family_of
-from grace.quantization import FakeQuantLinear, QuantSpec
+from grace.models import family_of, load_model
+from grace.quantization import FakeQuantLinear, QuantSpec, bake
 from grace.teacher import CachedTeacher, LiveTeacher, write_teacher_outputs
 from grace.training import GraceTrainer, MethodConfig, Objective, prepare_student
 
@@ -39,6 +39,11 @@ def teacher(make_model):
     return LiveTeacher(make_model(9, num_hidden_layers=3), QWEN, relational=True)
 
 
+def collator_of(dataset):
+    processor = dataset.processor
+    return Collator(dataset.family, processor.image_token_id, processor.tokenizer.pad_token_id)
+
+
 def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, **options):
     prepare_student(model, method)
     settings = {
@@ -61,13 +66,11 @@ def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, **opti
         dataloader_pin_memory=False,
         **settings,
     )
-    processor = dataset.processor
-    collator = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
     return GraceTrainer(
         model,
         arguments,
         dataset,
-        collator,
+        collator_of(dataset),
         method=method,
         teacher=teacher if method.needs_teacher else None,
         callbacks=callbacks,
@@ -79,16 +82,8 @@ def losses_by_hand(student, teacher_model, batches, config):
     ce = gdkd = gates = rcka = 0.0
     tokens = images = 0
     for batch in batches:
-        inputs = {
-            k: batch[k]
-            for k in (
-                "input_ids",
-                "attention_mask",
-                "mm_token_type_ids",
-                "pixel_values",
-                "image_grid_thw",
-            )
-        }
+        names = family_of(student.config.model_type).model_inputs
+        inputs = {name: batch[name] for name in names if name in batch}
         with torch.no_grad():
             s = student(**inputs, output_hidden_states=True)
             t = teacher_model(**inputs, output_hidden_states=True)
@@ -161,6 +156,73 @@ def test_logged_terms_equal_the_definitions(
     assert log["ema"] == pytest.approx(gdkd, rel=1e-4)
     assert log["beta"] == pytest.approx(min(2.0, 0.7 + 0.5 * (gdkd - 0.2)), rel=1e-4)
     assert 1 / math.e <= log["gate"] <= 1
+
+
+def test_every_family_trains_under_a_bigger_teacher(tmp_path, small, conversations):
+    """Terms as defined, from pixels and from features alike; resumed as uninterrupted; the trained
+    model survives its directory."""
+    model = small.model(num_hidden_layers=3)
+    dataset = ConversationDataset(conversations, small.processor, model.config)
+    features = small.adapter.vision_features(model, dataset.pixels(range(len(dataset))))
+    cached = ConversationDataset(
+        conversations,
+        small.processor,
+        model.config,
+        vision_features=features.unflatten(0, (len(dataset), -1)).numpy(),
+    )
+    bigger = small.model(
+        9, hidden_size=192, num_attention_heads=3, intermediate_size=192, num_hidden_layers=4
+    )
+    bigger.get_submodule(small.adapter.vision_tower).load_state_dict(
+        {
+            name: value
+            for name, value in model.get_submodule(small.adapter.vision_tower).state_dict().items()
+            if "merger" not in name
+        },
+        strict=False,
+    )
+    tokenizer = small.processor.tokenizer
+    live = LiveTeacher(bigger, small.adapter, relational=True, tokenizer=tokenizer)
+    method = method_of("grace", bits=4)
+    options = {"max_steps": 2, "save_steps": 1, "save_only_model": False}
+
+    student = copy.deepcopy(model)
+    trainer = build(tmp_path / "pixels", student, dataset, method, live, **options)
+    untouched = copy.deepcopy(student)
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda samples: seen.append(collate(samples)) or seen[-1]
+    expected = weights_after(trainer)
+    log = trainer.state.log_history[0]
+    ce, gdkd, rcka = losses_by_hand(untouched, bigger, seen[:1], method.distillation)
+    assert log["ce"] == pytest.approx(ce, rel=1e-4)
+    assert log["gdkd"] == pytest.approx(gdkd, rel=1e-4)
+    assert log["rcka"] == pytest.approx(rcka, rel=1e-3)
+    assert rcka > 1e-3
+    start = dict(untouched.named_parameters())
+    frozen = small.adapter.tower_parameters(untouched)
+    for name, value in expected.items():
+        assert torch.equal(value, start[name]) == (name in frozen), name
+
+    with (
+        small.adapter.take_vision_features(bigger),
+        small.adapter.take_vision_features(again := copy.deepcopy(model)),
+    ):
+        found = weights_after(build(tmp_path / "features", again, cached, method, live, **options))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+    resumed = build(tmp_path / "pixels", copy.deepcopy(model), dataset, method, live, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "pixels" / "checkpoint-1"))
+    for name, value in resumed.model.named_parameters():
+        assert torch.equal(value, expected[name]), name
+
+    bake(student)
+    student.save_pretrained(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
+    assert type(loaded) is type(student)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, student.state_dict()[name]), name
 
 
 def weights_after(trainer):
@@ -288,8 +350,7 @@ def test_the_controller_is_in_the_checkpoint(tmp_path, make_model, dataset, teac
 
 
 def cache(teacher, dataset, path, batch_size):
-    processor = dataset.processor
-    collate = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
+    collate = collator_of(dataset)
     batches = (
         collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
         for start in range(0, len(dataset), batch_size)
@@ -414,10 +475,18 @@ def test_illegal_methods_are_refused(settings, message):
 def test_a_teacher_is_there_when_needed_and_only_then(tmp_path, make_model, dataset, teacher):
     with pytest.raises(InputError, match="needs a teacher"):
         build(tmp_path, make_model(), dataset, method_of("grace"))
-    processor = dataset.processor
-    collator = Collator(QWEN, processor.image_token_id, processor.tokenizer.pad_token_id)
     arguments = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    collator, method = collator_of(dataset), method_of("sft")
     with pytest.raises(InputError, match="takes no teacher"):
-        GraceTrainer(
-            make_model(), arguments, dataset, collator, method=method_of("sft"), teacher=teacher
+        GraceTrainer(make_model(), arguments, dataset, collator, method=method, teacher=teacher)
+
+
+def test_a_teacher_of_another_family_is_refused(tmp_path, make_model, dataset, family):
+    """LLaVA's and Qwen's vocabularies differ, and so do the families of Qwen."""
+    for name in ("llava", "qwen3_vl"):
+        small = family(name)
+        other = LiveTeacher(
+            small.model(), small.adapter, relational=True, tokenizer=small.processor.tokenizer
         )
+        with pytest.raises(InputError, match=f"qwen2_vl.*{name}.*student's family"):
+            build(tmp_path, make_model(), dataset, method_of("grace"), other)

@@ -7,13 +7,31 @@ import io
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from conftest import VISIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 
 import grace  # noqa: F401  (before anything imports torchvision)
+from grace.data import ConversationDataset
+from grace.errors import InputError
+from replication.params import Vision
+from replication.stages import vision as vision_stage
 from replication.standins import questions
 from replication.standins.benchmarks import SKILLS, png, write_benchmark
+from replication.standins.chat import CHATS
 from replication.standins.conversations import (
     STYLES,
     WITH_LETTER_INSTRUCTION,
@@ -23,7 +41,13 @@ from replication.standins.conversations import (
     drill,
 )
 from replication.standins.corpus import write_training_set
-from replication.standins.models import build_tokenizer
+from replication.standins.models import (
+    build_processor,
+    build_tokenizer,
+    build_tower,
+    load_tower,
+    take_tower,
+)
 from replication.standins.questions import LETTERS, MAKERS
 from replication.standins.scenes import (
     CELL,
@@ -36,7 +60,7 @@ from replication.standins.scenes import (
     draw_scene,
     render,
 )
-from replication.standins.vision import CONTENTS, cell_contents
+from replication.standins.vision import CONTENTS, cell_contents, pretrain
 
 SEEDS = st.integers(0, 2**32 - 1)
 WORLD = {"noise": 6.0, "clutter": 4}
@@ -211,15 +235,133 @@ def test_drills_name_every_option_with_its_letter(seed):
         assert sorted(f"{letter}. {option}" for option, letter in said) == sorted(lines)
 
 
-def test_words_of_the_world_are_one_token_each(tmp_path, world):
+@pytest.mark.parametrize("name", sorted(CHATS))
+def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
     """At the start of an answer and after a space alike."""
     write_training_set(tmp_path / "train.parquet", dataclasses.replace(world, train=600))
     talks = pq.read_table(tmp_path / "train.parquet")["conversations"].to_pylist()
-    tokenizer = build_tokenizer((turn["value"] for talk in talks for turn in talk), 512)
+    tokenizer = build_tokenizer(name, (turn["value"] for talk in talks for turn in talk), 512)
     for option in (option for pool in questions.POOLS for option in pool):
         assert len(tokenizer.tokenize(option)) == len(tokenizer.tokenize(f" {option}")) == 1
+    for letter in LETTERS:
+        assert len(tokenizer.tokenize(letter)) == len(tokenizer.tokenize(f" {letter}")) == 1
     text = "Zwölf Ängste: what else?"
-    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
+    assert len(tokenizer) <= 512
+
+
+def test_small_models_are_the_real_classes_in_ordinary_directories(tmp_path, small, conversations):
+    model = small.model(5).eval()
+    model.save_pretrained(tmp_path)
+    small.processor.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    classes = {
+        "llava": (LlavaForConditionalGeneration, LlavaProcessor),
+        "qwen2_vl": (Qwen2VLForConditionalGeneration, Qwen2VLProcessor),
+        "qwen3_vl": (Qwen3VLForConditionalGeneration, Qwen3VLProcessor),
+    }
+    assert (type(loaded), type(processor)) == classes[small.name]
+    content = [{"type": "image"}, {"type": "text", "text": "What color is the circle?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    image = render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4)
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == GRID * GRID
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        said = [m.generate(**inputs, max_new_tokens=4, do_sample=False) for m in (loaded, model)]
+    assert torch.equal(*said)
+    assert loaded.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_images_are_never_resized(small):
+    """The processor's values are the pixels', normalised, whatever their arrangement."""
+    image = render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4)
+    made = small.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    settings_ = small.processor.image_processor
+    mean, std = np.array(settings_.image_mean), np.array(settings_.image_std)
+    wanted = (np.asarray(image) / 255 - mean) / std
+    copies = 1 if small.name == "llava" else 2  # the Qwen families see an image as two frames
+    wanted = np.sort(np.repeat(wanted.ravel(), copies))
+    np.testing.assert_allclose(np.sort(made.numpy().ravel()), wanted, atol=1e-5)
+    if small.name == "llava":
+        assert made.shape == (1, 3, SIZE, SIZE)
+
+
+def test_a_tower_learns_cells_and_is_taken_over(tmp_path, small, conversations):
+    """Pretrained on what is in every cell and where, saved, and put into another model."""
+    table = pq.read_table(conversations)
+    vision = VISIONS[small.name]
+    settings = Vision(seed=1, images=48, steps=60, batch_size=16, learning_rate=0.01, config=vision)
+    model = build_tower(small.name, small.processor, vision, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = ConversationDataset(conversations, small.processor, model.config)
+    batches = vision_stage._batches(data, np.array(table["contents"].to_pylist()), settings)
+    told = pretrain(small.adapter, model, batches, steps=60, learning_rate=0.01)
+    chance = 1 / (GRID * GRID * (1 if small.name == "llava" else 4))
+    assert told["place_accuracy"] > 10 * chance
+    trained = small.adapter.tower_parameters(model)
+    for name, value in model.state_dict().items():
+        if name not in trained:  # neither the projector nor the decoder around it
+            assert torch.equal(value, before[name]), name
+    moved = [name for name in trained if not torch.equal(model.state_dict()[name], before[name])]
+    assert len(moved) > 0.5 * len(trained)
+
+    tower = model.get_submodule(small.adapter.vision_tower)
+    save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, tmp_path / "tower")
+    again = load_tower(small.name, small.processor, vision, tmp_path / "tower")
+    taker = small.model(7)
+    projectors = {
+        name: value.clone()
+        for name, value in taker.state_dict().items()
+        if name.startswith(small.adapter.projectors)
+    }
+    take_tower(taker, small.name, tmp_path / "tower")
+    images = data.pixels(range(3))
+    expected = small.adapter.vision_features(model.eval(), images)
+    assert torch.equal(small.adapter.vision_features(again, images), expected)
+    assert torch.equal(small.adapter.vision_features(taker.eval(), images), expected)
+    assert projectors
+    for name, value in projectors.items():
+        assert torch.equal(taker.state_dict()[name], value), name
+    deeper = "num_hidden_layers" if small.name == "llava" else "depth"
+    with pytest.raises(InputError, match="does not hold this vision tower"):
+        take_tower(small.model(7, vision={deeper: 3}), small.name, tmp_path / "tower")
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_a_cells_patches_stand_together(family, conversations, name):
+    """Features of a cell change when its pixels do, and (without attention) no others."""
+    small = family(name)
+    vision = {"num_hidden_layers": 1} if name == "llava" else {"depth": 0}
+    model = small.model(vision=vision).eval()  # LLaVA reads the layer before the last: the input
+    image = np.array(render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4))
+    for cell in (0, 1, GRID, GRID * GRID - 1):
+        row, column = divmod(cell, GRID)
+        other = image.copy()
+        other[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] += 90
+        made = small.processor.image_processor(
+            images=[Image.fromarray(image), Image.fromarray(other)], return_tensors="pt"
+        )
+        first, second = small.adapter.vision_features(model, made).unflatten(0, (2, -1))
+        changed = (first != second).any(dim=-1).unflatten(0, (GRID * GRID, -1)).any(dim=-1)
+        assert changed.nonzero().ravel().tolist() == [cell]
+
+
+def test_towers_that_do_not_fit_the_scenes_are_refused(family, conversations):
+    small = family("llava")
+    with pytest.raises(InputError, match="image_size is 32"):
+        build_processor("llava", ["red"], 400, {**VISIONS["llava"], "image_size": 32})
+    with pytest.raises(InputError, match="'gpt2' has no small instance"):
+        build_processor("gpt2", ["red"], 400, VISIONS["llava"])
+    model = small.model(vision={"patch_size": 8})
+    images = {"pixel_values": torch.zeros(2, 3, SIZE, SIZE)}
+    batches = iter([(images, torch.zeros(2, GRID * GRID, dtype=torch.long))])
+    with pytest.raises(InputError, match="64 visual tokens of an image, the scenes have 16"):
+        pretrain(small.adapter, model, batches, steps=1, learning_rate=0.01)
 
 
 def test_cells_hold_what_the_scene_holds():

@@ -1,0 +1,96 @@
+"""One wrapper for every family: its answers are the model's own, whatever shares the batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from replication.standins.scenes import draw_scene, render
+
+lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+from lmms_eval.api.instance import Instance  # noqa: E402
+
+QUESTIONS = (
+    "What color is the circle?",
+    "Where is it?",
+    "Is there a red circle in the image?\nAnswer the question using a single word or phrase.",
+    "How many objects are in the image? A. one B. two C. three D. none of these, as there are none",
+)
+
+
+def speaking(small, seed=2):
+    """A random model whose answers differ between questions."""
+    model = small.model(seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed_tokens" not in name:
+                scale = 1.5 / parameter[0].numel() ** 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def documents(count):
+    documents = []
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        images = [render(draw_scene(rng, "evaluation"), rng, noise=6.0, clutter=4)]
+        documents.append({"text": QUESTIONS[index % 4], "images": images * (index % 6 != 5)})
+    return documents
+
+
+def ask(model, processor, docs, **options):
+    wrapped = lmms_model.ChatModel(model, processor, max_new_tokens=5, **options)
+    wrapped.task_dict = {"task": {"test": docs}}
+    return wrapped.generate_until(
+        [
+            Instance(
+                request_type="generate_until",
+                arguments=(doc["text"], {}, lambda d: d["images"], row, "task", "test"),
+                idx=row,
+                metadata={"task": "task", "doc_id": row, "repeats": 1},
+            )
+            for row, doc in enumerate(docs)
+        ]
+    )
+
+
+def by_the_library(model, processor, doc):
+    """One question, no wrapper, no padding."""
+    content = [*({"type": "image"} for _ in doc["images"]), {"type": "text", "text": doc["text"]}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    inputs = processor(text=[prompt], images=doc["images"] or None, return_tensors="pt")
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    row = out[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(row, skip_special_tokens=True).strip()
+
+
+def test_answers_do_not_depend_on_the_batch(small):
+    model, docs = speaking(small), documents(18)
+    alone = [by_the_library(model, small.processor, doc) for doc in docs]
+    assert len(set(alone)) > 8, "answers have to differ for this test to see anything"
+    for size in (1, 7, 18):
+        assert ask(model, small.processor, docs, batch_size=size) == alone
+
+
+def test_a_directory_answers_as_the_model_in_memory(tmp_path, small):
+    model, docs = speaking(small), documents(6)
+    model.save_pretrained(tmp_path)
+    small.processor.save_pretrained(tmp_path)
+    loaded = lmms_model.ChatModel.from_directory(tmp_path, dtype=torch.float32, device="cpu")
+    assert ask(loaded.model, loaded.processor, docs) == ask(model, small.processor, docs)
+
+
+def test_the_space_before_an_answer_is_not_part_of_it(family, monkeypatch):
+    """LLaVA is trained to say " red" after "ASSISTANT:"."""
+    small = family("llava")
+    model, tokenizer = small.model(), small.processor.tokenizer
+
+    def generate(input_ids, **_):
+        said = torch.tensor([tokenizer.encode(" red</s>", add_special_tokens=False)])
+        return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    assert ask(model, small.processor, documents(2)) == ["red", "red"]
