@@ -76,9 +76,7 @@ def _correlation(totals: np.ndarray) -> np.ndarray:
     """Pearson's r from totals of weight, x, y, xx, yy, xy."""
     weight, x, y, xx, yy, xy = np.moveaxis(np.asarray(totals, dtype=np.float64), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (weight * xy - x * y) / np.sqrt(
-            (weight * xx - x * x) * (weight * yy - y * y)
-        )
+        return (weight * xy - x * y) / np.sqrt((weight * xx - x * x) * (weight * yy - y * y))
 
 
 def pearson_interval(

@@ -143,7 +143,7 @@ def _difference(part: Part, answers: list[Answers], sources: Sources) -> dict[st
     if len(part.benchmarks) == 1 and all(len(one.seeds) == 1 for one in answers):
         rows = [one.values[part.benchmarks[0]][0] for one in answers]
         if all(np.isin(row, (0, 1)).all() for row in rows):
-            pair = compare.mcnemar(*rows)
+            pair = compare.mcnemar(rows[0], rows[1])
     same = _same_answers(first, second, part)
     note = "every answer is the same: one model under two names?" if same else ""
     return {"interval": interval, "mcnemar": pair, "note": note}
@@ -151,12 +151,16 @@ def _difference(part: Part, answers: list[Answers], sources: Sources) -> dict[st
 
 def _ratio(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
     rng = _rng(part, sources)
-    return {"interval": compare.ratio_interval(*answers, part.benchmarks, rng, **sources.settings)}
+    return {
+        "interval": compare.ratio_interval(
+            answers[0], answers[1], part.benchmarks, rng, **sources.settings
+        )
+    }
 
 
 def _gap_closed(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
     fraction, gap = compare.gap_closed_interval(
-        *answers, part.benchmarks, _rng(part, sources), **sources.settings
+        answers[0], answers[1], answers[2], part.benchmarks, _rng(part, sources), **sources.settings
     )
     note = f"gap {signed(gap.point)} [{signed(gap.low)}, {signed(gap.high)}] points"
     if fraction is None:
@@ -179,19 +183,21 @@ def _main_effect(part: Part, answers: list[Answers], sources: Sources) -> dict[s
 
 def _sweep_spread(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
     rng = _rng(part, sources)
-    return {
-        "interval": designs.spread_interval(answers, part.benchmarks, rng, **sources.settings)
-    }
+    return {"interval": designs.spread_interval(answers, part.benchmarks, rng, **sources.settings)}
 
 
 def _disagreement(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
     rng = _rng(part, sources)
-    interval = designs.disagreement_interval(*answers, part.benchmarks, rng, **sources.settings)
+    interval = designs.disagreement_interval(
+        answers[0], answers[1], part.benchmarks, rng, **sources.settings
+    )
     return {"interval": interval}
 
 
 def _worst_skill(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
-    skill, interval = designs.worst_loss(*answers, _rng(part, sources), **sources.settings)
+    skill, interval = designs.worst_loss(
+        answers[0], answers[1], _rng(part, sources), **sources.settings
+    )
     return {"interval": interval, "note": f"most lost on {skill}, of {len(answers[0].values)}"}
 
 
@@ -221,7 +227,12 @@ def _seeds(part: Part, sources: Sources) -> Measured:
     fewest = min(len(one) for one in seeds.values())
     few = [run for run, one in seeds.items() if len(one) == fewest]
     note = f"fewest: {', '.join(few)}" if len(few) < len(runs) else ""
-    return Measured(Interval.exact(float(fewest)), note=note, seeds=seeds)
+    return Measured(
+        Interval.exact(float(fewest)),
+        note=note,
+        undecided="too few seeds: more evidence is needed, nothing is refuted",
+        seeds=seeds,
+    )
 
 
 def _cost_ratio(part: Part, sources: Sources) -> Measured:
@@ -235,7 +246,7 @@ def _cost_ratio(part: Part, sources: Sources) -> Measured:
             return Measured(missing=f"no training log of {family}-{run} states its cost")
         found.append(list(costs.values()))
         seeds[run] = list(costs)
-    interval, note = cost_ratio(*found, part.quantity["cost"], sources.ledger.level)
+    interval, note = cost_ratio(found[0], found[1], part.quantity["cost"], sources.ledger.level)
     return Measured(interval, note=note, seeds=seeds)
 
 

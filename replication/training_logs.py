@@ -1,11 +1,11 @@
 """What training logs say of cost and of the controller, read leniently: what is absent is None.
 
-    <results>/<scale>/training/<family>-<run>/seed<k>.json
-    {"history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
-     "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000, "supervised_tokens": 150000,
-              "peak_memory_bytes": 731000000, "trained_parameters": 512000, "threads": 2,
-              "device": "cpu"},
-     "controller": {"tau": 0.35, "beta_min": 0.1, "beta_max": 5.0}}
+<results>/<scale>/training/<family>-<run>/seed<k>.json
+{"history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
+ "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000, "supervised_tokens": 150000,
+          "peak_memory_bytes": 731000000, "trained_parameters": 512000, "threads": 2,
+          "device": "cpu"},
+ "controller": {"tau": 0.35, "beta_min": 0.1, "beta_max": 5.0}}
 """
 
 from __future__ import annotations
@@ -114,12 +114,19 @@ def trajectory_of(log: Mapping[str, Any]) -> Trajectory | None:
         return None
     if not {"tau", "beta_min", "beta_max"} <= set(settings):
         return None
-    columns = {
-        name: np.array([float(entry.get(name, math.nan)) for entry in entries])
-        for name in ("step", "epoch", "beta", "ema")
-    }
-    numbers = {name: float(settings[name]) for name in ("tau", "beta_min", "beta_max")}
-    return Trajectory(**columns, **numbers)
+
+    def column(name: str) -> np.ndarray:
+        return np.array([float(entry.get(name, math.nan)) for entry in entries])
+
+    return Trajectory(
+        step=column("step"),
+        epoch=column("epoch"),
+        beta=column("beta"),
+        ema=column("ema"),
+        tau=float(settings["tau"]),
+        beta_min=float(settings["beta_min"]),
+        beta_max=float(settings["beta_max"]),
+    )
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -160,7 +167,11 @@ def cost_ratio(
     error = math.exp(difference) * difference_error(np.log(first), np.log(second))
     return (
         Interval(
-            math.exp(difference), math.exp(float(ends.low)), math.exp(float(ends.high)), level, error
+            math.exp(difference),
+            math.exp(float(ends.low)),
+            math.exp(float(ends.high)),
+            level,
+            error,
         ),
         note,
     )

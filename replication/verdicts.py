@@ -101,9 +101,7 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
 def evaluate_claim(claim: Claim, sources: Sources) -> ClaimResult:
     """The verdict on a claim: that on each of its parts at this scale, combined."""
     parts = tuple(
-        evaluate_part(part, sources)
-        for part in claim.parts
-        if sources.results.scale in part.scales
+        evaluate_part(part, sources) for part in claim.parts if sources.results.scale in part.scales
     )
     statuses = [part.status for part in parts]
     combine = compare.combine_all if claim.combine == "all" else compare.combine_each

@@ -27,7 +27,6 @@ from replication.reported import Claim, Part, load_ledger
 from replication.results import FULL_SCALE, SCALES, check_scale
 from replication.verdicts import ClaimResult, PartResult, to_data, verify
 
-
 # --- as text --------------------------------------------------------------------------------------
 
 _COLOURS = {
@@ -71,8 +70,12 @@ def _measured(result: PartResult) -> str:
 
 
 def _band(part: Part) -> str:
+    """The band, or what a part without one must lie above or below."""
     if part.band is None:
-        return "none"
+        rule = part.reduced or part.full
+        sides = [("above", rule.above), ("below", rule.below)] if rule else []
+        needs = [f"{name} {value:g}" for name, value in sides if value is not None]
+        return " and ".join(needs) or "none"
     return "[" + ", ".join(format_number(part, e) for e in (part.band.low, part.band.high)) + "]"
 
 
@@ -132,8 +135,8 @@ def _claim_measured(result: ClaimResult) -> str:
 
 def _claim_band(result: ClaimResult) -> str:
     run = [part for part in result.parts if part.status is not Status.NOT_RUN]
-    bands = [_band(part.part) for part in run or result.parts if part.part.band]
-    return " / ".join(dict.fromkeys(bands)) or "none"
+    bands = [_band(part.part) for part in run or result.parts]
+    return " / ".join(dict.fromkeys(bands))
 
 
 def _short_name(part: Part, claim: Claim) -> str:
@@ -147,8 +150,16 @@ def _part_pieces(result: PartResult) -> list[str]:
         reported.ljust(14),
         f"measured {_measured(result)}".ljust(30),
         f"band {_band(part)}".ljust(19),
+        _resolvable(result).ljust(15),
         part.text,
     ]
+
+
+def _resolvable(result: PartResult) -> str:
+    """The smallest difference that the questions and seeds would have resolved."""
+    if result.resolvable is None:
+        return ""
+    return f"resolves {format_number(result.part, result.resolvable).lstrip('+')}"
 
 
 def render(
@@ -173,7 +184,11 @@ def render(
     ]
     out = _Printer(stream, colour, width, max(names, default=0))
     what = "The abstract's figures" if abstract else "Claims"
-    out.remark(0, f"{what} at scale {scale}. Measured values carry their 95 % intervals.")
+    out.remark(
+        0,
+        f"{what} at scale {scale}. Measured values carry their 95 % intervals; 'resolves' is the "
+        "smallest true difference that they would have told from none with probability 0.8.",
+    )
     if scale != FULL_SCALE:
         out.remark(
             0,
@@ -188,6 +203,8 @@ def render(
         if words is claim.text:
             pieces.append(f"| reported {claim.reported}")
         pieces += [f"| measured {_claim_measured(result)}", f"| band {_claim_band(result)}"]
+        if _is_single(result) and result.parts[0].resolvable is not None:
+            pieces.append(f"| {_resolvable(result.parts[0])}")
         out.entry(0, claim.id, result.status, pieces)
         if result.note:
             out.remark(6, result.note)

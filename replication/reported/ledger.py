@@ -144,7 +144,10 @@ def _parse_band(data: Any, reported: float | None, where: str) -> Band:
         low, high = reported - width, reported + width
     else:
         data = expect_mapping(data, where, ("low", "high", "reason"))
-        low, high = expect_number(data["low"], f"{where}.low"), expect_number(data["high"], f"{where}.high")
+        low, high = (
+            expect_number(data["low"], f"{where}.low"),
+            expect_number(data["high"], f"{where}.high"),
+        )
     try:
         return Band(low, high, expect_text(data["reason"], f"{where}.reason"))
     except InputError as error:
@@ -173,7 +176,9 @@ def _parse_expected(data: Any, where: str) -> dict[str, Expectation]:
     for scale, given in expect_mapping(data, where, (), SCALES).items():
         raw = expect_mapping(given, f"{where}.{scale}", ("outcome", "reason"))
         outcome = expect_choice(raw["outcome"], OUTCOMES, f"{where}.{scale}.outcome")
-        expected[scale] = Expectation(outcome, expect_text(raw["reason"], f"{where}.{scale}.reason"))
+        expected[scale] = Expectation(
+            outcome, expect_text(raw["reason"], f"{where}.{scale}.reason")
+        )
     return expected
 
 
@@ -183,9 +188,7 @@ def _benchmarks(over: Any, reported: Reported, where: str) -> tuple[str, ...]:
         over = expect_mapping(over, where, ("average_of",))
         return tuple(reported.table(over["average_of"]).averaged_benchmarks)
     known = {
-        table.benchmark(column)
-        for table in reported.tables.values()
-        for column in table.averaged
+        table.benchmark(column) for table in reported.tables.values() for column in table.averaged
     }
     return (expect_choice(over, known, where),)
 
@@ -326,7 +329,9 @@ def parse_ledger(data: Any, reported: Reported) -> Ledger:
                 text=expect_text(raw["text"], f"{where}.text"),
                 where=expect_text(raw["where"], f"{where}.where"),
                 reported=expect_text(raw["reported"], f"{where}.reported"),
-                combine=expect_choice(raw.get("combine", "all"), ("all", "each"), f"{where}.combine"),
+                combine=expect_choice(
+                    raw.get("combine", "all"), ("all", "each"), f"{where}.combine"
+                ),
                 abstract=raw.get("abstract"),
                 parts=tuple(parts),
             )

@@ -101,13 +101,15 @@ class ReportedTable:
     @property
     def runs(self) -> list[str]:
         """The runs that measure the table's rows, in the rows' order."""
-        return [row.run for row in (*self.rows, *self.controls) if row.run is not None]
+        printed = [row.run for row in self.rows if row.run is not None]
+        return [*printed, *(row.run for row in self.controls)]
 
     @property
     def baseline(self) -> str | None:
         """The run that differences are taken from."""
-        rows = [row for row in (*self.rows, *self.controls) if row.role == "baseline"]
-        return rows[0].run if rows else None
+        printed = [row.run for row in self.rows if row.role == "baseline"]
+        own = [row.run for row in self.controls if row.role == "baseline"]
+        return next(iter([*printed, *own]), None)
 
     def design(self) -> dict[frozenset[str], str]:
         """The runs of a component table by the components that are on.
@@ -337,14 +339,17 @@ def _parse_table(name: str, data: Any, aliases: dict, not_in_average: frozenset)
         ("quantity", "controls"),
     )
     columns = tuple(
-        expect_text(column, f"{where}.columns") for column in expect_list(data["columns"], f"{where}.columns")
+        expect_text(column, f"{where}.columns")
+        for column in expect_list(data["columns"], f"{where}.columns")
     )
     if len(set(columns)) != len(columns):
         raise InputError(f"{where}.columns has a column twice")
     rows = []
     for index, given in enumerate(expect_list(data["rows"], f"{where}.rows")):
         place = f"{where}.rows[{index}]"
-        raw = expect_mapping(given, place, ("bits", "role", "run", "values"), ("method", *COMPONENTS))
+        raw = expect_mapping(
+            given, place, ("bits", "role", "run", "values"), ("method", *COMPONENTS)
+        )
         values = expect_list(raw["values"], f"{place}.values")
         if len(values) != len(columns):
             raise InputError(f"{place} has {len(values)} values for {len(columns)} columns")
@@ -356,7 +361,9 @@ def _parse_table(name: str, data: Any, aliases: dict, not_in_average: frozenset)
                 role=expect_choice(raw["role"], ROLES, f"{place}.role"),
                 run=None if run is None else expect_text(run, f"{place}.run"),
                 values={
-                    column: None if value is None else expect_number(value, f"{place}.values.{column}")
+                    column: None
+                    if value is None
+                    else expect_number(value, f"{place}.values.{column}")
                     for column, value in zip(columns, values, strict=True)
                 },
                 components=_components(raw),

@@ -10,7 +10,7 @@ from synthetic_results import BENCHMARKS, GOOD, write_results
 
 from grace.errors import InputError
 from replication import reported, results
-from replication.report import tables
+from replication.report import tables, text
 
 RUNS = {name: value for name, value in GOOD.items() if name != "kd_int8"}  # one run is missing
 
@@ -250,7 +250,7 @@ def test_tex_is_well_formed(table):
 
 
 def test_tex_escapes_what_latex_would_read():
-    assert tables.tex_escape("a_b & 5 % #1 {x} ~^\\ $") == (
+    assert text.tex_escape("a_b & 5 % #1 {x} ~^\\ $") == (
         r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$"
     )
 
