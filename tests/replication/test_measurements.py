@@ -1,4 +1,4 @@
-"""Correlation, binned fit and covariance against closed forms and SciPy; the files that hold them."""
+"""Correlation, binned fit and covariance against closed forms and SciPy, and their files."""
 
 import json
 import math
