@@ -93,29 +93,37 @@ class Band:
 class Rule:
     """What must be true of the interval; every condition given must hold.
 
-    above: the whole interval lies above this value. within_band: it lies inside the band.
+    above, below: the whole interval lies above, or below, this value. Both together are a test of
+    equivalence: the interval lies inside a margin. within_band: it lies inside the band.
     """
 
     above: float | None = None
+    below: float | None = None
     within_band: bool = False
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if self.above is None and not self.within_band:
-            raise InputError("a rule needs 'above' or 'within_band'")
+        if self.above is None and self.below is None and not self.within_band:
+            raise InputError("a rule needs 'above', 'below' or 'within_band'")
+        if self.above is not None and self.below is not None and self.above >= self.below:
+            raise InputError(f"a rule's 'above' {self.above} is not less than 'below' {self.below}")
 
 
 def judge(interval: Interval, rule: Rule, band: Band | None, holds: Status) -> Status:
     """The status of an interval under a rule; `holds` is the status if every condition holds.
 
     CONTRADICTED if any condition is violated by the whole interval, `holds` if all are satisfied by
-    the whole interval, otherwise INCONCLUSIVE. One that only touches `above` does not satisfy it.
+    the whole interval, otherwise INCONCLUSIVE. One that only touches `above` or `below` does not
+    satisfy it.
     Raises InputError if the rule asks for a band and there is none.
     """
     verdicts: list[bool | None] = []
     if rule.above is not None:
         above = interval.low > rule.above
         verdicts.append(True if above else (False if interval.high < rule.above else None))
+    if rule.below is not None:
+        below = interval.high < rule.below
+        verdicts.append(True if below else (False if interval.low > rule.below else None))
     if rule.within_band:
         if band is None:
             raise InputError("the rule asks for a band and none is given")
@@ -213,21 +221,22 @@ def _resampled_means(columns: np.ndarray, resamples: int, rng: np.random.Generat
     return np.concatenate(drawn)
 
 
-def bootstrap_scores(
+def bootstrap_benchmarks(
     runs: Sequence[Answers],
     benchmarks: Sequence[str],
     rng: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paired, stratified, hierarchical bootstrap of several runs' scores.
+    """Paired, stratified, hierarchical bootstrap of several runs' scores on each benchmark.
 
-    Returns the runs' scores (runs,) and their resamples (resamples, runs), in percent; a statistic
-    of several runs is computed row by row.
+    Returns the runs' scores (runs, benchmarks) and their resamples (resamples, runs, benchmarks),
+    in percent; a statistic of several runs or benchmarks is computed resample by resample.
 
-    Seeds: with S > 1 seeds a resample draws S of them with replacement. The seeds' deviations are
-    scaled by sqrt(S/(S-1)), which makes their resampled variance the unbiased one (without it, two
-    seeds would show half of it); the point is not affected. With very few seeds a percentile
-    interval is still somewhat short. A run of one seed contributes no spread over seeds.
+    Seeds: with S > 1 seeds a resample draws S of them with replacement, the same for every
+    benchmark. The seeds' deviations are scaled by sqrt(S/(S-1)), which makes their resampled
+    variance the unbiased one (without it, two seeds would show half of it); the point is not
+    affected. With very few seeds a percentile interval is still somewhat short. A run of one seed
+    contributes no spread over seeds.
 
     Raises InputError when there is no run, no benchmark, a benchmark is missing, runs have
     different numbers of questions, or a benchmark has fewer than two.
@@ -236,7 +245,7 @@ def bootstrap_scores(
         raise InputError("a bootstrap needs at least one run and one benchmark")
     if resamples < 1:
         raise InputError(f"resamples is {resamples}: give at least 1")
-    drawn = None
+    drawn = []
     for name in benchmarks:
         for run in runs:
             if name not in run.values:
@@ -249,30 +258,46 @@ def bootstrap_scores(
         if min(sizes) < 2:
             raise InputError(f"{name}: {min(sizes)} question(s); an interval needs at least two")
         columns = np.concatenate([run.values[name] for run in runs]).T.astype(np.float64)
-        part = _resampled_means(columns, resamples, rng)
-        drawn = part if drawn is None else drawn + part
-    assert drawn is not None
-    drawn = drawn * (100.0 / len(benchmarks))
+        drawn.append(100.0 * _resampled_means(columns, resamples, rng))
 
     picks: dict[tuple[int, ...], np.ndarray] = {}
-    scores = np.empty((resamples, len(runs)))
+    scores = np.empty((resamples, len(runs), len(benchmarks)))
     start = 0
     for index, run in enumerate(runs):
         count = len(run.seeds)
-        own = drawn[:, start : start + count]
-        start += count
-        if count == 1:
-            scores[:, index] = own[:, 0]
-            continue
-        if run.seeds not in picks:
+        if count > 1 and run.seeds not in picks:
             picks[run.seeds] = rng.integers(count, size=(resamples, count))
-        centre = own.mean(axis=1, keepdims=True)
-        spread = centre + (own - centre) * math.sqrt(count / (count - 1))
-        scores[:, index] = np.take_along_axis(spread, picks[run.seeds], axis=1).mean(axis=1)
-    return np.array([run.score(benchmarks) for run in runs]), scores
+        for position, part in enumerate(drawn):
+            own = part[:, start : start + count]
+            if count == 1:
+                scores[:, index, position] = own[:, 0]
+                continue
+            centre = own.mean(axis=1, keepdims=True)
+            spread = centre + (own - centre) * math.sqrt(count / (count - 1))
+            picked = np.take_along_axis(spread, picks[run.seeds], axis=1)
+            scores[:, index, position] = picked.mean(axis=1)
+        start += count
+    points = [[100.0 * run.values[name].mean() for name in benchmarks] for run in runs]
+    return np.array(points), scores
 
 
-def _interval(point: float, drawn: np.ndarray, level: float) -> Interval:
+def bootstrap_scores(
+    runs: Sequence[Answers],
+    benchmarks: Sequence[str],
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The runs' averages over the benchmarks (runs,) and their resamples (resamples, runs), in
+    percent. Draws and errors: see `bootstrap_benchmarks`."""
+    points, drawn = bootstrap_benchmarks(runs, benchmarks, rng, resamples)
+    return points.mean(axis=1), drawn.mean(axis=2)
+
+
+def percentile_interval(point: float, drawn: np.ndarray, level: float = LEVEL) -> Interval:
+    """The interval between the tails' quantiles of a statistic's resamples, (resamples,).
+
+    Raises InputError for a level that is not between 0 and 1, or an interval that is not finite.
+    """
     if not 0.0 < level < 1.0:
         raise InputError(f"level is {level}: give a number between 0 and 1")
     tail = (1.0 - level) / 2.0
@@ -292,7 +317,7 @@ def score_interval(
 ) -> Interval:
     """One run's score in percent. Errors: see `bootstrap_scores`."""
     point, drawn = bootstrap_scores([run], benchmarks, rng, resamples)
-    return _interval(point[0], drawn[:, 0], level)
+    return percentile_interval(point[0], drawn[:, 0], level)
 
 
 def difference_interval(
@@ -309,7 +334,7 @@ def difference_interval(
     Errors: see `bootstrap_scores`.
     """
     point, drawn = bootstrap_scores([run, against], benchmarks, rng, resamples)
-    return _interval(point[0] - point[1], drawn[:, 0] - drawn[:, 1], level)
+    return percentile_interval(point[0] - point[1], drawn[:, 0] - drawn[:, 1], level)
 
 
 def ratio_interval(
@@ -329,7 +354,7 @@ def ratio_interval(
     point, drawn = bootstrap_scores([run, against], benchmarks, rng, resamples)
     if point[1] <= 0 or np.any(drawn[:, 1] <= 0):
         raise InputError(f"a ratio to a score of zero on {', '.join(benchmarks)} has no value")
-    return _interval(100 * point[0] / point[1], 100 * drawn[:, 0] / drawn[:, 1], level)
+    return percentile_interval(100 * point[0] / point[1], 100 * drawn[:, 0] / drawn[:, 1], level)
 
 
 def gap_closed_interval(
@@ -348,7 +373,7 @@ def gap_closed_interval(
     zero: there is no gap to close a part of. Errors: see `bootstrap_scores`.
     """
     point, drawn = bootstrap_scores([run, baseline, teacher], benchmarks, rng, resamples)
-    gap = _interval(point[2] - point[1], drawn[:, 2] - drawn[:, 1], level)
+    gap = percentile_interval(point[2] - point[1], drawn[:, 2] - drawn[:, 1], level)
     if gap.low <= 0:
         return None, gap
     above = drawn[:, 0] - drawn[:, 1]
@@ -358,7 +383,7 @@ def gap_closed_interval(
     tail = (1.0 - level) / 2.0
     if not np.all(np.isfinite(np.quantile(fraction, [tail, 1 - tail]))):
         return None, gap
-    return _interval((point[0] - point[1]) / gap.point, fraction, level), gap
+    return percentile_interval((point[0] - point[1]) / gap.point, fraction, level), gap
 
 
 @dataclass(frozen=True)

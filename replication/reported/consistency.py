@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grace.errors import InputError
-from replication.reported import (
+from replication.reported.tables import (
     AVERAGE,
     Discrepancy,
     Mismatch,

@@ -12,13 +12,26 @@ from replication import provenance
 REPLICATION = Path(provenance.__file__).parent
 LIGHT = (
     "io.py",
+    "association.py",
     "compare.py",
+    "designs.py",
+    "measurements.py",
+    "quantities.py",
     "results.py",
+    "skills.py",
+    "training_logs.py",
+    "verdicts.py",
     "provenance.py",
     "verify.py",
+    "report/scores.py",
+    "report/summaries.py",
     "report/tables.py",
+    "report/text.py",
     "reported/__init__.py",
     "reported/consistency.py",
+    "reported/ledger.py",
+    "reported/reading.py",
+    "reported/tables.py",
 )
 
 

@@ -11,6 +11,7 @@ from synthetic_results import BENCHMARKS, GOOD, write_results
 from grace.errors import InputError
 from replication import reported, results
 from replication.report import tables
+from replication.report.text import tex_escape
 
 RUNS = {name: value for name, value in GOOD.items() if name != "kd_int8"}  # one run is missing
 
@@ -250,7 +251,7 @@ def test_tex_is_well_formed(table):
 
 
 def test_tex_escapes_what_latex_would_read():
-    assert tables.tex_escape("a_b & 5 % #1 {x} ~^\\ $") == (
+    assert tex_escape("a_b & 5 % #1 {x} ~^\\ $") == (
         r"a\_b \& 5 \% \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} \$"
     )
 
@@ -287,3 +288,80 @@ def test_wrong_names_are_refused(root):
         tables.build_table("tabel4", root, "small")
     with pytest.raises(InputError, match="unknown scale"):
         tables.build_table("table4", root, "tiny")
+
+
+# --- power, units, tables of our own
+
+
+def test_the_smallest_resolvable_difference_stands_in_cells_and_under_the_table(table):
+    found = [row["cells"]["Avg"]["resolvable"] for row in table.data["rows"]]
+    known = [value for value in found if value is not None]
+    assert len(known) == len(RUNS) - 1  # every run but the baseline
+    cell = row_of(table, "qat_int4")["cells"]["Avg"]
+    error = (cell["delta_high"] - cell["delta_low"]) / (2 * 1.96)
+    assert cell["resolvable"] == pytest.approx((1.96 + 0.842) * error, rel=0.05)
+    (note,) = [note for note in table.data["footnotes"] if note.startswith("Smallest")]
+    assert f"Avg {min(known):.1f} to {max(known):.1f}" in note
+    assert "power 0.8" in note
+
+
+def test_points_are_no_percent_and_enter_no_average(tmp_path):
+    names = ("VQAv2", "GQA", "TextVQA", "VizWiz", "POPE", "ScienceQA", "MMBench")
+    root = write_results(
+        tmp_path, {"baseline": 0.5, "grace_bf16": 0.7}, seed=3, n=60, family="llava",
+        benchmarks=names,
+    )  # fmt: skip
+    for run, points in (("baseline", 1400.0), ("grace_bf16", 1450.5)):
+        path = results.scores_path(root, "small", "llava", run)
+        record = json.loads(path.read_text())
+        for entry in record["seeds"].values():
+            entry["benchmarks"]["MME"] = {
+                **{"score": points, "n": 100, "standard_error": 0.0, "chance": 1000.0}
+            }
+        results.write_scores(root, record)
+    found = tables.build_table("table1", root, "small")
+    row = row_of(found, "grace_bf16")
+    cell = row["cells"]["MME"]
+    assert (cell["measured"], cell["delta_measured"]) == (1450.5, 50.5)
+    assert cell["delta_low"] is None
+    assert cell["resolvable"] is None
+    mean = sum(row["cells"][name]["measured"] for name in
+               ("VQAv2", "GQA", "TextVQA", "VizWiz", "POPE", "SQA", "MMB")) / 7  # fmt: skip
+    assert row["cells"]["Avg"]["measured"] == pytest.approx(mean)
+    units = {column["name"]: column["unit"] for column in found.data["columns"]}
+    assert units["MME"] == "points"
+    assert {unit for name, unit in units.items() if name != "MME"} == {"%"}
+    assert "MME: points (of 2,000)" in found.markdown()
+
+
+def test_rows_of_our_own_may_be_teacher_and_baseline(root):
+    found = tables.build_table("table5", root, "small")
+    assert [row["run"] for row in found.data["rows"]] == [
+        *("teacher", "baseline", "grace_bf16", "grace_int8", "grace_int4")
+    ]
+    assert [row["ours"] for row in found.data["rows"]] == [True, True, False, True, True]
+    cell = row_of(found, "grace_int4")["cells"]["MMB"]
+    assert cell["delta_low"] < cell["delta_measured"] < cell["delta_high"]
+    assert row_of(found, "grace_int4")["cells"]["MMStar"]["measured"] is None
+
+
+def test_a_table_of_our_own_says_so_and_marks_no_row(root):
+    found = tables.build_table("controls", root, "small")
+    assert not any(row["ours"] for row in found.data["rows"])
+    assert "†" not in found.markdown()
+    assert "A table of our own" in found.markdown()
+    assert row_of(found, "qat_int4")["cells"]["Avg"]["reported"] == 71.3
+    assert row_of(found, "shuffled_int4")["cells"]["Avg"]["reported"] is None
+
+
+def test_a_pair_is_drawn_once_for_all_tables(root):
+    alone = {
+        name: tables.build_table(name, root, "small").json() for name in ("table4", "controls")
+    }
+    together = {table.name: table.json() for table in tables.build_tables(root, "small")}
+    assert {name: together[name] for name in alone} == alone
+    cells = [
+        row_of(tables.build_table(name, root, "small"), "qat_int4")["cells"]["MMBench"]
+        for name in ("table4", "controls")
+    ]
+    assert cells[0]["delta_low"] == cells[1]["delta_low"]

@@ -159,7 +159,7 @@ def test_teacher_and_student_exchanged_is_noticed(tmp_path):
 def test_a_known_deviation_is_printed_and_does_not_fail(tmp_path, monkeypatch, capsys):
     raw = raw_ledger()
     for claim in raw["claims"]:
-        if claim["id"] in WORSE:
+        if claim["id"] != "C16" and "expected" in claim:
             why = "a reason that is written in the ledger"
             expected = {"small": {"outcome": "known_deviation", "reason": why}}
             claim["expected"] = expected

@@ -1,0 +1,87 @@
+"""Reading of YAML with one clear error for whatever is wrong in it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grace.errors import InputError
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """' (did you mean ...?)' for a misspelt name, or the list of valid names."""
+    close = difflib.get_close_matches(str(name), sorted(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else f" (valid: {', '.join(sorted(names))})"
+
+
+def expect_mapping(
+    value: Any, where: str, required: Collection[str], optional: Collection[str] = ()
+) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where} must be a mapping, not {type(value).__name__}")
+    allowed = {*required, *optional}
+    for key in value:
+        if key not in allowed:
+            raise InputError(f"{where}: unknown key {key!r}{nearest(key, allowed)}")
+    for key in required:
+        if key not in value:
+            raise InputError(f"{where} lacks {key!r}")
+    return value
+
+
+def expect_list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where} must be a list that is not empty")
+    return value
+
+
+def expect_text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where} is {value!r}: expected text")
+    return value
+
+
+def expect_number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where} is {value!r}: expected a finite number")
+    return float(value)
+
+
+def expect_choice(value: Any, names: Collection[str], where: str) -> str:
+    if not isinstance(value, str) or value not in names:
+        raise InputError(f"{where}: unknown {value!r}{nearest(value, names)}")
+    return value
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file. InputError if it is missing, not YAML, or has a key twice."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML ({error})") from error
+
+
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Safe loading in which a key given twice is an error, not a silent replacement."""
+
+
+def _unique_mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any]:
+    found: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in found:
+            raise InputError(f"line {key_node.start_mark.line + 1}: key {key!r} appears twice")
+        found[key] = loader.construct_object(value_node, deep=True)
+    return found
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

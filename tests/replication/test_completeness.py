@@ -1,0 +1,152 @@
+"""Complete, cell by cell: what is reported, the tables that are built, the runs that are named.
+
+The checks are functions of the names they are given: `lacking_runs` of any set of models,
+`lacking_results` of any folder of results.
+"""
+
+import itertools
+
+import pytest
+from synthetic_results import BENCHMARKS, write_results
+
+from replication import reported
+from replication.report import tables
+from replication.results import scores_path
+
+REPORTED = reported.load_tables()
+LEDGER = reported.load_ledger()
+FAMILIES = {"llava", "qwen2_vl", "qwen3_vl"}
+
+# The names a run may have, by how it is made.
+_METHODS = {
+    "given": {"teacher", "baseline"},
+    "trained": {"sft_bf16", "dkd_bf16", "shuffled_int4"}
+    | {f"{a}_{b}" for a, b in itertools.product(("kd", "grace"), ("bf16", "int2", "int3"))}
+    | {f"{a}_{b}" for a, b in itertools.product(("kd", "grace"), ("int4", "int8"))}
+    | {f"qat_int{bits}" for bits in (2, 3, 4, 8)}
+    | {f"{'_'.join(on)}_bf16" for size in (1, 2)
+       for on in itertools.combinations(("gdkd", "rcka", "ib"), size)}
+    | {f"grace_int4_{end}" for end in ("eta0_01", "eta0_1", "eta1_0", "beta0_5", "beta2_0",
+                                       "g32", "g64", "row", "gate0", "gate4", "gate16",
+                                       "inverted")},
+    "quantized": {f"{a}_int{b}" for a, b in itertools.product(("rtn", "awq"), (2, 3, 4, 8))}
+    | {"gptq_int4", "nf4_int4", "llm_int8"},
+}  # fmt: skip
+
+
+def named_models():
+    """{"<family>-<run>": where it is needed} for every run that a table or a claim needs."""
+    needed = {}
+    for where, family, run in (*REPORTED.named_runs(), *LEDGER.named_runs(REPORTED)):
+        needed.setdefault(f"{family}-{run}", []).append(where)
+    return needed
+
+
+def lacking_runs(models):
+    """What tables and claims need and `models`, names "<family>-<run>", lack: {model: where}."""
+    return {model: where for model, where in named_models().items() if model not in models}
+
+
+def lacking_results(root, scale):
+    """What tables and claims need and has no score file under `root`: {model: where}."""
+    there = {
+        model
+        for model in named_models()
+        if scores_path(root, scale, *model.split("-", 1)).is_file()
+    }
+    return lacking_runs(there)
+
+
+def unneeded_runs(models):
+    """Models that no table and no claim needs."""
+    return set(models) - set(named_models())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("none")
+    return {table.name: table.data for table in tables.build_tables(root, "small")}
+
+
+def test_every_table_is_built_under_its_name(built):
+    assert list(built) == REPORTED.short_names()
+    assert set(built) == {
+        *("table1", "table2", "table3", "table4", "table5", "retention", "qwen3vl"),
+        *("controls", "bits", "groups", "gates", "controller"),
+        *("effects", "cost", "flips"),
+    }
+
+
+def test_every_reported_cell_stands_in_its_table_and_no_other_number_does(built):
+    for table in REPORTED.tables.values():
+        data = built[table.short]
+        assert [column["name"] for column in data["columns"]] == list(table.columns)
+        rows = {(row["run"], row["method"]): row for row in data["rows"] if not row["ours"]}
+        assert len(rows) == len(table.rows)
+        for row in table.rows:
+            cells = rows[row.run, row.method]["cells"]
+            assert {name: cell["reported"] for name, cell in cells.items()} == dict(row.values)
+        ours = [row for row in data["rows"] if row["ours"]]
+        assert {row["run"] for row in ours} == {row.run for row in table.controls}
+        assert all(cell["reported"] is None for row in ours for cell in row["cells"].values())
+
+
+def test_own_tables_repeat_what_the_paper_prints_for_the_same_model(built):
+    printed = {
+        run: REPORTED.table("table4").row(run).values
+        for run in REPORTED.table("table4").runs
+        if run not in ("sft_bf16", "grace_bf16")
+    } | {"grace_bf16": REPORTED.table("table3").row("grace_bf16").values}
+    for name in REPORTED.own_tables:
+        for row in built[name]["rows"]:
+            expected = printed.get(row["run"], dict.fromkeys(row["cells"]))
+            found = {column: cell["reported"] for column, cell in row["cells"].items()}
+            assert found == dict(expected), (name, row["run"])
+
+
+def test_rows_have_the_bits_that_their_runs_names_say():
+    for table in (*REPORTED.tables.values(), *REPORTED.own_tables.values()):
+        for row in (*table.rows, *table.controls):
+            if row.run in (None, "teacher", "baseline"):
+                assert row.bits == 16
+                continue
+            ends = [part for part in row.run.split("_") if part[:3] == "int" or part == "bf16"]
+            assert row.bits == (16 if ends == ["bf16"] else int(ends[0][3:])), row.run
+
+
+def test_bit_widths_are_a_full_grid():
+    runs = set(REPORTED.own_tables["bits"].runs) - {"teacher", "baseline"}
+    assert runs == {
+        f"{method}_int{bits}"
+        for method in ("rtn", "awq", "qat", "kd", "grace")
+        for bits in (2, 3, 4, 8)
+    }
+
+
+def test_every_named_run_is_of_a_known_family_and_kind():
+    known = set().union(*_METHODS.values())
+    for model, where in named_models().items():
+        family, run = model.split("-", 1)
+        assert family in FAMILIES, where
+        assert run in known, (model, where)
+
+
+def test_every_claim_s_runs_stand_in_a_table():
+    shown = {(family, run) for _, family, run in REPORTED.named_runs()}
+    for part, family, run in LEDGER.named_runs(REPORTED):
+        assert (family, run) in shown, part
+
+
+def test_a_model_that_is_lacking_or_superfluous_is_named(tmp_path):
+    models = set(named_models())
+    assert lacking_runs(models) == {}
+    assert unneeded_runs(models) == set()
+    assert unneeded_runs({*models, "llava-tuned_int4"}) == {"llava-tuned_int4"}
+    found = lacking_runs(models - {"llava-grace_int4"})
+    assert list(found) == ["llava-grace_int4"]
+    assert {"table2", "retention", "C01.difference", "C17.mmbench"} <= set(
+        found["llava-grace_int4"]
+    )
+    write_results(tmp_path, {"baseline": 0.6}, seed=1, n=5, benchmarks=BENCHMARKS)
+    assert "qwen2_vl-baseline" not in lacking_results(tmp_path, "small")
+    assert len(lacking_results(tmp_path, "small")) == len(models) - 1
