@@ -58,8 +58,8 @@ def fit(
             corresponding section of ``params.yaml``.
         origin: what the training follows from, see :func:`origin_of`.
         scratch: folder for checkpoints, removed when training is complete.
-        log: JSON file for the logged values (``history``) and for what the training took
-            (``cost``; None if it was interrupted).
+        log: JSON file for the logged values (``history``), the controller's bounds, and what the
+            training took (``cost``; None if it was interrupted).
     """
     if not torch.cuda.is_available():
         # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
@@ -94,6 +94,10 @@ def fit(
         data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
     )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
+    told: dict[str, Any] = {"family": model.config.model_type}
+    if method.distillation is not None and method.distillation.adaptive:
+        bounds = ("tau", "beta_min", "beta_max")
+        told["controller"] = {name: getattr(method.distillation, name) for name in bounds}
     last = last_checkpoint(scratch, origin)
     if last is None:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -101,7 +105,7 @@ def fit(
     elif int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
         model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
         state = json.loads((last / "trainer_state.json").read_text())
-        write_json_atomic(log, {"history": state["log_history"], "cost": None})
+        write_json_atomic(log, {**told, "history": state["log_history"], "cost": None})
         shutil.rmtree(scratch, ignore_errors=True)
         return trainer
     _forget_peak_memory()
@@ -118,7 +122,7 @@ def fit(
             "threads": torch.get_num_threads(),
             "device": provenance.device_description(),
         }
-    write_json_atomic(log, {"history": trainer.state.log_history[:-1], "cost": cost})
+    write_json_atomic(log, {**told, "history": trainer.state.log_history[:-1], "cost": cost})
     shutil.rmtree(scratch, ignore_errors=True)
     return trainer
 

@@ -1,8 +1,9 @@
 """What training logs say of cost and of the controller, read leniently: what is absent is None.
 
-<results>/<scale>/training/<family>-<run>/seed<k>.json
-{"history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
- "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000, "supervised_tokens": 150000,
+<results>/<scale>/training/<folder>/<run>/seed<k>.json
+{"family": "qwen2_vl",
+ "history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
+ "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000,
           "peak_memory_bytes": 731000000, "trained_parameters": 512000, "threads": 2,
           "device": "cpu"},
  "controller": {"tau": 0.35, "beta_min": 0.1, "beta_max": 5.0}}
@@ -38,7 +39,6 @@ class Cost:
     seconds: float
     steps: int
     tokens: int
-    supervised_tokens: int
     peak_memory_bytes: int
     trained_parameters: int
     threads: int
@@ -66,23 +66,25 @@ class Trajectory:
     beta_max: float
 
 
-def logs_path(results: str | Path, scale: str, family: str, run: str) -> Path:
-    """Folder of a run's training logs under the folder `results`."""
-    return Path(results) / check_scale(scale) / "training" / f"{family}-{run}"
+def logs_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
+    """Directory of the training logs of a folder's run under the folder `results`."""
+    return Path(results) / check_scale(scale) / "training" / folder / run
 
 
 def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[int, dict[str, Any]]:
-    """A run's training logs by seed; empty if there is none. Raises InputError for a log that is
-    not JSON or not a mapping."""
+    """A run's training logs by seed, whatever folder they lie in; empty if there is none.
+
+    Raises InputError for a log that is not JSON or not a mapping."""
     found = {}
-    for path in logs_path(results, scale, family, run).glob("seed*.json"):
+    for path in sorted(logs_path(results, scale, "", run).parent.glob(f"*/{run}/seed*.json")):
         name = re.fullmatch(r"seed(\d+)", path.stem)
         if name is None:
             continue
         log = read_json(path)
         if not isinstance(log, dict):
             raise InputError(f"{path}: a training log is a mapping")
-        found[int(name[1])] = log
+        if log.get("family") == family:
+            found[int(name[1])] = log
     return dict(sorted(found.items()))
 
 

@@ -4,8 +4,7 @@ from replication.io import write_json_atomic
 from replication.layout import Layout
 from replication.params import Params
 from replication.report.tables import build_tables, write
-from replication.reported import load_tables
-from replication.results import average_score, list_runs, read_scores
+from replication.results import ResultSet, average_score
 from replication.stages import stage
 
 
@@ -15,10 +14,11 @@ def main(params: Params) -> None:
     results = layout.results.parent
     for table in build_tables(results, params.scale):
         write(table, layout.results / "tables")
-    plain = {}
-    for family in sorted({table.family for table in load_tables().tables.values()}):
-        for run in list_runs(results, params.scale, family):
-            scores = read_scores(results, params.scale, family, run)
+    plain, found = {}, ResultSet(results, params.scale)
+    for family in params.families:
+        for run in found.runs(family):
+            scores = found.scores(family, run)
+            assert scores is not None  # it is among those found
             values = {name: scores.score(name) for name in scores.benchmarks}
             entries = {name: {"score": value} for name, value in values.items()}
             plain[f"{family}-{run}"] = {**values, "average": average_score(entries)}
