@@ -24,7 +24,8 @@ REDUCED_ONLY = ("standins", "vision", "features")
 
 _AT_LEAST_ONE = frozenset(
     {"accumulation", "batch_size", "devices", "evaluation", "images", "logging_steps"}
-    | {"max_new_tokens", "max_length", "resamples", "save_steps", "train", "turns", "vocab_size"}
+    | {"max_new_tokens", "max_length", "resamples", "samples", "save_steps", "train", "turns"}
+    | {"vocab_size"}
 )
 _FRACTIONS = frozenset({"captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"})
 
@@ -152,6 +153,47 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How many training conversations a quantizer may look at, and the seed of their draw."""
+
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class PtqModel:
+    """A baseline of post-training quantization: a family's model ``baseline``, quantized."""
+
+    family: str
+    method: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Ptq:
+    """Post-training quantization. A model is named ``<family>-<run>``; ``group_size`` is that of
+    the methods on the integer grid."""
+
+    calibration: Calibration
+    models: dict[str, PtqModel]
+    group_size: int | str = 128
+
+    def model(self, name: str) -> PtqModel:
+        """A named model.
+
+        Raises:
+            InputError: for a name that is not in ``models``.
+        """
+        if name not in self.models:
+            raise InputError(unknown(f"ptq model {name!r}", name, self.models))
+        return self.models[name]
+
+    def run(self, name: str) -> str:
+        """The run that a named model is, its name without the family."""
+        return name.removeprefix(f"{self.model(name).family}-")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """How every model is evaluated."""
 
@@ -198,6 +240,7 @@ class Params:
     vision: Vision | None = None
     features: Features | None = None
     data: Data | None = None
+    ptq: Ptq | None = None
 
     def run(self, name: str) -> Run:
         """A named run.
@@ -254,6 +297,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
         raise InputError(unknown(f"{source}: scale {params.scale!r}", params.scale, SCALES))
     _check_sections(params, source)
     _check_runs(params, source)
+    _check_ptq(params, source)
     _check_evaluate(params, source)
     return params
 
@@ -373,6 +417,26 @@ def _check_runs(params: Params, source: str) -> None:
                 QuantSpec(bits=run.bits, group_size=train.group_size, init=train.init)
             except InputError as error:
                 raise InputError(f"{where}: {error}") from error
+
+
+def _check_ptq(params: Params, source: str) -> None:
+    if params.ptq is None:
+        return
+    from grace.models import family_of
+    from replication.ptq.methods import check_method
+
+    for name, model in params.ptq.models.items():
+        where = f"{source}: ptq.models.{name}"
+        try:
+            family_of(model.family)
+            check_method(model.method, model.bits, params.ptq.group_size)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if not re.fullmatch(rf"{model.family}-[a-z0-9_]+", name):
+            raise InputError(
+                f"{where}: {name!r} does not say its family; name it {model.family}-<run>, with "
+                "a-z, 0-9 and _"
+            )
 
 
 def _check_evaluate(params: Params, source: str) -> None:
