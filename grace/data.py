@@ -203,7 +203,8 @@ class ConversationDataset(Dataset):
     """Conversations with images from parquet files, tokenized once, pixels made on demand.
 
     Columns: ``id`` (string), ``image`` (struct of bytes and path), ``conversations`` (list of
-    struct of from and value). With ``vision_features`` (records, patches, width) the frozen
+    struct of from and value). ``limit`` takes the first so many records, ``records`` those at
+    these places, in this order. With ``vision_features`` (records, patches, width) the frozen
     tower's output replaces the pixels; see ``Family.take_vision_features``. With
     ``supervise_prompts`` every token but the visual ones is supervised, as in language modelling.
 
@@ -218,6 +219,7 @@ class ConversationDataset(Dataset):
         config: Any,
         *,
         limit: int | None = None,
+        records: Sequence[int] | None = None,
         vision_features: np.ndarray | None = None,
         supervise_prompts: bool = False,
     ) -> None:
@@ -228,6 +230,10 @@ class ConversationDataset(Dataset):
         table = _read_parquet(Path(path), ("id", "image", "conversations"))
         if limit is not None:
             table = table.slice(0, limit)
+        if records is not None:
+            table = table.take(records)
+            if vision_features is not None:
+                vision_features = vision_features[records]
         self.ids: list[str] = table["id"].to_pylist()
         self._images = table["image"].combine_chunks()
         self._has_image = self._images.is_valid().to_pylist()

@@ -28,7 +28,8 @@ REDUCED_ONLY = ("standins", "vision", "features", "language")
 
 _AT_LEAST_ONE = frozenset(
     {"accumulation", "batch_size", "devices", "evaluation", "images", "logging_steps"}
-    | {"max_new_tokens", "max_length", "resamples", "save_steps", "train", "turns", "vocab_size"}
+    | {"max_new_tokens", "max_length", "resamples", "samples", "save_steps", "train", "turns"}
+    | {"vocab_size"}
 )
 _FRACTIONS = frozenset({"captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"})
 
@@ -175,6 +176,47 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How many training conversations a quantizer may look at, and the seed of their draw."""
+
+    samples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class PtqModel:
+    """A baseline of post-training quantization: a family's model ``baseline``, quantized."""
+
+    family: str
+    method: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class Ptq:
+    """Post-training quantization. A model is named ``<family>-<run>``; ``group_size`` is that of
+    the methods on the integer grid."""
+
+    calibration: Calibration
+    models: dict[str, PtqModel]
+    group_size: int | str = 128
+
+    def model(self, name: str) -> PtqModel:
+        """A named model.
+
+        Raises:
+            InputError: for a name that is not in ``models``.
+        """
+        if name not in self.models:
+            raise InputError(unknown(f"ptq model {name!r}", name, self.models))
+        return self.models[name]
+
+    def run(self, name: str) -> str:
+        """The run that a named model is, its name without the family."""
+        return name.removeprefix(f"{self.model(name).family}-")
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """How models are evaluated, and each group of them on what."""
 
@@ -220,6 +262,7 @@ class Params:
     features: Features | None = None
     language: dict[str, Language] | None = None
     data: Data | None = None
+    ptq: Ptq | None = None
 
     @property
     def families(self) -> list[str]:
@@ -303,6 +346,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
         raise InputError(unknown(f"{source}: scale {params.scale!r}", params.scale, SCALES))
     _check_sections(params, source)
     _check_runs(params, source)
+    _check_ptq(params, source)
     _check_evaluate(params, source)
     return params
 
@@ -482,6 +526,26 @@ def _check_run(train: Train, run: Run, where: str) -> None:
             QuantSpec(bits=run.bits, group_size=size, init=train.init)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
+
+
+def _check_ptq(params: Params, source: str) -> None:
+    if params.ptq is None:
+        return
+    from grace.models import family_of
+    from replication.ptq.methods import check_method
+
+    for name, model in params.ptq.models.items():
+        where = f"{source}: ptq.models.{name}"
+        try:
+            family_of(model.family)
+            check_method(model.method, model.bits, params.ptq.group_size)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if not re.fullmatch(rf"{model.family}-[a-z0-9_]+", name):
+            raise InputError(
+                f"{where}: {name!r} does not say its family; name it {model.family}-<run>, with "
+                "a-z, 0-9 and _"
+            )
 
 
 def _check_evaluate(params: Params, source: str) -> None:

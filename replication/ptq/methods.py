@@ -1,0 +1,53 @@
+"""The methods of post-training quantization and what each of them can do."""
+
+import difflib
+
+from grace.errors import InputError
+
+BITS: dict[str, tuple[int, ...]] = {
+    "rtn": tuple(range(2, 9)),
+    "awq": tuple(range(2, 9)),
+    "gptq": tuple(range(2, 9)),
+    "nf4": (4,),
+    "llm_int8": (8,),
+}
+"""The bit widths that a method has."""
+
+ON_GRID = ("rtn", "awq", "gptq")
+"""Methods whose weights are a scale times an integer code."""
+
+CALIBRATED = ("awq", "gptq")
+"""Methods that look at training conversations."""
+
+_COMPRESSOR = ("torch", "transformers", "llmcompressor", "compressed-tensors")
+_BITSANDBYTES = ("torch", "transformers", "bitsandbytes")
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "rtn": ("torch", "transformers"),
+    "awq": _COMPRESSOR,
+    "gptq": _COMPRESSOR,
+    "nf4": _BITSANDBYTES,
+    "llm_int8": _BITSANDBYTES,
+}
+"""The distributions whose versions can change a method's result."""
+
+
+def check_method(method: str, bits: int, group_size: int | str = 128) -> None:
+    """Check that a method exists and has a bit width, and a group size.
+
+    Raises:
+        InputError: naming what is wrong and what there is.
+    """
+    if method not in BITS:
+        near = difflib.get_close_matches(str(method), BITS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(
+            f"quantization method {method!r} is unknown{hint} (known: {', '.join(BITS)})"
+        )
+    if isinstance(bits, bool) or bits not in BITS[method]:
+        known = BITS[method]
+        widths = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+        raise InputError(f"method {method} at {bits} bits: it has {widths}")
+    if method in ON_GRID:
+        from grace.quantization import QuantSpec
+
+        QuantSpec(bits=bits, group_size=group_size)
