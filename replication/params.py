@@ -27,7 +27,7 @@ REDUCED_ONLY = ("standins", "vision", "features", "language")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 _AT_LEAST_ONE = frozenset(
-    {"accumulation", "batch_size", "devices", "evaluation", "images", "logging_steps"}
+    {"accumulation", "batch_size", "bins", "devices", "evaluation", "images", "logging_steps"}
     | {"max_new_tokens", "max_length", "resamples", "samples", "save_steps", "train", "turns"}
     | {"vocab_size"}
 )
@@ -185,35 +185,37 @@ class Calibration:
 
 @dataclass(frozen=True)
 class PtqModel:
-    """A baseline of post-training quantization: a family's model ``baseline``, quantized."""
+    """A baseline of post-training quantization."""
 
-    family: str
     method: str
     bits: int
 
 
 @dataclass(frozen=True)
+class PtqGroup:
+    """Quantizations of one family's model ``baseline``, made and evaluated in one stage."""
+
+    family: str
+    models: dict[str, PtqModel]
+
+
+@dataclass(frozen=True)
 class Ptq:
-    """Post-training quantization. A model is named ``<family>-<run>``; ``group_size`` is that of
-    the methods on the integer grid."""
+    """Post-training quantization; ``group_size`` is that of the methods on the integer grid."""
 
     calibration: Calibration
-    models: dict[str, PtqModel]
+    groups: dict[str, PtqGroup]
     group_size: int | str = 128
 
-    def model(self, name: str) -> PtqModel:
-        """A named model.
+    def group(self, name: str) -> PtqGroup:
+        """A group of quantized models.
 
         Raises:
-            InputError: for a name that is not in ``models``.
+            InputError: for a name that is not in ``groups``.
         """
-        if name not in self.models:
-            raise InputError(unknown(f"ptq model {name!r}", name, self.models))
-        return self.models[name]
-
-    def run(self, name: str) -> str:
-        """The run that a named model is, its name without the family."""
-        return name.removeprefix(f"{self.model(name).family}-")
+        if name not in self.groups:
+            raise InputError(unknown(f"ptq group {name!r}", name, self.groups))
+        return self.groups[name]
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,22 @@ class Evaluate:
     max_new_tokens: int
     dtype: str
     benchmarks: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class EntropyError:
+    """The teacher's entropy against its error: seed of the resampling, and bins of equal count."""
+
+    seed: int
+    bins: int
+
+
+@dataclass(frozen=True)
+class GateCovariance:
+    """The gate against the loss: seed of draw and resampling, and training samples to look at."""
+
+    seed: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -256,6 +274,8 @@ class Params:
     runs: dict[str, Group]
     evaluate: Evaluate
     world: World
+    entropy_error: EntropyError
+    gate_covariance: GateCovariance
     compare: Compare
     standins: Standins | None = None
     vision: dict[str, Vision] | None = None
@@ -289,17 +309,35 @@ class Params:
             raise InputError(unknown(f"family {name!r}", name, self.teacher))
         return name
 
-    def family_of(self, folder: str) -> str:
-        """The family of the models in a folder: a group of runs, or a family's own folder.
+    def find_run(self, family: str, name: str) -> tuple[str, Run]:
+        """A family's run and the group it is in.
 
         Raises:
-            InputError: for neither.
+            InputError: when no group of the family has it.
         """
-        if folder in self.teacher:
-            return folder
-        if folder not in self.runs:
-            raise InputError(unknown(f"group {folder!r}", folder, [*self.teacher, *self.runs]))
-        return self.runs[folder].family
+        for folder, group in self.runs.items():
+            if group.family == family and name in group.models:
+                return folder, group.models[name]
+        raise InputError(f"no group of runs of {family} has a run {name!r}; add it to the section runs")
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Folders of models and their families: the families' own, and the groups'."""
+        found = {family: family for family in self.families}
+        found |= {name: group.family for name, group in self.runs.items()}
+        if self.ptq is not None:
+            found |= {name: group.family for name, group in self.ptq.groups.items()}
+        return found
+
+    def family_of(self, folder: str) -> str:
+        """The family of the models in a folder.
+
+        Raises:
+            InputError: for an unknown folder.
+        """
+        if folder not in self.folders:
+            raise InputError(unknown(f"folder {folder!r}", folder, self.folders))
+        return self.folders[folder]
 
 
 def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
@@ -345,7 +383,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     if params.scale not in SCALES:
         raise InputError(unknown(f"{source}: scale {params.scale!r}", params.scale, SCALES))
     _check_sections(params, source)
-    _check_runs(params, source)
+    _check_groups(params, source)
     _check_ptq(params, source)
     _check_evaluate(params, source)
     return params
@@ -465,28 +503,35 @@ def _check_families(params: Params, source: str) -> None:
             raise InputError(unknown(f"{source}: language.{name}", name, ("teacher", "baseline")))
 
 
-def _check_runs(params: Params, source: str) -> None:
+def _check_groups(params: Params, source: str) -> None:
+    """Folders and runs have names of their own: no folder that of a family or another folder, and
+    no run that of another of its family."""
+    taken = ["language", *params.families]
     owners: dict[tuple[str, str], str] = {}
-    for folder, group in params.runs.items():
-        _check_name(f"{source}: runs", folder, (*params.families, "language"))
-        if group.family not in params.families:
-            raise InputError(
-                unknown(
-                    f"{source}: runs.{folder}.family {group.family!r}",
-                    group.family,
-                    params.families,
-                )
-            )
-        if not group.models:
-            raise InputError(f"{source}: runs.{folder}.models is empty; name at least one run")
-        for name, run in group.models.items():
-            _check_name(f"{source}: runs.{folder}.models", name, ("teacher", "baseline"))
-            if owner := owners.get((group.family, name)):
+    sections = [("runs", params.runs)]
+    if params.ptq is not None:
+        sections.append(("ptq.groups", params.ptq.groups))
+    for section_name, groups in sections:
+        for folder, group in groups.items():
+            where = f"{source}: {section_name}.{folder}"
+            _check_name(f"{source}: {section_name}", folder, taken)
+            taken.append(folder)
+            if group.family not in params.families:
                 raise InputError(
-                    f"{source}: runs.{folder}.models.{name}: the family {group.family} has a run "
-                    f"of this name in runs.{owner}; name it otherwise"
+                    unknown(f"{where}.family {group.family!r}", group.family, params.families)
                 )
-            owners[group.family, name] = folder
+            if not group.models:
+                raise InputError(f"{where}.models is empty; name at least one run")
+            for name in group.models:
+                _check_name(f"{where}.models", name, ("teacher", "baseline"))
+                if owner := owners.get((group.family, name)):
+                    raise InputError(
+                        f"{where}.models.{name}: the family {group.family} has a run of this name "
+                        f"in {owner}; name it otherwise"
+                    )
+                owners[group.family, name] = folder
+    for folder, group in params.runs.items():
+        for name, run in group.models.items():
             _check_run(params.train, run, f"{source}: runs.{folder}.models.{name}")
 
 
@@ -531,28 +576,22 @@ def _check_run(train: Train, run: Run, where: str) -> None:
 def _check_ptq(params: Params, source: str) -> None:
     if params.ptq is None:
         return
-    from grace.models import family_of
     from replication.ptq.methods import check_method
 
-    for name, model in params.ptq.models.items():
-        where = f"{source}: ptq.models.{name}"
-        try:
-            family_of(model.family)
-            check_method(model.method, model.bits, params.ptq.group_size)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        if not re.fullmatch(rf"{model.family}-[a-z0-9_]+", name):
-            raise InputError(
-                f"{where}: {name!r} does not say its family; name it {model.family}-<run>, with "
-                "a-z, 0-9 and _"
-            )
+    for folder, group in params.ptq.groups.items():
+        where = f"{source}: ptq.groups.{folder}.models"
+        for name, model in group.models.items():
+            try:
+                check_method(model.method, model.bits, params.ptq.group_size)
+            except InputError as error:
+                raise InputError(f"{where}.{name}: {error}") from error
 
 
 def _check_evaluate(params: Params, source: str) -> None:
     from replication.tasks import BENCHMARKS
 
     chosen = params.evaluate
-    folders = [*params.families, *params.runs]
+    folders = params.folders
     for folder, names in chosen.benchmarks.items():
         where = f"{source}: evaluate.benchmarks"
         if folder not in folders:

@@ -1,44 +1,43 @@
-"""Stage ``ptq``: one baseline of post-training quantization, from the model ``baseline``."""
+"""Stage ``ptq``: a group of post-training quantizations of their family's model ``baseline``."""
 
 import sys
-from pathlib import Path
 
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed
+from replication.parallel import run_all
 from replication.params import Params, section
 from replication.ptq import Calibration, quantize
 from replication.ptq.methods import CALIBRATED
 from replication.stages import stage
 
 
-def paths(params: Params, name: str) -> tuple[Path, Path, Path]:
-    """Where a model is made from, where it goes, and where the record of it goes."""
-    layout = Layout(params)
-    run = section(params.ptq, "ptq").run(name)
-    return layout.model("baseline"), layout.model(run), layout.training_log(run, "ptq")
-
-
-@stage
-def main(params: Params, model: str) -> None:
-    settings = section(params.ptq, "ptq")
-    chosen = settings.model(model)
+def quantize_one(params: Params, group: str, name: str) -> None:
+    """Quantize one model and write its directory and the record of what was done."""
+    settings, layout = section(params.ptq, "ptq"), Layout(params)
+    folder = settings.group(group)
+    chosen = folder.models[name]
     calibration = None
     if chosen.method in CALIBRATED:
-        conversations = needed(Layout(params).conversations, "standins")
-        calibration = Calibration(
-            conversations, settings.calibration.samples, settings.calibration.seed
-        )
-    source, target, log = paths(params, model)
+        given = settings.calibration
+        calibration = Calibration(layout.conversations, given.samples, given.seed)
     record = quantize(
-        source,
-        target,
+        layout.model(folder.family, "baseline"),
+        layout.model(group, name),
         chosen.method,
         chosen.bits,
         group_size=settings.group_size,
         calibration=calibration,
     )
-    write_json_atomic(log, record)
-    print(f"{model}: {record['seconds']:.1f} s", file=sys.stderr)
+    write_json_atomic(layout.training_log(group, name, "ptq"), record)
+    print(f"{folder.family}/{name}: {record['seconds']:.1f} s", file=sys.stderr)
+
+
+@stage
+def main(params: Params, group: str) -> None:
+    folder = section(params.ptq, "ptq").group(group)
+    if any(model.method in CALIBRATED for model in folder.models.values()):
+        needed(Layout(params).conversations, "standins")
+    run_all(quantize_one, [(params, group, name) for name in folder.models])
 
 
 if __name__ == "__main__":

@@ -190,7 +190,7 @@ def log(root, run, *, seed=0, beta=None, ema=None, epochs=6.0, cost=None, family
         {"step": int(s), "epoch": epochs * s / steps[-1], "beta": float(b), "ema": float(e)}
         for s, b, e in zip(steps, beta, ema, strict=True)
     ]
-    content = {"history": [{"loss": 1.0, "step": 1}, *history], **more}
+    content = {"family": family, "history": [{"loss": 1.0, "step": 1}, *history], **more}
     if cost is not None:
         content["cost"] = cost
     path = training_logs.logs_path(root, "small", family, run) / f"seed{seed}.json"
@@ -242,7 +242,7 @@ def test_r05_counts_the_seeds_of_every_headline_row(tmp_path, seeds, status):
 
 def cost(seconds, memory=1000, parameters=500, device="cpu"):
     return {
-        **{"seconds": seconds, "steps": 100, "tokens": 9000, "supervised_tokens": 900},
+        **{"seconds": seconds, "steps": 100, "tokens": 9000},
         **{"peak_memory_bytes": memory, "trained_parameters": parameters},
         **{"threads": 2, "device": device},
     }

@@ -34,7 +34,7 @@ def test_round_trip(root):
         assert outcomes.answers.values[name].shape == (2, 40)
         assert scores.score(name) == pytest.approx(100 * outcomes.answers.values[name].mean())
         assert scores.questions(name) == 40
-    assert results.list_runs(root, "small", "qwen2_vl") == ["baseline", "grace_int4"]
+    assert results.ResultSet(root, "small").runs("qwen2_vl") == ["baseline", "grace_int4"]
 
 
 def test_equal_content_gives_equal_bytes_and_leaves_no_temporary_file(tmp_path):

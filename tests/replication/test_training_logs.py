@@ -13,7 +13,7 @@ from replication import training_logs
 from replication.training_logs import Cost, Trajectory, cost_of, cost_ratio, trajectory_of
 
 GIVEN = {
-    **{"seconds": 50.0, "steps": 100, "tokens": 20_000, "supervised_tokens": 900},
+    **{"seconds": 50.0, "steps": 100, "tokens": 20_000},
     **{"peak_memory_bytes": 2**20, "trained_parameters": 10, "threads": 2, "device": "cpu"},
 }
 
@@ -39,10 +39,10 @@ def test_costs_are_read_and_absent_ones_are_none():
 
 
 def test_logs_are_found_by_seed(tmp_path):
-    folder = tmp_path / "small" / "training" / "qwen2_vl-qat_int4"
+    folder = tmp_path / "small" / "training" / "some_runs" / "qat_int4"
     folder.mkdir(parents=True)
     for name in ("seed1", "seed10", "seed2", "language", "seedling"):
-        (folder / f"{name}.json").write_text(json.dumps({"history": [], "of": name}))
+        (folder / f"{name}.json").write_text(json.dumps({"family": "qwen2_vl", "of": name}))
     found = training_logs.read_logs(tmp_path, "small", "qwen2_vl", "qat_int4")
     assert list(found) == [1, 2, 10]
     assert found[10]["of"] == "seed10"
