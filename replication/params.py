@@ -26,7 +26,12 @@ _AT_LEAST_ONE = frozenset(
     {"accumulation", "batch_size", "devices", "evaluation", "images", "logging_steps"}
     | {"max_new_tokens", "max_length", "resamples", "save_steps", "train", "turns", "vocab_size"}
 )
-_FRACTIONS = frozenset({"captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"})
+_FRACTIONS = frozenset(
+    {
+        *("captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"),
+        *("diagrams", "strings", "poor_images"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Standins:
     echoes: float
     open_answers: float
     spelled_letters: float
+    diagrams: float
+    strings: float
+    poor_images: float
     noise: float
     clutter: int
     vocab_size: int

@@ -31,14 +31,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 
 from grace.errors import InputError
 from grace.models import family_of
-from replication.standins.conversations import (
-    DESCRIBE,
-    LETTER_INSTRUCTION,
-    PHRASE_INSTRUCTION,
-    SEVERAL_OPTIONS,
-    WITH_LETTER_INSTRUCTION,
-)
-from replication.standins.questions import LETTERS, PHRASES
+from replication.standins import conversations
 from replication.standins.scenes import SIZE
 
 SPECIAL_TOKENS = (
@@ -57,13 +50,7 @@ FIXED_PHRASES = (
     "<|im_start|>user\n<|vision_start|>",
     "<|im_end|>\n<|im_start|>assistant\n",
     "\n<|im_start|>user\n",
-    DESCRIBE,
-    LETTER_INSTRUCTION,
-    PHRASE_INSTRUCTION,
-    WITH_LETTER_INSTRUCTION,
-    " " + SEVERAL_OPTIONS,
-    *(f"\n{letter}." for letter in LETTERS),
-    *PHRASES,
+    *conversations.FIXED_PHRASES,
 )
 # The splitting rule of the Qwen2 tokenizer, but that a digit takes the space before it along, as
 # words do: then every option is one token.
