@@ -4,10 +4,11 @@
     evaluation.scores["mmbench"]["score"]        # percent
     evaluation.write_outcomes("results/outcomes.parquet")   # one row per question
 
-Nothing is scored here. Whether an answer is right is what the official scorer says of it, and
-the mean of these verdicts has to equal the official score, or the run fails. An exception in a
-scorer is an exception, never a wrong answer. Everything is read before the model runs, so that
-bad input costs no model time. Nothing touches the network and nothing is left on the disk.
+Nothing is scored here. The credit of an answer, from 0 to 1, is what the official scorer says of
+it, and the official score has to follow from the credits, or the run fails: it is their mean but
+for MME and MMStar. An exception in a scorer is an exception, never a wrong answer. Everything is
+read before the model runs, so that bad input costs no model time. Nothing touches the network and
+nothing is left on the disk.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import random
 import sys
 import tempfile
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ from grace.errors import InputError
 from replication import tasks
 from replication.io import atomic_path
 from replication.tasks import Benchmark
+from replication.tasks.benchmark import best_constants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +45,7 @@ for _variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ.setdefault(_variable, "1")
 grace.ensure_importable()
 
-OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "correct")
+OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "credit")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE = 1e-9
 
@@ -53,7 +56,7 @@ class ScoringError(RuntimeError):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores in percent by benchmark, one outcome per question, and the settings of the run."""
+    """Scores by benchmark (percent; MME points), an outcome per question, the run's settings."""
 
     scores: dict[str, dict[str, Any]]
     outcomes: "pd.DataFrame"
@@ -81,7 +84,7 @@ def evaluate_model(
 
     Args:
         model: a Hugging Face model directory, or a model in memory (then give ``processor``).
-        max_new_tokens: bounds the official limit of each task; an answer is one option letter.
+        max_new_tokens: bounds the official limit of each task; the answers here are short.
         dtype: the weights' type. In float32 the batch size does not change an answer; a model in
             memory has to be in this type already, and is never converted behind its owner's back.
         device: where a model directory is loaded; a model in memory stays where it is.
@@ -138,7 +141,8 @@ def _evaluate(
     arguments = types.SimpleNamespace(
         output_path=str(scratch), process_with_media=False, reasoning_tags=None
     )
-    state = random.getstate()  # MMBench's evaluator reseeds the global generator
+    scores, frames = {}, []
+    state = random.getstate()  # scorers draw from the global generator, or reseed it
     try:
         results = simple_evaluate(
             model=chat,
@@ -154,13 +158,12 @@ def _evaluate(
             torch_random_seed=None,
             fewshot_random_seed=None,
         )
+        for benchmark in chosen:
+            score, frame = _read_result(benchmark, loaded[benchmark.name], results)
+            scores[benchmark.name] = score
+            frames.append(frame)
     finally:
         random.setstate(state)
-    scores, frames = {}, []
-    for benchmark in chosen:
-        score, frame = _read_result(benchmark, loaded[benchmark.name], results)
-        scores[benchmark.name] = score
-        frames.append(frame)
     settings = {
         "batch_size": chat.batch_size,
         "max_new_tokens": chat.max_new_tokens,
@@ -183,56 +186,69 @@ def _read_result(
     for sample in sorted(results["samples"][benchmark.name], key=lambda s: s["doc_id"]):
         question, prediction = sample["doc"], sample["filtered_resps"][0].strip()
         question_id = benchmark.question_id(question, sample["doc_id"])
-        letters = benchmark.options(question)
-        chance += 1 / len(letters) if letters else 0
+        answers = benchmark.options(question)
+        chance += 1 / len(answers) if answers else 0
 
-        def verdict(metrics: dict[str, Any], question_id: str = question_id) -> bool:
+        def credit_of(metrics: dict[str, Any], question_id: str = question_id) -> float:
             with _naming(benchmark, lambda: question_id):
-                return benchmark.hit(aggregate, metrics[benchmark.metric], benchmark.percent)
+                credit = benchmark.credit(aggregate, metrics[benchmark.metric])
+                if not 0.0 <= credit <= 1.0:
+                    raise ValueError(f"the credit of one answer is {credit}, not from 0 to 1")
+                return credit
 
-        correct = verdict(sample)
+        credit = credit_of(sample)
         # Unparsed: wrong, and it would be wrong whichever option were the answer.
         unparsed += (
-            not correct
-            and bool(letters)
+            not credit
+            and bool(answers)
             and not any(
-                verdict(task.process_results(benchmark.with_answer(question, x), [prediction]))
-                for x in letters
+                credit_of(task.process_results(benchmark.with_answer(question, x), [prediction]))
+                for x in answers
             )
         )
         rows.append(
             (
                 benchmark.name,
                 question_id,
-                str(question[benchmark.skill_column]),
+                benchmark.skill(question),
                 prediction,
                 str(sample["target"]),
-                correct,
+                credit,
             )
         )
     frame = pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
-    frame["correct"] = frame["correct"].astype(bool)
-    n = len(frame)
-    official = float(results["results"][benchmark.name][f"{benchmark.metric},none"])
-    mean = float(frame["correct"].mean())
-    if not math.isclose(
-        mean * 100, official * benchmark.percent, rel_tol=0, abs_tol=100 * _TOLERANCE
-    ):
+    frame["credit"] = frame["credit"].astype("float64")
+    found = {
+        key.partition(",")[0]: float(value)
+        for key, value in results["results"][benchmark.name].items()
+        if key.partition(",")[0] in task.aggregation() and not isinstance(value, str)
+    }
+    official, recomputed = found[benchmark.metric] * benchmark.percent, benchmark.recompute(frame)
+    slack = benchmark.percent * (_TOLERANCE + 0.5 * 10.0**-benchmark.decimals)
+    if not math.isclose(recomputed, official, rel_tol=_TOLERANCE, abs_tol=slack):
         raise ScoringError(
-            f"{benchmark.name}: {mean:.9%} of the questions count as correct, but the official "
-            f"score is {official * benchmark.percent:.9f} %"
+            f"{benchmark.name}: the credits of the questions give {recomputed:.9f}, but the "
+            f"official score is {official:.9f}"
         )
+    n, credits = len(frame), frame["credit"].to_numpy()
     score = {
-        "score": official * benchmark.percent,
+        # where the official score is rounded, or counts 1,000 questions, the mean is what it means
+        "score": 100 * float(credits.mean()) if benchmark.score_is_mean else official,
         "n": n,
-        "standard_error": 100 * math.sqrt(mean * (1 - mean) / n),
-        "chance": 100 * chance / n,
+        "standard_error": benchmark.standard_error(frame),
+        "chance": 100 * chance / n if chance else best_constants(frame),
         "metric": benchmark.metric,
         "official_task": benchmark.official_path.stem,
         "task_sha256": benchmark.sha256(),
         "scorer": benchmark.scorer,
         "unparsed": unparsed,
     }
+    if benchmark.chance is not None:
+        score["chance"] = benchmark.chance(frame)
+    if not benchmark.score_is_mean:
+        score["accuracy"] = 100 * float(credits.mean())
+    if others := {name: value for name, value in found.items() if name != benchmark.metric}:
+        score["other_metrics"] = others
     return score, frame
 
 
@@ -260,6 +276,8 @@ def _load_tasks(
                 f"{benchmark.name}: {files[benchmark.name]} does not load as the official task "
                 f"expects it: {cause.exception() if cause else error}"
             ) from error
+        if benchmark.target is not None:  # only shown: these tasks score without it
+            task.config.doc_to_target = benchmark.target
         _name_questions(benchmark, task, _check_questions(benchmark, task, limit))
         loaded[benchmark.name] = task
     return loaded
@@ -275,6 +293,8 @@ def _name_questions(benchmark: Benchmark, task: Any, ids: list[str]) -> None:
 
     @functools.wraps(process)
     def process_results(question: Any, results: Any, full_docs: Any = None) -> Any:
+        # MMMU draws an option at random where it finds none: the same one in every run
+        random.seed(f"{benchmark.name} {benchmark.question_id(question, 0)}")
         with _naming(benchmark, lambda: _id_of(benchmark, task, question)):
             return process(task, question, results, full_docs)
 
@@ -290,7 +310,7 @@ def _name_questions(benchmark: Benchmark, task: Any, ids: list[str]) -> None:
         except Exception as error:
             for question_id, value in zip(ids, values, strict=False):
                 with _naming(benchmark, functools.partial(str, question_id)):
-                    benchmark.hit(official, value, benchmark.percent)
+                    benchmark.credit(official, value)
             raise ScoringError(
                 f"{benchmark.name}: the official aggregation failed: {error!r}"
             ) from error
@@ -299,11 +319,9 @@ def _name_questions(benchmark: Benchmark, task: Any, ids: list[str]) -> None:
 
 
 def _id_of(benchmark: Benchmark, task: Any, question: Any) -> str:
-    if benchmark.id_column is not None:
+    if benchmark.id_columns:
         return benchmark.question_id(question, 0)
-    rows = (
-        i for i, q in enumerate(task.eval_docs_no_media) if q["question"] == question["question"]
-    )
+    rows = (i for i, known in enumerate(task.eval_docs_no_media) if known == question)
     return str(next(rows, "?"))
 
 
@@ -377,9 +395,7 @@ def _check_schema(benchmark: Benchmark, path: pathlib.Path, schema: Any) -> None
 def _check_images(benchmark: Benchmark, path: pathlib.Path, file: Any, limit: int | None) -> None:
     from PIL import Image, ImageFile
 
-    columns = [benchmark.image_column]
-    if benchmark.id_column is not None:
-        columns.append(benchmark.id_column)
+    columns = [benchmark.image_column, *benchmark.id_columns]
     row = 0
     for batch in file.iter_batches(batch_size=256, columns=columns):
         for record in batch.to_pylist():
@@ -410,6 +426,7 @@ def _check_images(benchmark: Benchmark, path: pathlib.Path, file: Any, limit: in
 def _check_questions(benchmark: Benchmark, task: Any, limit: int | None) -> list[str]:
     """Refuse a question that the official task cannot pose or score; return the ids."""
     ids: list[str] = []
+    pairs: Counter = Counter()
     for row, question in enumerate(task.eval_docs_no_media):
         if limit is not None and row >= limit:
             break
@@ -417,16 +434,26 @@ def _check_questions(benchmark: Benchmark, task: Any, limit: int | None) -> list
         where = f"{benchmark.name}, question {question_id}"
         try:
             task.doc_to_text(question)
-            target = str(task.doc_to_target(question))
+            target = task.doc_to_target(question)
+            answers = benchmark.options(question)
         except Exception as error:
             raise InputError(f"{where}: the official task cannot read it: {error!r}") from error
-        letters = benchmark.options(question)
-        if letters and target not in letters:
-            raise InputError(f"{where}: the answer is {target!r}, the options are {letters}")
+        if answers and str(target) not in answers:
+            raise InputError(f"{where}: the answer is {target!r}, the options are {answers}")
+        if not str(target):
+            raise InputError(f"{where}: the answer is empty; build the file again")
         ids.append(question_id)
+        if benchmark.paired:
+            pairs[question[benchmark.paired]] += 1
     if len(set(ids)) != len(ids):
         twice = next(id_ for id_ in ids if ids.count(id_) > 1)
         raise InputError(f"{benchmark.name}: question id {twice} occurs more than once")
+    for value, count in pairs.items():
+        if count != 2:
+            raise InputError(
+                f"{benchmark.name}: {benchmark.paired} {value} has {count} of its two questions; "
+                "the official score needs both" + (f" (limit is {limit})" if limit else "")
+            )
     return ids
 
 

@@ -31,7 +31,12 @@ _AT_LEAST_ONE = frozenset(
     | {"max_new_tokens", "max_length", "resamples", "samples", "save_steps", "train", "turns"}
     | {"vocab_size"}
 )
-_FRACTIONS = frozenset({"captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"})
+_FRACTIONS = frozenset(
+    {
+        *("captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"),
+        *("diagrams", "strings", "poor_images"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Standins:
     echoes: float
     open_answers: float
     spelled_letters: float
+    diagrams: float
+    strings: float
+    poor_images: float
     noise: float
     clutter: int
     vocab_size: int
@@ -318,7 +326,9 @@ class Params:
         for folder, group in self.runs.items():
             if group.family == family and name in group.models:
                 return folder, group.models[name]
-        raise InputError(f"no group of runs of {family} has a run {name!r}; add it to the section runs")
+        raise InputError(
+            f"no group of runs of {family} has a run {name!r}; add it to the section runs"
+        )
 
     @property
     def folders(self) -> dict[str, str]:

@@ -41,7 +41,7 @@ OUTCOME_COLUMNS = (
     "skill",
     "prediction",
     "target",
-    "correct",
+    "credit",
 )
 
 # A score file and its outcome file must tell the same story; the slack is for float arithmetic.
@@ -68,16 +68,18 @@ def outcomes_path(results: str | Path, scale: str, folder: str, run: str) -> Pat
 
 
 def benchmark_score(
-    score: float, correct: Sequence[bool] | np.ndarray, chance: float, **extra: Any
+    score: float, credits: Sequence[float] | np.ndarray, chance: float, **extra: Any
 ) -> dict[str, Any]:
     """One benchmark's entry of a score file.
 
-    score: the official scorer's value, in percent. correct: the answers, for n and the standard
-    error sqrt(p(1−p)/n) in percent. chance: the score of guessing, in percent. `extra` is kept.
+    score: the official scorer's value, in percent (MME: points). credits: what each answer got, 0
+    to 1, for n and the standard error of their mean in percent. chance: the score of guessing, in
+    the score's unit. `extra` is kept; give `accuracy`, 100 × the mean of the credits, where the
+    score is not that mean.
 
     Raises InputError if there is no answer.
     """
-    values = np.asarray(correct, dtype=np.float64)
+    values = np.asarray(credits, dtype=np.float64)
     if not values.size:
         raise InputError("a benchmark without answers has no score")
     return {
@@ -147,6 +149,8 @@ def _check_entries(benchmarks: Any, where: str) -> dict[str, dict[str, Any]]:
             raise InputError(f"{place} lacks {', '.join(sorted(missing))}")
         top = math.inf if name in NOT_IN_AVERAGE else 100.0
         _number(entry["score"], f"{place}.score", 0.0, top)
+        if "accuracy" in entry:
+            _number(entry["accuracy"], f"{place}.accuracy", 0.0, 100.0)
         _number(entry["standard_error"], f"{place}.standard_error", 0.0, math.inf)
         _number(entry["chance"], f"{place}.chance", 0.0, top)
         if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or entry["n"] < 1:
@@ -268,7 +272,7 @@ class Outcomes:
 def _outcome_schema() -> pa.Schema:
     import pyarrow as pa
 
-    types = {"seed": pa.int64(), "correct": pa.bool_()}
+    types = {"seed": pa.int64(), "credit": pa.float64()}
     return pa.schema([(name, types.get(name, pa.string())) for name in OUTCOME_COLUMNS])
 
 
@@ -337,7 +341,10 @@ def _to_outcomes(table: pa.Table, where: str) -> Outcomes:
                     f"{where}: {benchmark}: seed {seed} answered other questions than "
                     f"seed {seeds[0]}"
                 )
-            rows.append(own["correct"].to_numpy(zero_copy_only=False).astype(np.float64))
+            credits = own["credit"].to_numpy()
+            if not ((credits >= 0.0) & (credits <= 1.0)).all():
+                raise InputError(f"{where}: {benchmark}, seed {seed}: a credit is not from 0 to 1")
+            rows.append(credits)
         values[benchmark] = np.stack(rows)
     return Outcomes(Answers(tuple(seeds), values), identities)
 
@@ -413,8 +420,6 @@ class ResultSet:
                 f"{list(outcomes.answers.seeds)}"
             )
         for benchmark in scores.benchmarks:
-            if benchmark in NOT_IN_AVERAGE:
-                continue
             values = outcomes.answers.values.get(benchmark)
             if values is None:
                 raise InputError(f"{where}: scores hold {benchmark}, outcomes do not")
@@ -425,10 +430,11 @@ class ResultSet:
                         f"{where}: {benchmark}, seed {seed}: n is {entry['n']} in the scores and "
                         f"{len(row)} in the outcomes"
                     )
-                if abs(entry["score"] - 100.0 * row.mean()) > _AGREEMENT:
+                accuracy = entry.get("accuracy", entry["score"])
+                if abs(accuracy - 100.0 * row.mean()) > _AGREEMENT:
                     raise InputError(
-                        f"{where}: {benchmark}, seed {seed}: the score is {entry['score']}, but "
-                        f"{100.0 * row.mean()} percent of the outcomes are correct: the two files "
+                        f"{where}: {benchmark}, seed {seed}: the score is {accuracy}, but the "
+                        f"outcomes' credits average {100.0 * row.mean()} percent: the two files "
                         "are of different evaluations"
                     )
         self._outcomes[key] = outcomes

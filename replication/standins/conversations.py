@@ -12,23 +12,65 @@ import numpy as np
 from replication.standins.questions import (
     LETTERS,
     MAKERS,
+    PHRASES,
     POOLS,
+    UNANSWERABLE,
     Maker,
     Question,
-    presence_yes_no,
+    composed,
+    labeled,
     relation,
+    sign_at,
+    string,
+    unanswerable,
+    yes_no,
 )
 from replication.standins.scenes import Scene
 
 LETTER_INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 PHRASE_INSTRUCTION = "\nAnswer the question using a single word or phrase."
 WITH_LETTER_INSTRUCTION = "\nAnswer with the option and its letter."
+# MMStar's instruction lacks the full stop
+MMSTAR_INSTRUCTION = LETTER_INSTRUCTION.removesuffix(".")
+VIZWIZ_INSTRUCTION = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+    + PHRASE_INSTRUCTION
+)
+MMMU_IMAGE = " <image 1>"
 SEVERAL_OPTIONS = "There are several options:"
 DESCRIBE = "Describe the image."
-STYLES = ("mmbench", "seedbench", "scienceqa")
+FIXED_PHRASES = (
+    DESCRIBE,
+    LETTER_INSTRUCTION,
+    PHRASE_INSTRUCTION,
+    WITH_LETTER_INSTRUCTION,
+    MMSTAR_INSTRUCTION,
+    VIZWIZ_INSTRUCTION,
+    MMMU_IMAGE,
+    UNANSWERABLE,
+    " " + SEVERAL_OPTIONS,
+    *(f"\n{letter}." for letter in LETTERS),
+    *PHRASES,
+)
+"""The parts of prompts and questions that never change: one token each, see `models`."""
+STYLES = ("mmbench", "seedbench", "scienceqa", "mmstar", "mmmu")
+OPEN_STYLES = ("phrase", "bare", "vizwiz", "mmmu")
+# AI2D asks as SEED-Bench does; what is new is asked less often than what was there
+_STYLE_SHARES = (0.26, 0.26, 0.26, 0.13, 0.09)
+_OPEN_SHARES = (0.5, 0.25, 0.2, 0.05)
+_VIZWIZ_UNANSWERABLE = 0.35
 
 # a relation is between two objects and takes the most practice, so it comes up twice as often
-_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, presence_yes_no)
+_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, composed, yes_no)
+_MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
+    "plain": _MAKERS,
+    "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
+    "diagram": (
+        *(labeled,) * 6,
+        *(MAKERS[skill] for skill in ("attribute", "counting", "position", "presence")),
+        yes_no,
+    ),
+}
 
 
 def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> str:
@@ -44,7 +86,31 @@ def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> s
     if style == "seedbench":
         hint = f"{question.hint} " if question.hint else ""
         return f"{hint}{question.text}\n{listed}{LETTER_INSTRUCTION}"
+    if style == "mmstar":
+        hint = f"{question.hint} " if question.hint else ""
+        return f"{hint}{question.text}\n{listed}{MMSTAR_INSTRUCTION}"
+    if style == "mmmu":
+        hint = f"{question.hint} " if question.hint else ""
+        # the official task puts an empty line before the instruction
+        return f"{hint}{question.text}{MMMU_IMAGE}\n{listed}\n{LETTER_INSTRUCTION}"
     raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(STYLES)}")
+
+
+def open_prompt(style: str, question: Question) -> str:
+    """The text that the official tasks of ``style`` ask for a question without options.
+
+    ``phrase``: VQAv2, GQA, TextVQA, POPE, MME; ``bare``: HallusionBench, OCRBench.
+    """
+    hint = f"{question.hint} " if question.hint else ""
+    endings = {
+        "phrase": PHRASE_INSTRUCTION,
+        "bare": "",
+        "vizwiz": VIZWIZ_INSTRUCTION,
+        "mmmu": f"{MMMU_IMAGE}\n{PHRASE_INSTRUCTION}",
+    }
+    if style not in endings:
+        raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(OPEN_STYLES)}")
+    return f"{hint}{question.text}{endings[style]}"
 
 
 def _listed(options: Sequence[str]) -> str:
@@ -67,6 +133,8 @@ def conversation(
     echoes: float,
     open_answers: float,
     spelled_letters: float,
+    poor: bool = False,
+    unseen: bool = False,
 ) -> list[dict[str, str]]:
     """At least ``turns`` turns about one scene.
 
@@ -76,16 +144,21 @@ def conversation(
             that it names; these teach what letters mean, which small models otherwise learn last.
         open_answers: chance that a question is asked without its options.
         spelled_letters: chance that the answer is the option with its letter.
+        poor: the drawing is a poor one: what is asked without options is asked as VizWiz asks.
+        unseen: nothing can be seen in it: that is all that is asked, and nothing can be answered.
     """
-    pairs = [(DESCRIBE, describe(scene))] if rng.random() < captions else []
+    pairs = [(DESCRIBE, describe(scene))] if not unseen and rng.random() < captions else []
+    makers = _MAKERS_OF_KIND[scene.kind]
     while len(pairs) < turns:
-        question = _MAKERS[int(rng.integers(len(_MAKERS)))](scene, rng)
+        question = makers[int(rng.integers(len(makers)))](scene, rng)
         if question is None:
             continue
-        if question.wrong and rng.random() < echoes:
+        if unseen:
+            pairs.append((open_prompt("vizwiz", question), UNANSWERABLE))
+        elif question.wrong and rng.random() < echoes:
             pairs.append(_echo(question, rng))
         elif not question.wrong or rng.random() < open_answers:
-            pairs.append(_open(question))
+            pairs.append(_open(question, scene, rng, poor))
         else:
             pairs.append(_choice(question, rng, spelled_letters))
     asked, answer = pairs[0]
@@ -118,9 +191,13 @@ def _spelled(options: Sequence[str], places: Sequence[int]) -> str:
     return ", ".join(f"{options[place]} {LETTERS[place]}" for place in places)
 
 
-def _open(question: Question) -> tuple[str, str]:
-    hint = f"{question.hint} " if question.hint else ""
-    return f"{hint}{question.text}{PHRASE_INSTRUCTION}", question.answer
+def _open(
+    question: Question, scene: Scene, rng: np.random.Generator, poor: bool
+) -> tuple[str, str]:
+    style = "vizwiz" if poor else OPEN_STYLES[int(rng.choice(len(OPEN_STYLES), p=_OPEN_SHARES))]
+    if style == "vizwiz" and rng.random() < _VIZWIZ_UNANSWERABLE:
+        question = unanswerable(scene, rng) or question
+    return open_prompt(style, question), question.answer
 
 
 def _choice(
@@ -145,11 +222,13 @@ def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _with_letter(prompt: str) -> str:
-    return prompt.removesuffix(LETTER_INSTRUCTION).rstrip("\n") + WITH_LETTER_INSTRUCTION
+    for instruction in (LETTER_INSTRUCTION, MMSTAR_INSTRUCTION):
+        prompt = prompt.removesuffix(instruction)
+    return prompt.rstrip("\n") + WITH_LETTER_INSTRUCTION
 
 
 def _options(question: Question, rng: np.random.Generator) -> tuple[tuple[str, ...], int, str]:
-    style = STYLES[int(rng.integers(len(STYLES)))]
+    style = STYLES[int(rng.choice(len(STYLES), p=_STYLE_SHARES))]
     count = int(rng.integers(2, 5)) if style == "scienceqa" else 4
     options, place = question.options(rng, count)
     return options, place, style

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from replication.io import atomic_path
 from replication.params import Standins
-from replication.standins.benchmarks import png
+from replication.standins.benchmarks import UNSEEN, png
 from replication.standins.conversations import conversation, drill
 from replication.standins.scenes import Scene, draw_scene
 from replication.standins.vision import cell_contents
@@ -37,17 +37,33 @@ def _rng(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, TRAIN_STREAM, index])
 
 
+def _kind(params: Standins, rng: np.random.Generator) -> tuple[str, bool, bool]:
+    """A training image's kind, whether it is a poor one, and whether nothing is seen in it."""
+    draw = float(rng.random())
+    for kind, share in (("diagram", params.diagrams), ("strings", params.strings)):
+        if draw < share:
+            return kind, False, False
+        draw -= share
+    poor = draw < params.poor_images
+    return "plain", poor, poor and draw < UNSEEN * params.poor_images
+
+
 def _block(params: Standins, start: int, stop: int) -> pa.Table:
     world = {"noise": params.noise, "clutter": params.clutter}
     rows = []
     for index in range(start, stop):
         rng = _rng(params.seed, index)
-        scene: Scene = draw_scene(rng, "train")
+        kind, poor, unseen = _kind(params, rng)
+        scene: Scene = draw_scene(rng, "train", kind)
         identity = f"scene_{index:07d}"
+        contents = cell_contents(scene)
         rows.append(
             {
                 "id": identity,
-                "image": {"bytes": png(scene, rng, world), "path": f"{identity}.png"},
+                "image": {
+                    "bytes": png(scene, rng, world, poor=poor, unseen=unseen),
+                    "path": f"{identity}.png",
+                },
                 "conversations": conversation(
                     scene,
                     rng,
@@ -56,9 +72,12 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
                     echoes=params.echoes,
                     open_answers=params.open_answers,
                     spelled_letters=params.spelled_letters,
+                    poor=poor,
+                    unseen=unseen,
                 ),
                 "scene": repr(scene.things),
-                "contents": cell_contents(scene).tolist(),
+                # what the vision tower is to tell: of a black image, nothing
+                "contents": (contents * (not unseen)).tolist(),
             }
         )
     return pa.Table.from_pylist(rows, schema=SCHEMA)

@@ -40,27 +40,9 @@ from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoP
 from grace.errors import InputError
 from grace.models import family_of
 from replication.standins.chat import chat_of
-from replication.standins.conversations import (
-    DESCRIBE,
-    LETTER_INSTRUCTION,
-    PHRASE_INSTRUCTION,
-    SEVERAL_OPTIONS,
-    WITH_LETTER_INSTRUCTION,
-)
-from replication.standins.questions import LETTERS, PHRASES
+from replication.standins.conversations import FIXED_PHRASES
 from replication.standins.scenes import SIZE
 
-# The fixed parts of questions are one token each, as those of conversations are: a small model has
-# no words to spare, and two in five tokens are saved.
-FIXED_PHRASES = (
-    DESCRIBE,
-    LETTER_INSTRUCTION,
-    PHRASE_INSTRUCTION,
-    WITH_LETTER_INSTRUCTION,
-    " " + SEVERAL_OPTIONS,
-    *(f"\n{letter}." for letter in LETTERS),
-    *PHRASES,
-)
 # The splitting rule of the Qwen2 tokenizer, but that a digit takes the space before it along, as
 # words do: then every option is one token.
 _SPLIT = (

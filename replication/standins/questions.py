@@ -11,7 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replication.standins.scenes import COLORS, QUADRANTS, SHAPES, SIGNS, Scene, Thing
+from replication.standins.scenes import (
+    COLORS,
+    LABELS,
+    QUADRANTS,
+    SHAPES,
+    SIGNS,
+    Scene,
+    Thing,
+    label_of,
+)
 
 LETTERS = "ABCD"
 COUNTS = tuple(str(count) for count in range(6))
@@ -39,19 +48,38 @@ PHRASES = (
     "What color is",
     "What shape is",
     " of the",
+    "Is the",
+    "Is the number of",
+    " in the",
+    " object a",
+    " the most common shape?",
+    " the most common color?",
+    "Does the sign say",
+    "What do the signs say?",
+    "What does the sign in the",
+    " say?",
+    "What shape is labeled",
+    "What color is labeled",
+    "Which label has the",
 )
 """The fixed parts of the questions' texts."""
+UNANSWERABLE = "unanswerable"
+YES_NO = ("yes", "no")
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its answer and the pool of wrong options (empty: yes/no question)."""
+    """One question with its answer and the pool of wrong options (empty: it is asked openly).
+
+    ``claim`` is the yes/no question whether an answer, put for {}, is the true one.
+    """
 
     skill: str
     text: str
     answer: str
     wrong: tuple[str, ...] = ()
     hint: str = ""
+    claim: str = ""
 
     def options(self, rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], int]:
         """``count`` options in random order and the index of the true one."""
@@ -104,15 +132,21 @@ def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     if rng.random() < 0.5:
         kind = _pick(rng, SHAPES)
         count = sum(thing.kind == kind for thing in scene.shapes)
-        text = f"How many {kind}{'es' if kind == 'cross' else 's'} are there?"
+        counted = f"{kind}{'es' if kind == 'cross' else 's'}"
     else:
         color = _pick(rng, list(COLORS))
         count = sum(thing.color == color for thing in scene.shapes)
-        text = f"How many {color} objects are there?"
+        counted = f"{color} objects"
     if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
         return None
     answer = str(count)
-    return Question("counting", text, answer, _others(COUNTS, answer))
+    return Question(
+        "counting",
+        f"How many {counted} are there?",
+        answer,
+        _others(COUNTS, answer),
+        claim=f"Is the number of {counted} {{}}?",
+    )
 
 
 def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -123,13 +157,15 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
             return None
         thing = _pick(rng, candidates)
         text = f"What color is the {thing.kind}?"
-        return Question("attribute", text, thing.color, _others(COLORS, thing.color))
+        wrong, claim = _others(COLORS, thing.color), f"Is the {thing.kind} {{}}?"
+        return Question("attribute", text, thing.color, wrong, claim=claim)
     candidates = _unique(scene, lambda thing: thing.color)
     if not candidates:
         return None
     thing = _pick(rng, candidates)
     text = f"What shape is the {thing.color} object?"
-    return Question("attribute", text, thing.kind, _others(SHAPES, thing.kind))
+    wrong, claim = _others(SHAPES, thing.kind), f"Is the {thing.color} object a {{}}?"
+    return Question("attribute", text, thing.kind, wrong, claim=claim)
 
 
 def position(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -138,8 +174,9 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not candidates:
         return None
     thing = _pick(rng, candidates)
-    text = f"Where is the {thing.name}?"
-    return Question("position", text, thing.quadrant, _others(QUADRANTS, thing.quadrant))
+    text, claim = f"Where is the {thing.name}?", f"Is the {thing.name} in the {{}}?"
+    wrong = _others(QUADRANTS, thing.quadrant)
+    return Question("position", text, thing.quadrant, wrong, claim=claim)
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -150,7 +187,8 @@ def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     a, b, answer = _pick(rng, found)
     text = f"Where is the {a.name} seen from the {b.name}?"
-    return Question("relation", text, answer, _others(QUADRANTS, answer))
+    claim = f"Is the {a.name} {{}} of the {b.name}?"
+    return Question("relation", text, answer, _others(QUADRANTS, answer), claim=claim)
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -164,8 +202,9 @@ def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
     winners = [name for name, count in counts.items() if count == top]
     if len(winners) != 1:
         return None
-    text = f"Which {'shape' if by_shape else 'color'} is most common?"
-    return Question("comparison", text, winners[0], _others(pool, winners[0]))
+    asked = "shape" if by_shape else "color"
+    text, claim = f"Which {asked} is most common?", f"Is {{}} the most common {asked}?"
+    return Question("comparison", text, winners[0], _others(pool, winners[0]), claim=claim)
 
 
 def reading(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -173,7 +212,44 @@ def reading(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(scene.signs) != 1:
         return None
     text = scene.signs[0].text
-    return Question("reading", "What does the sign say?", text, _others(SIGNS, text))
+    claim = "Does the sign say {}?"
+    return Question("reading", "What does the sign say?", text, _others(SIGNS, text), claim=claim)
+
+
+def sign_at(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """What does the one sign in a quarter of the image say? Only where there are several signs."""
+    places = [thing.quadrant for thing in scene.signs]
+    candidates = [thing for thing in scene.signs if places.count(thing.quadrant) == 1]
+    if len(places) < 2 or not candidates:
+        return None
+    thing = _pick(rng, candidates)
+    text = f"What does the sign in the {thing.quadrant} say?"
+    return Question("reading", text, thing.text, _others(SIGNS, thing.text))
+
+
+def string(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """What do several signs say, in reading order?"""
+    if len(scene.signs) < 2:
+        return None
+    said = " ".join(thing.text for thing in scene.signs)
+    return Question("string", "What do the signs say?", said)
+
+
+def labeled(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The shape or colour under a label of a diagram, or the label of a shape."""
+    if scene.kind != "diagram":
+        return None
+    thing = _pick(rng, scene.shapes)
+    label = label_of(scene, thing).text
+    if rng.random() < 0.5:
+        return Question(
+            "labeled", f"Which label has the {thing.name}?", label, _others(LABELS, label)
+        )
+    if rng.random() < 0.5:
+        text = f"What color is labeled {label}?"
+        return Question("labeled", text, thing.color, _others(COLORS, thing.color))
+    text = f"What shape is labeled {label}?"
+    return Question("labeled", text, thing.kind, _others(SHAPES, thing.kind))
 
 
 def located(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -218,6 +294,55 @@ def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("neighbor", f"What shape {where}", thing.kind, _others(SHAPES, thing.kind))
 
 
+def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour of the one object of a shape that lies in a direction from another object."""
+    found = []
+    for origin in _unique(scene, lambda thing: thing.name):
+        for thing in scene.shapes:
+            direction = _direction(thing, origin)
+            same = [
+                t
+                for t in scene.shapes
+                if t.kind == thing.kind and _direction(t, origin) == direction
+            ]
+            if direction and len(same) == 1:
+                found.append((origin, direction, thing))
+    if not found:
+        return None
+    origin, direction, thing = _pick(rng, found)
+    text = f"What color is the {thing.kind} {direction} of the {origin.name}?"
+    return Question("composed", text, thing.color, _others(COLORS, thing.color))
+
+
+def confirm(question: Question, rng: np.random.Generator) -> Question:
+    """The yes/no question whether an answer is right: half the time it is the true one."""
+    if not question.claim:
+        raise ValueError(f"{question.skill}: this question has no form to be confirmed")
+    true = rng.random() < 0.5
+    value = question.answer if true else _pick(rng, question.wrong)
+    text = question.claim.format(value)
+    return Question(question.skill, text, YES_NO[0] if true else YES_NO[1])
+
+
+def yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A question of mixed skill, to be answered yes or no."""
+    maker = _pick(rng, _CONFIRMED)
+    if maker is presence_yes_no:
+        return presence_yes_no(scene, rng)
+    question = maker(scene, rng)
+    return None if question is None else confirm(question, rng)
+
+
+def unanswerable(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A question about something that is not in the image."""
+    kinds, colors = {t.kind for t in scene.shapes}, {t.color for t in scene.shapes}
+    texts = [f"What color is the {kind}?" for kind in SHAPES if kind not in kinds]
+    texts += [f"What shape is the {color} object?" for color in COLORS if color not in colors]
+    if not scene.signs:
+        texts += ["What does the sign say?"] * 2
+    return Question(UNANSWERABLE, _pick(rng, texts), UNANSWERABLE) if texts else None
+
+
 def _direction(thing: Thing, origin: Thing) -> str | None:
     """The diagonal direction of one object as seen from another; None on its row or column."""
     if thing.row == origin.row or thing.column == origin.column:
@@ -238,3 +363,7 @@ MAKERS: dict[str, Maker] = {
     "neighbor": neighbor,
 }
 """Skills with at least three wrong options, which every multiple-choice benchmark can use."""
+_CONFIRMED: tuple[Maker, ...] = (
+    *(presence_yes_no, presence_yes_no, presence_yes_no),
+    *(counting, position, attribute, reading, comparison, relation),
+)

@@ -3,13 +3,16 @@
 A scene is a set of objects on a 4 x 4 grid of 16-pixel cells. A shape has a colour; a sign
 carries a digit or a two-letter word. Clutter (small dots outside any object) and pixel noise
 make the drawing harder without changing any answer. Everything follows from one generator.
+
+Three kinds of scene: the plain one; a **diagram**, clean, whose shapes have signs as labels; and
+**strings**, several signs to read together. A plain scene's drawing can be made poor.
 """
 
 import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 GRID = 4
 CELL = 16  # pixels
@@ -26,6 +29,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "diamond")
 SIGNS = ("2", "4", "6", "7", "9", "go", "up", "no", "hi", "we")
 QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 SPLITS = ("train", "validation", "evaluation")
+KINDS = ("plain", "diagram", "strings")
+LABELS = ("2", "4", "6", "7", "9")
 
 _FONT = ImageFont.load_default_imagefont()
 
@@ -53,9 +58,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order."""
+    """Objects in reading order, and how they are drawn (a member of KINDS)."""
 
     things: tuple[Thing, ...]
+    kind: str = "plain"
 
     @property
     def shapes(self) -> tuple[Thing, ...]:
@@ -74,12 +80,18 @@ class Scene:
         return {0: "evaluation", 1: "validation"}.get(bucket, "train")
 
 
-def draw_scene(rng: np.random.Generator, split: str) -> Scene:
-    """Draw scenes from ``rng`` until one belongs to ``split`` (one of SPLITS)."""
+def draw_scene(rng: np.random.Generator, split: str, kind: str = "plain") -> Scene:
+    """Draw scenes of ``kind`` from ``rng`` until one belongs to ``split`` (one of SPLITS)."""
+    propose = {"plain": _propose, "diagram": _propose_diagram, "strings": _propose_strings}[kind]
     while True:
-        scene = _propose(rng)
+        scene = propose(rng)
         if scene.split == split:
             return scene
+
+
+def label_of(scene: Scene, shape: Thing) -> Thing:
+    """The label of a shape in a diagram: the sign to the right of it."""
+    return next(t for t in scene.signs if (t.row, t.column) == (shape.row, shape.column + 1))
 
 
 def _propose(rng: np.random.Generator) -> Scene:
@@ -98,6 +110,59 @@ def _propose(rng: np.random.Generator) -> Scene:
     return Scene(tuple(sorted(things)))
 
 
+def _propose_diagram(rng: np.random.Generator) -> Scene:
+    """Two or three different shapes, each in a row of its own with its label to the right."""
+    count = int(rng.integers(2, 4))
+    rows, labels = rng.permutation(GRID), rng.permutation(len(LABELS))
+    looks = rng.permutation(len(SHAPES) * len(COLORS))
+    things = []
+    for row, label, look in zip(rows[:count], labels, looks, strict=False):
+        column, (kind, color) = int(rng.integers(GRID - 1)), divmod(int(look), len(COLORS))
+        things.append(Thing(int(row), column, SHAPES[kind], color=list(COLORS)[color]))
+        things.append(Thing(int(row), column + 1, "sign", text=LABELS[int(label)]))
+    return Scene(tuple(sorted(things)), "diagram")
+
+
+def _propose_strings(rng: np.random.Generator) -> Scene:
+    """Two or three signs, side by side or (one time in four) anywhere, and one or two shapes."""
+    n_signs, n_shapes = int(rng.integers(2, 4)), int(rng.integers(1, 3))
+    cells = [int(cell) for cell in rng.permutation(GRID * GRID)]
+    if rng.random() < 0.75:
+        first = int(rng.integers(GRID)) * GRID + int(rng.integers(GRID - n_signs + 1))
+        line = list(range(first, first + n_signs))
+        cells = line + [cell for cell in cells if cell not in line]
+    colors = list(COLORS)
+    things = []
+    for index, cell in enumerate(cells[: n_signs + n_shapes]):
+        row, column = divmod(cell, GRID)
+        if index < n_signs:
+            things.append(Thing(row, column, "sign", text=SIGNS[int(rng.integers(len(SIGNS)))]))
+        else:
+            kind = SHAPES[int(rng.integers(len(SHAPES)))]
+            things.append(Thing(row, column, kind, color=colors[int(rng.integers(len(colors)))]))
+    return Scene(tuple(sorted(things)), "strings")
+
+
+def spoil(image: Image.Image, rng: np.random.Generator, *, unseen: bool = False) -> Image.Image:
+    """A poor photograph of a drawing: blurred, dark or grainy; ``unseen``: as good as black."""
+    if unseen:
+        pixels = np.asarray(image, dtype=np.float32) * 0.04
+        return _with_grain(pixels, rng, 4.0)
+    fault = int(rng.integers(3))
+    if fault == 0:
+        return image.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.7, 1.3))))
+    pixels = np.asarray(image, dtype=np.float32)
+    if fault == 1:
+        return _with_grain(pixels * float(rng.uniform(0.3, 0.5)), rng, 4.0)
+    return _with_grain(pixels, rng, float(rng.uniform(20.0, 32.0)))
+
+
+def _with_grain(pixels: np.ndarray, rng: np.random.Generator, deviation: float) -> Image.Image:
+    # noise on a 4 x coarser grid of grey levels keeps PNG files small
+    grain = rng.normal(0.0, deviation, size=(SIZE, SIZE, 1)).round() // 4 * 4
+    return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+
+
 def render(
     scene: Scene, rng: np.random.Generator, *, noise: float = 6.0, clutter: int = 4
 ) -> Image.Image:
@@ -106,8 +171,12 @@ def render(
     Args:
         noise: standard deviation of the pixel noise, in grey levels (0 to 255).
         clutter: number of grey dots in cells without an object.
+
+    A diagram has neither, on white, and a line from each shape to its label.
     """
     shade = int(rng.integers(190, 235))
+    if scene.kind == "diagram":
+        noise, clutter, shade = 0.0, 0, 255
     image = Image.new("RGB", (SIZE, SIZE), (shade, shade, shade))
     canvas = ImageDraw.Draw(image)
     taken = {(thing.row, thing.column) for thing in scene.things}
@@ -116,14 +185,15 @@ def render(
             x, y = (int(value) for value in rng.integers(2, CELL - 4, size=2))
             box = (column * CELL + x, row * CELL + y, column * CELL + x + 1, row * CELL + y + 1)
             canvas.rectangle(box, fill=(120, 120, 120))
+    if scene.kind == "diagram":
+        for shape in scene.shapes:
+            x, y = shape.column * CELL + CELL // 2, shape.row * CELL + CELL // 2
+            canvas.line((x, y, x + CELL, y), fill=(20, 20, 20))
     for thing in scene.things:
         dx, dy, shrink = (int(value) for value in rng.integers(-1, 2, size=3))
         _draw(canvas, thing, dx, dy, shrink)
     if noise > 0:
-        pixels = np.asarray(image, dtype=np.float32)
-        # noise on a 4 x coarser grid of grey levels keeps PNG files small
-        grain = rng.normal(0.0, noise, size=(SIZE, SIZE, 1)).round() // 4 * 4
-        image = Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
+        image = _with_grain(np.asarray(image, dtype=np.float32), rng, noise)
     return image
 
 

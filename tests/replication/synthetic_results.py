@@ -73,7 +73,7 @@ def write_results(
                     columns["skill"].append(SKILLS[question % len(SKILLS)])
                     columns["prediction"].append("A" if correct[question] else "B")
                     columns["target"].append("A")
-                    columns["correct"].append(bool(correct[question]))
+                    columns["credit"].append(float(correct[question]))
             entries[str(own_seed)] = {"benchmarks": scores}
         method, _, kind = run.partition("_")
         files.write_outcomes(root, scale, family, run, columns)

@@ -56,6 +56,41 @@ def test_standard_error_and_n_of_a_benchmark():
         results.benchmark_score(0.0, [], 25.0)
 
 
+def test_soft_credits_survive_and_have_their_standard_error(tmp_path):
+    credits = [0.3, 1.0, 0.0, 0.6]
+    results.write_outcomes(tmp_path, "small", "f", "r", columns(4, credit=credits))
+    found = results.read_outcomes(tmp_path, "small", "f", "r")
+    assert found.answers.values["MMBench"].tolist() == [credits]
+    entry = results.benchmark_score(47.5, credits, 25.0)
+    assert entry["standard_error"] == pytest.approx(100 * np.std(credits) / 2)
+
+
+@pytest.mark.parametrize("accuracy", [75.0, 80.0])
+def test_a_score_that_is_no_mean_is_checked_by_its_accuracy(tmp_path, accuracy):
+    """MME in points: 75 % of the answers are right, whatever the points."""
+    credits = [1.0, 1.0, 1.0, 0.0]
+    given = columns(4, benchmark=["MME"] * 4, credit=credits)
+    more = columns(4, credit=credits)
+    results.write_outcomes(
+        tmp_path, "small", "f", "r", {key: given[key] + more[key] for key in given}
+    )
+    entries = {
+        "MME": results.benchmark_score(125.0, credits, 75.0, accuracy=accuracy),
+        "MMBench": results.benchmark_score(75.0, credits, 25.0),
+    }
+    record = {
+        **{"family": "f", "run": "r", "method": "m", "bits": 16, "scale": "small"},
+        **{"standin": True, "provenance": {}, "seeds": {"0": {"benchmarks": entries}}},
+    }
+    results.write_scores(tmp_path, record)
+    found = results.ResultSet(tmp_path, "small")
+    if accuracy == 75.0:
+        assert found.answers("f", ["r"], ["MME"])[0].values["MME"].tolist() == [credits]
+    else:
+        with pytest.raises(InputError, match="MME, seed 0: the score is 80"):
+            found.answers("f", ["r"], ["MME"])
+
+
 def test_mme_enters_no_average():
     entries = {"MME": {"score": 1500.0}, "GQA": {"score": 60.0}, "POPE": {"score": 80.0}}
     assert results.average_score(entries) == 70.0
@@ -118,7 +153,7 @@ def columns(n=4, **changes):
         "skill": ["counting"] * n,
         "prediction": ["A"] * n,
         "target": ["A"] * n,
-        "correct": [True] * n,
+        "credit": [1.0] * n,
     }
     return {**base, **changes}
 
@@ -129,7 +164,9 @@ def columns(n=4, **changes):
         ({"extra": [1] * 4}, "unknown"),
         ({"seed": [0]}, "unequal length"),
         ({"question_id": ["1"] * 4}, "twice"),
-        ({"correct": ["yes"] * 4}, "outcomes of"),
+        ({"credit": ["yes"] * 4}, "outcomes of"),
+        ({"credit": [1.0, 0.5, 1.5, 0.0]}, "not from 0 to 1"),
+        ({"credit": [1.0, 0.5, math.nan, 0.0]}, "not from 0 to 1"),
         ({"skill": [None, "a", "a", "a"]}, "empty values"),
         ({"seed": [0, 0, 1, 1]}, "other questions"),
     ],
@@ -150,7 +187,7 @@ def test_missing_columns_and_no_rows_are_refused(tmp_path):
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path):
-    data = columns(6, correct=[True, False, True, True, False, False])
+    data = columns(6, credit=[1.0, 0.0, 0.3, 1.0, 0.6, 0.0])
     path = results.write_outcomes(tmp_path / "a", "small", "f", "r", data)
     mixed = {name: list(np.array(values)[[3, 1, 5, 0, 2, 4]]) for name, values in data.items()}
     other = results.write_outcomes(tmp_path / "b", "small", "f", "r", mixed)
@@ -169,11 +206,11 @@ def test_runs_that_answered_other_questions_are_not_paired(root):
     for run in PAIR:
         outcome = results.read_outcomes(root, "small", "qwen2_vl", run)
         if run == "baseline":
-            values = outcome.answers.values["MMBench"][0].astype(bool)
-            data = columns(40, correct=list(values), question_id=[f"x{i}" for i in range(40)])
+            values = outcome.answers.values["MMBench"][0]
+            data = columns(40, credit=list(values), question_id=[f"x{i}" for i in range(40)])
             for name in ("SEED-Bench", "ScienceQA"):
-                extra = outcome.answers.values[name][0].astype(bool)
-                more = columns(40, benchmark=[name] * 40, correct=list(extra))
+                extra = outcome.answers.values[name][0]
+                more = columns(40, benchmark=[name] * 40, credit=list(extra))
                 data = {key: data[key] + more[key] for key in data}
             results.write_outcomes(root, "small", "qwen2_vl", run, data)
     found = results.ResultSet(root, "small")

@@ -1,5 +1,6 @@
 """The small world: determinism, true answers, disjoint splits, official schemas and prompts."""
 
+import ast
 import dataclasses
 import importlib
 import io
@@ -27,18 +28,25 @@ from transformers import (
 import grace  # noqa: F401  (before anything imports torchvision)
 from grace.data import ConversationDataset
 from grace.errors import InputError
+from replication import tasks
 from replication.params import Vision
 from replication.stages import vision as vision_stage
-from replication.standins import questions
+from replication.standins import benchmarks, questions
 from replication.standins.benchmarks import SKILLS, png, write_benchmark
 from replication.standins.chat import CHATS
 from replication.standins.conversations import (
+    FIXED_PHRASES,
+    LETTER_INSTRUCTION,
+    MMSTAR_INSTRUCTION,
+    OPEN_STYLES,
     STYLES,
+    VIZWIZ_INSTRUCTION,
     WITH_LETTER_INSTRUCTION,
     choice_prompt,
     conversation,
     describe,
     drill,
+    open_prompt,
 )
 from replication.standins.corpus import write_training_set
 from replication.standins.models import (
@@ -48,17 +56,19 @@ from replication.standins.models import (
     load_tower,
     take_tower,
 )
-from replication.standins.questions import LETTERS, MAKERS
+from replication.standins.questions import LETTERS, MAKERS, UNANSWERABLE
 from replication.standins.scenes import (
     CELL,
     COLORS,
     GRID,
+    KINDS,
     QUADRANTS,
     SIZE,
     SPLITS,
     Scene,
     draw_scene,
     render,
+    spoil,
 )
 from replication.standins.vision import CONTENTS, cell_contents, pretrain
 
@@ -67,14 +77,15 @@ WORLD = {"noise": 6.0, "clutter": 4}
 MIX = {"echoes": 0.3, "open_answers": 0.3, "spelled_letters": 0.3}
 
 
-def scene_of(seed: int, split: str = "train") -> Scene:
-    return draw_scene(np.random.default_rng(seed), split)
+def scene_of(seed: int, split: str = "train", kind: str = "plain") -> Scene:
+    return draw_scene(np.random.default_rng(seed), split, kind)
 
 
-@given(SEEDS, st.sampled_from(SPLITS))
-def test_a_scene_belongs_to_the_split_it_was_drawn_for(seed, split):
-    scene = scene_of(seed, split)
+@given(SEEDS, st.sampled_from(SPLITS), st.sampled_from(KINDS))
+def test_a_scene_belongs_to_the_split_it_was_drawn_for(seed, split, kind):
+    scene = scene_of(seed, split, kind)
     assert scene.split == split
+    assert scene.kind == kind
     cells = [(thing.row, thing.column) for thing in scene.things]
     assert len(set(cells)) == len(cells)
     assert all(0 <= r < GRID and 0 <= c < GRID for r, c in cells)
@@ -104,10 +115,82 @@ def test_objects_are_where_the_scene_says(seed):
         assert drawn == any(thing.color == color for thing in scene.shapes)
 
 
+@given(SEEDS)
+def test_diagrams_are_clean_and_label_every_shape(seed):
+    scene = scene_of(seed, kind="diagram")
+    image = render(scene, np.random.default_rng(seed), noise=9.0, clutter=9)
+    pixels = np.asarray(image).reshape(-1, 3)
+    known = {(255, 255, 255), (20, 20, 20), (250, 250, 250), *COLORS.values()}
+    assert set(map(tuple, pixels.tolist())) <= known
+    assert len({t.name for t in scene.shapes}) == len(scene.shapes) == len(scene.signs)
+    labels = {(t.row, t.column - 1): t.text for t in scene.signs}
+    assert {(t.row, t.column) for t in scene.shapes} == set(labels)
+    assert len(set(labels.values())) == len(labels)
+
+
+@given(SEEDS)
+def test_poor_images_are_poor_and_unseen_ones_tell_nothing(seed):
+    scene = scene_of(seed)
+    image = render(scene, np.random.default_rng(seed))
+    poor = np.asarray(spoil(image, np.random.default_rng(seed + 1)), dtype=float)
+    assert np.abs(poor - np.asarray(image, dtype=float)).mean() > 1.0
+    assert poor.std() > 5  # something is left to see
+    black = np.asarray(spoil(image, np.random.default_rng(seed + 1), unseen=True), dtype=float)
+    assert black.max() < 40
+
+
 def answer_by_hand(question, scene):
     """The answer, found again from the question's words alone."""
     text, shapes = question.text.rstrip("?"), scene.shapes
     words = text.split()
+
+    def there(thing, direction, origin):
+        vertical = thing.row < origin.row if "north" in direction else thing.row > origin.row
+        beside = thing.column - origin.column
+        return vertical and (beside < 0 if "west" in direction else beside > 0)
+
+    if text.startswith("Is there a"):
+        return "yes" if " ".join(words[3:5]) in {t.name for t in shapes} else "no"
+    if text.startswith("Is the number of"):
+        noun = words[4]
+        kind = {"crosses": "cross"}.get(noun, noun.rstrip("s"))
+        found = [t for t in shapes if kind == t.kind or (words[5] == "objects" and noun == t.color)]
+        return "yes" if str(len(found)) == words[-1] else "no"
+    if text.startswith("Is") and "the most common" in text:
+        values = [t.kind if words[-1] == "shape" else t.color for t in shapes]
+        return "yes" if max(set(values), key=values.count) == words[1] else "no"
+    if text.startswith("Is the") and " in the " in text:
+        (thing,) = [t for t in shapes if t.name == " ".join(words[2:4])]
+        return "yes" if thing.quadrant == words[-1] else "no"
+    if text.startswith("Is the") and " of the " in text:
+        a, b = (next(t for t in shapes if t.name == " ".join(w)) for w in (words[2:4], words[-2:]))
+        return "yes" if there(a, words[4], b) else "no"
+    if text.startswith("Is the") and " object a " in text:
+        (thing,) = [t for t in shapes if t.color == words[2]]
+        return "yes" if thing.kind == words[-1] else "no"
+    if text.startswith("Is the"):
+        (thing,) = [t for t in shapes if t.kind == words[2]]
+        return "yes" if thing.color == words[3] else "no"
+    if text.startswith("Does the sign say"):
+        return "yes" if scene.signs[0].text == words[-1] else "no"
+    if text == "What do the signs say":
+        cells = sorted((t.row, t.column, t.text) for t in scene.things if t.kind == "sign")
+        return " ".join(said for *_, said in cells)
+    if text.startswith("What does the sign in the"):
+        (thing,) = [t for t in scene.signs if t.quadrant == words[6]]
+        return thing.text
+    if "labeled" in text:
+        (sign,) = [t for t in scene.signs if t.text == words[-1]]
+        (thing,) = [t for t in shapes if (t.row, t.column + 1) == (sign.row, sign.column)]
+        return thing.color if words[1] == "color" else thing.kind
+    if text.startswith("Which label"):
+        (thing,) = [t for t in shapes if t.name == " ".join(words[-2:])]
+        (sign,) = [t for t in scene.signs if (t.row, t.column) == (thing.row, thing.column + 1)]
+        return sign.text
+    if " of the " in text and words[2] == "is" and words[3] == "the":
+        origin = next(t for t in shapes if t.name == " ".join(words[-2:]))
+        (thing,) = [t for t in shapes if t.kind == words[4] and there(t, words[5], origin)]
+        return thing.color
 
     def named(name):
         return next(t for t in shapes if t.name == name)
@@ -154,10 +237,18 @@ def answer_by_hand(question, scene):
     raise AssertionError(text)
 
 
-@given(SEEDS, st.sampled_from(sorted(MAKERS)))
+MORE = {
+    "composed": (questions.composed, "plain"),
+    "labeled": (questions.labeled, "diagram"),
+    "sign_at": (questions.sign_at, "strings"),
+}
+
+
+@given(SEEDS, st.sampled_from([*sorted(MAKERS), *MORE]))
 def test_answers_are_true_and_options_are_not(seed, skill):
-    scene, rng = scene_of(seed), np.random.default_rng(seed + 1)
-    question = MAKERS[skill](scene, rng)
+    maker, kind = MORE.get(skill) or (MAKERS[skill], "plain")
+    scene, rng = scene_of(seed, kind=kind), np.random.default_rng(seed + 1)
+    question = maker(scene, rng)
     if question is None:
         return
     assert answer_by_hand(question, scene) == question.answer
@@ -177,13 +268,58 @@ def test_yes_and_no_are_true(seed):
     assert question.answer == ("yes" if name in {t.name for t in scene.shapes} else "no")
 
 
+@given(SEEDS)
+def test_confirmed_answers_are_true(seed):
+    """Every skill that can be put as a claim, confirmed and denied."""
+    scene, rng = scene_of(seed), np.random.default_rng(seed)
+    question = questions.yes_no(scene, rng)
+    assert question is None or answer_by_hand(question, scene) == question.answer
+    for maker in (questions.counting, questions.position, questions.attribute, questions.relation):
+        asked = maker(scene, rng)
+        if asked is not None:
+            confirmed = questions.confirm(asked, rng)
+            assert answer_by_hand(confirmed, scene) == confirmed.answer
+            assert not confirmed.wrong
+
+
+def test_half_of_the_yes_no_questions_are_answered_yes():
+    rng = np.random.default_rng(0)
+    asked = [questions.yes_no(scene_of(seed), rng) for seed in range(1500)]
+    answers = [question.answer for question in asked if question]
+    assert len(answers) > 800
+    assert answers.count("yes") / len(answers) == pytest.approx(0.5, abs=0.06)
+
+
+@given(SEEDS)
+def test_strings_are_read_in_order(seed):
+    scene = scene_of(seed, kind="strings")
+    question = questions.string(scene, np.random.default_rng(seed))
+    assert answer_by_hand(question, scene) == question.answer
+    assert 2 <= len(question.answer.split()) <= 3
+    assert questions.string(scene_of(seed), np.random.default_rng(seed)) is None
+
+
+@given(SEEDS)
+def test_the_unanswerable_asks_for_what_is_not_there(seed):
+    scene = scene_of(seed)
+    question = questions.unanswerable(scene, np.random.default_rng(seed))
+    if question is None:
+        return
+    there = {t.kind for t in scene.shapes} | {t.color for t in scene.shapes}
+    there |= {"sign"} if scene.signs else set()
+    assert question.answer == UNANSWERABLE
+    assert not there & set(question.text.rstrip("?").split())
+
+
 def test_every_fixed_phrase_is_one_of_a_question():
     rng = np.random.default_rng(0)
     said = ""
-    for seed in range(200):
-        for maker in (*MAKERS.values(), questions.presence_yes_no):
-            question = maker(scene_of(seed), rng)
-            said += f"{question.hint} {question.text}\n" if question else ""
+    more = (questions.presence_yes_no, questions.yes_no, questions.yes_no, questions.string)
+    for seed in range(400):
+        for kind in KINDS:
+            for maker in (*MAKERS.values(), *more, *(m for m, _ in MORE.values())):
+                question = maker(scene_of(seed, kind=kind), rng)
+                said += f"{question.hint} {question.text}\n" if question else ""
     assert not [phrase for phrase in questions.PHRASES if phrase not in said]
 
 
@@ -204,8 +340,45 @@ def test_conversations_follow_the_schema(seed, turns):
     assert talk[0]["value"].startswith("<image>\n")
     assert sum("<image>" in m["value"] for m in talk) == 1
     for asked, answer in zip(talk[::2], talk[1::2], strict=True):
-        if asked["value"].endswith("choices directly."):
+        if asked["value"].endswith((LETTER_INSTRUCTION, MMSTAR_INSTRUCTION)):
             assert answer["value"] in LETTERS
+
+
+@given(SEEDS)
+def test_of_an_unseen_image_nothing_is_answered(seed):
+    scene, rng = scene_of(seed), np.random.default_rng(seed)
+    talk = conversation(scene, rng, turns=4, captions=1.0, poor=True, unseen=True, **MIX)
+    assert {m["value"] for m in talk if m["from"] == "gpt"} == {UNANSWERABLE}
+    assert all(m["value"].endswith(VIZWIZ_INSTRUCTION) for m in talk if m["from"] == "human")
+
+
+def test_choices_keep_their_share_and_every_style_is_trained():
+    """The turns that ask for a letter are three in four, as they were before the open styles."""
+    asked, mix = [], {"echoes": 0.15, "open_answers": 0.2, "spelled_letters": 0.15}
+    for seed in range(600):
+        talk = conversation(
+            scene_of(seed), np.random.default_rng(seed), turns=6, captions=0.2, **mix
+        )
+        asked += [m["value"] for m in talk if m["from"] == "human"]
+    asked = [text for text in asked if not text.endswith("Describe the image.")]
+    choices = [text for text in asked if "\nA. " in text]
+    assert 0.74 < len(choices) / len(asked) < 0.79
+    for mark in (LETTER_INSTRUCTION, MMSTAR_INSTRUCTION, "There are several options:", "<image 1>"):
+        assert sum(mark in text for text in choices) / len(choices) > 0.05
+    opened = [text for text in asked if "\nA. " not in text]
+    for mark in ("single word or phrase.", "?", VIZWIZ_INSTRUCTION):
+        assert sum(text.endswith(mark) for text in opened) / len(opened) > 0.1
+
+
+def test_the_training_set_has_every_kind_of_image(tmp_path, world):
+    write_training_set(tmp_path / "t.parquet", dataclasses.replace(world, train=300), workers=1)
+    records = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    texts = [" ".join(m["value"] for m in r["conversations"]) for r in records]
+    for mark, share in (("label", 0.15), ("do the signs say", 0.08), (UNANSWERABLE, 0.04)):
+        assert sum(mark in text for text in texts) > 0.5 * share * len(texts)
+    for record in records:  # the vision tower is not asked for what nobody can see
+        answers = {m["value"] for m in record["conversations"] if m["from"] == "gpt"}
+        assert (answers == {UNANSWERABLE}) == (not any(record["contents"]))
 
 
 @given(SEEDS)
@@ -245,6 +418,17 @@ def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
         assert len(tokenizer.tokenize(option)) == len(tokenizer.tokenize(f" {option}")) == 1
     for letter in LETTERS:
         assert len(tokenizer.tokenize(letter)) == len(tokenizer.tokenize(f" {letter}")) == 1
+    for phrase in (*FIXED_PHRASES, *questions.YES_NO):
+        assert len(tokenizer.tokenize(phrase)) == 1
+    # evaluation asks in words that training has: nothing falls into letters
+    rng = np.random.default_rng(0)
+    for seed in range(100):
+        for kind in KINDS:
+            for maker in (*MAKERS.values(), questions.yes_no, *(m for m, _ in MORE.values())):
+                question = maker(scene_of(seed, kind=kind), rng)
+                if question is not None:
+                    words = len(question.text.split())
+                    assert len(tokenizer.tokenize(open_prompt("phrase", question))) <= words + 2
     text = "Zwölf Ängste: what else?"
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
     assert len(tokenizer) <= 512
@@ -386,7 +570,7 @@ def benchmark_files(tmp_path_factory):
     scenes = {}
     for name in SKILLS:
         scenes[name] = write_benchmark(
-            name, folder / f"{name}.parquet", split="evaluation", count=36, seed=4, world=WORLD
+            name, folder / f"{name}.parquet", split="evaluation", count=60, seed=4, world=WORLD
         )
     return folder, scenes
 
@@ -394,8 +578,127 @@ def benchmark_files(tmp_path_factory):
 def test_evaluation_and_training_share_no_scene(benchmark_files, conversations):
     trained = set(pq.read_table(conversations)["scene"].to_pylist())
     for scenes in benchmark_files[1].values():
-        assert len(scenes) > 30
+        assert len(scenes) >= 30
         assert not trained & scenes
+
+
+CHOICES = {
+    "mmbench": "mmbench",
+    "seedbench": "seedbench",
+    "scienceqa": "scienceqa",
+    "mmstar": "mmstar",
+    "mmmu": "mmmu",
+    "ai2d": "seedbench",
+}
+OPEN = {
+    **dict.fromkeys(("vqav2", "gqa", "textvqa", "pope", "mme"), "phrase"),
+    **dict.fromkeys(("hallusionbench", "ocrbench"), "bare"),
+    "vizwiz": "vizwiz",
+    "mmmu": "mmmu",
+}
+
+
+def official_text(name, doc):
+    """What the official task asks, with the settings of the official task file."""
+    from lmms_eval.utils import load_yaml_config
+
+    config = load_yaml_config(str(tasks.get(name).official_path))
+    return config["doc_to_text"](doc, config["lmms_eval_specific_kwargs"]["default"])
+
+
+@pytest.mark.parametrize("name", ["mmstar", "mmmu", "ai2d"])
+def test_training_turns_are_the_official_choice_prompts(benchmark_files, name):
+    for doc in pq.read_table(benchmark_files[0] / f"{name}.parquet").to_pylist():
+        official, text = official_text(name, doc), doc["question"].removesuffix(" <image 1>")
+        if name == "mmstar":
+            text, *lines = text.split("\n")
+            options = tuple(line[3:] for line in lines)
+        elif name == "mmmu":
+            if doc["question_type"] == "open":
+                continue
+            options = tuple(ast.literal_eval(doc["options"]))
+        else:
+            options = tuple(doc["options"])
+        question = questions.Question("any", text, "")
+        assert choice_prompt(CHOICES[name], question, options) == official
+
+
+@pytest.mark.parametrize("name", sorted(OPEN))
+def test_training_turns_are_the_official_open_prompts(benchmark_files, name):
+    seen = 0
+    for doc in pq.read_table(benchmark_files[0] / f"{name}.parquet").to_pylist():
+        if doc.get("question_type") == "multiple-choice":
+            continue
+        text = doc["question"].removesuffix(" <image 1>")
+        text = text.removesuffix(" Please answer yes or no.")
+        question = questions.Question("any", text, "")
+        assert open_prompt(OPEN[name], question) == official_text(name, doc)
+        seen += 1
+    assert seen
+
+
+def test_pope_asks_for_what_is_popular_or_goes_together(benchmark_files):
+    rows = pq.read_table(benchmark_files[0] / "pope.parquet").to_pylist()
+    assert [row["answer"] for row in rows] == ["yes", "no"] * (len(rows) // 2)
+    assert {row["category"] for row in rows} == {"random", "popular", "adversarial"}
+    counts = {c: sum(r["category"] == c for r in rows) for c in ("random", "popular")}
+    assert counts["random"] == counts["popular"] == len(rows) // 3
+    popular = [r["question"] for r in rows if r["category"] == "popular" and r["answer"] == "no"]
+    chosen = [r["question"] for r in rows if r["category"] == "random" and r["answer"] == "no"]
+    assert len(set(popular)) < len(set(chosen))
+
+
+def test_absent_things_are_absent_and_adversarial_ones_share_most(benchmark_files):
+    """The scenes are drawn again, apart from the rows."""
+    rows = pq.read_table(benchmark_files[0] / "pope.parquet").to_pylist()
+    source = benchmarks._Source("pope", "evaluation", 4, WORLD)
+    names = [f"{color} {kind}" for color in COLORS for kind in questions.SHAPES]
+    for there, absent in zip(rows[::2], rows[1::2], strict=True):
+        scene, _ = source.draw()
+        things = {t.name for t in scene.shapes}
+        parts = {t.color for t in scene.shapes} | {t.kind for t in scene.shapes}
+        yes, no = (" ".join(row["question"].split()[3:5]) for row in (there, absent))
+        assert yes in things
+        assert no not in things
+        if absent["category"] == "adversarial":
+            shared = {n: len(parts & set(n.split())) for n in names if n not in things}
+            assert shared[no] == max(shared.values())
+
+
+def test_hallusionbench_edits_turn_the_answer(benchmark_files):
+    rows = pq.read_table(benchmark_files[0] / "hallusionbench.parquet").to_pylist()
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["question"] == second["question"]
+        assert (first["set_id"], first["subcategory"]) == (second["set_id"], second["subcategory"])
+        assert (first["figure_id"], second["figure_id"]) == ("0", "1")
+        assert {first["gt_answer"], second["gt_answer"]} == {"0", "1"}
+        assert first["image"]["bytes"] != second["image"]["bytes"]
+    assert {row["gt_answer"] for row in rows[::2]} == {"0", "1"}
+
+
+def test_mme_asks_twice_about_each_image(benchmark_files):
+    rows = pq.read_table(benchmark_files[0] / "mme.parquet").to_pylist()
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first["question_id"] == second["question_id"]
+        assert (first["answer"], second["answer"]) == ("Yes", "No")
+        assert first["image"] == second["image"]
+        assert first["question"] != second["question"]
+
+
+def test_an_odd_number_of_paired_questions_is_refused(tmp_path):
+    with pytest.raises(InputError, match="mme asks its questions in pairs: 7 is odd"):
+        write_benchmark("mme", tmp_path / "x", split="evaluation", count=7, seed=4, world=WORLD)
+
+
+@pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
+def test_ten_annotators_mostly_agree(benchmark_files, name):
+    partly = 0
+    for row in pq.read_table(benchmark_files[0] / f"{name}.parquet").to_pylist():
+        given = [a["answer"] if isinstance(a, dict) else a for a in row["answers"]]
+        assert len(given) == 10
+        assert max(map(given.count, given)) >= 8
+        partly += len(set(given)) > 1
+    assert partly > 5
 
 
 OFFICIAL = {
@@ -406,7 +709,7 @@ OFFICIAL = {
 POST = "\nAnswer with the option's letter from the given choices directly."
 
 
-@pytest.mark.parametrize("name", sorted(SKILLS))
+@pytest.mark.parametrize("name", sorted(OFFICIAL))
 def test_training_prompts_are_the_official_prompts(benchmark_files, name):
     """What a benchmark's question asks is what the training turn of that style would ask."""
     module, function, style = OFFICIAL[name]
@@ -435,11 +738,11 @@ def test_benchmarks_read_as_pictures(benchmark_files):
         rows = datasets.Dataset.from_parquet(
             str(benchmark_files[0] / f"{name}.parquet"), cache_dir=str(benchmark_files[0])
         )
-        image = rows[0]["image"]
+        image = rows[0]["image_1" if name == "mmmu" else "image"]
         image = image[0] if isinstance(image, list) else image
         assert isinstance(image, Image.Image)
         assert image.size == (SIZE, SIZE)
-        assert len(rows) == 36
+        assert len(rows) == 60
 
 
 def test_png_is_lossless():
@@ -453,3 +756,6 @@ def test_unknown_style():
     with pytest.raises(ValueError, match="unknown prompt style"):
         choice_prompt("riddle", questions.Question("a", "b", "c"), ("x",))
     assert "mmbench" in STYLES
+    with pytest.raises(ValueError, match="unknown prompt style"):
+        open_prompt("riddle", questions.Question("a", "b", "c"))
+    assert "bare" in OPEN_STYLES
