@@ -16,6 +16,7 @@ A status is derived from the interval, never from the point.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -107,6 +108,11 @@ class Rule:
             raise InputError("a rule needs 'above', 'below' or 'within_band'")
         if self.above is not None and self.below is not None and self.above >= self.below:
             raise InputError(f"a rule's 'above' {self.above} is not less than 'below' {self.below}")
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The random generator of one comparison: its draws do not depend on which others are made."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode("utf-8"))])
 
 
 def judge(interval: Interval, rule: Rule, band: Band | None, holds: Status) -> Status:

@@ -5,6 +5,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,7 @@ class Params:
     teacher_outputs: TeacherOutputs
     train: Train
     runs: dict[str, Group]
+    ptq: Ptq
     evaluate: Evaluate
     world: World
     entropy_error: EntropyError
@@ -290,7 +292,6 @@ class Params:
     features: Features | None = None
     language: dict[str, Language] | None = None
     data: Data | None = None
-    ptq: Ptq | None = None
 
     @property
     def families(self) -> list[str]:
@@ -335,9 +336,7 @@ class Params:
         """Folders of models and their families: the families' own, and the groups'."""
         found = {family: family for family in self.families}
         found |= {name: group.family for name, group in self.runs.items()}
-        if self.ptq is not None:
-            found |= {name: group.family for name, group in self.ptq.groups.items()}
-        return found
+        return found | {name: group.family for name, group in self.ptq.groups.items()}
 
     def family_of(self, folder: str) -> str:
         """The family of the models in a folder.
@@ -490,6 +489,9 @@ def _check_families(params: Params, source: str) -> None:
             family_of(family)
         except InputError as error:
             raise InputError(f"{source}: teacher.{family}: {error}") from error
+    for name in params.language or {}:
+        if name not in ("teacher", "baseline"):
+            raise InputError(unknown(f"{source}: language.{name}", name, ("teacher", "baseline")))
     models = [f"{folder}/{name}" for folder in params.families for name in ("teacher", "baseline")]
     models += [f"language/{name}" for name in params.language or {}]
     for name, families in (("teacher", params.teacher), ("baseline", params.baseline)):
@@ -508,9 +510,6 @@ def _check_families(params: Params, source: str) -> None:
                 raise InputError(
                     unknown(f"{where}.start {settings.start!r}", settings.start, models)
                 )
-    for name in params.language or {}:
-        if name not in ("teacher", "baseline"):
-            raise InputError(unknown(f"{source}: language.{name}", name, ("teacher", "baseline")))
 
 
 def _check_groups(params: Params, source: str) -> None:
@@ -518,10 +517,9 @@ def _check_groups(params: Params, source: str) -> None:
     no run that of another of its family."""
     taken = ["language", *params.families]
     owners: dict[tuple[str, str], str] = {}
-    sections = [("runs", params.runs)]
-    if params.ptq is not None:
-        sections.append(("ptq.groups", params.ptq.groups))
-    for section_name, groups in sections:
+    sections: dict[str, Mapping[str, Group | PtqGroup]]
+    sections = {"runs": params.runs, "ptq.groups": params.ptq.groups}
+    for section_name, groups in sections.items():
         for folder, group in groups.items():
             where = f"{source}: {section_name}.{folder}"
             _check_name(f"{source}: {section_name}", folder, taken)
@@ -584,8 +582,6 @@ def _check_run(train: Train, run: Run, where: str) -> None:
 
 
 def _check_ptq(params: Params, source: str) -> None:
-    if params.ptq is None:
-        return
     from replication.ptq.methods import check_method
 
     for folder, group in params.ptq.groups.items():

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +29,7 @@ from replication.training_logs import (
     trajectory_of,
 )
 
-__all__ = ["Measured", "Sources", "generator", "measure", "signed"]
+__all__ = ["Measured", "Sources", "measure", "signed"]
 
 EPOCHS = 5.0  # within which a rebuttal says that beta settles
 
@@ -66,11 +65,6 @@ class Measured:
     questions: int | None = None
     seeds: dict[str, list[int]] | None = None
     mcnemar: McNemar | None = None
-
-
-def generator(seed: int, name: str) -> np.random.Generator:
-    """The random generator of one comparison: its draws do not depend on which others are made."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode("utf-8"))])
 
 
 def signed(value: float, places: int = 1) -> str:
@@ -119,7 +113,7 @@ def _from_answers(part: Part, sources: Sources) -> Measured:
 
 
 def _rng(part: Part, sources: Sources) -> np.random.Generator:
-    return generator(sources.ledger.seed, part.id)
+    return compare.generator(sources.ledger.seed, part.id)
 
 
 def _value(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
@@ -175,7 +169,7 @@ def _main_effect(part: Part, answers: list[Answers], sources: Sources) -> dict[s
         COMPONENTS,
         part.benchmarks,
         # one draw for all effects of one design
-        generator(sources.ledger.seed, f"effects:{part.quantity['table']}"),
+        compare.generator(sources.ledger.seed, f"effects:{part.quantity['table']}"),
         **sources.settings,
     )
     return {"interval": effects[(part.quantity["component"],)]}

@@ -22,7 +22,10 @@ NOT_AT_FULL_SCALE = {
     "language": "published checkpoints bring their own language model",
     "teacher_outputs": _NO_DATA,
     "train": _NO_DATA,
+    "ptq": _NO_DATA,
     "evaluate": _NO_DATA,
+    "entropy_error": _NO_DATA,
+    "gate_covariance": _NO_DATA,
     "world": "it measures the small world",
 }
 """Stages without the machinery for scale paper, and why."""

@@ -10,7 +10,7 @@ from replication import provenance
 from replication.layout import Layout
 from replication.measurements import entropy_error, write_measurement
 from replication.params import Params
-from replication.quantities import generator
+from replication.compare import generator
 from replication.results import ResultSet
 from replication.stages import stage
 

@@ -47,7 +47,7 @@ def jobs_of(params: Params, folder: str) -> list[Job]:
             Job(folder, family, name, name, 16, {0: layout.model(folder, name)})
             for name in ("teacher", "baseline")
         ]
-    if params.ptq is not None and folder in params.ptq.groups:
+    if folder in params.ptq.groups:
         return [
             Job(folder, family, name, model.method, model.bits, {0: layout.model(folder, name)})
             for name, model in params.ptq.groups[folder].models.items()

@@ -19,7 +19,7 @@ from replication.fitting import load_training_data
 from replication.layout import Layout, needed
 from replication.measurements import gate_covariance, write_measurement
 from replication.params import Params
-from replication.quantities import generator
+from replication.compare import generator
 from replication.stages import stage
 from replication.stages.train import method_config
 

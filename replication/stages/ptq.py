@@ -5,7 +5,7 @@ import sys
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed
 from replication.parallel import run_all
-from replication.params import Params, section
+from replication.params import Params
 from replication.ptq import Calibration, quantize
 from replication.ptq.methods import CALIBRATED
 from replication.stages import stage
@@ -13,7 +13,7 @@ from replication.stages import stage
 
 def quantize_one(params: Params, group: str, name: str) -> None:
     """Quantize one model and write its directory and the record of what was done."""
-    settings, layout = section(params.ptq, "ptq"), Layout(params)
+    settings, layout = params.ptq, Layout(params)
     folder = settings.group(group)
     chosen = folder.models[name]
     calibration = None
@@ -34,7 +34,7 @@ def quantize_one(params: Params, group: str, name: str) -> None:
 
 @stage
 def main(params: Params, group: str) -> None:
-    folder = section(params.ptq, "ptq").group(group)
+    folder = params.ptq.group(group)
     if any(model.method in CALIBRATED for model in folder.models.values()):
         needed(Layout(params).conversations, "standins")
     run_all(quantize_one, [(params, group, name) for name in folder.models])

@@ -136,7 +136,7 @@ def test_the_nearest_name_is_offered(path, near):
     [
         ("scale", "smal", "did you mean 'small'"),
         ("scale", 3, "3"),
-        ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "'qwen2_vl'"),
+        ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "the same ones"),
         ("baseline", {"llava": COMMITTED["baseline"]["llava"]}, "the same ones"),
         ("teacher.llava.start", "qwen2_vl/teachr", "did you mean 'qwen2_vl/teacher'"),
         ("teacher.llava.start", "llava/teacher", "'llava/teacher'"),
@@ -174,7 +174,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("runs", {"llava": COMMITTED["runs"]["gates"]}, "'llava'"),
         ("runs.gates.family", "qwen2vl", "did you mean 'qwen2_vl'"),
         ("runs.gates.models", {}, "runs.gates.models is empty"),
-        ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in runs.qwen2_vl_runs"),
+        ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in qwen2_vl_runs"),
         (RUNS, {"../x": QAT}, "'../x'"),
         (RUNS, {"teacher": QAT}, "'teacher'"),
         (f"{RUNS}.qat_int4.group_size", 48, "48"),
@@ -239,11 +239,13 @@ def test_the_published_benchmarks_are_those_of_the_official_tasks():
     Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
     params = parse_params(scale_params("paper"))
     assert params.data is not None
-    for name, source in params.data.benchmarks.items():
-        path = BENCHMARKS[name].official_path
+
+    def read(path):
         task = yaml.load(path.read_text(), Loader)
-        if "include" in task:
-            task = yaml.load((path.parent / task["include"]).read_text(), Loader) | task
+        return read(path.parent / task["include"]) | task if "include" in task else task
+
+    for name, source in params.data.benchmarks.items():
+        task = read(BENCHMARKS[name].official_path)
         assert source.repository == task["dataset_path"]
         assert source.subset == task.get("dataset_name")
         assert source.split == task["test_split"]

@@ -98,7 +98,8 @@ def test_runs_are_trained_and_evaluated(scale):
     params = parse_params(scale_params(scale))
     assert PIPELINE["train"]["foreach"] == "${runs}"
     assert PIPELINE["evaluate"]["foreach"] == "${evaluate.benchmarks}"
-    assert set(params.evaluate.benchmarks) == {*params.families, *params.runs}
+    assert PIPELINE["ptq"]["foreach"] == "${ptq.groups}"
+    assert set(params.evaluate.benchmarks) == {*params.families, *params.runs, *params.ptq.groups}
     assert set(params.runs) <= set(PARAMS.runs)
     for name, group in params.runs.items():
         assert group.family == PARAMS.runs[name].family
@@ -118,6 +119,11 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name):
         assert covered or module in BY_DATA, f"{name} imports {path}, which it does not depend on"
 
 
+def _any(out: str) -> str:
+    """A pattern for whatever an output's path may become."""
+    return re.sub(r"\\\$\\\{[a-z_.\\]+\\\}", ".*", re.escape(out))
+
+
 @pytest.mark.parametrize("name", sorted(PIPELINE))
 def test_what_a_stage_reads_another_writes(name):
     written = set()
@@ -126,9 +132,10 @@ def test_what_a_stage_reads_another_writes(name):
             written.add(out if isinstance(out, str) else next(iter(out)))
     for dep in body(name)["deps"]:
         if "${" in dep:
-            pattern = re.compile(re.sub(r"\\\$\\\{[a-z.]+\\\}", ".*", re.escape(dep)))
-            generic = [re.sub(r"\$\{(item|key)\}", "x", out) for out in written]
-            assert any(pattern.fullmatch(out) or out.startswith(dep + "/") for out in generic), dep
+            pattern = re.compile(re.sub(r"\\\$\\\{[a-z_.\\]+\\\}", ".*", re.escape(dep)))
+            generic = [re.sub(r"\$\{(item|key)\}", "x_runs", out) for out in written]
+            found = any(pattern.fullmatch(out) or out.startswith(dep + "/") for out in generic)
+            assert found or any(re.fullmatch(_any(out), dep) for out in written), dep
 
 
 def test_the_layout_is_the_pipeline_s():
@@ -165,6 +172,7 @@ def test_dvc_reads_the_pipeline(tmp_path):
     words = {
         "language": ["teacher", "baseline"],
         "train": [*params.runs],
+        "ptq": [*params.ptq.groups],
         "evaluate": [*params.evaluate.benchmarks],
     }
     names = set()
