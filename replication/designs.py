@@ -28,8 +28,7 @@ def factorial_weights(factors: Sequence[str], effect: Sequence[str]) -> dict[fro
 
     A main effect is the mean of the runs with the factor minus the mean of those without it. An
     interaction of two factors is half the difference between the effect of the one with and without
-    the other; of three, half the difference between two such interactions (the usual convention:
-    every effect of a design has the same standard error).
+    the other; of three, half the difference between two such interactions (the usual convention).
 
     Raises InputError for an effect of no factor, or of one that the design lacks.
     """
