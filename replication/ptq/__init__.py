@@ -14,6 +14,7 @@ scales beside the weights. `methods` says what exists, `calibration` draws the c
 awq and gptq look at, `compressor` and `bnb` call the libraries, which take seconds to import.
 """
 
+import os
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -98,9 +99,7 @@ def _nearest(source: Path, target: Path, spec: QuantSpec) -> dict[str, Any]:
 def _calibrated(
     source: Path, target: Path, method: str, spec: QuantSpec, calibration: Calibration
 ) -> dict[str, Any]:
-    from loguru import logger
-
-    logger.disable("llmcompressor")  # it logs at import already
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")  # read when it is imported
     from replication.ptq.compressor import compress, take
 
     model: Any = load_model(source)

