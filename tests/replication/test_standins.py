@@ -250,6 +250,13 @@ def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
     assert len(tokenizer) <= 512
 
 
+def test_a_word_that_is_only_ever_an_answer_is_one_token_where_answers_stand():
+    """After "ASSISTANT:" LLaVA writes a space, which the conversations do not show."""
+    said = ["unanswerable", "what is it?"] * 20
+    assert build_tokenizer("llava", said, 512).tokenize(" unanswerable") == ["Ġunanswerable"]
+    assert build_tokenizer("qwen2_vl", said, 512).tokenize("unanswerable") == ["unanswerable"]
+
+
 def test_small_models_are_the_real_classes_in_ordinary_directories(tmp_path, small, conversations):
     model = small.model(5).eval()
     model.save_pretrained(tmp_path)
