@@ -159,6 +159,8 @@ class Encoder:
             )
         gaps, ends = [""] * len(turns), [""] * len(turns)
         end = self.processor.tokenizer.eos_token
+        if not end:
+            raise InputError("the tokenizer has no end token; set its eos_token")
         for index, (role, *_) in enumerate(turns):
             if role != "assistant":
                 continue
@@ -262,8 +264,6 @@ class ConversationDataset(Dataset):
                 labels = [IGNORE_INDEX if token == image else token for token in ids]
             self._input_ids.append(np.asarray(ids, dtype=np.int64))
             self._labels.append(np.asarray(labels, dtype=np.int64))
-        if all((labels == IGNORE_INDEX).all() for labels in self._labels):
-            raise InputError(f"{path}: no token is supervised; the conversations have no answers")
 
     def __len__(self) -> int:
         return len(self.ids)

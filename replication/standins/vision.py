@@ -14,7 +14,6 @@ from torch import nn
 from tqdm import tqdm
 
 from grace.errors import InputError
-from grace.models import Family
 from replication.standins.scenes import COLORS, GRID, SHAPES, SIGNS, Scene
 
 CONTENTS = ("empty", *(f"{c} {s}" for c in COLORS for s in SHAPES), *(f"sign {t}" for t in SIGNS))
@@ -29,7 +28,7 @@ def cell_contents(scene: Scene) -> np.ndarray:
 
 
 def pretrain(
-    family: Family,
+    family: Any,
     model: nn.Module,
     batches: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]],
     *,
@@ -40,6 +39,7 @@ def pretrain(
     the content of every cell and the place of every patch.
 
     Args:
+        family: the model's adapter, a ``grace.models.Family``.
         batches: (image inputs of the family, contents (images, cells)).
 
     Returns:

@@ -8,8 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoProcessor, CLIPImageProcessor, LlamaTokenizer, LlavaProcessor
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    AutoProcessor,
+    CLIPImageProcessor,
+    LlamaTokenizer,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from grace.data import IGNORE_INDEX, ConversationDataset, Encoder
 from grace.errors import InputError
@@ -91,24 +97,39 @@ def test_the_prompt_is_what_generation_sees(small, conversations):
     assert ids[:first] == generation_prompt(small.processor, image)
 
 
-def llama_processor(texts, *, legacy):
-    """LLaVA's processor with a tokenizer of Llama's kind: SentencePiece's spaces, a token to
-    begin with. Its words carry the space before them, at the start of a text as well."""
+def llama_tokenizer(texts, kind):
+    """A tokenizer of Llama's kind: SentencePiece's spaces, and a token to begin with. Its words
+    carry the space before them, at the start of a text as well."""
     special = ["<unk>", "<s>", "</s>", "<image>", "<pad>"]
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
     trained.train_from_iterator([*texts, *["USER: top left ASSISTANT: red"] * 9], trainer)
     learned = json.loads(trained.to_str())["model"]
-    tokenizer = LlamaTokenizer(
-        vocab=learned["vocab"],
-        merges=[tuple(pair) for pair in learned["merges"]],
-        legacy=legacy,
-        add_bos_token=True,
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
+    vocabulary, merges = learned["vocab"], [tuple(pair) for pair in learned["merges"]]
+    marks = {"pad_token": "<pad>", "extra_special_tokens": {"image_token": "<image>"}}
+    if kind != "normalizer":
+        return LlamaTokenizer(
+            vocab=vocabulary, merges=merges, legacy=kind == "legacy", add_bos_token=True, **marks
+        )
+    # as tokenizer.json files of converted checkpoints have it: always one space more
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    made = LlavaProcessor(
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        add_bos_token=True,
+        **marks,
+    )
+
+
+def llava_processor(tokenizer):
+    return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
         ),
@@ -118,12 +139,11 @@ def llama_processor(texts, *, legacy):
         num_additional_image_tokens=1,
         chat_template=CHATS["llava"].template,
     )
-    return made
 
 
-@pytest.mark.parametrize("legacy", [True, False])
-def test_a_sentencepiece_tokenizer_sees_no_space_of_its_own(texts, conversations, family, legacy):
-    processor = llama_processor(texts, legacy=legacy)
+@pytest.mark.parametrize("kind", ["legacy", "metaspace", "normalizer"])
+def test_a_sentencepiece_tokenizer_sees_no_space_of_its_own(texts, conversations, family, kind):
+    processor = llava_processor(llama_tokenizer(texts, kind))
     ids, labels = Encoder(processor)(TALK, [16])
     first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
     small = family("llava")
@@ -170,6 +190,14 @@ def test_templates_unfit_for_training_are_refused(processor, old, new, message):
     changed = with_template(processor, processor.chat_template.replace(old, new))
     with pytest.raises(InputError, match=message):
         Encoder(changed)(TALK, [16])
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(processor):
+    endless = copy.copy(processor)
+    endless.tokenizer = copy.deepcopy(processor.tokenizer)
+    endless.tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no end token"):
+        Encoder(endless)(TALK, [16])
 
 
 @pytest.mark.parametrize(
@@ -256,12 +284,6 @@ def test_a_corrupt_image_names_its_record(tmp_path, conversations, processor, ma
     data = ConversationDataset(path, processor, make_model().config)
     with pytest.raises(InputError, match=r"scene_0000001.*cannot be decoded"):
         data[1]
-
-
-def test_nothing_supervised_is_refused(tmp_path, conversations, processor, make_model, monkeypatch):
-    monkeypatch.setattr(Encoder, "__call__", lambda *_: ([1, 2, 3], [IGNORE_INDEX] * 3))
-    with pytest.raises(InputError, match="no token is supervised"):
-        ConversationDataset(conversations, processor, make_model().config)
 
 
 def test_prompts_can_be_supervised_too(conversations, processor, make_model):

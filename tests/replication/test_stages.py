@@ -266,19 +266,12 @@ def set_teacher(folder, **changes):
     set_json(meta, teacher={**json.loads(meta.read_text())["teacher"], **changes})
 
 
-def mask_all(folder):
-    """Answers without a word, and a template that does not end a turn: nothing is supervised."""
-    path = data(folder, "standins", "train.parquet")
-    table = pq.read_table(path)
-    turns = [
-        [{**turn, "value": turn["value"] if turn["from"] == "human" else ""} for turn in record]
-        for record in table["conversations"].to_pylist()
-    ]
-    column = table.schema.get_field_index("conversations")
-    made = pa.array(turns, table.schema.field(column).type)
-    pq.write_table(table.set_column(column, "conversations", made), path)
+def prompt_never(folder):
+    """A chat template that never asks for an answer."""
     template = models(folder, "baseline", "chat_template.jinja")
-    template.write_text(template.read_text().replace("<|im_end|>", ""))
+    asking = "{% if add_generation_prompt %}"
+    assert asking in template.read_text()
+    template.write_text(template.read_text().replace(asking, "{% if false %}"))
 
 
 def drop_column(folder):
@@ -431,7 +424,7 @@ CASES = {
         lambda w: data(w, FAMILY, "teacher_outputs", "meta.json").write_text('{"samples": 48}'),
         "whose they are",
     ),
-    "nothing is supervised": (f"train {GROUP}", mask_all, "no token is supervised"),
+    "template without a prompt": (f"train {GROUP}", prompt_never, "writes no generation prompt"),
     "nothing to judge": ("world", lambda w: None, "must be evaluated"),
 }
 

@@ -26,6 +26,10 @@ def source(family):
 def start(family, name, source, **text):
     small = family(name)
     model = small.model(8, **{**BIASED, **text})
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith(".bias"):
+                parameter.fill_(0.3)  # what has to become zero is not zero before
     before = {key: value.clone() for key, value in model.state_dict().items()}
     done = warm_start(model, small.processor.tokenizer, source, tokenizer_of(family, "qwen2_vl"))
     return model, before, done
