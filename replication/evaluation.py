@@ -61,6 +61,7 @@ class Evaluation:
     scores: dict[str, dict[str, Any]]
     outcomes: "pd.DataFrame"
     settings: dict[str, Any]
+    entropies: dict[str, list[float]]
 
     def write_outcomes(self, path: str | os.PathLike) -> None:
         """Write the outcomes as parquet: all of them, or nothing."""
@@ -173,7 +174,11 @@ def _evaluate(
         "decoding": "greedy",
         "lmms_eval": tasks.official_version(),
     }
-    return Evaluation(scores, pd.concat(frames, ignore_index=True), settings)
+    entropies = {
+        b.name: [value for (task, _), value in sorted(chat.entropies.items()) if task == b.name]
+        for b in chosen
+    }
+    return Evaluation(scores, pd.concat(frames, ignore_index=True), settings, entropies)
 
 
 def _read_result(

@@ -105,7 +105,7 @@ def fit(
     elif int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
         model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
         state = json.loads((last / "trainer_state.json").read_text())
-        write_json_atomic(log, {**told, "history": state["log_history"], "cost": None})
+        write_json_atomic(log, {**told, "history": _history(state["log_history"]), "cost": None})
         shutil.rmtree(scratch, ignore_errors=True)
         return trainer
     _forget_peak_memory()
@@ -122,9 +122,17 @@ def fit(
             "threads": torch.get_num_threads(),
             "device": provenance.device_description(),
         }
-    write_json_atomic(log, {**told, "history": trainer.state.log_history[:-1], "cost": cost})
+    write_json_atomic(
+        log, {**told, "history": _history(trainer.state.log_history[:-1]), "cost": cost}
+    )
     shutil.rmtree(scratch, ignore_errors=True)
     return trainer
+
+
+def _history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The logged values without times: equal runs have equal histories."""
+    times = ("train_runtime", "train_tokens_per_second")
+    return [{k: v for k, v in entry.items() if k not in times} for entry in entries]
 
 
 def _forget_peak_memory() -> None:

@@ -14,6 +14,7 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from tqdm import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from grace.errors import InputError
 
@@ -39,6 +40,8 @@ class ChatModel(lmms):
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.stream = stream or sys.stderr
+        # entropy in nats of the first token of each answer, by task and row
+        self.entropies: dict[tuple[str, int], float] = {}
         tokenizer = processor.tokenizer
         if getattr(processor, "chat_template", None) is None:
             raise InputError("the processor has no chat template: save one beside the model")
@@ -127,6 +130,7 @@ class ChatModel(lmms):
             padding_side="left",
             return_tensors="pt",
         ).to(self.device, self.dtype)
+        first = _FirstEntropy()
         with torch.no_grad():
             output = self.model.generate(
                 **inputs,
@@ -138,9 +142,13 @@ class ChatModel(lmms):
                 top_k=None,
                 repetition_penalty=1.0,
                 use_cache=True,
+                logits_processor=LogitsProcessorList([first]),
                 eos_token_id=sorted(self.eos),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
             )
+        for request, entropy in zip(requests, first.values, strict=True):
+            _, _, _, row, task, _ = request.args
+            self.entropies[task, row] = entropy
         rows = output[:, inputs["input_ids"].shape[1] :].tolist()
         texts = self.processor.tokenizer.batch_decode(
             [self._up_to_eos(row) for row in rows], skip_special_tokens=True
@@ -162,6 +170,18 @@ class ChatModel(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise NotImplementedError("none of the benchmarks here has several rounds")
+
+
+class _FirstEntropy(LogitsProcessor):
+    """Changes nothing and keeps the entropies of the first step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.values:
+            self.values = torch.distributions.Categorical(logits=scores.float()).entropy().tolist()
+        return scores
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:

@@ -1,46 +1,51 @@
 """Stage ``entropy_error``: does the teacher's entropy predict its error (Figure 2)?
 
-The entropy is that of the first token of the teacher's answer, as its evaluation recorded it.
+Measured on the questions of ScienceQA: the entropy of the first token of the teacher's answer.
 """
 
 import numpy as np
 
-from grace.errors import InputError
+from grace.models import check_model_directory
 from replication import provenance
+from replication.compare import generator
+from replication.evaluation import evaluate_model
 from replication.layout import Layout
 from replication.measurements import entropy_error, write_measurement
 from replication.params import Params
-from replication.compare import generator
-from replication.results import ResultSet
 from replication.stages import stage
 
-BENCHMARK = "ScienceQA"
+BENCHMARK = "scienceqa"
 
 
 @stage
 def main(params: Params, name: str) -> None:
-    layout = Layout(params)
-    results = ResultSet(layout.results.parent, params.scale)
-    outcomes = results.outcomes(params.known_family(name), "teacher")
-    if outcomes is None or BENCHMARK not in outcomes.answers.values:
-        raise InputError(f"the teacher of {name} must be evaluated on {BENCHMARK} first")
-    wrong = 1.0 - outcomes.answers.values[BENCHMARK][0]
+    settings, layout = params.entropy_error, Layout(params)
+    teacher = layout.model(params.known_family(name), "teacher")
+    check_model_directory(teacher)
+    asked = evaluate_model(
+        teacher,
+        [BENCHMARK],
+        layout.benchmarks,
+        batch_size=params.evaluate.batch_size,
+        max_new_tokens=params.evaluate.max_new_tokens,
+        dtype=params.evaluate.dtype,
+    )
     found = entropy_error(
-        outcomes.entropy[BENCHMARK][0],
-        np.asarray(wrong),
-        generator(params.entropy_error.seed, name),
-        bins=params.entropy_error.bins,
+        np.array(asked.entropies[BENCHMARK]),
+        1.0 - asked.outcomes["credit"].to_numpy(),
+        generator(settings.seed, name),
+        bins=settings.bins,
         resamples=params.compare.resamples,
     )
     record = {
         "name": f"entropy_error-{name}",
         "scale": params.scale,
-        "method": "entropy of the first answer token against whether the answer is wrong; "
-        "bootstrap over questions",
+        "method": "entropy of the first answer token against whether the answer is wrong, "
+        f"{BENCHMARK}; bootstrap over questions",
         **found,
         "provenance": provenance.collect(
             {"params": repr(params)},
-            [params.entropy_error.seed],
+            [settings.seed],
             f"python -m replication.stages.entropy_error {name}",
             device=provenance.device_description(),
         ),

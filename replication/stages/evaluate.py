@@ -14,7 +14,7 @@ import pandas as pd
 from grace.models import check_model_directory
 from replication import provenance
 from replication.evaluation import evaluate_model
-from replication.layout import Layout
+from replication.layout import Layout, needed
 from replication.parallel import run_all
 from replication.params import Params
 from replication.results import outcomes_path, scores_path, write_outcomes, write_scores
@@ -76,7 +76,8 @@ def origin_of(params: Params, job: Job) -> dict[str, str]:
     """What an evaluation follows from."""
     layout, settings = Layout(params), params.evaluate
     names = settings.benchmarks[job.folder]
-    asked = {name: _digest(layout.benchmarks / f"{name}.parquet") for name in names}
+    files = {name: needed(layout.benchmarks / f"{name}.parquet", "standins") for name in names}
+    asked = {name: _digest(path) for name, path in files.items()}
     return {
         "weights": json.dumps({seed: _digest(path) for seed, path in job.paths.items()}),
         "questions": json.dumps(asked),

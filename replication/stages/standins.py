@@ -15,7 +15,7 @@ from replication.standins.corpus import write_language_set, write_training_set
 def main(params: Params) -> None:
     layout, world = Layout(params), section(params.standins, "standins")
     layout.benchmarks.mkdir(parents=True, exist_ok=True)
-    write_language_set(layout.language, world)
+    write_language_set(layout.texts, world)
     write_training_set(layout.conversations, world)
     trained = set(pq.read_table(layout.conversations, columns=["scene"])["scene"].to_pylist())
     for name in SKILLS:

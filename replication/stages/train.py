@@ -16,6 +16,7 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.quantization import QuantSpec, bake
+from replication.codes import write_codes
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed
 from replication.parallel import run_all
@@ -28,11 +29,9 @@ if TYPE_CHECKING:
 # The trainer takes seconds to import. It is needed by the processes that train, not by the one
 # that starts them.
 
-CODES_FILE = "quantized.safetensors"
-
 
 CODE = (
-    *("grace", "replication/fitting.py", "replication/controls.py"),
+    *("grace", "replication/codes.py", "replication/controls.py", "replication/fitting.py"),
     "replication/stages/train.py",
 )
 
@@ -78,8 +77,6 @@ _PLAIN_KD: dict[str, Any] = {
 def train_one(params: Params, group: str, name: str, seed: int) -> None:
     """Train one seed of a run and write its model directory, values on the grid, with the integer
     codes and scales beside them. A model that is there already, of the same origin, is kept."""
-    from safetensors.torch import save_file
-
     from grace.teacher import CachedTeacher, Identity, check_teacher
     from grace.training import prepare_student
     from replication.controls import ShuffledTeacher
@@ -125,16 +122,11 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
             scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
             log=log,
         )
-    tensors: dict[str, torch.Tensor] = {}
-    metadata: dict[str, str] = {}
-    if method.quantization is not None:
-        for linear, (codes, scales) in bake(model).items():
-            tensors[f"{linear}.codes"], tensors[f"{linear}.scales"] = codes, scales
-        metadata = {key: str(value) for key, value in method.quantization.to_dict().items()}
+    exact = bake(model) if method.quantization is not None else {}
 
     def write_more(directory: Path) -> None:
-        if tensors:
-            save_file(tensors, directory / CODES_FILE, metadata)
+        if method.quantization is not None:
+            write_codes(directory, exact, method.quantization.to_dict())
         write_json_atomic(directory / ORIGIN_FILE, origin)
 
     save_model(model, processor, target, also=write_more)
