@@ -7,7 +7,8 @@
                               "standard_error": 0.02}, ...},
      "data": {...}, "evidence": "measured", "provenance": {...}}
 
-`n` counts what the values rest on. `data` is optional: the points of a figure. The functions below
+`n` counts what the values rest on. `data` is optional: the points of a figure. Where there is no
+value to give, `values` is empty and `undefined` says why. The functions below
 compute what the ledger's measurements hold from plain arrays.
 """
 
@@ -75,7 +76,7 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
     unknown or ill-typed entry, no value, or a count that is not positive."""
     if not isinstance(record, dict):
         raise InputError(f"{where} is not a mapping")
-    missing, unknown = _KEYS - set(record), set(record) - _KEYS - {"data", "evidence"}
+    missing, unknown = _KEYS - set(record), set(record) - _KEYS - {"data", "evidence", "undefined"}
     if missing or unknown:
         what = f"lacks {sorted(missing)}" if missing else f"has unknown {sorted(unknown)}"
         raise InputError(f"{where} {what}")
@@ -84,7 +85,9 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
             raise InputError(f"{where}.{key} is {record[key]!r}: expected text")
     check_scale(record["scale"])
     for key in ("n", "values", "provenance"):
-        if not isinstance(record[key], dict) or not record[key]:
+        if not isinstance(record[key], dict) or not (
+            record[key] or (key == "values" and record.get("undefined"))
+        ):
             raise InputError(f"{where}.{key} must be a mapping that is not empty")
     for key, count in record["n"].items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:

@@ -3,6 +3,8 @@
 Measured on the questions of ScienceQA: the entropy of the first token of the teacher's answer.
 """
 
+from typing import Any
+
 import numpy as np
 
 from grace.models import check_model_directory
@@ -30,13 +32,19 @@ def main(params: Params, name: str) -> None:
         max_new_tokens=params.evaluate.max_new_tokens,
         dtype=params.evaluate.dtype,
     )
-    found = entropy_error(
-        np.array(asked.entropies[BENCHMARK]),
-        1.0 - asked.outcomes["credit"].to_numpy(),
-        generator(settings.seed, name),
-        bins=settings.bins,
-        resamples=params.compare.resamples,
-    )
+    entropy = np.array(asked.entropies[BENCHMARK])
+    wrong = 1.0 - asked.outcomes["credit"].to_numpy()
+    found: dict[str, Any] = {"n": {"items": len(wrong)}, "values": {}}
+    if len(np.unique(wrong)) < 2:  # a correlation has no value
+        found["undefined"] = f"every answer is {'wrong' if wrong[0] else 'right'}"
+    else:
+        found = entropy_error(
+            entropy,
+            wrong,
+            generator(settings.seed, name),
+            bins=settings.bins,
+            resamples=params.compare.resamples,
+        )
     record = {
         "name": f"entropy_error-{name}",
         "scale": params.scale,
