@@ -12,11 +12,14 @@ export MALLOC_MMAP_MAX_ := 0
 export MALLOC_TRIM_THRESHOLD_ := 8589934592
 export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: setup repro verify-claims test test-fast lint help
+FAMILY ?= qwen2_vl
+
+.PHONY: setup repro verify-claims tune test test-fast lint help
 
 help:
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make test                             run the tests"
 	@echo "make lint                             ruff and mypy"
 
@@ -34,6 +37,9 @@ repro: setup
 
 verify-claims: setup
 	$(BIN)/python -m replication.verify --scale $(SCALE)
+
+tune: setup
+	$(BIN)/python -m replication.tuning $(FAMILY)
 
 test: setup
 	$(BIN)/python -m pytest

@@ -28,9 +28,11 @@ REDUCED_ONLY = ("standins", "vision", "features", "language")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 _AT_LEAST_ONE = frozenset(
-    {"accumulation", "batch_size", "bins", "devices", "evaluation", "images", "logging_steps"}
-    | {"max_new_tokens", "max_length", "resamples", "samples", "save_steps", "train", "turns"}
-    | {"vocab_size"}
+    {
+        *("accumulation", "batch_size", "bins", "devices", "evaluation", "images"),
+        *("logging_steps", "max_new_tokens", "max_length", "questions", "resamples", "samples"),
+        *("save_steps", "train", "turns", "vocab_size"),
+    }
 )
 _FRACTIONS = frozenset(
     {
@@ -254,6 +256,25 @@ class GateCovariance:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """One point of a method's grid; what is not given is Train's."""
+
+    learning_rate: float | None = None
+    distillation: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The grid of every method, and the validation questions that choose from it."""
+
+    seed: int
+    questions: int
+    bits: int
+    benchmarks: list[str]
+    candidates: dict[str, list[Candidate]]
+
+
+@dataclass(frozen=True)
 class World:
     """What the small world must fulfil, in points; see the stage of the same name."""
 
@@ -283,6 +304,7 @@ class Params:
     runs: dict[str, Group]
     ptq: Ptq
     evaluate: Evaluate
+    tuning: Tuning
     world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
@@ -395,6 +417,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     _check_groups(params, source)
     _check_ptq(params, source)
     _check_evaluate(params, source)
+    _check_tuning(params, source)
     return params
 
 
@@ -618,6 +641,27 @@ def _check_evaluate(params: Params, source: str) -> None:
         raise InputError(
             unknown(f"{source}: evaluate.dtype {chosen.dtype!r}", chosen.dtype, DTYPES)
         )
+
+
+def _check_tuning(params: Params, source: str) -> None:
+    from replication.tasks import BENCHMARKS
+
+    tuning, where = params.tuning, f"{source}: tuning"
+    for name in tuning.benchmarks:
+        if name not in BENCHMARKS:
+            raise InputError(unknown(f"{where}.benchmarks names {name!r}, which", name, BENCHMARKS))
+    counts = {method: len(candidates) for method, candidates in tuning.candidates.items()}
+    if len(set(counts.values())) != 1:
+        raise InputError(
+            f"{where}.candidates: the methods have {counts} candidates; give each the same number"
+        )
+    for method, candidates in tuning.candidates.items():
+        for index, candidate in enumerate(candidates):
+            run = Run(
+                method, tuning.bits, [tuning.seed], candidate.learning_rate,
+                distillation=candidate.distillation,
+            )  # fmt: skip
+            _check_run(params.train, run, f"{where}.candidates.{method}[{index}]")
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

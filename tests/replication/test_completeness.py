@@ -10,8 +10,12 @@ import pytest
 from synthetic_results import BENCHMARKS, write_results
 
 from replication import reported
+from replication.params import parse_params
 from replication.report import tables
-from replication.results import scores_path
+from replication.results import ResultSet
+from replication.scale import scale_params
+from replication.stages.evaluate import jobs_of
+from replication.tasks import PRINTED
 
 REPORTED = reported.load_tables()
 LEDGER = reported.load_ledger()
@@ -49,17 +53,48 @@ def lacking_runs(models):
 
 def lacking_results(root, scale):
     """What tables and claims need and has no score file under `root`: {model: where}."""
-    there = {
-        model
-        for model in named_models()
-        if scores_path(root, scale, *model.split("-", 1)).is_file()
-    }
+    results = ResultSet(root, scale)
+    there = {f"{family}-{run}" for family in FAMILIES for run in results.runs(family)}
     return lacking_runs(there)
+
+
+def models_of(params):
+    """The names of all models that a scale trains or makes."""
+    return {
+        f"{job.family}-{job.name}"
+        for folder in params.evaluate.benchmarks
+        for job in jobs_of(params, folder)
+    }
 
 
 def unneeded_runs(models):
     """Models that no table and no claim needs."""
     return set(models) - set(named_models())
+
+
+def test_the_runs_of_a_family_are_those_that_tables_and_claims_need():
+    params = parse_params(scale_params("small"))
+    models = models_of(params)
+    assert unneeded_runs(models) == set()
+    lacking = {model.split("-")[0] for model in lacking_runs(models)}
+    assert lacking == FAMILIES - set(params.families)
+
+
+def test_the_benchmarks_of_a_run_are_those_of_its_tables():
+    params = parse_params(scale_params("small"))
+    asked = {}
+    for folder, names in params.evaluate.benchmarks.items():
+        for job in jobs_of(params, folder):
+            asked[job.family, job.name] = {PRINTED[name] for name in names}
+    for table in (*REPORTED.tables.values(), *REPORTED.own_tables.values()):
+        for run in table.runs:
+            if table.family in params.families:
+                needed = {name for c in table.columns for name in tables_benchmarks(table, c)}
+                assert needed <= asked[table.family, run], (table.short, run)
+
+
+def tables_benchmarks(table, column):
+    return table.averaged_benchmarks if column == "Avg" else [table.benchmark(column)]
 
 
 @pytest.fixture(scope="module")

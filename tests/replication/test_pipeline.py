@@ -84,7 +84,7 @@ def test_every_stage_is_a_file_and_every_file_a_stage():
 def test_every_section_of_the_parameters_is_read_by_a_stage():
     sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
     named = {p.split(".")[0] for name in PIPELINE for p in body(name).get("params", [])}
-    assert sections == {name for name in named if "$" not in name} | {"scale"}
+    assert sections == {name for name in named if "$" not in name} | {"scale", "tuning"}
     stages_with_sections = sections & FILES
     for name in stages_with_sections:
         own = [p for p in body(name)["params"] if p.split(".")[0] == name]

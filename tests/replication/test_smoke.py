@@ -8,8 +8,13 @@ import pytest
 import yaml
 from repository import copy_repository, python
 
+from replication.codes import CODES_FILE
+from replication.measurements import read_measurement
 from replication.params import parse_params
-from replication.results import ResultSet, read_outcomes, read_scores
+from replication.reported import load_tables
+from replication.results import ResultSet
+from replication.stages.evaluate import jobs_of
+from replication.tasks import PRINTED
 
 pytestmark = pytest.mark.slow
 
@@ -35,33 +40,39 @@ def params_of(folder):
 
 def test_every_result_is_there_and_valid(replication):
     params = params_of(replication)
-    results = replication / "results"
-    for model in params.evaluate.models:
-        scores = read_scores(results, "smoke", params.family, model)
-        outcomes = read_outcomes(results, "smoke", params.family, model)
-        seeds = params.runs[model].seeds if model in params.runs else [0]
-        assert list(scores.seeds) == seeds == list(outcomes.answers.seeds)
-        assert scores.standin
-        assert len(scores.benchmarks) == len(params.evaluate.benchmarks)
-        for name in scores.benchmarks:
-            assert scores.questions(name) == params.standins.evaluation
-        assert scores.provenance["seeds"] == seeds
-    assert ResultSet(results, "smoke").answers(
-        params.family, params.evaluate.models, scores.benchmarks
-    )
-    for run, settings in params.runs.items():
-        for seed in settings.seeds:
-            log = results / "smoke" / "training" / params.family / run / f"seed{seed}.json"
-            entries = json.loads(log.read_text())["history"]
-            assert entries[-1]["step"] == params.train.steps
-            assert ("gdkd" in entries[0]) == (settings.method in ("kd", "grace"))
-    for name in ("teacher", "baseline"):
-        log = results / "smoke" / "training" / params.family / name / "instruction.json"
-        assert json.loads(log.read_text())["history"]
-    averages = json.loads((results / "smoke" / "averages.json").read_text())
-    plain = json.loads((results / "smoke" / "scores.json").read_text())
-    assert {entry["model"] for entry in averages} == set(plain) == set(params.evaluate.models)
-    assert json.loads((results / "smoke" / "world.json").read_text())["checks"]
+    results = ResultSet(replication / "results", "smoke")
+    shown = set()
+    for folder, names in params.evaluate.benchmarks.items():
+        for job in jobs_of(params, folder):
+            shown.add(f"{job.family}-{job.name}")
+            scores = results.scores(job.family, job.name)
+            assert list(scores.seeds) == list(job.paths)
+            assert scores.standin
+            assert set(scores.benchmarks) == {PRINTED[name] for name in names}
+            for name in scores.benchmarks:
+                assert scores.questions(name) == params.standins.evaluation
+            assert scores.provenance["seeds"] == list(job.paths)
+            assert results.answers(job.family, [job.name, "baseline"], scores.benchmarks)
+    for folder, group in params.runs.items():
+        for run, settings in group.models.items():
+            for seed in settings.seeds:
+                logs = replication / "results" / "smoke" / "training" / folder / run
+                log = json.loads((logs / f"seed{seed}.json").read_text())
+                assert log["history"][-1]["step"] == params.train.steps
+                assert log["cost"]["steps"] == params.train.steps
+                assert ("gdkd" in log["history"][0]) == (settings.method in ("kd", "grace"))
+    for family in params.families:
+        for name in ("teacher", "baseline"):
+            logs = replication / "results" / "smoke" / "training" / family / name
+            assert json.loads((logs / "instruction.json").read_text())["history"]
+        for name in ("entropy_error", "gate_covariance"):
+            found = read_measurement(replication / "results", "smoke", f"{name}-{family}")
+            assert found.n
+    averages = json.loads((replication / "results" / "smoke" / "averages.json").read_text())
+    plain = json.loads((replication / "results" / "smoke" / "scores.json").read_text())
+    assert {entry["model"] for entry in averages} == set(plain) == shown
+    world = json.loads((replication / "results" / "smoke" / "world.json").read_text())
+    assert set(world) == set(params.families)
     assert not list((replication / ".scales").rglob("*.tmp"))
 
 
@@ -71,32 +82,35 @@ def test_models_say_what_was_trained(replication):
     from safetensors.torch import load_file
 
     params = params_of(replication)
-    models = replication / ".scales" / "smoke" / "models" / "smoke" / params.family
-    for run, settings in params.runs.items():
-        codes = models / run / "seed0" / "quantized.safetensors"
-        assert codes.is_file() == (settings.bits != 16)
-        if settings.bits != 16:
-            for name, value in load_file(codes).items():
-                if name.endswith(".codes"):
-                    assert int(value.min()) >= -(2 ** (settings.bits - 1))
-                    assert int(value.max()) < 2 ** (settings.bits - 1)
-        weights = load_file(models / run / "seed0" / "model.safetensors")
-        before = load_file(models / "baseline" / "model.safetensors")
-        assert any(not torch.equal(weights[name], before[name]) for name in before)
+    models = replication / ".scales" / "smoke" / "models" / "smoke"
+    for folder, group in params.runs.items():
+        before = load_file(models / group.family / "baseline" / "model.safetensors")
+        for run, settings in group.models.items():
+            codes = models / folder / run / "seed0" / CODES_FILE
+            assert codes.is_file() == (settings.bits != 16)
+            if settings.bits != 16:
+                for name, value in load_file(codes).items():
+                    if name.endswith(".codes"):
+                        assert int(value.min()) >= -(2 ** (settings.bits - 1))
+                        assert int(value.max()) < 2 ** (settings.bits - 1)
+            weights = load_file(models / folder / run / "seed0" / "model.safetensors")
+            assert any(not torch.equal(weights[name], before[name]) for name in before)
 
 
-def test_table_4_is_there_in_all_forms(replication):
+def test_every_table_is_there_in_all_forms(replication):
     folder = replication / "results" / "smoke" / "tables"
+    names = load_tables().short_names()
     assert {path.name for path in folder.iterdir()} == {
-        f"table4.{kind}" for kind in ("csv", "json", "md", "tex")
+        f"{name}.{kind}" for name in names for kind in ("csv", "json", "md", "tex")
     }
     table = json.loads((folder / "table4.json").read_text())
     for row in table["rows"]:
-        for cell in row["cells"].values() if isinstance(row["cells"], dict) else row["cells"]:
+        for cell in row["cells"].values():
             assert cell["evidence"] == "measured"
             assert cell["measured"] is not None
-    with (folder / "table4.csv").open() as file:
-        assert all(value for line in csv.DictReader(file) for value in line.values())
+    for name in names:
+        with (folder / f"{name}.csv").open() as file:
+            assert all(value for line in csv.DictReader(file) for value in line.values()), name
     assert "stand-in" in (folder / "table4.md").read_text()
 
 
@@ -124,7 +138,7 @@ def test_dvc_shows_metrics_and_plots(replication):
     assert {name.rpartition("/")[2] for name in files} == {"scores.json", "world.json"}
     dvc(replication, "plots", "show", "-o", "plots")
     page = replication / ".scales" / "smoke" / "plots" / "index.html"
-    assert "grace_int4" in page.read_text()
+    assert "qwen2_vl-grace_int4" in page.read_text()
     shutil.rmtree(page.parent)
 
 
@@ -137,35 +151,41 @@ def test_nothing_is_done_twice(replication):
 def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
     scale = replication / "replication" / "scales" / "smoke.yaml"
     before = scale.read_text()
+    changed = "      kd_int4: {seeds: [0], distillation: {temperature: 3.0}}"
+    models = replication / ".scales" / "smoke" / "models" / "smoke" / "qwen2_vl_runs"
+    times = {path: path.stat().st_mtime_ns for path in models.glob("*/*/model.safetensors")}
+    assert "      kd_int4: {seeds: [0]}" in before
     try:
-        scale.write_text(before + "runs: {kd_int4: {distillation: {temperature: 3.0}}}\n")
+        scale.write_text(before.replace("      kd_int4: {seeds: [0]}", changed))
         status = json.loads(dvc(replication, "status", "--json", timeout=300))
-        assert {"train@kd_int4"} == set(status) - {"evaluate@kd_int4"}
-        said = dvc(replication, "repro", "--dry", timeout=300)
+        assert "train@qwen2_vl_runs" in status
+        assert set(status) <= {"train@qwen2_vl_runs", "evaluate@qwen2_vl_runs"}
+        dvc(replication, "repro", "train@qwen2_vl_runs", timeout=600)
+        now = {path: path.stat().st_mtime_ns for path in models.glob("*/*/model.safetensors")}
+        assert now.keys() == times.keys()
+        assert {path.parts[-3] for path in now if now[path] != times[path]} == {"kd_int4"}
     finally:
         scale.write_text(before)
-    ran = {line.split("'")[1] for line in said.splitlines() if line.startswith("Running stage")}
-    assert "train@kd_int4" in ran
-    assert ran <= {"train@kd_int4", "evaluate@kd_int4", "world", "table4", "claims"}
+    dvc(replication, "repro", timeout=600)
 
 
 def test_the_same_seed_gives_the_same_results(replication):
-    params = params_of(replication)
-    run = "grace_int4"
-    files = [
-        f"smoke/{kind}/{params.family}/{run}.{end}"
-        for kind, end in (("scores", "json"), ("outcomes", "parquet"))
-    ]
-    files += [f"smoke/training/{params.family}/{run}/seed0.json", "smoke/scores.json"]
-    results = replication / "results"
-    before = {name: (results / name).read_bytes() for name in files}
-    models = replication / ".scales" / "smoke" / "models" / "smoke" / params.family
-    weights = (models / run / "seed0" / "model.safetensors").read_bytes()
-    dvc(replication, "repro", "--force", "--single-item", f"train@{run}", timeout=600)
-    dvc(replication, "repro", "--force", "--single-item", f"evaluate@{run}", timeout=600)
-    assert (models / run / "seed0" / "model.safetensors").read_bytes() == weights
-    for name in files[:2]:
-        assert (results / name).read_bytes() == before[name], name
+    group, run = "qwen2_vl_runs", "grace_int4"
+    results = replication / "results" / "smoke"
+    scores = results / "scores" / group / f"{run}.json"
+    outcomes = results / "outcomes" / group / f"{run}.parquet"
+    log = results / "training" / group / run / "seed0.json"
+    before = {path: path.read_bytes() for path in (scores, outcomes, log)}
+    workspace = replication / ".scales" / "smoke"
+    model = workspace / "models" / "smoke" / group / run / "seed0"
+    weights = (model / "model.safetensors").read_bytes()
+    shutil.rmtree(model)
+    (workspace / scores.relative_to(replication)).unlink()
+    dvc(replication, "repro", "--force", "--single-item", f"train@{group}", timeout=600)
+    dvc(replication, "repro", "--force", "--single-item", f"evaluate@{group}", timeout=600)
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert scores.read_bytes() == before[scores]
+    assert outcomes.read_bytes() == before[outcomes]
 
     def steady(text):  # times of day and speeds are not results
         slow = ("runtime", "per_second")
@@ -174,4 +194,4 @@ def test_the_same_seed_gives_the_same_results(replication):
             for entry in json.loads(text)["history"]
         ]
 
-    assert steady((results / files[2]).read_text()) == steady(before[files[2]])
+    assert steady(log.read_text()) == steady(before[log])

@@ -52,6 +52,7 @@ TINY = {
     "baseline": {**OTHERS, FAMILY: {**STEPS, "text": TEXT}},
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
     "evaluate": {"batch_size": 30},
+    "tuning": {"questions": 10, "benchmarks": ["mmbench"]},
     "world": {"asserted": False},
 }
 
@@ -59,6 +60,7 @@ TINY = {
 def tiny_params(**changes) -> dict:
     params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
     params["ptq"]["groups"] = {}
+    params["tuning"]["candidates"] = {"qat": [{}], "kd": [{"distillation": {"weight": 0.5}}]}
     params["evaluate"]["benchmarks"] = {FAMILY: ["mmbench"], GROUP: ["mmbench"]}
     return merge({**params, "runs": RUNS}, changes)
 
@@ -203,6 +205,22 @@ def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
     assert stage(spoilt, "evaluate", GROUP)[0] == 0
     entry = json.loads(scores.read_text())["seeds"]["0"]["benchmarks"]["MMBench"]
     assert entry["n"] == 20
+
+
+def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
+    monkeypatch.chdir(spoilt)
+    monkeypatch.setattr(sys, "argv", ["tuning", FAMILY])
+    importlib.import_module("replication.tuning").main()
+    page = (spoilt / "docs" / "tuning" / f"{FAMILY}.md").read_text()
+    found = json.loads((spoilt / "docs" / "tuning" / f"{FAMILY}.json").read_text())["candidates"]
+    assert [entry["method"] for entry in found] == ["qat", "kd"]
+    assert all(0 <= entry["score"] <= 100 for entry in found)
+    assert page.count("| best |") == 2
+    asked = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["question"].to_pylist()
+    used = pq.read_table(data(spoilt, "standins", "mmbench.parquet"))["image"].to_pylist()
+    seen = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["image"].to_pylist()
+    assert len(asked) == 10
+    assert not {image["bytes"] for image in seen} & {image["bytes"] for image in used}
 
 
 def test_a_shuffled_teacher_changes_the_run(spoilt, stage):
