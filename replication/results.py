@@ -401,6 +401,13 @@ class ResultSet:
         """A run's scores, or None if the run has no score file."""
         return self._scores.get((family, run))
 
+    def outcomes_file(self, family: str, run: str) -> Path:
+        """Where a run's outcomes lie. Raises InputError for a run without a score file."""
+        if (family, run) not in self._folders:
+            raise InputError(f"{family}/{run} has no scores at scale {self.scale}; evaluate it")
+        folder = self._folders[family, run]
+        return outcomes_path(self.results, self.scale, folder, run)
+
     def runs(self, family: str) -> list[str]:
         """Names of the family's runs that have a score file, sorted."""
         return sorted(run for owner, run in self._folders if owner == family)

@@ -10,7 +10,7 @@ import numpy as np
 from grace.errors import InputError
 from replication.compare import Answers
 from replication.designs import seed_pairs
-from replication.results import ResultSet, outcomes_path
+from replication.results import ResultSet
 
 RIGHT = 0.5  # credit from which an answer counts as right
 
@@ -36,7 +36,7 @@ def question_skills(results: ResultSet, family: str, run: str) -> dict[str, np.n
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    path = outcomes_path(results.results, results.scale, family, run)
+    path = results.outcomes_file(family, run)
     try:
         columns = ["seed", "benchmark", "question_id", "skill"]
         table = pq.read_table(path, columns=columns, partitioning=None)

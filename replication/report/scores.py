@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from replication import compare
-from replication.quantities import Sources, generator
+from replication.compare import generator
+from replication.quantities import Sources
 from replication.report.text import NOT_RUN, QUOTED
 from replication.reported import AVERAGE, CONTROL, OwnRow, ReportedRow, ReportedTable
 from replication.results import FULL_SCALE, NOT_IN_AVERAGE, RunScores

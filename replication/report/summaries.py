@@ -9,7 +9,7 @@ import numpy as np
 
 from replication import compare, designs
 from replication.compare import Interval
-from replication.quantities import Sources, generator
+from replication.quantities import Sources
 from replication.report.scores import Comparisons, standin_notes
 from replication.reported import AVERAGE, COMPONENTS, ReportedTable, Summary
 from replication.skills import answers_by_skill, flips
@@ -98,7 +98,7 @@ def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[s
             dict(zip(design, answers, strict=True)),
             COMPONENTS,
             names,
-            generator(sources.ledger.seed, name),
+            compare.generator(sources.ledger.seed, name),
             **sources.settings,
         )
     rows = []
@@ -230,7 +230,7 @@ def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str
                 answers[1],
                 answers[0],
                 [skill],
-                generator(sources.ledger.seed, name),
+                compare.generator(sources.ledger.seed, name),
                 **sources.settings,
             )
             cells = {
