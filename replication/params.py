@@ -256,6 +256,13 @@ class GateCovariance:
 
 
 @dataclass(frozen=True)
+class Examples:
+    """How many changed answers of each kind and benchmark are shown."""
+
+    each: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One point of a method's grid; what is not given is Train's."""
 
@@ -308,6 +315,7 @@ class Params:
     world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
+    examples: Examples
     compare: Compare
     standins: Standins | None = None
     vision: dict[str, Vision] | None = None

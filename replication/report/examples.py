@@ -1,0 +1,132 @@
+"""Questions whose answer changes from one run to another, as a picture."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from grace.errors import InputError
+from replication.results import ResultSet
+from replication.skills import RIGHT
+from replication.tasks import BENCHMARKS, PRINTED
+
+_SCALE, _WIDTH, _GAP, _LINE = 3, 330, 14, 17
+_TEXT_LINES = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question that two runs answer differently."""
+
+    benchmark: str
+    skill: str
+    question: str
+    image: bytes
+    target: str
+    first: str
+    second: str
+    lost: bool  # right, then wrong
+
+
+def find_examples(
+    results: ResultSet, family: str, pair: tuple[str, str], questions: Path, each: int
+) -> list[Example]:
+    """The first ``each`` lost and gained answers of every benchmark, by question identity.
+
+    pair: two runs, of which the first seed is read. questions: folder of the evaluation sets.
+
+    Raises InputError where a run was not evaluated or the questions are not those asked.
+    """
+    import pandas as pd
+
+    frames = []
+    for run in pair:
+        frame = pd.read_parquet(results.outcomes_file(family, run))
+        frame = frame[frame["seed"] == frame["seed"].min()]
+        frames.append(frame.set_index(["benchmark", "question_id"]).sort_index())
+    both = frames[0].join(frames[1], lsuffix="_first", rsuffix="_second", how="inner")
+    before, after = both["credit_first"] >= RIGHT, both["credit_second"] >= RIGHT
+    found = []
+    names = {printed: name for name, printed in PRINTED.items()}
+    for printed in dict.fromkeys(both.index.get_level_values(0)):
+        rows = None
+        for lost in (True, False):
+            changed = both[(before & ~after) if lost else (~before & after)]
+            picked = changed[changed.index.get_level_values(0) == printed].head(each)
+            for (_, identity), outcome in picked.iterrows():
+                if rows is None:
+                    rows = _questions(names[printed], questions)
+                if identity not in rows:
+                    raise InputError(f"{printed} has no question {identity}; evaluate again")
+                text, image = rows[identity]
+                found.append(
+                    Example(
+                        benchmark=printed,
+                        skill=outcome["skill_first"],
+                        question=text,
+                        image=image,
+                        target=outcome["target_first"],
+                        first=outcome["prediction_first"],
+                        second=outcome["prediction_second"],
+                        lost=lost,
+                    )
+                )
+    return found
+
+
+def _questions(name: str, folder: Path) -> dict[str, tuple[str, bytes]]:
+    """Question text and image by the question's identity."""
+    import pyarrow.parquet as pq
+
+    benchmark, found = BENCHMARKS[name], {}
+    for row, question in enumerate(pq.read_table(folder / f"{name}.parquet").to_pylist()):
+        image = question[benchmark.image_column]
+        image = image[0] if isinstance(image, list) else image
+        found[benchmark.question_id(question, row)] = (question["question"], image["bytes"])
+    return found
+
+
+def draw(examples: list[Example], pair: tuple[str, str], path: Path, columns: int = 4) -> None:
+    """Write a sheet of examples as PNG: the image, the question, the true and both runs' answers.
+    Without examples the sheet says so."""
+    tiles = [_tile(example, pair) for example in examples]
+    if not tiles:
+        tiles = [Image.new("RGB", (_WIDTH, 3 * _LINE), "white")]
+        said = f"{pair[0]} and {pair[1]}\nanswer every question alike"
+        ImageDraw.Draw(tiles[0]).text((0, 0), said, "black", ImageFont.load_default(13))
+    columns = min(columns, len(tiles))
+    height = max(tile.height for tile in tiles) + _GAP
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("RGB", (columns * (_WIDTH + _GAP) + _GAP, rows * height + _GAP), "white")
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        sheet.paste(tile, (_GAP + column * (_WIDTH + _GAP), _GAP + row * height))
+    temporary = path.with_suffix(".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def _tile(example: Example, pair: tuple[str, str]) -> Image.Image:
+    with Image.open(io.BytesIO(example.image)) as opened:
+        image = opened.convert("RGB")
+    image = image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST)
+    font = ImageFont.load_default(13)
+    what = "right → wrong" if example.lost else "wrong → right"
+    lines = [f"{example.benchmark}, {example.skill}: {what}"]
+    for part in example.question.splitlines():
+        lines += textwrap.wrap(part, 46) or [""]
+    lines = lines[:_TEXT_LINES]
+    answers = [("true", example.target), (pair[0], example.first), (pair[1], example.second)]
+    lines += [f"{name}: {answer}"[:46] for name, answer in answers]
+    tile = Image.new("RGB", (_WIDTH, image.height + 6 + _LINE * len(lines)), "white")
+    tile.paste(image, (0, 0))
+    pen = ImageDraw.Draw(tile)
+    for index, line in enumerate(lines):
+        colour = "black" if index else "#b00020" if example.lost else "#00600f"
+        pen.text((0, image.height + 6 + _LINE * index), line, colour, font)
+    return tile

@@ -1,0 +1,78 @@
+"""Examples of changed answers: the right ones, with their own image, on one sheet."""
+
+import io
+
+import pandas as pd
+import pytest
+from PIL import Image
+from synthetic_results import write_results
+
+from grace.errors import InputError
+from replication.report.examples import draw, find_examples
+from replication.results import ResultSet, outcomes_path
+from replication.standins.benchmarks import write_benchmark
+
+PAIR = ("baseline", "grace_int4")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """Two runs' made-up answers to ten real questions."""
+    questions = tmp_path / "questions"
+    questions.mkdir()
+    given = {"noise": 2.0, "clutter": 0}
+    path = questions / "mmbench.parquet"
+    write_benchmark("mmbench", path, split="evaluation", count=10, seed=3, world=given)
+    root = write_results(
+        tmp_path, {"baseline": 0.5, "grace_int4": 0.5}, seed=4, n=10, benchmarks=("MMBench",)
+    )
+    for run in PAIR:
+        file = outcomes_path(root, "small", "qwen2_vl", run)
+        frame = pd.read_parquet(file)
+        frame["question_id"] = frame["question_id"].astype(int).astype(str)
+        frame.to_parquet(file, index=False)
+    return root, questions
+
+
+def test_examples_are_the_first_changed_answers(world):
+    root, folder = world
+    results = ResultSet(root, "small")
+    frames = [pd.read_parquet(results.outcomes_file("qwen2_vl", run)) for run in PAIR]
+    first, second = (f.set_index("question_id")["credit"].sort_index() for f in frames)
+    found = find_examples(results, "qwen2_vl", PAIR, folder, each=2)
+    rows = pd.read_parquet(folder / "mmbench.parquet").set_index("index")
+    for lost in (True, False):
+        changed = [q for q in first.index if (first[q], second[q]) == ((1, 0) if lost else (0, 1))]
+        shown = [example for example in found if example.lost == lost]
+        assert len(shown) == min(2, len(changed))
+        for identity, example in zip(changed, shown, strict=False):
+            assert example.question == rows.loc[int(identity)]["question"]
+            assert example.image == rows.loc[int(identity)]["image"]["bytes"]
+
+
+def test_a_sheet_shows_every_image(world, tmp_path):
+    root, folder = world
+    found = find_examples(ResultSet(root, "small"), "qwen2_vl", PAIR, folder, each=1)
+    assert found
+    draw(found, PAIR, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(io.BytesIO(found[0].image)) as own:
+        corner = sheet.convert("RGB").crop((14, 14, 14 + 3 * own.width, 14 + 3 * own.height))
+        assert corner.resize(own.size, Image.Resampling.NEAREST).tobytes() == (
+            own.convert("RGB").tobytes()
+        )
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_cannot_be_shown_is_named(world, tmp_path):
+    root, folder = world
+    draw([], PAIR, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").is_file()
+    results = ResultSet(root, "small")
+    with pytest.raises(InputError, match="qat_int4"):
+        find_examples(results, "qwen2_vl", ("baseline", "qat_int4"), folder, each=1)
+    given = {"noise": 2.0, "clutter": 0}
+    write_benchmark(
+        "mmbench", folder / "mmbench.parquet", split="evaluation", count=1, seed=3, world=given
+    )
+    with pytest.raises(InputError, match="has no question"):
+        find_examples(results, "qwen2_vl", PAIR, folder, each=9)
