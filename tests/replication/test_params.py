@@ -27,7 +27,7 @@ from replication.tasks import BENCHMARKS
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SECTIONS = sorted(set(COMMITTED) - {"scale", "runs", "teacher", "baseline", "vision", "language"})
-BY_FAMILY = ("teacher.llava", "baseline.qwen3_vl", "vision.qwen2_vl", "language.teacher")
+BY_FAMILY = ("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher")
 RUNS = "runs.qwen2_vl_runs.models"
 QAT = COMMITTED["runs"]["qwen2_vl_runs"]["models"]["qat_int4"]
 
@@ -137,10 +137,10 @@ def test_the_nearest_name_is_offered(path, near):
         ("scale", "smal", "did you mean 'small'"),
         ("scale", 3, "3"),
         ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "the same ones"),
-        ("baseline", {"llava": COMMITTED["baseline"]["llava"]}, "the same ones"),
-        ("teacher.llava.start", "qwen2_vl/teachr", "did you mean 'qwen2_vl/teacher'"),
-        ("teacher.llava.start", "llava/teacher", "'llava/teacher'"),
-        ("teacher.llava.start", None, "'start'"),
+        ("baseline", {"llava": COMMITTED["baseline"]["qwen2_vl"]}, "the same ones"),
+        ("teacher.qwen2_vl.start", "language/teachr", "did you mean 'language/teacher'"),
+        ("teacher.qwen2_vl.start", "qwen2_vl/teacher", "'qwen2_vl/teacher'"),
+        ("teacher.qwen2_vl.start", None, "'start'"),
         ("language", {"student": COMMITTED["language"]["teacher"]}, "language.student"),
         ("standins", None, "'standins'"),
         ("standins.seed", 1.5, "1.5"),
@@ -149,13 +149,13 @@ def test_the_nearest_name_is_offered(path, near):
         ("standins.captions", 1.5, "from 0 to 1"),
         ("standins.noise", "6", "'6'"),
         ("standins.noise", math.nan, "nan"),
-        ("vision.llava.learning_rate", math.inf, "inf"),
-        ("vision.llava.learning_rate", 10**400, "finite"),
-        ("vision.llava.config", [1], "[1]"),
-        ("vision.llava.config", {1: 2}, "key 1"),
-        ("teacher.llava.text", "large", "'large'"),
-        ("teacher.llava.text", {}, "'text'"),
-        ("teacher.llava.steps", 0, "'steps'"),
+        ("vision.qwen2_vl.learning_rate", math.inf, "inf"),
+        ("vision.qwen2_vl.learning_rate", 10**400, "finite"),
+        ("vision.qwen2_vl.config", [1], "[1]"),
+        ("vision.qwen2_vl.config", {1: 2}, "key 1"),
+        ("teacher.qwen2_vl.text", "large", "'large'"),
+        ("teacher.qwen2_vl.text", {}, "'text'"),
+        ("teacher.qwen2_vl.steps", 0, "'steps'"),
         ("train.learning_rate", "1e-5", "1.0e-5"),
         ("train.learning_rate", -0.1, "-0.1"),
         ("train.batch_size", 0, "at least 1"),
@@ -171,7 +171,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("runs", [], "[]"),
         ("runs", {1: COMMITTED["runs"]["gates"]}, "key 1"),
         ("runs", {"../x": COMMITTED["runs"]["gates"]}, "'../x'"),
-        ("runs", {"llava": COMMITTED["runs"]["gates"]}, "'llava'"),
+        ("runs", {"qwen2_vl": COMMITTED["runs"]["gates"]}, "'qwen2_vl'"),
         ("runs.gates.family", "qwen2vl", "did you mean 'qwen2_vl'"),
         ("runs.gates.models", {}, "runs.gates.models is empty"),
         ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in qwen2_vl_runs"),
@@ -194,7 +194,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("evaluate.benchmarks.gates", ["mmbench", "mmbench"], "each once"),
         ("evaluate.benchmarks.gates", ["mmbensh"], "did you mean 'mmbench'"),
         ("evaluate.benchmarks.gate", ["mmbench"], "did you mean 'gates'"),
-        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava"),
+        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks qwen2_vl"),
         ("evaluate.dtype", "float23", "did you mean 'float32'"),
         ("world.asserted", "yes", "'yes'"),
         ("data", {"training": {"repository": "a/b"}, "benchmarks": {}}, "'data'"),
@@ -255,9 +255,9 @@ def test_the_published_benchmarks_are_those_of_the_official_tasks():
     ("path", "told"),
     [
         ("vision.qwen2_vl.config.dept", "'dept'"),
-        ("vision.llava.config.patch", "did you mean 'patch_size'"),
-        ("teacher.llava.text.hiden_size", "did you mean 'hidden_size'"),
-        ("baseline.qwen3_vl.text.hidden_size", "baseline.qwen3_vl.text"),
+        ("vision.qwen2_vl.config.patch", "did you mean 'patch_size'"),
+        ("teacher.qwen2_vl.text.hiden_size", "did you mean 'hidden_size'"),
+        ("baseline.qwen2_vl.text.hidden_size", "baseline.qwen2_vl.text"),
     ],
 )
 def test_a_key_that_no_model_has_is_named(path, told):
@@ -270,12 +270,12 @@ def test_a_key_that_no_model_has_is_named(path, told):
 def test_an_unknown_name_names_the_nearest():
     params: Params = parse_params(COMMITTED)
     assert params.group("gates").family == "qwen2_vl" == params.known_family("qwen2_vl")
-    assert (params.family_of("llava_runs"), params.family_of("llava")) == ("llava", "llava")
+    assert params.family_of("qwen2_vl_ptq") == params.family_of("qwen2_vl") == "qwen2_vl"
     for ask in (params.group, params.family_of):
         with pytest.raises(InputError, match="did you mean 'gates'"):
             ask("gate")
-    with pytest.raises(InputError, match="did you mean 'llava'"):
-        params.known_family("lava")
+    with pytest.raises(InputError, match="did you mean 'qwen2_vl'"):
+        params.known_family("qwen2vl")
 
 
 @pytest.mark.parametrize(
