@@ -60,8 +60,8 @@ _STYLE_SHARES = (0.26, 0.26, 0.26, 0.13, 0.09)
 _OPEN_SHARES = (0.5, 0.25, 0.2, 0.05)
 _VIZWIZ_UNANSWERABLE = 0.35
 
-# a relation is between two objects and takes the most practice, so it comes up twice as often
-_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, composed, yes_no)
+# a relation is between two objects and takes the most practice, so it comes up three times as often
+_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, relation, composed, yes_no)
 _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
     "plain": _MAKERS,
     "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
