@@ -47,7 +47,6 @@ FIXED_PHRASES = (
     MMSTAR_INSTRUCTION,
     VIZWIZ_INSTRUCTION,
     MMMU_IMAGE,
-    UNANSWERABLE,
     " " + SEVERAL_OPTIONS,
     *(f"\n{letter}." for letter in LETTERS),
     *PHRASES,

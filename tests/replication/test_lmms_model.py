@@ -38,29 +38,39 @@ def documents(count):
     return documents
 
 
-def ask(model, processor, docs, **options):
+def wrap(model, processor, docs, **options):
     wrapped = lmms_model.ChatModel(model, processor, max_new_tokens=5, **options)
     wrapped.task_dict = {"task": {"test": docs}}
-    return wrapped.generate_until(
-        [
-            Instance(
-                request_type="generate_until",
-                arguments=(doc["text"], {}, lambda d: d["images"], row, "task", "test"),
-                idx=row,
-                metadata={"task": "task", "doc_id": row, "repeats": 1},
-            )
-            for row, doc in enumerate(docs)
-        ]
-    )
+    return wrapped
 
 
-def by_the_library(model, processor, doc):
-    """One question, no wrapper, no padding."""
+def requests(docs):
+    return [
+        Instance(
+            request_type="generate_until",
+            arguments=(doc["text"], {}, lambda d: d["images"], row, "task", "test"),
+            idx=row,
+            metadata={"task": "task", "doc_id": row, "repeats": 1},
+        )
+        for row, doc in enumerate(docs)
+    ]
+
+
+def ask(model, processor, docs, **options):
+    return wrap(model, processor, docs, **options).generate_until(requests(docs))
+
+
+def inputs_of(processor, doc):
     content = [*({"type": "image"} for _ in doc["images"]), {"type": "text", "text": doc["text"]}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    inputs = processor(text=[prompt], images=doc["images"] or None, return_tensors="pt")
+    return processor(text=[prompt], images=doc["images"] or None, return_tensors="pt")
+
+
+def by_the_library(model, processor, doc):
+    """One question, no wrapper, no padding."""
+    inputs = inputs_of(processor, doc)
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=5, do_sample=False)
     row = out[0, inputs["input_ids"].shape[1] :]
@@ -88,9 +98,26 @@ def test_the_space_before_an_answer_is_not_part_of_it(family, monkeypatch):
     small = family("llava")
     model, tokenizer = small.model(), small.processor.tokenizer
 
-    def generate(input_ids, **_):
+    def generate(input_ids, logits_processor, **_):
+        for processor in logits_processor:
+            processor(input_ids, torch.zeros(len(input_ids), len(tokenizer)))
         said = torch.tensor([tokenizer.encode(" red</s>", add_special_tokens=False)])
         return torch.cat([input_ids, said.expand(len(input_ids), -1)], dim=1)
 
     monkeypatch.setattr(model, "generate", generate)
     assert ask(model, small.processor, documents(2)) == ["red", "red"]
+
+
+def test_the_entropy_of_the_first_token_is_kept(small):
+    """Against the logits of one forward pass without padding."""
+    model, docs = speaking(small), documents(7)
+    chat = wrap(model, small.processor, docs, batch_size=3)
+    chat.generate_until(requests(docs))
+    assert set(chat.entropies) == {("task", row) for row in range(7)}
+    found = [chat.entropies["task", row] for row in range(7)]
+    for entropy, doc in zip(found, docs, strict=True):
+        with torch.no_grad():
+            last = model(**inputs_of(small.processor, doc)).logits[0, -1].double()
+        chances = last.softmax(0)
+        assert entropy == pytest.approx(-float((chances * chances.log()).sum()), abs=1e-4)
+    assert max(found) - min(found) > 1e-3

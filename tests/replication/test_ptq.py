@@ -505,61 +505,73 @@ def test_bad_directories_and_data_are_refused(source, conversations, calibration
 # ----------------------------------------------------------------------------- parameters and stage
 
 
-def with_ptq(**models) -> dict:
+def with_ptq(**groups) -> dict:
     content = scale_params("smoke")
-    content["ptq"] = {"calibration": {"samples": SAMPLES, "seed": 16}, "models": models}
+    content["ptq"] = {
+        "group_size": 128,
+        "calibration": {"samples": SAMPLES, "seed": 16},
+        "groups": {name: {"family": "qwen2_vl", "models": found} for name, found in groups.items()},
+    }
+    asked = content["evaluate"]["benchmarks"]
+    del asked["llava_ptq"]
+    asked.update({name: ["mmbench"] for name in groups})
     return content
 
 
-GPTQ3 = {"family": "qwen2_vl", "method": "gptq", "bits": 3}
+GPTQ3 = {"method": "gptq", "bits": 3}
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "text"),
+    ("change", "text"),
     [
-        ("qwen2_vl-gptq_int3", {"method": "gtpq"}, "qwen2_vl-gptq_int3.*did you mean 'gptq'"),
-        ("qwen2_vl-gptq_int3", {"bits": 1}, "gptq at 1 bits"),
-        ("qwen2_vl-gptq_int3", {"method": "nf4"}, "nf4 at 3 bits: it has 4"),
-        ("qwen2_vl-gptq_int3", {"method": "llm_int8"}, "llm_int8 at 3 bits: it has 8"),
-        ("qwen2_vl-gptq_int3", {"family": "qwen9"}, "no adapter for model type 'qwen9'"),
-        ("qwen2_vl-gptq_int3", {"bit": 3}, "key 'bit' is unknown; did you mean 'bits'"),
-        ("gptq_int3", {}, "does not say its family; name it qwen2_vl-<run>"),
-        ("qwen2_vl-GPTQ", {}, "does not say its family"),
+        ({"method": "gtpq"}, "some_ptq.models.gptq_int3.*did you mean 'gptq'"),
+        ({"bits": 1}, "gptq at 1 bits"),
+        ({"method": "nf4"}, "nf4 at 3 bits: it has 4"),
+        ({"method": "llm_int8"}, "llm_int8 at 3 bits: it has 8"),
+        ({"bit": 3}, "key 'bit' is unknown; did you mean 'bits'"),
     ],
 )
-def test_bad_parameters_are_refused(name, change, text):
-    parse_params(with_ptq(**{"qwen2_vl-gptq_int3": GPTQ3}))
+def test_bad_parameters_are_refused(change, text):
+    parse_params(with_ptq(some_ptq={"gptq_int3": GPTQ3}))
     with pytest.raises(InputError, match=text):
-        parse_params(with_ptq(**{name: GPTQ3 | change}))
+        parse_params(with_ptq(some_ptq={"gptq_int3": GPTQ3 | change}))
+
+
+def test_a_group_has_a_family_and_names_of_its_own():
+    content = with_ptq(some_ptq={"gptq_int3": GPTQ3})
+    content["ptq"]["groups"]["some_ptq"]["family"] = "qwen2vl"
+    with pytest.raises(InputError, match=r"ptq\.groups\.some_ptq\.family.*did you mean 'qwen2_vl'"):
+        parse_params(content)
+    with pytest.raises(InputError, match="'qwen2_vl_runs'"):
+        parse_params(with_ptq(qwen2_vl_runs={"gptq_int3": GPTQ3}))
+    with pytest.raises(InputError, match="a run of this name in qwen2_vl_runs"):
+        parse_params(with_ptq(some_ptq={"grace_int4": GPTQ3}))
 
 
 def test_the_section_s_own_values_are_checked():
-    content = with_ptq(**{"qwen2_vl-gptq_int3": GPTQ3})
+    content = with_ptq(some_ptq={"gptq_int3": GPTQ3})
     content["ptq"]["calibration"]["samples"] = 0
     with pytest.raises(InputError, match=r"calibration\.samples is 0"):
         parse_params(content)
-    content = with_ptq(**{"qwen2_vl-gptq_int3": GPTQ3})
+    content = with_ptq(some_ptq={"gptq_int3": GPTQ3})
     content["ptq"]["group_size"] = 100
     with pytest.raises(InputError, match="group_size is 100"):
         parse_params(content)
-    with pytest.raises(InputError, match="did you mean 'qwen2_vl-gptq_int3'"):
-        parse_params(with_ptq(**{"qwen2_vl-gptq_int3": GPTQ3})).ptq.model("qwen2_vl-gptq_int4")
+    with pytest.raises(InputError, match="did you mean 'some_ptq'"):
+        parse_params(with_ptq(some_ptq={"gptq_int3": GPTQ3})).ptq.group("some_ptk")
 
 
 @pytest.fixture
 def workspace(source, conversations, tmp_path, monkeypatch):
     """A directory with what the stage reads."""
     content = with_ptq(
-        **{
-            "qwen2_vl-gptq_int3": GPTQ3,
-            "qwen2_vl-rtn_int4": {"family": "qwen2_vl", "method": "rtn", "bits": 4},
-        }
+        drawn_ptq={"gptq_int3": GPTQ3}, plain_ptq={"rtn_int4": {"method": "rtn", "bits": 4}}
     )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     layout = Layout(parse_params(content))
     (tmp_path / layout.conversations).parent.mkdir(parents=True)
     shutil.copy(conversations, tmp_path / layout.conversations)
-    shutil.copytree(source, tmp_path / layout.model("baseline"))
+    shutil.copytree(source, tmp_path / layout.model("qwen2_vl", "baseline"))
     monkeypatch.chdir(tmp_path)
     return layout
 
@@ -575,27 +587,27 @@ def run(monkeypatch, capfd, name) -> tuple[int, str]:
 
 
 def test_the_stage_writes_a_model_and_a_record(workspace, source, monkeypatch, capfd, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["ptq", "qwen2_vl-gptq_int3"])
+    monkeypatch.setattr(sys, "argv", ["ptq", "drawn_ptq"])
     importlib.import_module("replication.stages.ptq").main()
     assert capfd.readouterr().out == ""
-    record = json.loads(workspace.training_log("gptq_int3", "ptq").read_text())
+    record = json.loads(workspace.training_log("drawn_ptq", "gptq_int3", "ptq").read_text())
     assert record["calibration"]["seed"] == 16
     drawn = Calibration(workspace.conversations, SAMPLES, 16)
     quantize(source, tmp_path / "direct", "gptq", 3, calibration=drawn)
-    assert digest(workspace.model("gptq_int3")) == digest(tmp_path / "direct")
+    assert digest(workspace.model("drawn_ptq", "gptq_int3")) == digest(tmp_path / "direct")
 
 
 def test_the_stage_refuses_what_is_missing(workspace, monkeypatch, capfd):
-    code, text = run(monkeypatch, capfd, "qwen2_vl-gptq_int8")
+    code, text = run(monkeypatch, capfd, "drawn_pt")
     assert code == 2
-    assert "did you mean 'qwen2_vl-gptq_int3'" in text
+    assert "did you mean 'drawn_ptq'" in text
     workspace.conversations.unlink()
-    assert run(monkeypatch, capfd, "qwen2_vl-rtn_int4")[0] == 0  # looks at no data
-    code, text = run(monkeypatch, capfd, "qwen2_vl-gptq_int3")
+    assert run(monkeypatch, capfd, "plain_ptq")[0] == 0  # looks at no data
+    code, text = run(monkeypatch, capfd, "drawn_ptq")
     assert code == 2
     assert "train.parquet' does not exist; run the stage standins first" in text
-    shutil.rmtree(workspace.model("baseline"))
-    code, text = run(monkeypatch, capfd, "qwen2_vl-rtn_int4")
+    shutil.rmtree(workspace.model("qwen2_vl", "baseline"))
+    code, text = run(monkeypatch, capfd, "plain_ptq")
     assert code == 2
     assert "baseline' does not exist" in text
 

@@ -213,7 +213,7 @@ def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     importlib.import_module("replication.tuning").main()
     page = (spoilt / "docs" / "tuning" / f"{FAMILY}.md").read_text()
     found = json.loads((spoilt / "docs" / "tuning" / f"{FAMILY}.json").read_text())["candidates"]
-    assert [entry["method"] for entry in found] == ["qat", "kd"]
+    assert sorted(entry["method"] for entry in found) == ["kd", "qat"]
     assert all(0 <= entry["score"] <= 100 for entry in found)
     assert page.count("| best |") == 2
     asked = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["question"].to_pylist()

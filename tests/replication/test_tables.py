@@ -309,15 +309,14 @@ def test_points_are_no_percent_and_enter_no_average(tmp_path):
     names = ("VQAv2", "GQA", "TextVQA", "VizWiz", "POPE", "ScienceQA", "MMBench")
     root = write_results(
         tmp_path, {"baseline": 0.5, "grace_bf16": 0.7}, seed=3, n=60, family="llava",
-        benchmarks=names,
+        benchmarks=(*names, "MME"),
     )  # fmt: skip
     for run, points in (("baseline", 1400.0), ("grace_bf16", 1450.5)):
         path = results.scores_path(root, "small", "llava", run)
         record = json.loads(path.read_text())
         for entry in record["seeds"].values():
-            entry["benchmarks"]["MME"] = {
-                **{"score": points, "n": 100, "standard_error": 0.0, "chance": 1000.0}
-            }
+            mme = entry["benchmarks"]["MME"]
+            mme |= {"accuracy": mme["score"], "score": points, "chance": 1000.0}
         results.write_scores(root, record)
     found = tables.build_table("table1", root, "small")
     row = row_of(found, "grace_bf16")
