@@ -139,9 +139,9 @@ def evaluate_one(params: Params, job: Job) -> None:
     columns = {name: outcomes[name] for name in outcomes}
     write_outcomes(results, params.scale, job.family, job.name, columns, folder=job.folder)
     write_scores(results, record, job.folder)
-    for seed, entry in seeds.items():
+    for label, entry in seeds.items():
         shown = {name: round(values["score"], 2) for name, values in entry["benchmarks"].items()}
-        print(f"{job.family}/{job.name}, seed {seed}: {shown}", file=sys.stderr)
+        print(f"{job.family}/{job.name}, seed {label}: {shown}", file=sys.stderr)
 
 
 @stage
