@@ -53,7 +53,7 @@ def _delta_measured_text(cell: Mapping[str, Any]) -> str:
     return f"{text} [{signed(cell['delta_low'])}, {signed(cell['delta_high'])}]"
 
 
-def _bits(row: Mapping[str, Any]) -> str:
+def bits_text(row: Mapping[str, Any]) -> str:
     return "BF16" if row["bits"] == 16 else f"INT{row['bits']}"
 
 
@@ -106,7 +106,7 @@ def score_markdown(data: Mapping[str, Any]) -> str:
         score_lines[0] += [f"{column['name']} reported", f"{_heading(column)} measured"]
     score_lines[0].append("Evidence")
     for row in data["rows"]:
-        line = [_bits(row), _method(row)]
+        line = [bits_text(row), _method(row)]
         for name in names:
             cell = row["cells"][name]
             line += [_reported_text(row, cell), _measured_text(cell)]
@@ -124,7 +124,7 @@ def score_markdown(data: Mapping[str, Any]) -> str:
         for row in data["rows"]:
             if row["role"] == "baseline":
                 continue
-            line = [_bits(row), _method(row)]
+            line = [bits_text(row), _method(row)]
             for name in names:
                 cell = row["cells"][name]
                 line += [_delta_reported_text(row, cell), _delta_measured_text(cell)]
@@ -279,7 +279,7 @@ def score_tex(data: Mapping[str, Any]) -> str:
     second = ["Bits", "Method", *["reported", "measured"] * len(columns)]
     body = []
     for row in data["rows"]:
-        line = [_bits(row), _method(row)]
+        line = [bits_text(row), _method(row)]
         for name in names:
             cell = row["cells"][name]
             line += [_reported_text(row, cell), _measured_text(cell)]
@@ -293,7 +293,7 @@ def score_tex(data: Mapping[str, Any]) -> str:
         for row in data["rows"]:
             if row["role"] == "baseline":
                 continue
-            line = [_bits(row), _method(row)]
+            line = [bits_text(row), _method(row)]
             for name in names:
                 cell = row["cells"][name]
                 line += [_delta_reported_text(row, cell), _delta_measured_text(cell)]

@@ -120,8 +120,10 @@ def mme_chance(outcomes: "pd.DataFrame") -> float:
 # -- the skill of a question, and the answers that it allows
 
 
-def in_column(name: str) -> Callable[[Question], str]:
-    return lambda question: str(question[name])
+def in_column(name: str, texts: Mapping[Any, str] | None = None) -> Callable[[Question], str]:
+    """What a column says; `texts` has the words for its codes."""
+    words = texts or {}
+    return lambda question: words.get(question[name], str(question[name]))
 
 
 def leading_words(question: Question) -> str:

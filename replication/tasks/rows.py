@@ -26,6 +26,19 @@ _VQA_METRIC = "_task_utils/vqa_eval_metric.py"
 _FILES = "_task_utils/file_utils.py"
 _PUBLIC_SPLIT = "official, on the split whose answers are public; the paper's is scored by a server"
 
+_SEED_TYPES = dict(
+    enumerate(
+        (
+            *("scene understanding", "instance identity", "instance attributes"),
+            *("instance location", "instance counting", "spatial relation"),
+            *("instance interaction", "visual reasoning", "text recognition"),
+            *("action recognition", "action prediction", "procedure understanding"),
+        ),
+        start=1,
+    )
+)
+"""The data have numbers only; these are the names that the benchmark's paper gives them."""
+
 
 def _most_common(question: Question) -> str:
     """The answer that most annotators gave."""
@@ -184,7 +197,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 *("data_type", "question_id", "question_type_id", "image"),
             ),
             id_columns=("question_id",),
-            skill=in_column("question_type_id"),
+            skill=in_column("question_type_id", _SEED_TYPES),
             options=lettered("choice_a", "choice_b", "choice_c", "choice_d"),
         ),
         Benchmark(

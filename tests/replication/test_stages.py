@@ -18,6 +18,7 @@ import yaml
 from conftest import TEXT, VISION
 from repository import ROOT, python
 
+from grace.data import Collator
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
 from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
@@ -221,6 +222,22 @@ def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     seen = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["image"].to_pylist()
     assert len(asked) == 10
     assert not {image["bytes"] for image in seen} & {image["bytes"] for image in used}
+
+
+def test_the_cached_outputs_are_the_teacher_s(built):
+    layout = _layout(built)
+    path = layout.model(FAMILY, "teacher")
+    model, processor = load_model(path), load_processor(path)
+    data = load_training_data(layout, FAMILY, processor, model.config)
+    family = family_of(FAMILY)
+    collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
+    batch = collate([data[index] for index in range(8)])
+    inputs = {name: batch[name] for name in family.model_inputs if name in batch}
+    with torch.no_grad(), family.take_vision_features(model):
+        whole = model(**inputs).logits
+    cached = CachedTeacher(layout.teacher_outputs(FAMILY), samples=len(data)).outputs(batch)
+    expected = whole[batch["token_rows"], batch["token_columns"]]
+    torch.testing.assert_close(cached.logits.float(), expected, rtol=2**-8, atol=1e-3)
 
 
 def test_a_shuffled_teacher_changes_the_run(spoilt, stage):

@@ -1,0 +1,103 @@
+"""The README's results: the headline table and the ledger's summary, from the result files.
+
+    python -m replication.report.readme
+
+rewrites what stands between the README's two markers. Text by hand stands outside of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+from replication.compare import Status
+from replication.io import write_text_atomic
+from replication.quantities import signed
+from replication.report.text import bits_text
+
+README = Path("README.md")
+RESULTS = Path("results/small")
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+HEADLINE = "table4"
+
+
+def headline(table: Mapping[str, Any]) -> str:
+    """Averages of the headline table in markdown: reported and measured, with their differences
+    from the baseline; ``table`` is its JSON content."""
+    lines = ["| Bits | Method | reported | measured* | Δ reported | Δ measured* |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in table["rows"]:
+        cell = row["cells"]["Avg"]
+        given = row["role"] in ("teacher", "baseline")
+        method = f"{row['method']} ({row['role']})" if given else row["method"]
+        method += " †" if row["ours"] else ""
+        delta = "" if cell["delta_measured"] is None else signed(cell["delta_measured"])
+        if delta and cell["delta_low"] is not None:
+            delta += f" [{signed(cell['delta_low'])}, {signed(cell['delta_high'])}]"
+        plain = (
+            "" if cell["reported"] is None else f"{cell['reported']:.1f}",
+            "not run" if cell["measured"] is None else f"{cell['measured']:.1f}",
+            "" if cell["delta_reported"] is None else signed(cell["delta_reported"]),
+        )
+        cells = (bits_text(row), method, plain[0], plain[1], plain[2], delta)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ledger_summary(verdicts: Mapping[str, Any]) -> str:
+    """How many claims, and parts of claims, have each status; ``verdicts`` is claims.json."""
+    lines = ["| status | claims | parts of claims |", "|---|---|---|"]
+    for status in Status:
+        claims = [claim["id"] for claim in verdicts["claims"] if claim["status"] == status.value]
+        parts = sum(
+            part["status"] == status.value
+            for claim in verdicts["claims"]
+            for part in claim["parts"]
+        )
+        if claims or parts:
+            lines.append(f"| {status.value} | {', '.join(claims) or 'none'} | {parts} |")
+    return "\n".join(lines)
+
+
+def fill(readme: str, table: Mapping[str, Any], verdicts: Mapping[str, Any]) -> str:
+    """``readme`` with the results between its markers.
+
+    Raises:
+        InputError: if the markers are not there, once each and in order.
+    """
+    if (
+        readme.count(BEGIN) != 1
+        or readme.count(END) != 1
+        or readme.index(BEGIN) > readme.index(END)
+    ):
+        raise InputError(f"{README}: needs the lines {BEGIN} and {END}, once each, in this order")
+    before, rest = readme.split(BEGIN)
+    after = rest.split(END)[1]
+    parts = (
+        headline(table),
+        "\\* small models on stand-ins, Δ from the baseline with 95 % interval; † a control of "
+        "our own.",
+        "The ledger at this scale:",
+        ledger_summary(verdicts),
+    )
+    return before + "\n\n".join((BEGIN, *parts, END)) + after
+
+
+def main() -> None:
+    table, verdicts = RESULTS / "tables" / f"{HEADLINE}.json", RESULTS / "claims.json"
+    for path in (README, table, verdicts):
+        if not path.is_file():
+            raise InputError(f"{path} is missing; run `make repro` in the repository's root first")
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in (table, verdicts))
+    write_text_atomic(README, fill(README.read_text(encoding="utf-8"), *found))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
