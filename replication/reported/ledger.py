@@ -26,7 +26,6 @@ OUTCOMES = ("holds", "inconclusive-ok", "known_deviation", "undecidable")
 QUANTITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "difference": (("family", "run", "against", "over"), ()),
     "equivalence": (("family", "run", "against", "over"), ()),
-    "order": (("family", "runs", "over"), ()),
     "best": (("family", "run", "runs", "over"), ()),
     "gap_closed": (("family", "run", "baseline", "teacher", "over"), ()),
     "ratio": (("family", "run", "against", "over"), ()),
@@ -270,37 +269,33 @@ def _parse_parts(
 
     text = str(data.get("text", data["id"]))
     number = data.get("reported")
-    if kind not in ("order", "best"):
+    if kind != "best":
         return [part("", text, dict(quantity), number)]
-    runs = quantity["runs"]
-    if kind == "order":
-        pairs = list(zip(runs[1:], runs, strict=False))
-    else:
-        pairs = [(quantity["run"], other) for other in runs]
-    numbers = number if isinstance(number, list) else [number] * len(pairs)
-    if not pairs or len(numbers) != len(pairs):
+    best, runs = quantity["run"], quantity["runs"]
+    numbers = number if isinstance(number, list) else [number] * len(runs)
+    if not runs or len(numbers) != len(runs):
         raise InputError(
-            f"{where}: {len(pairs)} pair(s) of runs and {len(numbers)} reported difference(s)"
+            f"{where}: {len(runs)} run(s) to compare with and {len(numbers)} reported difference(s)"
         )
     return [
         part(
-            f".{better}>{worse}",
-            f"{better} > {worse}",
+            f".{best}>{other}",
+            f"{best} > {other}",
             {
                 "kind": "difference",
                 "family": quantity["family"],
-                "run": better,
-                "against": worse,
+                "run": best,
+                "against": other,
                 "over": quantity["over"],
             },
             value,
         )
-        for (better, worse), value in zip(pairs, numbers, strict=True)
+        for other, value in zip(runs, numbers, strict=True)
     ]
 
 
 def parse_ledger(data: Any, reported: Reported) -> Ledger:
-    """The content of claims.yaml as `Ledger`; an order is expanded into its pairs.
+    """The content of claims.yaml as `Ledger`; a best run is expanded into its pairs.
 
     Raises InputError for anything ill-formed, a claim or part given twice, or a part that does not
     say what is expected of it at a scale where it is judged.

@@ -225,16 +225,13 @@ def test_every_band_holds_its_reported_number_and_has_a_reason(ledger):
                 assert len(expectation.reason) > 20
 
 
-def test_an_order_becomes_its_neighbouring_pairs(ledger):
-    claim = next(one for one in ledger.claims if one.id == "C06")
-    assert claim.combine == "all"
-    pairs = [(part.quantity["run"], part.quantity["against"]) for part in claim.parts]
-    assert pairs == [
-        ("kd_int8", "qat_int8"),
-        ("grace_int8", "kd_int8"),
-        ("kd_int4", "qat_int4"),
-        ("grace_int4", "kd_int4"),
-    ]
+def test_a_best_run_becomes_a_pair_with_every_other(ledger):
+    claim = next(one for one in ledger.claims if one.id == "C07")
+    parts = [part for part in claim.parts if part.id.startswith("C07.best")]
+    pairs = [(part.quantity["run"], part.quantity["against"]) for part in parts]
+    parts_on = ("kd", "gdkd", "rcka", "ib", "gdkd_rcka", "gdkd_ib", "rcka_ib")
+    assert pairs == [("grace_bf16", f"{name}_bf16") for name in parts_on]
+    assert [part.reported for part in parts] == [3.4, 1.6, 1.4, 2.7, 0.7, 1.1, 1.0]
 
 
 # --- wrong data
