@@ -47,6 +47,7 @@ FIXED_PHRASES = (
     MMSTAR_INSTRUCTION,
     VIZWIZ_INSTRUCTION,
     MMMU_IMAGE,
+    UNANSWERABLE,
     " " + SEVERAL_OPTIONS,
     *(f"\n{letter}." for letter in LETTERS),
     *PHRASES,

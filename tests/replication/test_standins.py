@@ -436,8 +436,8 @@ def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
 
 def test_a_word_that_is_only_ever_an_answer_is_one_token_where_answers_stand():
     """After "ASSISTANT:" LLaVA writes a space, which the conversations do not show."""
-    said = ["unanswerable", "what is it?"] * 20
-    assert build_tokenizer("llava", said, 512).tokenize(" unanswerable") == ["Ġunanswerable"]
+    said = ["undecided", "what is it?"] * 20
+    assert build_tokenizer("llava", said, 512).tokenize(" undecided") == ["Ġundecided"]
     assert build_tokenizer("qwen2_vl", said, 512).tokenize("unanswerable") == ["unanswerable"]
 
 
