@@ -14,12 +14,13 @@ export MALLOC_TOP_PAD_ := 268435456
 
 FAMILY ?= qwen2_vl
 
-.PHONY: setup repro verify-claims tune test test-fast lint help
+.PHONY: setup repro verify-claims tune readme test test-fast lint help
 
 help:
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
+	@echo "make readme                           write the README's results from the result files"
 	@echo "make test                             run the tests"
 	@echo "make lint                             ruff and mypy"
 
@@ -40,6 +41,9 @@ verify-claims: setup
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)
+
+readme: setup
+	$(BIN)/python -m replication.report.readme
 
 test: setup
 	$(BIN)/python -m pytest

@@ -1,12 +1,40 @@
-"""The README's example runs as printed, on small models in place of the published ones."""
+"""The README: its results are those of the result files, and its example runs as printed, on small
+models in place of the published ones."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+from grace.errors import InputError
+from replication.report.readme import BEGIN, END, fill
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+
+
+def test_its_results_are_those_of_the_result_files():
+    small = ROOT / "results" / "small"
+    table = json.loads((small / "tables" / "table4.json").read_text())
+    verdicts = json.loads((small / "claims.json").read_text())
+    text = README.read_text()
+    assert fill(text, table, verdicts) == text, "run `make readme`"
+    shown = text.partition(BEGIN)[2].partition(END)[0]
+    for row in table["rows"]:
+        cell = row["cells"]["Avg"]
+        assert f"| {cell['measured']:.1f} |" in shown
+    for claim in verdicts["claims"]:
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"| {claim['status']} |")]
+        assert claim["id"] in line
+
+
+@pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{BEGIN}{END}"])
+def test_a_text_without_its_place_is_refused(text):
+    with pytest.raises(InputError, match="once each"):
+        fill(text, {"rows": []}, {"claims": []})
 
 
 def test_the_example_runs(tmp_path, monkeypatch, make_model, processor, conversations):
