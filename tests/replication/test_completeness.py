@@ -30,6 +30,7 @@ _METHODS = {
     | {f"qat_int{bits}" for bits in (2, 3, 4, 8)}
     | {f"{'_'.join(on)}_bf16" for size in (1, 2)
        for on in itertools.combinations(("gdkd", "rcka", "ib"), size)}
+    | {f"gdkd_bf16_{end}" for end in ("nckd0", "nckd1", "weight0_1")}
     | {f"grace_int4_{end}" for end in ("eta0_01", "eta0_1", "eta1_0", "beta0_5", "beta2_0",
                                        "g32", "g64", "row", "gate0", "gate4", "gate16",
                                        "inverted")},
