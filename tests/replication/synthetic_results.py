@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replication import reported
 from replication import results as files
 
 BENCHMARKS = ("MMBench", "SEED-Bench", "ScienceQA")
@@ -91,3 +92,14 @@ def write_results(
             },
         )
     return Path(root)
+
+
+def strict_ledger():
+    """The ledger without what was measured and is excused: a contradiction of it fails."""
+    raw = reported.read_yaml(reported.FOLDER / "claims.yaml")
+    for claim in raw["claims"]:
+        for entry in (claim, *claim["parts"]):
+            small = entry.get("expected", {}).get("small", {})
+            if claim["id"] != "C16" and small.get("outcome") == "known_deviation":
+                entry["expected"]["small"] = {**small, "outcome": "holds"}
+    return reported.parse_ledger(raw, reported.load_tables())

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from synthetic_results import GOOD, write_results
+from synthetic_results import GOOD, strict_ledger, write_results
 
 from replication import measurements, results, training_logs
 from replication.compare import Interval, Status
@@ -69,7 +69,7 @@ def copy(good, tmp_path):
 
 
 def judged(root, name):
-    (claim,) = verify(root, "small", only=[name])
+    (claim,) = verify(root, "small", strict_ledger(), only=[name])
     parts = {part.part.id.removeprefix(f"{name}."): part for part in claim.parts}
     return claim, parts
 
@@ -221,7 +221,8 @@ def test_r04_beta_that_settles_early_holds_and_late_is_contradicted(tmp_path):
 
 @pytest.mark.parametrize(("seeds", "status"), [((0, 1, 2), HOLDS), ((0, 1), OPEN)])
 def test_r05_counts_the_seeds_of_every_headline_row(tmp_path, seeds, status):
-    runs = ("sft_bf16", "grace_bf16", "qat_int8", "kd_int8", "grace_int8", "qat_int4", "kd_int4")
+    runs = ("sft_bf16", "kd_bf16", "grace_bf16", "qat_int8", "kd_int8", "grace_int8")
+    runs = (*runs, "qat_int4", "kd_int4")
     three = dict.fromkeys(runs, (0, 1, 2))
     make(
         tmp_path,

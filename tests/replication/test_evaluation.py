@@ -292,7 +292,10 @@ def test_outcomes_carry_id_and_skill(run, answering):
     assert first["mmbench"]["question_id"].tolist() == ["24", "23", "22", "21"]
     assert first["mmbench"]["skill"].tolist() == ["attribute", "counting"] * 2
     assert first["seedbench"]["question_id"].tolist() == ["q0", "q1", "q2", "q3"]
-    assert first["seedbench"]["skill"].tolist() == ["1", "2", "3", "1"]
+    assert first["seedbench"]["skill"].tolist() == [
+        *("scene understanding", "instance identity", "instance attributes"),
+        "scene understanding",
+    ]
     assert first["scienceqa"]["question_id"].tolist() == ["0", "1", "2", "3"]
     assert first["scienceqa"]["skill"].tolist() == ["count", "compare"] * 2
 

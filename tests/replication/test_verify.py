@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic_results import GOOD, write_results
+from synthetic_results import GOOD, strict_ledger, write_results
 
 from grace.errors import InputError
 from replication import reported, results, verify
@@ -128,9 +128,10 @@ WORSE = {
 
 
 @pytest.mark.parametrize("name", list(WORSE))
-def test_a_worse_model_contradicts_the_claim(tmp_path, name, capsys):
+def test_a_worse_model_contradicts_the_claim(tmp_path, name, capsys, monkeypatch):
     root = write_results(tmp_path, {**GOOD, **WORSE[name]}, seed=5, n=600)
-    claims, _ = judged(root)
+    monkeypatch.setattr(verify, "load_ledger", strict_ledger)
+    claims, _ = judged(root, ledger=strict_ledger())
     assert claims[name].status is Status.CONTRADICTED
     assert claims[name].failed
     assert verify.main(["--results", str(root)]) == 1
@@ -237,7 +238,7 @@ def test_claims_json_is_complete_and_deterministic(good, tmp_path):
     assert part["id"] == "C02.difference"
     assert part["measured"]["low"] < part["measured"]["point"] < part["measured"]["high"]
     assert part["band"]["reason"]
-    assert part["expected"]["outcome"] == "holds"
+    assert part["expected"]["outcome"] == "known_deviation"
     assert part["smallest_resolvable_difference"] > 0
 
 
