@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -86,8 +89,21 @@ def _questions(name: str, folder: Path) -> dict[str, tuple[str, bytes]]:
     for row, question in enumerate(pq.read_table(folder / f"{name}.parquet").to_pylist()):
         image = question[benchmark.image_column]
         image = image[0] if isinstance(image, list) else image
-        found[benchmark.question_id(question, row)] = (question["question"], image["bytes"])
+        found[benchmark.question_id(question, row)] = (asked(question), image["bytes"])
     return found
+
+
+def asked(question: Mapping[str, Any]) -> str:
+    """A question's text and, line by line, the options that it has in columns of their own."""
+    options = question.get("choices") or question.get("options")
+    if isinstance(options, str):
+        options = ast.literal_eval(options)
+    if not options:
+        columns = ("A", "B", "C", "D"), ("choice_a", "choice_b", "choice_c", "choice_d")
+        options = [question[name] for names in columns for name in names if name in question]
+    text = question["question"].replace("<image 1>", "").strip()
+    shown = [option for option in options if option not in ("", "nan", None)]
+    return "\n".join([text, *(f"{letter}. {o}" for letter, o in zip("ABCD", shown, strict=False))])
 
 
 def draw(examples: list[Example], pair: tuple[str, str], path: Path, columns: int = 4) -> None:
@@ -116,8 +132,8 @@ def _tile(example: Example, pair: tuple[str, str]) -> Image.Image:
         image = opened.convert("RGB")
     image = image.resize((image.width * _SCALE, image.height * _SCALE), Image.Resampling.NEAREST)
     font = ImageFont.load_default(13)
-    what = "right → wrong" if example.lost else "wrong → right"
-    lines = [f"{example.benchmark}, {example.skill}: {what}"]
+    what = "right, then wrong" if example.lost else "wrong, then right"
+    lines = [f"{example.benchmark}: {what}", example.skill[:46]]
     for part in example.question.splitlines():
         lines += textwrap.wrap(part, 46) or [""]
     lines = lines[:_TEXT_LINES]
@@ -127,6 +143,6 @@ def _tile(example: Example, pair: tuple[str, str]) -> Image.Image:
     tile.paste(image, (0, 0))
     pen = ImageDraw.Draw(tile)
     for index, line in enumerate(lines):
-        colour = "black" if index else "#b00020" if example.lost else "#00600f"
+        colour = "black" if index > 1 else "#b00020" if example.lost else "#00600f"
         pen.text((0, image.height + 6 + _LINE * index), line, colour, font)
     return tile

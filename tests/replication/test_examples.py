@@ -8,7 +8,7 @@ from PIL import Image
 from synthetic_results import write_results
 
 from grace.errors import InputError
-from replication.report.examples import draw, find_examples
+from replication.report.examples import asked, draw, find_examples
 from replication.results import ResultSet, outcomes_path
 from replication.standins.benchmarks import write_benchmark
 
@@ -46,8 +46,25 @@ def test_examples_are_the_first_changed_answers(world):
         shown = [example for example in found if example.lost == lost]
         assert len(shown) == min(2, len(changed))
         for identity, example in zip(changed, shown, strict=False):
-            assert example.question == rows.loc[int(identity)]["question"]
+            row = rows.loc[int(identity)]
+            options = [f"{letter}. {row[letter]}" for letter in "ABCD"]
+            assert example.question.splitlines() == [row["question"], *options]
             assert example.image == rows.loc[int(identity)]["image"]["bytes"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"choices": ["red", "blue"]},
+        {"options": "['red', 'blue']"},
+        {"options": ["red", "blue"]},
+        {"A": "red", "B": "blue", "C": "nan", "D": "nan"},
+        {"choice_a": "red", "choice_b": "blue", "choice_c": "nan", "choice_d": "nan"},
+    ],
+)
+def test_options_are_shown_from_whatever_column_has_them(columns):
+    assert asked({"question": "Which? <image 1>", **columns}) == "Which?\nA. red\nB. blue"
+    assert asked({"question": "Which?"}) == "Which?"
 
 
 def test_a_sheet_shows_every_image(world, tmp_path):
