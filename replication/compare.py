@@ -351,15 +351,14 @@ def ratio_interval(
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
-) -> Interval:
+) -> Interval | None:
     """Retention: 100 · score(run) / score(against), in percent.
 
-    Raises InputError when `against` scores zero, also in a resample; otherwise as
-    `bootstrap_scores`.
+    None when `against` scores zero, also in a resample. Errors: see `bootstrap_scores`.
     """
     point, drawn = bootstrap_scores([run, against], benchmarks, rng, resamples)
     if point[1] <= 0 or np.any(drawn[:, 1] <= 0):
-        raise InputError(f"a ratio to a score of zero on {', '.join(benchmarks)} has no value")
+        return None
     return percentile_interval(100 * point[0] / point[1], 100 * drawn[:, 0] / drawn[:, 1], level)
 
 

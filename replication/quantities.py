@@ -145,11 +145,9 @@ def _difference(part: Part, answers: list[Answers], sources: Sources) -> dict[st
 
 def _ratio(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:
     rng = _rng(part, sources)
-    return {
-        "interval": compare.ratio_interval(
-            answers[0], answers[1], part.benchmarks, rng, **sources.settings
-        )
-    }
+    found = compare.ratio_interval(answers[0], answers[1], part.benchmarks, rng, **sources.settings)
+    note = "" if found else f"{part.quantity['against']} scores zero: there is no ratio"
+    return {"interval": found, "note": note}
 
 
 def _gap_closed(part: Part, answers: list[Answers], sources: Sources) -> dict[str, Any]:

@@ -163,9 +163,13 @@ class _Measurements:
         if run is None or first is None or second is None:
             return {**cell, "measured": None, "n": None, "seeds": [], "evidence": NOT_RUN}
         name = self.table.benchmark(column)
+        if second.score(name) == 0:  # nothing to retain
+            return {**cell, "measured": None}
         cell["measured"] = 100.0 * first.score(name) / second.score(name)
-        if name not in NOT_IN_AVERAGE:
-            _, drawn = self._pair(run, "baseline", column)
+        if name in NOT_IN_AVERAGE:
+            return cell
+        _, drawn = self._pair(run, "baseline", column)
+        if (drawn[:, 1] > 0).all():
             ratio = 100.0 * drawn[:, 0] / drawn[:, 1]
             interval = compare.percentile_interval(cell["measured"], ratio, self.level)
             cell |= {"measured_low": interval.low, "measured_high": interval.high}

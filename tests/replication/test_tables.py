@@ -10,8 +10,10 @@ from synthetic_results import BENCHMARKS, GOOD, write_results
 
 from grace.errors import InputError
 from replication import reported, results
+from replication.compare import Status
 from replication.report import tables
 from replication.report.text import tex_escape
+from replication.verdicts import verify
 
 RUNS = {name: value for name, value in GOOD.items() if name != "kd_int8"}  # one run is missing
 
@@ -364,3 +366,14 @@ def test_a_pair_is_drawn_once_for_all_tables(root):
         for name in ("table4", "controls")
     ]
     assert cells[0]["delta_low"] == cells[1]["delta_low"]
+
+
+def test_nothing_is_retained_of_a_baseline_that_scores_zero(tmp_path):
+    accuracies = {"baseline": 0.0, "grace_int4": 0.5}
+    root = write_results(tmp_path, accuracies, seed=3, n=40, family="llava")
+    (row,) = tables.build_table("retention", root, "small").data["rows"]
+    assert row["cells"]["MMB"]["measured"] is None
+    (claim,) = verify(root, "small", only=["C17"])
+    (part,) = [part for part in claim.parts if part.part.id == "C17.mmbench"]
+    assert part.status is Status.INCONCLUSIVE
+    assert "scores zero" in part.note
