@@ -18,7 +18,7 @@ class Backend(ABC):
 
     name: by which it is asked for.
     exact: holds the codes themselves, so that `unpack` gives back what was packed.
-    kernel: has a product that reads the packed weight; without one, only `dense` exists.
+    kernel: has a product for few rows, `packed`; without one, `dense` serves any number.
     activations: the dtype that inputs are cast to, or None for the input's own.
     arithmetic: one line for reports: what is computed in which precision.
     """

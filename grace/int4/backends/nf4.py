@@ -25,6 +25,7 @@ class BitsAndBytesBackend(Backend):
 
     name = "bitsandbytes"
     exact = False
+    kernel = False  # it dispatches by rows itself
     arithmetic = "NF4, rounded anew: not the codes it was given"
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -62,7 +63,7 @@ class BitsAndBytesBackend(Backend):
     def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
         raise InputError("an NF4 layer no longer has its scales: use the model it was from")
 
-    def packed(
+    def dense(
         self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
     ) -> Tensor:
         import bitsandbytes
@@ -80,11 +81,6 @@ class BitsAndBytesBackend(Backend):
         if bias is not None:
             bias = bias.to(x.dtype)
         return bitsandbytes.matmul_4bit(x, buffers["packed"], state, bias=bias)
-
-    def dense(
-        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
-    ) -> Tensor:
-        return self.packed(x, buffers, shape, bias)  # it has a dispatch of its own
 
 
 def _functional() -> Any:
