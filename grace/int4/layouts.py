@@ -13,7 +13,6 @@ takes x W^T with 4-bit W takes [x, x] [16 s h, s l]^T just so, in one accumulati
 (`split_bytes`).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,8 +27,9 @@ BITS = (4, 8)
 KERNEL_GROUPS = (256, 128, 64, 32)
 SCALE_DTYPE = torch.bfloat16
 
-# Elements that are unpacked or packed at a time: temporaries stay below 32 MiB.
-_BLOCK = 1 << 21
+# Codes that are packed or unpacked at a time: temporaries of ten bytes each stay below 3 MiB
+# (or what 64 rows need, where they have more).
+_BLOCK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def unpack_tensor_core(packed: Tensor) -> Tensor:
 
 def row_steps(shape: WeightShape, multiple: int, limit: int = _BLOCK) -> Iterator[slice]:
     """Slices of whole rows, `multiple` of them or multiples of it, of about `limit` codes."""
-    step = max(1, math.ceil(limit / (shape.in_features * multiple))) * multiple
+    step = max(1, limit // (shape.in_features * multiple)) * multiple
     for start in range(0, shape.out_features, step):
         yield slice(start, min(start + step, shape.out_features))
 

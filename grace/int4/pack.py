@@ -45,9 +45,9 @@ def pack(
     packed layer passes no gradient on.
 
     Memory: the smallest layers go first, and each layer's weight is dropped before the next is
-    touched. So the peak is the larger of the two models, and at most the codes and the packed form
-    of one of the smallest layers above it. A weight that something else refers to, an optimizer
-    for one, is not freed.
+    touched. So the peak is the larger of the two models, and above it, while the first layers are
+    packed, no more than their codes and their packed form, one layer's at a time, with some MiB of
+    scratch. A weight that something else refers to, an optimizer for one, is not freed.
 
     Raises InputError, and leaves the model as it was, for a model with nothing to pack, names that
     the model lacks or that are no plain linear, codes or scales that do not fit them (`check`),

@@ -13,6 +13,7 @@ from grace.int4.layouts import (
     codes_of_kernel,
     kernel_codes,
     kernel_scales,
+    row_steps,
     scales_of_kernel,
 )
 
@@ -23,6 +24,7 @@ _KNOWN_LAYOUTS = (
     BlockedLayout(32, halves=False),
     BlockedLayout(16, halves=False),
 )
+_WIDEST = 64  # rows: every layout's blocks fill these
 # Codes that one thread unpacks at a time: at 64 rows, a bfloat16 block that stays in its L2 cache.
 _CODES_PER_THREAD = 1 << 18
 
@@ -79,18 +81,13 @@ class CpuBackend(Backend):
         layout = _layout()
         width = shape.in_features * shape.bits // 8  # bytes of a row
         packed = torch.empty(shape.out_features, width, dtype=torch.uint8)
-        # Whole blocks of 64 rows, the widest there are, follow each other in every layout.
-        step = max(1, (1 << 21) // (64 * shape.in_features)) * 64
-        for start in range(0, shape.out_features, step):
-            rows = slice(start, start + step)
+        for rows in row_steps(shape, _WIDEST):
             packed[rows] = layout.pack(kernel_codes(codes[rows], shape))
         return {"packed": packed, "scales_and_zeros": kernel_scales(scales, shape)}
 
     def code_rows(self, buffers: Buffers, shape: WeightShape) -> Iterator[tuple[slice, Tensor]]:
         layout, packed = _layout(), buffers["packed"]
-        step = max(1, (1 << 21) // (64 * shape.in_features)) * 64
-        for start in range(0, shape.out_features, step):
-            rows = slice(start, min(start + step, shape.out_features))
+        for rows in row_steps(shape, _WIDEST):
             yield rows, codes_of_kernel(layout.unpack(packed[rows]), shape)
 
     def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:

@@ -73,10 +73,15 @@ class CudaBackend(Backend):
         return None
 
     def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:
-        packed = [
-            pack_tensor_core(kernel_codes(codes[rows], shape)) for rows in row_steps(shape, 8)
-        ]
-        return {"packed": torch.cat(packed), "scales_and_zeros": kernel_scales(scales, shape)}
+        columns = shape.in_features * shape.bits // 4
+        tiles = inner_tiles(columns)
+        assert tiles is not None
+        size = (shape.out_features // 8, columns // (16 * tiles), 32, tiles // 2)
+        packed = torch.empty(size, dtype=torch.int32, device=codes.device)
+        for rows in row_steps(shape, 8, _BLOCK // 8):
+            part = pack_tensor_core(kernel_codes(codes[rows], shape))
+            packed[rows.start // 8 : rows.stop // 8] = part
+        return {"packed": packed, "scales_and_zeros": kernel_scales(scales, shape)}
 
     def code_rows(
         self, buffers: Buffers, shape: WeightShape, limit: int = _BLOCK
