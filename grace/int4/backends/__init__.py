@@ -1,0 +1,87 @@
+"""The back ends by name, and the choice of one.
+
+`base` says what a back end is; `reference`, `cpu`, `cuda` and `nf4` (bitsandbytes) are one each.
+"""
+
+import warnings
+
+import torch
+
+from grace.errors import InputError
+from grace.int4.backends.base import Backend, Buffers
+from grace.int4.backends.cpu import CpuBackend
+from grace.int4.backends.cuda import CudaBackend
+from grace.int4.backends.nf4 import BitsAndBytesBackend
+from grace.int4.backends.reference import ReferenceBackend
+from grace.int4.layouts import WeightShape
+
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend
+    for backend in (CpuBackend(), CudaBackend(), ReferenceBackend(), BitsAndBytesBackend())
+}
+AUTO = "auto"
+# What "auto" tries on a device, in this order; the reference comes last everywhere.
+_PREFERRED = {"cpu": "cpu", "cuda": "cuda"}
+
+__all__ = ["AUTO", "BACKENDS", "Backend", "Buffers", "available", "select"]
+
+
+def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
+    """Every back end's name -> None where it runs on this device, else why it does not."""
+    return {name: backend.unavailable(torch.device(device)) for name, backend in BACKENDS.items()}
+
+
+def select(
+    requested: str, shape: WeightShape, device: torch.device, name: str = ""
+) -> tuple[Backend, str]:
+    """The back end for a weight, and one line on why it was chosen.
+
+    requested: a back end's name, or "auto": the device's kernel where it is available and takes
+        the shape, else the reference with a warning. name: the layer's, for messages.
+
+    Raises InputError where a back end asked for by name is unknown, unavailable on the device, or
+    cannot take the shape: nothing falls back in silence.
+    """
+    label = name or "linear"
+    if requested == AUTO:
+        preferred = BACKENDS.get(_PREFERRED.get(device.type, ""))
+        if preferred is None:
+            return BACKENDS["reference"], f"no kernel for devices of type {device.type}"
+        why_not = preferred.unavailable(device) or preferred.unsupported(shape)
+        if why_not is None:
+            return preferred, f"the kernel for {device.type}"
+        warnings.warn(
+            f"{label} ({shape}) runs on the slow reference back end, because {preferred.name} "
+            f"cannot take it: {why_not}",
+            stacklevel=2,
+        )
+        return BACKENDS["reference"], f"{preferred.name} cannot: {why_not}"
+    if not isinstance(requested, str) or requested not in BACKENDS:
+        raise InputError(
+            f"{label}: there is no back end {requested!r}: give one of "
+            f"{', '.join([AUTO, *BACKENDS])}"
+        )
+    backend = BACKENDS[requested]
+    why_not = backend.unavailable(device)
+    if why_not is not None:
+        raise InputError(
+            f"{label}: back end {requested!r} is not available: {why_not}; "
+            f"use {_others(requested, device)}, or move the weight"
+        )
+    why_not = backend.unsupported(shape)
+    if why_not is not None:
+        raise InputError(
+            f"{label} ({shape}): back end {requested!r} cannot take it: {why_not}; "
+            f"use {_others(requested, device)}"
+        )
+    return backend, "asked for by name"
+
+
+def _others(name: str, device: torch.device) -> str:
+    """What else runs on the device, the comparison that is another quantizer left out."""
+    usable = [
+        repr(other.name)
+        for other in BACKENDS.values()
+        if other.name != name and other.exact and other.unavailable(device) is None
+    ]
+    return " or ".join(usable) or "another device"

@@ -1,0 +1,158 @@
+"""torch's int4pack kernel for CPUs."""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from grace.int4.backends.base import Backend, Buffers
+from grace.int4.layouts import (
+    BlockedLayout,
+    WeightShape,
+    codes_of_kernel,
+    kernel_codes,
+    kernel_scales,
+    row_steps,
+    scales_of_kernel,
+)
+
+_KNOWN_LAYOUTS = (
+    BlockedLayout(64, halves=True),
+    BlockedLayout(32, halves=True),
+    BlockedLayout(64, halves=False),
+    BlockedLayout(32, halves=False),
+    BlockedLayout(16, halves=False),
+)
+_WIDEST = 64  # rows: every layout's blocks fill these
+# Codes that one thread unpacks at a time: at 64 rows, a bfloat16 block that stays in its L2 cache.
+_CODES_PER_THREAD = 1 << 18
+
+
+@functools.cache
+def native_layout() -> BlockedLayout | None:
+    """The layout that this build of torch uses on this processor, or None for an unknown one.
+
+    torch chooses by the vector instructions it finds and does not say which; so a small weight is
+    packed by torch and compared.
+    """
+    convert = getattr(torch.ops.aten, "_convert_weight_to_int4pack_for_cpu", None)
+    if convert is None or not hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu"):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    # full blocks of every width, and a last block of 48, 16 or none
+    codes = torch.randint(-8, 8, (176, 32), generator=generator, dtype=torch.int8)
+    try:
+        packed = convert((codes + 8).to(torch.int32), 1)
+    except (RuntimeError, NotImplementedError):
+        return None
+    for layout in _KNOWN_LAYOUTS:
+        if torch.equal(layout.pack(codes).view(-1), packed.view(-1)):
+            return layout
+    return None
+
+
+class CpuBackend(Backend):
+    """`_weight_int4pack_mm_for_cpu` for few rows, unpacking and bfloat16 products for many.
+
+    Inputs are bfloat16. The kernel multiplies by s * q in float32 and accumulates in float32; the
+    dense product rounds s * q to bfloat16 first, as a bfloat16 model does, and accumulates in
+    float32. 8-bit weights run as two 4-bit planes (`grace.int4.layouts`).
+    """
+
+    name = "cpu"
+    arithmetic = "bfloat16 inputs, float32 accumulation"
+
+    def unavailable(self, device: torch.device) -> str | None:
+        if device.type != "cpu":
+            return f"it runs on the CPU, and the weight is on {device}"
+        if native_layout() is None:
+            return f"torch {torch.__version__} has no int4pack kernel of a known layout here"
+        return None
+
+    def unsupported(self, shape: WeightShape) -> str | None:
+        if shape.kernel_group is None:
+            return f"groups of {shape.group_size} are no multiple of 32"
+        if shape.out_features % 16:
+            return f"{shape.out_features} output features are no multiple of 16"
+        return None
+
+    def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:
+        layout = _layout()
+        width = shape.in_features * shape.bits // 8  # bytes of a row
+        packed = torch.empty(shape.out_features, width, dtype=torch.uint8)
+        for rows in row_steps(shape, _WIDEST):
+            packed[rows] = layout.pack(kernel_codes(codes[rows], shape))
+        return {"packed": packed, "scales_and_zeros": kernel_scales(scales, shape)}
+
+    def code_rows(self, buffers: Buffers, shape: WeightShape) -> Iterator[tuple[slice, Tensor]]:
+        layout, packed = _layout(), buffers["packed"]
+        for rows in row_steps(shape, _WIDEST):
+            yield rows, codes_of_kernel(layout.unpack(packed[rows]), shape)
+
+    def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
+        return scales_of_kernel(buffers["scales_and_zeros"], shape)
+
+    def packed(
+        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
+    ) -> Tensor:
+        if shape.bits == 8:
+            x = torch.cat([x, x], dim=1)
+        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            x, buffers["packed"], shape.kernel_group, buffers["scales_and_zeros"]
+        )
+        return y if bias is None else y.add_(bias)
+
+    def dense(
+        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
+    ) -> Tensor:
+        """A block of the weight is unpacked input by input, as it lies, and multiplied so.
+
+        The scratch memory is bounded by some bytes per code of what the threads take at a time.
+        """
+        layout = _layout()
+        y = x.new_empty(x.shape[0], shape.out_features)
+        assert shape.kernel_group is not None
+        bias = None if bias is None else bias.to(x.dtype)
+        groups = shape.in_features // shape.kernel_group
+        scale = buffers["scales_and_zeros"][-groups:, :, 0]  # at 8 bits, those of the low nibbles
+        limit = _CODES_PER_THREAD * torch.get_num_threads() * shape.bits // 4
+        scratch: tuple[Tensor, Tensor] | None = None
+        for rows, block in layout.blocks(buffers["packed"], limit):
+            count, _, half = block.shape
+            size = (count, shape.in_features, 2 * half)
+            if scratch is None or scratch[0].shape != size:
+                scratch = (
+                    torch.empty(size, dtype=torch.uint8),
+                    torch.empty(size, dtype=torch.bfloat16),
+                )
+            nibbles, weight = scratch
+            weight.copy_(_signed(layout, block, shape, nibbles))
+            factors = scale[:, rows].reshape(groups, count, 2 * half).transpose(0, 1)
+            weight.unflatten(1, (groups, -1)).mul_(factors.unsqueeze(2))
+            columns = y[:, rows]
+            for index in range(count):
+                start = index * 2 * half
+                target = columns[:, start : start + 2 * half]
+                if bias is None:
+                    torch.mm(x, weight[index], out=target)
+                else:
+                    part = bias[rows][start : start + 2 * half]
+                    torch.addmm(part, x, weight[index], out=target)
+        return y
+
+
+def _signed(layout: BlockedLayout, block: Tensor, shape: WeightShape, out: Tensor) -> Tensor:
+    """Codes int8 (blocks, in, w) of packed blocks (blocks, K, w / 2); out: where they may lie."""
+    if shape.bits == 4:
+        return layout.nibbles(block, out).view(torch.int8).sub_(8)
+    high, low = block.chunk(2, dim=1)  # the nibbles h + 8 and l, so that a byte is q + 128
+    first = ((high & 15) << 4).bitwise_or_(low & 15)
+    second = (high & 240).bitwise_or_(low >> 4)
+    return layout.in_order(first, second, out).bitwise_xor_(128).view(torch.int8)
+
+
+def _layout() -> BlockedLayout:
+    layout = native_layout()
+    assert layout is not None, "asked for only where it is available"
+    return layout
