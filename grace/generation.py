@@ -129,14 +129,15 @@ class Decoder:
     def __init__(
         self, model: nn.Module, rows: int, capacity: int, *, capture: bool | None = None
     ) -> None:
-        self.model: Any = model
-        self.family = family_of(self.model.config.model_type)
+        self._model: Any = model
+        config: Any = model.config
+        self.family = family_of(config.model_type)
         self.device = next(model.parameters()).device
         for name, value in (("rows", rows), ("capacity", capacity)):
             if type(value) is not int or value < 1:
                 raise InputError(f"{name} is {value!r}: give a whole number from 1")
         self.rows, self.capacity = rows, capacity
-        self._text = self.model.config.get_text_config(decoder=True)
+        self._text = config.get_text_config(decoder=True)
         kinds = set(getattr(self._text, "layer_types", None) or ()) - {"full_attention"}
         if kinds:
             raise InputError(f"layers of kind {', '.join(sorted(kinds))} have no cache here yet")
@@ -176,10 +177,10 @@ class Decoder:
         length = input_ids.shape[1]
         mask = inputs.get("attention_mask")
         padded = mask is not None and not bool((mask != 0).all())
-        positions = self.family.positions(self.model, inputs)
+        positions = self.family.positions(self._model, inputs)
         rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "position_ids")}
         self._forget()
-        logits = self.model(
+        logits = self._model(
             **rest,
             attention_mask=mask if padded else None,
             position_ids=positions,
@@ -207,7 +208,8 @@ class Decoder:
         self._forget()
         for index, layer in enumerate(other._cache.layers):
             filled = [x[:, :, : other._prompt] for x in other._storage(layer)]
-            self._cache.update(*(x.repeat_interleave(copies, 0) for x in filled), index)
+            keys, values = (x.repeat_interleave(copies, 0) for x in filled)
+            self._cache.update(keys, values, index)
         mask = other._real[:, : other._prompt].repeat_interleave(copies, 0)
         positions = other._first_position.repeat_interleave(copies, -2)
         self._begin(other._prompt, other._padded, positions, mask)
@@ -263,7 +265,7 @@ class Decoder:
     # -------------------------------------------------------------------------------------- parts
 
     def _step(self) -> None:
-        logits = self.model(
+        logits = self._model(
             input_ids=self._tokens,
             position_ids=self._positions,
             attention_mask=self._mask(),
@@ -315,6 +317,7 @@ class Decoder:
 
     def _fill_to(self, length: int) -> None:
         """Let the cache hold its first `length` slots."""
+        layer: Any
         for layer in self._cache.layers:
             if isinstance(layer, _AllocatedLayer):
                 layer.length = length
@@ -349,8 +352,9 @@ class Decoder:
 
     def _new_cache(self) -> Cache:
         if self.captured:
-            return StaticCache(self.model.config, max_cache_len=self.capacity)
-        layers = [_AllocatedLayer(self.capacity) for _ in range(self._text.num_hidden_layers)]
+            return StaticCache(self._model.config, max_cache_len=self.capacity)
+        count = self._text.num_hidden_layers
+        layers: list[Any] = [_AllocatedLayer(self.capacity) for _ in range(count)]
         return Cache(layers=layers)
 
     @staticmethod
