@@ -120,8 +120,7 @@ def _device(settings: Settings) -> str:
 
 
 def _code_hash() -> str:
-    root = Path(__file__).resolve().parents[2]
-    return provenance.code_hash([name for name in _CODE if (root / name).exists()])
+    return provenance.code_hash(_CODE)
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:
@@ -169,7 +168,7 @@ def _in_a_process(
     finally:
         result.unlink(missing_ok=True)
     lines = done.stderr.strip().splitlines()
-    reason = lines[-1] if lines else f"its process ended with {done.returncode}"
+    reason = lines[-1][:300] if lines else f"its process ended with {done.returncode}"
     if done.returncode < 0:
         reason = f"its process was ended by signal {-done.returncode} (out of memory?)"
     if way.ours or way.name == BASELINE:

@@ -1,5 +1,6 @@
 """Greedy decoding against transformers' own generate, on small models of the real classes."""
 
+import contextlib
 import copy
 
 import pytest
@@ -39,6 +40,17 @@ def reference(model, inputs, count, **settings):
     )
 
 
+@contextlib.contextmanager
+def logits_of(model):
+    """The logits of every forward pass within, (rows, words) each."""
+    kept = []
+    hook = model.lm_head.register_forward_hook(lambda *args: kept.append(args[2][:, -1].float()))
+    try:
+        yield kept
+    finally:
+        hook.remove()
+
+
 @pytest.fixture
 def model(small):
     return small.model(seed=3).eval()
@@ -59,6 +71,21 @@ def test_equals_generate_left_padded(small, model):
     expected = reference(model, inputs, 16, eos_token_id=None)
     model.generation_config.eos_token_id = None
     assert torch.equal(generate(model, inputs, 16), expected)
+
+
+def test_positions_and_logits_are_those_of_generate(small, model):
+    inputs = inputs_of(small)
+    positions = model._prepare_position_ids_for_generation(
+        inputs["input_ids"], copy.deepcopy(inputs)
+    )
+    assert torch.equal(small.adapter.positions(model, inputs), positions)
+    model.generation_config.eos_token_id = None
+    expected = reference(model, inputs, 6, return_dict_in_generate=True, output_logits=True).logits
+    with logits_of(model) as found:
+        generate(model, inputs, 6)
+    assert len(found) == len(expected) == 6
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_rows_of_a_batch_equal_single_prompts(small, model):
@@ -133,10 +160,14 @@ def test_a_captured_step_computes_the_same(small, model, monkeypatch):
     monkeypatch.setattr(decoder, "_capture", lambda: None)
     decoder._cache = decoder._new_cache()
     assert isinstance(decoder._cache, StaticCache)
-    expected = generate(model, inputs, 12)[:, length:]
-    decoder.prefill(inputs)
-    decoder.run(11)
+    with logits_of(model) as eager:
+        expected = generate(model, inputs, 12)[:, length:]
+    with logits_of(model) as whole:
+        decoder.prefill(inputs)
+        decoder.run(11)
     assert torch.equal(decoder.tokens(), expected)
+    for ours, theirs in zip(whole, eager, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
     decoder.rewind()
     decoder.run(11)
     assert torch.equal(decoder.tokens(), expected)
