@@ -106,6 +106,17 @@ class Family(ABC):
         """Model inputs that follow from the token ids (B, S): none in most families."""
         return {}
 
+    def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Position ids of a prompt, (B, S), or (4, B, S) where images have positions of their own.
+
+        inputs: what the model takes; without ``attention_mask`` every token counts. Padding has
+        position 0. The token after the prompt has ``positions[..., -1:] + 1``.
+        """
+        input_ids = inputs["input_ids"]
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
     @abstractmethod
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
         """Visual tokens of each image; ``images`` is what the image processor made of them."""
@@ -194,6 +205,21 @@ class Qwen2VLFamily(Family):
 
     def token_inputs(self, input_ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
         return {"mm_token_type_ids": (input_ids == image_token_id).to(torch.int32)}
+
+    def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The text's positions, then those of time, height and width (M-RoPE, arXiv 2409.12191)."""
+        text = super().positions(model, inputs)
+        grid = inputs.get("image_grid_thw")
+        if grid is None:
+            return text.expand(4, *text.shape)
+        core: Any = model.get_submodule("model")
+        spatial, _ = core.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=grid,
+            attention_mask=inputs.get("attention_mask"),
+        )
+        return torch.cat([text.unsqueeze(0), spatial])
 
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
         merge = config.vision_config.spatial_merge_size**2

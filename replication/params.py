@@ -292,6 +292,23 @@ class World:
 
 
 @dataclass(frozen=True)
+class Deploy:
+    """Which published architectures are built with random weights, and how they are measured.
+
+    layers: build only so many, to show that everything runs; such numbers decide nothing.
+    """
+
+    models: list[str]
+    variants: list[str]
+    batches: list[int]
+    repeats: int
+    decode_repeats: int
+    tokens: int
+    seed: int
+    layers: int | None = None
+
+
+@dataclass(frozen=True)
 class Compare:
     """Resampling behind every interval."""
 
@@ -322,6 +339,7 @@ class Params:
     features: Features | None = None
     language: dict[str, Language] | None = None
     data: Data | None = None
+    deploy: Deploy | None = None
 
     @property
     def families(self) -> list[str]:

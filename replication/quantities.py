@@ -281,6 +281,21 @@ def _measurement(part: Part, sources: Sources) -> Measured:
     return Measured(found.values[value], note=counts)
 
 
+def _deployment(part: Part, sources: Sources) -> Measured:
+    """A ratio that was measured on a published architecture, built whole."""
+    found = read_measurement(
+        sources.results.results, sources.results.scale, f"deploy-{part.quantity['model']}"
+    )
+    if found is None:
+        return Measured(missing=f"{part.quantity['model']} was not measured")
+    if found.data.get("layers") is not None:
+        return Measured(missing=f"only {found.data['layers']} layers were built")
+    value = part.quantity["value"]
+    if value not in found.values:
+        return Measured(missing=f"no {value} was measured: {found.data.get('missing', 'not run')}")
+    return Measured(found.values[value], note=f"{found.evidence} on {found.data['device']}")
+
+
 def _consistency(part: Part, sources: Sources) -> Measured:
     """Number of printed figures that do not follow from the others."""
     reported = sources.reported
@@ -306,6 +321,7 @@ _OTHERS: dict[str, Callable[[Part, Sources], Measured]] = {
     "cost_ratio": _cost_ratio,
     "controller": _controller,
     "measurement": _measurement,
+    "deployment": _deployment,
     "internal_consistency": _consistency,
     "pending": _pending,
 }

@@ -47,7 +47,7 @@ class ClaimResult:
 
 
 def _status(part: Part, found: Measured, scale: str) -> Status:
-    full = scale == FULL_SCALE or part.exact
+    full = scale == FULL_SCALE or part.scale_free
     rule = part.full if full else part.reduced
     if found.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
         return Status.INCONCLUSIVE
@@ -147,7 +147,7 @@ def verify(
 
 def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
     part, interval = result.part, result.interval
-    rule = part.full if (scale == FULL_SCALE or part.exact) else part.reduced
+    rule = part.full if (scale == FULL_SCALE or part.scale_free) else part.reduced
     expected = part.expected.get(scale)
     return {
         "id": part.id,

@@ -43,7 +43,7 @@ def format_number(part: Part, value: float) -> str:
     """A number in the part's own notation: signed points, a fraction, percent, or a count."""
     if part.kind in ("internal_consistency", "seeds") or part.unit == "steps":
         return f"{value:.0f}"
-    if part.kind in ("gap_closed", "cost_ratio", "controller"):
+    if part.kind in ("gap_closed", "cost_ratio", "controller", "deployment"):
         return f"{value:.2f}".replace("-", "−")
     if part.kind == "measurement":
         return f"{value:.3g}".replace("-", "−")

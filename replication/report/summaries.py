@@ -1,4 +1,5 @@
-"""Tables of our own that hold no scores: component effects, training cost, answers that change."""
+"""Tables of our own that hold no scores: component effects, training cost, answers that change,
+speed and memory when deployed."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from replication import compare, designs
 from replication.compare import Interval
+from replication.deploy.results import BASELINE, Ratio, peak, ratios
+from replication.deployment import deployment_reports
 from replication.quantities import Sources
 from replication.report.scores import Comparisons, standin_notes
 from replication.reported import AVERAGE, COMPONENTS, ReportedTable, Summary
@@ -17,6 +20,7 @@ from replication.training_logs import Cost, cost_of, read_logs
 
 _NAMES = {"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}
 _MIB = 2**20
+_GIB = 2**30
 
 
 def cell(
@@ -54,6 +58,8 @@ def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
         "scale": sources.results.scale,
         "interval_level": sources.ledger.level,
     }
+    if summary.id == "deploy":
+        return {**data, **_deploy(sources)}
     build = {"effects": _effects, "cost": _cost, "flips": _flips}[summary.id]
     return {**data, **build(summary, sources.reported.table(summary.table), sources)}
 
@@ -254,3 +260,101 @@ def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str
         "rows": rows,
         "footnotes": notes,
     }
+
+
+# --- deploy ---------------------------------------------------------------------------------------
+
+
+def _repeated(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """A median with the ends of its repeats."""
+    return {**cell(values["median"]), "low": values["low"], "high": values["high"]}
+
+
+def _deploy(sources: Sources) -> dict[str, Any]:
+    reports = deployment_reports(sources.results.results, sources.results.scale)
+    batches = sorted(
+        {
+            int(batch)
+            for report in reports
+            for model in report["models"].values()
+            for part in model["variants"].values()
+            for batch in part.get("decode", {})
+        }
+    )
+    columns = [
+        _column("Weights", "GiB", places=2),
+        _column("Peak memory", "GiB", places=2),
+        _column("First token", "s", places=2),
+    ]
+    for batch in batches:
+        columns += [
+            _column(f"Decoding, batch {batch}", "tokens/s"),
+            _column(f"Of the floor, batch {batch}", "%", places=0),
+        ]
+    rows, notes = [], []
+    for report in reports:
+        whole = report["settings"]["layers"] is None
+        for model, found in report["models"].items():
+            name = model if whole else f"{model}, {report['settings']['layers']} layers"
+            for part in found["variants"].values():
+                label = part["label"]
+                cells = {column["name"]: cell() for column in columns}
+                if "not_run" in part:
+                    notes.append(f"Not run: {name}, {label}: {part['not_run']}.")
+                else:
+                    cells |= _deployed(part)
+                rows.append({"labels": [name, label, report["evidence"]], "cells": cells})
+            for key in found["variants"]:
+                against = ratios(found["variants"], key) if key != BASELINE else {}
+                if against:
+                    notes.append(_against(name, found["variants"], key, against))
+        notes.append(f"{report['evidence'].capitalize()} on {report['device']}.")
+    printed = sources.reported.deployment
+    weights = printed["llava_7b_lm_weight_footprint_gb"]
+    notes += [
+        "Medians over repeats with their least and greatest. First token: from a prompt of one "
+        "image and 64 words, the vision tower included. Peak memory: of the process (on a GPU, of "
+        "its allocator) through building the model, reading the prompt and decoding at batch 1.",
+        "The floor is the time in which this machine copies as many bytes as a step has to read: "
+        "the decoder, the vocabulary projection and the cache.",
+        "Random weights: speed and memory do not depend on their values. The vision tower, the "
+        "projector, the embeddings and the vocabulary projection are BF16 in every variant.",
+        f"Reported ({printed['source']}): {printed['throughput_ratio_int4_over_bf16']:g} times the "
+        f"throughput, {printed['memory_reduction_percent']} % less memory; LLaVA-1.5-7B's weights "
+        f"{weights['bf16']} and {weights['int4']} GB, INT4 peak "
+        f"{printed['llava_7b_int4_peak_gpu_gb']} GB.",
+    ]
+    return {
+        "labels": ["Model", "Weights of the decoder", "Evidence"],
+        "columns": columns,
+        "has_reported": False,
+        "rows": rows,
+        "footnotes": notes,
+    }
+
+
+def _deployed(part: Mapping[str, Any]) -> dict[str, Any]:
+    most = peak(part)
+    cells = {
+        "Weights": cell(part["weight_bytes"] / _GIB),
+        "Peak memory": cell(None if most is None else most / _GIB),
+        "First token": _repeated(part["time_to_first_token"]),
+    }
+    for batch, found in part["decode"].items():
+        if "not_run" not in found:
+            cells[f"Decoding, batch {batch}"] = _repeated(found["tokens_per_second"])
+            cells[f"Of the floor, batch {batch}"] = cell(100 * found["fraction_of_floor"])
+    return cells
+
+
+def _against(model: str, variants: Mapping[str, Any], key: str, found: Mapping[str, Ratio]) -> str:
+    shown = []
+    for name, one in found.items():
+        if name.endswith("reduction"):
+            shown.append(f"{name.replace('_', ' ')} {one.point:.1f} %")
+        else:
+            kind, _, batch = name.partition("_")
+            kind = f"{kind} at batch {batch or 1}" if kind == "throughput" else kind
+            shown.append(f"{kind} {one.point:.2f}× [{one.low:.2f}, {one.high:.2f}]")
+    pair = f"{variants[key]['label']} against {variants[BASELINE]['label']}"
+    return f"{model}, {pair}: {', '.join(shown)}."

@@ -38,6 +38,7 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cost_ratio": (("family", "run", "against", "cost"), ()),
     "controller": (("family", "run", "check"), ()),
     "measurement": (("name", "value"), ("unit",)),
+    "deployment": (("model", "value"), ("unit",)),
     "internal_consistency": (("check",), ("table",)),
     "pending": (("needs",), ()),
 }
@@ -45,6 +46,7 @@ CONSISTENCY_CHECKS = ("averages", "cells", "statements")
 CONTROLLER_CHECKS = ("bounds", "budget", "settles")
 COSTS = ("seconds_per_step", "peak_memory_bytes", "trained_parameters")
 EXACT_KINDS = ("internal_consistency",)
+SCALE_FREE_KINDS = (*EXACT_KINDS, "deployment")
 UNITS = {
     "gap_closed": "of the gap",
     "ratio": "%",
@@ -83,14 +85,19 @@ class Part:
 
     @property
     def exact(self) -> bool:
-        """Whether the quantity is counted, not sampled: then the full rule holds at any scale."""
+        """Whether the quantity is counted, not sampled."""
         return self.kind in EXACT_KINDS
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether every scale measures the full thing: then the full rule holds at any scale."""
+        return self.kind in SCALE_FREE_KINDS
 
     @property
     def unit(self) -> str:
         if self.kind == "controller":
             return CONTROLLER_UNITS[self.quantity["check"]]
-        if self.kind == "measurement":
+        if self.kind in ("measurement", "deployment"):
             return str(self.quantity.get("unit", ""))
         return UNITS.get(self.kind, "points")
 
@@ -242,7 +249,7 @@ def _parse_parts(
     if kind != "pending":
         if full is None:
             raise InputError(f"{where}.rule lacks 'full'")
-        if reduced is None and kind not in EXACT_KINDS and set(scales) != {"paper"}:
+        if reduced is None and kind not in SCALE_FREE_KINDS and set(scales) != {"paper"}:
             raise InputError(f"{where}.rule lacks 'reduced'")
     elif data.keys() & {"band", "rule", "reported"}:
         raise InputError(f"{where}: a pending quantity has no band, rule or reported number")

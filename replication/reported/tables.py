@@ -24,7 +24,7 @@ AVERAGE = "Avg"
 ROLES = ("teacher", "baseline", "peer", "ptq", "qat", "kd", "ablation", "ours")
 CONTROL = "control"
 COMPONENTS = ("gdkd", "rcka", "ib")
-SUMMARIES = ("effects", "cost", "flips")
+SUMMARIES = ("effects", "cost", "flips", "deploy")
 
 
 @dataclass(frozen=True)
@@ -179,16 +179,16 @@ class Discrepancy:
 
 @dataclass(frozen=True)
 class Summary:
-    """A table of our own that holds no scores: "effects", "cost" or "flips".
+    """A table of our own that holds no scores: "effects", "cost", "flips" or "deploy".
 
     runs: those it speaks of. against: the run that costs are compared with. pairs: of runs whose
-    answers are compared. table: the table of scores it is computed from.
+    answers are compared. table: the table of scores it is computed from ("": none).
     """
 
     id: str
     family: str
     title: str
-    table: str
+    table: str = ""
     runs: tuple[str, ...] = ()
     against: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
@@ -245,7 +245,8 @@ class Reported:
             for run in table.runs:
                 yield table.short, table.family, run
         for summary in self.summaries.values():
-            for run in sorted({*summary.named, *self.table(summary.table).runs}):
+            shown = self.table(summary.table).runs if summary.table else ()
+            for run in sorted({*summary.named, *shown}):
                 yield summary.id, summary.family, run
 
 
@@ -307,13 +308,18 @@ def _parse_own_table(name: str, data: Any, aliases: dict, leave_out: frozenset) 
     )
 
 
-_SUMMARY_KEYS = {"effects": (), "cost": ("runs", "against"), "flips": ("pairs",)}
+_SUMMARY_KEYS: dict[str, tuple[str, ...]] = {
+    "effects": ("table",),
+    "cost": ("table", "runs", "against"),
+    "flips": ("table", "pairs"),
+    "deploy": (),
+}
 
 
 def _parse_summary(name: str, data: Any) -> Summary:
     where = f"summaries.{name}"
     expect_choice(name, SUMMARIES, "summaries")
-    data = expect_mapping(data, where, ("family", "title", "table", *_SUMMARY_KEYS[name]))
+    data = expect_mapping(data, where, ("family", "title", *_SUMMARY_KEYS[name]))
     pairs = tuple(tuple(pair) for pair in data.get("pairs", []))
     for pair in pairs:
         if len(pair) != 2:
@@ -475,7 +481,8 @@ def parse_tables(data: Any) -> Reported:
     if len(set(names)) != len(names):
         raise InputError("two tables have one short name")
     for summary in summaries.values():
-        reported.table(summary.table)
+        if summary.table:
+            reported.table(summary.table)
     return reported
 
 

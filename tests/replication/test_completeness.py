@@ -109,7 +109,7 @@ def test_every_table_is_built_under_its_name(built):
     assert set(built) == {
         *("table1", "table2", "table3", "table4", "table5", "retention", "qwen3vl"),
         *("controls", "bits", "groups", "gates", "nontarget", "controller"),
-        *("effects", "cost", "flips"),
+        *("effects", "cost", "flips", "deploy"),
     }
 
 

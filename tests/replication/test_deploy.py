@@ -1,0 +1,564 @@
+"""The deployment benchmark on small configurations of the real classes."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from grace.errors import InputError
+from grace.generation import generate
+from grace.models import FAMILIES
+from grace.quantization import QuantSpec, prepare
+from replication.deploy import __main__ as command
+from replication.deploy import benchmark, measure, results, text, weights
+from replication.deploy.architectures import Architecture, architecture, architectures
+from replication.deploy.measure import Settings
+from replication.deploy.variants import VARIANTS, UnfusedAwqLinear, variant
+
+TEXT = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+QWEN = {
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "in_channels": 3,
+}
+MARKS = {
+    "image_token_id": 250,
+    "video_token_id": 251,
+    "vision_start_token_id": 252,
+    "vision_end_token_id": 253,
+}
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+VALUES = {
+    "llava": {
+        "model_type": "llava",
+        "image_token_index": 250,
+        "image_seq_length": 16,
+        "text_config": {**TEXT, "model_type": "llama"},
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+    },
+    "qwen2_vl": {
+        "model_type": "qwen2_vl",
+        **MARKS,
+        "tie_word_embeddings": True,
+        "text_config": {**TEXT, "rope_parameters": {**ROPE, "mrope_section": [8, 12, 12]}},
+        "vision_config": {**QWEN, "embed_dim": 32, "hidden_size": 128, "mlp_ratio": 2},
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        **MARKS,
+        "text_config": {
+            **TEXT,
+            "head_dim": 64,
+            "rope_parameters": {**ROPE, "mrope_section": [12, 10, 10], "mrope_interleaved": True},
+        },
+        "vision_config": {
+            **QWEN,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+    },
+}
+FAST = Settings(
+    batches=(1, 2), repeats=2, decode_repeats=3, tokens=3, text_tokens=8, device="cpu", threads=1
+)
+
+
+def small(family: str) -> Architecture:
+    image = {"height": 32, "width": 32} if family == "llava" else {"grid": 8}
+    return Architecture(f"small-{family}", "nobody/nothing", 0, image, VALUES[family])
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def tiny(request) -> Architecture:
+    return small(request.param)
+
+
+@pytest.fixture(autouse=True)
+def crossover(monkeypatch, tmp_path):
+    """No measurement of layers this small, and no file outside of the test's folder."""
+    monkeypatch.setenv("GRACE_INT4_CROSSOVER", "4")
+    monkeypatch.setenv("GRACE_CACHE", str(tmp_path))
+
+
+# ------------------------------------------------------------------------------- the architectures
+
+
+def decoder_size(t: dict, *, norms: int, qkv_bias: bool) -> int:
+    """Weights of a decoder with gated MLPs, embeddings and head left out."""
+    h, i, layers = t["hidden_size"], t["intermediate_size"], t["num_hidden_layers"]
+    width = t.get("head_dim", h // t["num_attention_heads"])
+    q, kv = t["num_attention_heads"] * width, t["num_key_value_heads"] * width
+    attention = 2 * h * q + 2 * h * kv + (q + 2 * kv if qkv_bias else 0)
+    heads = 2 * width if norms == 4 else 0
+    return layers * (attention + 3 * h * i + 2 * h + heads) + h
+
+
+def clip_size(v: dict) -> int:
+    h, i, patch = v["hidden_size"], v["intermediate_size"], v["patch_size"]
+    places = (v["image_size"] // patch) ** 2 + 1
+    layer = 4 * h * h + 4 * h + 2 * h * i + h + i + 4 * h
+    return h + 3 * patch**2 * h + places * h + 4 * h + v["num_hidden_layers"] * layer
+
+
+def expected_size(values: dict) -> int:
+    t, v = values["text_config"], values["vision_config"]
+    words = t["vocab_size"] * t["hidden_size"] * (1 if values["tie_word_embeddings"] else 2)
+    if values["model_type"] == "llava":
+        h, out = v["hidden_size"], t["hidden_size"]
+        projector = h * out + out + out * out + out
+        return words + decoder_size(t, norms=2, qkv_bias=False) + clip_size(v) + projector
+    patch = 3 * v["temporal_patch_size"] * v["patch_size"] ** 2
+    if values["model_type"] == "qwen2_vl":
+        h, out = v["embed_dim"], v["hidden_size"]
+        i = h * v["mlp_ratio"]
+        layer = 4 * h * h + 4 * h + 2 * h * i + h + i + 4 * h
+        wide = 4 * h
+        merger = 2 * h + wide * wide + wide + wide * out + out
+        tower = patch * h + v["depth"] * layer + merger
+        return words + decoder_size(t, norms=2, qkv_bias=True) + tower
+    h, i, out = v["hidden_size"], v["intermediate_size"], v["out_hidden_size"]
+    layer = 4 * h * h + 4 * h + 2 * h * i + h + i + 4 * h
+    wide = 4 * h
+    joint = wide * wide + wide + wide * out + out
+    mergers = (2 * h + joint) + len(v["deepstack_visual_indexes"]) * (2 * wide + joint)
+    tower = patch * h + h + v["num_position_embeddings"] * h + v["depth"] * layer + mergers
+    return words + decoder_size(t, norms=4, qkv_bias=False) + tower
+
+
+@pytest.mark.parametrize("name", list(architectures()))
+def test_published_architecture(name):
+    found = architecture(name)
+    assert found.counted_parameters == found.parameters == expected_size(found.values)
+    assert found.name.split("-")[-1] in name
+    kinds = {n.rsplit(".", 1)[1] for n in found.decoder_linears}
+    assert kinds == {f"{k}_proj" for k in ("q", "k", "v", "o", "gate", "up", "down")}
+    layers = found.values["text_config"]["num_hidden_layers"]
+    assert len(found.decoder_linears) == 7 * layers
+    for linear in found.decoder_linears:  # every one takes the group size of the variants
+        assert found.meta_model.get_submodule(linear).in_features % 128 == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [("qwen2-vl-2b", 2.21), ("qwen2-vl-7b", 8.29), ("qwen3-vl-8b", 8.77), ("llava-1.5-7b", 7.06)],
+)
+def test_published_size(name, stated):
+    """Billions of parameters, as the hub prints them."""
+    assert round(architecture(name).parameters / 1e9, 2) == stated
+
+
+@pytest.mark.parametrize("name", list(architectures()))
+def test_prompt_of_published_architecture(name):
+    found = architecture(name)
+    prompt = found.prompt(0, dtype=torch.bfloat16)
+    image = found.config().image_token_id
+    assert int((prompt["input_ids"] == image).sum()) == 576
+    assert prompt["input_ids"].shape[1] == 576 + 64
+    assert prompt["pixel_values"].dtype == torch.bfloat16
+
+
+def test_unknown_names():
+    with pytest.raises(InputError, match=r"llava-1\.5-7b"):
+        architecture("llava-1.6")
+    with pytest.raises(InputError, match="awq_unfused"):
+        variant("int3")
+
+
+def test_first_layers(tiny):
+    one = tiny.first_layers(1)
+    assert len(one.decoder_linears) == 7
+    assert tiny.values["text_config"]["num_hidden_layers"] == 2, "the original is left alone"
+    model = weights.random_model(one.config(), 0)
+    generate(model, one.prompt(0, dtype=torch.bfloat16, text_tokens=8), 2)
+
+
+# ------------------------------------------------------------------------------------ the weights
+
+
+def test_noise_is_normal_and_depends_on_the_name():
+    noise = weights.Noise(3, device=torch.device("cpu"), dtype=torch.float32, size=10007)
+    first, again, other = (torch.empty(300, 100) for _ in range(3))
+    noise.fill(first, "a")
+    noise.fill(again, "a")
+    noise.fill(other, "b")
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert abs(float(first.std()) - 0.02) < 0.0005
+    assert abs(float(first.mean())) < 0.0005
+    assert not torch.equal(first[0], first[1])
+
+
+def test_random_model_is_complete_and_runs(tiny):
+    model = weights.random_model(tiny.config(), 0)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert not any(tensor.is_meta for tensor in tensors)
+    assert all(torch.isfinite(t).all() for t in tensors if t.is_floating_point())
+    assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in model.parameters())
+    tied = model.get_submodule("lm_head").weight is model.get_input_embeddings().weight
+    assert tied == bool(tiny.values.get("tie_word_embeddings"))
+    prompt = tiny.prompt(0, dtype=torch.bfloat16, text_tokens=8)
+    logits = model(**prompt).logits
+    assert torch.isfinite(logits).all()
+    assert float(logits.float().std()) > 0
+
+
+def test_buffers_are_those_of_an_ordinary_model(tiny):
+    """Rotary frequencies and positions: left unfilled, they would be garbage."""
+    from transformers import AutoModelForImageTextToText
+
+    plain = dict(AutoModelForImageTextToText.from_config(tiny.config()).named_buffers())
+    found = dict(weights.random_model(tiny.config(), 0).named_buffers())
+    assert plain.keys() == found.keys()
+    assert plain, "there are buffers to compare"
+    for name, buffer in plain.items():
+        assert torch.equal(buffer, found[name]), name
+
+
+def test_same_seed_same_model(tiny):
+    first, again = (weights.random_model(tiny.config(), 5).state_dict() for _ in range(2))
+    other = weights.random_model(tiny.config(), 6).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_packed_layer_by_layer_is_the_model_packed_afterwards(tiny):
+    int4 = pytest.importorskip("grace.int4")
+    built = weights.random_model(tiny.config(), 0, convert=variant("int4").convert)
+    whole = weights.random_model(tiny.config(), 0)
+    prepare(whole, QuantSpec(bits=4, group_size=128, init="max"))
+    int4.pack(whole)
+    prompt = tiny.prompt(0, dtype=torch.bfloat16, text_tokens=8)
+    assert torch.equal(built(**prompt).logits, whole(**prompt).logits)
+    for name in tiny.decoder_linears:
+        assert torch.equal(built.get_submodule(name).codes(), whole.get_submodule(name).codes())
+
+
+def test_never_more_than_one_plain_linear(tiny):
+    """What was converted is freed before the next linear is filled."""
+    import gc
+    import weakref
+
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def convert(linear: nn.Linear, name: str) -> nn.Module:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(ref() is not None for ref in alive))
+        alive.append(weakref.ref(linear.weight))
+        return nn.Identity()
+
+    weights.random_model(tiny.config(), 0, convert=convert)
+    assert len(alive) == len(tiny.decoder_linears)
+    assert most == 0
+
+
+def test_stored_bytes_counts_shared_once():
+    first, second = nn.Linear(4, 8, bias=False), nn.Linear(4, 8, bias=False)
+    assert weights.stored_bytes(nn.Sequential(first, second)) == 2 * 4 * 8 * 4
+    second.weight = first.weight
+    assert weights.stored_bytes(nn.Sequential(first, second)) == 4 * 8 * 4
+
+
+# ----------------------------------------------------------------------------------- the variants
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "bf16"])
+def test_variant_approximates_the_linear(name):
+    if name in ("int4", "int8"):
+        pytest.importorskip("grace.int4")
+    found = variant(name)
+    if found.unavailable(torch.device("cpu")):
+        pytest.skip(found.unavailable(torch.device("cpu")))
+    linear = nn.Linear(256, 64).bfloat16().requires_grad_(False)
+    x = torch.randn(3, 256, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
+    expected = linear(x).double()
+    converted = found.convert(linear, "layer")
+    with torch.no_grad():
+        error = (converted(x).double() - expected).norm() / expected.norm()
+    assert 0 < float(error) < (0.2 if found.bits == 4 else 0.02)
+    stored = weights.stored_bytes(converted) - 64 * 2
+    bits = 8 * stored / linear.weight.numel()
+    assert found.bits <= bits < found.bits + 1
+
+
+def test_unfused_awq_is_the_grid_exactly():
+    """Against the layout read back nibble by nibble, in Python."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randint(-8, 8, (16, 256), generator=generator, dtype=torch.int8)
+    scales = torch.rand(16, 2, generator=generator).bfloat16().float() + 0.0625
+    layer = UnfusedAwqLinear(codes, scales, None, torch.float32)
+    grid = (codes.float().unflatten(1, (2, 128)) * scales.unsqueeze(2)).flatten(1)
+    assert torch.equal(layer.dequantized(), grid.t())
+    order = [0, 2, 4, 6, 1, 3, 5, 7]  # of the nibbles of a word, lowest first
+    for row in (0, 77, 255):
+        for word in (0, 1):
+            bits = int(layer.qweight[row, word]) & 0xFFFFFFFF
+            for place, column in enumerate(order):
+                assert (bits >> (4 * place)) & 15 == int(codes[8 * word + column, row]) + 8
+
+
+def test_a_peer_that_is_missing_says_so():
+    import importlib.util
+
+    if importlib.util.find_spec("torchao") is not None:
+        pytest.skip("torchao is installed")
+    reason = variant("torchao").unavailable(torch.device("cpu"))
+    assert reason == "the package torchao is not installed"
+    assert measure.measure(small("llava"), variant("torchao"), FAST) == {"not_run": reason}
+
+
+# -------------------------------------------------------------------------------- the measurement
+
+
+@pytest.fixture(scope="module")
+def record():
+    return measure.measure(small("qwen2_vl"), variant("bf16"), FAST)
+
+
+def test_record(record):
+    json.dumps(record)
+    model = weights.random_model(small("qwen2_vl").config(), 0)
+    assert record["weight_bytes"] == weights.stored_bytes(model)
+    assert record["decoder_bits"] == 16
+    assert record["prompt_tokens"] == 16 + 8
+    assert len(record["time_to_first_token"]["values"]) == 2
+    assert set(record["decode"]) == {"1", "2"}
+    for batch, found in record["decode"].items():
+        assert found["tokens"] == 3
+        rates, seconds = found["tokens_per_second"], found["seconds_per_step"]
+        assert len(rates["values"]) == len(seconds["values"]) == 3
+        for rate, one in zip(rates["values"], seconds["values"], strict=True):
+            assert math.isclose(rate * one, int(batch))
+        assert rates["low"] <= rates["median"] <= rates["high"]
+        expected = found["bytes_per_step"] / max(record["copy_bandwidth"])
+        assert math.isclose(found["floor_seconds"], expected)
+        assert math.isclose(found["fraction_of_floor"] * seconds["median"], expected)
+    memory = record["peak_bytes"]
+    phases = ["start", "build", "prefill", "batch 1", "batch 2"]
+    assert list(memory) == phases
+    assert [memory[phase] for phase in phases] == sorted(memory.values())
+
+
+def test_bytes_of_a_step():
+    """By hand: two layers, the last norm, the tied head once, and the cache."""
+    tiny = small("qwen2_vl")
+    model = weights.random_model(tiny.config(), 0)
+    h, i, words = 128, 256, 256
+    layer = 4 * h * h + 3 * h + 3 * h * i + 2 * h
+    cache = 2 * 2 * 2 * 64 * 2 * 3 * 10  # keys and values, layers, heads, width, bytes, rows, slots
+    expected = 2 * (2 * layer + h + words * h) + cache
+    assert measure.bytes_per_step(tiny, model, 3, 10) == expected
+
+
+def test_what_does_not_fit_is_not_run(monkeypatch):
+    monkeypatch.setattr(measure, "free_bytes", lambda device: 2**20)
+    found = measure.measure(small("llava"), variant("bf16"), FAST)
+    assert "0.0 GiB are free" in found["not_run"]
+    found = {}
+    monkeypatch.setattr(measure, "_too_large", lambda *_: None)
+    found = measure.measure(small("llava"), variant("bf16"), FAST)
+    assert all("not_run" in one for one in found["decode"].values())
+    assert results.peak(found) is None
+
+
+def test_expected_bytes_of_a_published_model():
+    found = architecture("llava-1.5-7b")
+    assert measure.expected_bytes(found, variant("bf16")) == 2 * 7063427072
+    int4 = measure.expected_bytes(found, variant("int4"))
+    assert 4.6e9 < int4 < 4.9e9  # the authors state 4.6 GB
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"batches": ()}, {"batches": (4, 1)}, {"repeats": 0}, {"layers": 0}, {"device": "tpu"}],
+)
+def test_bad_settings(change):
+    with pytest.raises(InputError, match=next(iter(change))):
+        Settings(**change)
+
+
+# ---------------------------------------------------------------------------------- side by side
+
+
+@pytest.fixture
+def fake_parts(monkeypatch):
+    """No processes: each part is made up, and what was asked for is kept."""
+    asked = []
+
+    def part(model, way, settings, path):
+        asked.append((model.name, way.name))
+        speed = {"bf16": 2.0, "int4": 7.0}.get(way.name)
+        if speed is None:
+            return {"not_run": "no reason"}
+        rates = [speed * factor for factor in (0.9, 1.0, 1.1)]
+        decode = {
+            "tokens_per_second": measure.spread(rates),
+            "seconds_per_step": {**measure.spread([1 / r for r in rates]), "p90": 1.0},
+            "fraction_of_floor": 0.5,
+            "tokens": 3,
+        }
+        memory = {"start": 1, "batch 1": 100 if way.name == "bf16" else 40}
+        return {
+            "weight_bytes": 80 if way.name == "bf16" else 25,
+            "time_to_first_token": measure.spread(
+                [1.0, 2.0, 4.0] if way.name == "bf16" else [2.0, 2.5, 3.0]
+            ),
+            "decode": {"1": decode, "4": {"not_run": "no room"}},
+            "peak_bytes": memory,
+        }
+
+    monkeypatch.setattr(benchmark, "_in_a_process", part)
+    return asked
+
+
+def go(out, *, settings=FAST, variants=("bf16", "int4", "nf4"), **more):
+    return benchmark.run(
+        [small("llava")],
+        [variant(name) for name in variants],
+        settings,
+        out,
+        command="test",
+        **more,
+    )
+
+
+def test_resumes_and_measures_again_what_changed(tmp_path, fake_parts, monkeypatch):
+    go(tmp_path)
+    assert [name for _, name in fake_parts] == ["bf16", "int4", "nf4"]
+    fake_parts.clear()
+    go(tmp_path)
+    assert [name for _, name in fake_parts] == ["nf4"]  # was not run: tried again
+    fake_parts.clear()
+    (tmp_path / "parts" / "small-llava" / "int4.json").write_text("{", encoding="utf-8")
+    go(tmp_path)
+    assert [name for _, name in fake_parts] == ["int4", "nf4"]
+    fake_parts.clear()
+    go(tmp_path, settings=Settings(batches=(1,), device="cpu"), variants=("bf16",))
+    assert fake_parts == [("small-llava", "bf16")]
+    fake_parts.clear()
+    monkeypatch.setattr(benchmark, "_code_hash", lambda: "other code")
+    go(tmp_path, settings=Settings(batches=(1,), device="cpu"), variants=("bf16",))
+    assert fake_parts == [("small-llava", "bf16")]
+
+
+def test_interrupted_run_keeps_what_is_done(tmp_path, fake_parts, monkeypatch):
+    real = benchmark._in_a_process
+
+    def stop(model, way, settings, path):
+        if way.name == "int4":
+            raise KeyboardInterrupt
+        return real(model, way, settings, path)
+
+    monkeypatch.setattr(benchmark, "_in_a_process", stop)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    monkeypatch.setattr(benchmark, "_in_a_process", real)
+    fake_parts.clear()
+    go(tmp_path)
+    assert [name for _, name in fake_parts] == ["int4", "nf4"]
+
+
+def test_report(tmp_path, fake_parts):
+    report = go(tmp_path, evidence="recorded")
+    assert report == json.loads((tmp_path / "deploy.json").read_text(encoding="utf-8"))
+    assert report["evidence"] == "recorded"
+    assert report["provenance"]["command"] == "test"
+    found = results.ratios(report["models"]["small-llava"]["variants"])
+    assert math.isclose(found["throughput"].point, 3.5)
+    assert math.isclose(found["throughput"].low, 7 * 0.9 / 2.2)
+    assert math.isclose(found["throughput"].high, 7.7 / 1.8)
+    assert found["prefill"].point == 0.8
+    assert (found["prefill"].low, found["prefill"].high) == (1 / 3, 2)
+    assert math.isclose(found["memory_reduction"].point, 60)
+    assert math.isclose(found["weight_reduction"].point, 68.75)
+    assert "throughput_4" not in found
+    shown = "\n".join(text.lines(report))
+    assert "not run: no reason" in shown
+    assert "7.00 [6.30, 7.70]" in shown
+    assert "INT4 against BF16: throughput 3.50" in shown
+
+
+def test_no_ratio_without_both(tmp_path, fake_parts):
+    parts = go(tmp_path, variants=("int4", "nf4"))["models"]["small-llava"]["variants"]
+    assert results.ratios(parts) == {}
+    assert results.ratios(go(tmp_path)["models"]["small-llava"]["variants"], "nf4") == {}
+
+
+def test_real_processes(tmp_path):
+    """Two variants in two processes, from start to report."""
+    pytest.importorskip("grace.int4")
+    settings = Settings(
+        batches=(1,), repeats=1, decode_repeats=2, tokens=2, text_tokens=8, device="cpu", threads=1
+    )
+    report = go(tmp_path, settings=settings, variants=("bf16", "int4"))
+    parts = report["models"]["small-llava"]["variants"]
+    assert parts["int4"]["weight_bytes"] < parts["bf16"]["weight_bytes"]
+    assert 4.2 < parts["int4"]["decoder_bits"] < 4.3
+    assert "back end" in parts["int4"]["how"]
+    assert set(results.ratios(parts)) >= {"throughput", "prefill", "memory_reduction"}
+    assert not list(tmp_path.rglob("*.new"))
+
+
+def test_a_failing_process(tmp_path):
+    broken = Architecture("broken", "", 0, {"grid": 8}, {"model_type": "gpt"})
+    with pytest.raises(InputError, match=r"broken, bf16: .*Unrecognized model identifier: gpt"):
+        benchmark.run([broken], [variant("bf16")], FAST, tmp_path, command="test")
+    report = benchmark.run([broken], [variant("awq_unfused")], FAST, tmp_path, command="test")
+    assert report["models"]["broken"]["variants"]["awq_unfused"]["not_run"]
+
+
+def test_command(tmp_path, fake_parts, capsys):
+    arguments = ["--models", "qwen2-vl-2b", "--batches", "1,4", "--repeats", "2"]
+    assert command.main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert fake_parts == [("qwen2-vl-2b", "bf16"), ("qwen2-vl-2b", "int4")]
+    assert "Qwen/Qwen2-VL-2B-Instruct, random weights" in capsys.readouterr().out
+    report = json.loads((tmp_path / "deploy.json").read_text(encoding="utf-8"))
+    assert report["settings"]["batches"] == [1, 4]
+    assert report["settings"]["repeats"] == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--models", "gpt-5"], ["--variants", "int3"], ["--batches", "one"]]
+)
+def test_command_refuses(tmp_path, capsys, wrong):
+    assert command.main([*wrong, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_needs_torch_and_transformers_only():
+    """What the rest of the replication needs may be missing where the benchmark runs."""
+    missing = ["dvc", "lmms_eval", "pandas", "pyarrow", "scipy", "llmcompressor", "datasets"]
+    code = (
+        "import sys\n"
+        f"for name in {missing!r}: sys.modules[name] = None\n"
+        "import replication.deploy.__main__, replication.deploy.process\n"
+        "import replication.deploy.results\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,219 @@
+"""From a deployment result to the ledger's verdict and the table."""
+
+import json
+import sys
+
+import pytest
+
+from grace.errors import InputError
+from replication import reported
+from replication.compare import Status
+from replication.deploy import benchmark
+from replication.deploy.measure import spread
+from replication.deployment import deployment_record, deployment_reports
+from replication.measurements import write_measurement
+from replication.params import Deploy, load_params
+from replication.report.tables import build_table
+from replication.stages import deploy as stage
+from replication.verdicts import verify
+
+MODEL = "llava-1.5-7b"
+
+
+def part(speed, gigabytes, weights, label="BF16"):
+    """A variant's part with repeats within 2 % of these numbers."""
+    return {
+        "label": label,
+        "weight_bytes": int(weights * 2**30),
+        "time_to_first_token": spread([20.0, 20.5, 21.0]),
+        "decode": {
+            "1": {
+                "tokens_per_second": spread([speed * f for f in (0.99, 1.0, 1.01)]),
+                "fraction_of_floor": 0.7,
+            },
+            "4": {"not_run": "no room"},
+        },
+        "peak_bytes": {"batch 1": int(gigabytes * 2**30)},
+    }
+
+
+def report_of(*, faster=3.2, memory=(15.0, 6.0), layers=None, evidence="measured", **more):
+    variants = {
+        "bf16": part(1.5, memory[0], 13.2),
+        "int4": part(1.5 * faster, memory[1], 4.4, "INT4"),
+        **more,
+    }
+    return {
+        "name": "deploy",
+        "evidence": evidence,
+        "settings": {"repeats": 3, "layers": layers},
+        "device": "a processor, 2 cores",
+        "models": {MODEL: {"repository": "llava-hf/llava-1.5-7b-hf", "variants": variants}},
+        "provenance": {"commit": "0" * 40},
+    }
+
+
+def verdicts(tmp_path, report, scale="small"):
+    write_measurement(tmp_path, deployment_record(report, MODEL, scale))
+    return {claim.claim.id: claim for claim in verify(tmp_path, scale, only=["C09", "C10"])}
+
+
+def test_claims_hold_at_any_scale_when_measured(tmp_path):
+    found = verdicts(tmp_path, report_of())
+    assert found["C09"].status is Status.REPRODUCED
+    assert found["C10"].status is Status.REPRODUCED
+    throughput, memory = found["C09"].parts[0], found["C10"].parts[0]
+    assert throughput.interval.point == pytest.approx(3.2)
+    assert throughput.interval.low == pytest.approx(3.2 * 0.99 / 1.01)
+    assert memory.interval.point == pytest.approx(60)
+    assert throughput.note == "measured on a processor, 2 cores"
+
+
+@pytest.mark.parametrize("faster", [1.9, 5.6])
+def test_throughput_outside_of_the_band_is_contradicted(tmp_path, faster):
+    assert verdicts(tmp_path, report_of(faster=faster))["C09"].status is Status.CONTRADICTED
+
+
+@pytest.mark.parametrize("memory", [(15.0, 9.0), (15.0, 3.0)])
+def test_memory_outside_of_the_band_is_contradicted(tmp_path, memory):
+    assert verdicts(tmp_path, report_of(memory=memory))["C10"].status is Status.CONTRADICTED
+
+
+def test_an_interval_across_the_end_of_the_band_decides_nothing(tmp_path):
+    assert verdicts(tmp_path, report_of(faster=2.4))["C09"].status is Status.INCONCLUSIVE
+
+
+def test_smoke_does_not_judge(tmp_path):
+    found = verdicts(tmp_path, report_of(), "smoke")
+    assert found["C09"].status is Status.INCONCLUSIVE
+
+
+def test_what_was_not_measured_is_not_run(tmp_path):
+    for claim in verify(tmp_path, "small", only=["C09", "C10"]):
+        assert claim.status is Status.NOT_RUN
+    report = report_of(int4={"label": "INT4", "not_run": "needs about 5.0 GiB"})
+    for claim in verdicts(tmp_path, report).values():
+        assert claim.status is Status.NOT_RUN
+        assert "needs about 5.0 GiB" in claim.parts[0].note
+
+
+def test_a_part_of_a_model_decides_nothing(tmp_path):
+    for claim in verdicts(tmp_path, report_of(layers=2)).values():
+        assert claim.status is Status.NOT_RUN
+        assert claim.parts[0].note == "only 2 layers were built"
+
+
+def test_reported_numbers_and_ends_of_the_bands():
+    """The band's ends follow from the authors' numbers and the architecture."""
+    from replication.deploy.architectures import architecture
+
+    printed = reported.load_tables().deployment
+    parts = {part.id: part for claim in reported.load_ledger().claims for part in claim.parts}
+    throughput, memory = parts["C09.throughput"], parts["C10.memory"]
+    assert throughput.reported == printed["throughput_ratio_int4_over_bf16"]
+    assert memory.reported == printed["memory_reduction_percent"]
+    weights = printed["llava_7b_lm_weight_footprint_gb"]
+    assert memory.band.high == pytest.approx(
+        100 * (1 - weights["int4"] / weights["bf16"]), abs=0.05
+    )
+    found = architecture(MODEL)
+    head = 2 * 32064 * 4096
+    cache = 2 * 32 * 4096 * 2 * 640
+    before = 2 * found.decoder_weights + head + cache
+    after = found.decoder_weights * (4 + 32 / 128) / 8 + head + cache
+    assert (before / 1e9, after / 1e9) == pytest.approx((13.5, 4.0), abs=0.06)
+    assert before / after == pytest.approx(3.35, abs=0.01)
+    assert throughput.band.low == pytest.approx(0.8 * throughput.reported)
+    assert throughput.band.high == pytest.approx(before / after / 0.7, abs=0.03)
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def write(tmp_path, name, report):
+    path = tmp_path / "small" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report), encoding="utf-8")
+    return path
+
+
+def test_table(tmp_path):
+    nf4 = {"label": "NF4, bitsandbytes", "not_run": "the package bitsandbytes is not installed"}
+    write(tmp_path, "deploy/deploy.json", report_of(nf4=nf4))
+    write(tmp_path, "recorded/deploy-gpu.json", report_of(evidence="recorded", faster=4.0))
+    table = build_table("deploy", tmp_path, "small")
+    labels = [row["labels"] for row in table.data["rows"]]
+    assert labels == [
+        [MODEL, "BF16", "measured"],
+        [MODEL, "INT4", "measured"],
+        [MODEL, "NF4, bitsandbytes", "measured"],
+        [MODEL, "BF16", "recorded"],
+        [MODEL, "INT4", "recorded"],
+    ]
+    cells = table.data["rows"][1]["cells"]
+    assert cells["Weights"]["measured"] == pytest.approx(4.4)
+    assert cells["Peak memory"]["measured"] == pytest.approx(6.0)
+    rate = cells["Decoding, batch 1"]
+    assert (rate["low"], rate["measured"]) == pytest.approx((4.752, 4.8))
+    assert cells["Decoding, batch 4"]["measured"] is None
+    shown = table.markdown()
+    assert "Not run: llava-1.5-7b, NF4, bitsandbytes: the package bitsandbytes is" in shown
+    assert "INT4 against BF16: throughput at batch 1 3.20× [3.14, 3.26]" in shown
+    assert "Recorded on a processor, 2 cores." in shown
+    for form in (table.csv(), table.tex(), table.json()):
+        assert MODEL in form
+
+
+def test_table_without_any_result(tmp_path):
+    table = build_table("deploy", tmp_path, "small")
+    assert table.data["rows"] == []
+    assert "not run." in table.markdown()
+    table.tex()
+
+
+def test_table_says_that_a_model_is_not_whole(tmp_path):
+    write(tmp_path, "deploy/deploy.json", report_of(layers=2))
+    rows = build_table("deploy", tmp_path, "small").data["rows"]
+    assert rows[0]["labels"][0] == f"{MODEL}, 2 layers"
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    write(tmp_path, "deploy/deploy.json", {"name": "deploy"})
+    with pytest.raises(InputError, match=r"deploy\.json is no deployment result"):
+        deployment_reports(tmp_path, "small")
+
+
+def test_what_was_measured_here_is_not_passed_off_as_recorded(tmp_path):
+    write(tmp_path, "recorded/deploy-gpu.json", report_of())
+    with pytest.raises(InputError, match="has to be 'recorded'"):
+        deployment_reports(tmp_path, "small")
+
+
+# ------------------------------------------------------------------------------------------- stage
+
+
+def test_stage(tmp_path, monkeypatch, capsys):
+    """The stage asks for what the parameters say, and writes what the ledger reads."""
+    asked = {}
+
+    def run(models, variants, settings, out, **_):
+        asked.update(models=models, variants=variants, settings=settings, out=out)
+        return report_of()
+
+    given = Deploy([MODEL], ["bf16", "int4"], [1], 2, 3, 4, 5)
+    params = load_params("params.yaml")
+    object.__setattr__(params, "deploy", given)
+    monkeypatch.setattr("replication.stages.load_params", lambda path: params)
+    monkeypatch.setattr(benchmark, "run", run)
+    monkeypatch.setattr(sys, "argv", ["deploy"])
+    monkeypatch.chdir(tmp_path)
+    stage.main()
+    assert [one.name for one in asked["models"]] == [MODEL]
+    assert [one.name for one in asked["variants"]] == ["bf16", "int4"]
+    settings = asked["settings"]
+    assert (settings.batches, settings.repeats, settings.decode_repeats) == ((1,), 2, 3)
+    assert (settings.tokens, settings.seed, settings.layers) == (4, 5, None)
+    assert str(asked["out"]) == f"results/{params.scale}/deploy"
+    (claim,) = verify("results", params.scale, only=["C09"])
+    assert claim.status is Status.REPRODUCED
+    assert "INT4 against BF16" in capsys.readouterr().out
