@@ -113,6 +113,8 @@ def _packed_layers(file: Path, family: Family, tensors: dict[str, Tensor]) -> li
             if f"{name}.{part}" not in tensors:
                 raise InputError(f"{where}.{part} is missing, but {file.name} lists the module")
             parts[part] = tensors.pop(f"{name}.{part}")
+        if f"{name}.weight" in tensors:
+            raise InputError(f"{where}.weight is there, packed and not: which one holds is open")
         codes, scales = _unpack(where, parts, spec)
         tensors[f"{name}.weight"] = dequantize(codes, scales, spec)
         layers.append(_Layer(_module_name(family, name), spec, codes, scales, scales.log()))
@@ -235,11 +237,10 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"Unsupported \w+: (.+?)[. ]*(?:was|$)", str(error))
-        what = found[1] if found else "unknown"
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {found[1]} and may run code" if found else "it may run code"
         raise InputError(
-            f"{file}: is no pickle of tensors alone (it asks for {what}): it may run code and is "
-            "not loaded"
+            f"{file}: is no pickle of tensors alone: {asks}, so it is not loaded"
         ) from error
     except Exception as error:  # a damaged pickle fails in any way
         reason = " ".join(str(error).split())[:200]

@@ -18,9 +18,8 @@ def trained(small, spec: QuantSpec, *, seed=0, names=None, **text):
     with torch.no_grad():
         for _, layer in fake_quant_layers(model):
             for parameter in (layer.weight, layer.log_scale):
-                parameter += (
-                    0.1 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-                )
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise, alpha=0.1 * parameter.std().item())
             if layer.bias is not None:
                 layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator))
     return model

@@ -235,9 +235,10 @@ def test_only_a_model_directory_is_ever_overwritten(family, tmp_path):
 # -- bad input -----------------------------------------------------------------------------------
 
 
-def change(codes, name, **values):
-    integers, scales = codes[name]
-    return {**codes, name: (values.get("codes", integers), values.get("scales", scales))}
+def change(baked, name, codes=None, scales=None):
+    old = baked[name]
+    new = old[0] if codes is None else codes, old[1] if scales is None else scales
+    return {**baked, name: new}
 
 
 FIRST = "model.language_model.layers.0.self_attn.q_proj"
