@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.export.awq import MODULES_FILE
-from grace.export.checkpoint import read_json, read_tensors
+from grace.export.checkpoint import DTYPES, read_json, read_tensors
+from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
 from grace.models import Family, check_model_directory, family_of
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize
@@ -41,7 +42,11 @@ _DECODER_NAME = re.compile(r"(?:model\.language_model|language_model\.model|mode
 
 
 def load_released(
-    path_or_hub_id: str | Path, *, bits: int = 4, dtype: torch.dtype | None = None
+    path_or_hub_id: str | Path,
+    *,
+    bits: int = 4,
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
 ) -> nn.Module:
     """A released checkpoint as a model with `FakeQuantLinear`s, on the CPU.
 
@@ -51,6 +56,8 @@ def load_released(
     path_or_hub_id: a directory, or a repository of the Hugging Face hub.
     bits: of a checkpoint with a sidecar, which does not say; 4 or 8. Packed ones have 4.
     dtype: of the weights; by default the one that the configuration names.
+    base: for LLaVA, which was released in the layout of its original code: transformers' version
+        of the base model (such as llava-hf/llava-1.5-7b-hf), for vision tower and configuration.
 
     Raises InputError, naming file and tensor, for a directory in neither format; files that are
     missing, truncated or hold a pickle with code in it; layers that the model lacks or the
@@ -68,18 +75,26 @@ def load_released(
             "one of them"
         )
     config = read_json(directory / "config.json")
-    if config.get("model_type") == "llava_llama":
+    original = is_original(config)
+    if original and base is None:
         raise InputError(
-            f"{directory / 'config.json'}: model type llava_llama is LLaVA's original code, which "
-            "transformers does not load: convert the checkpoint to model type llava first"
+            f"{directory / 'config.json'}: this is the layout of LLaVA's original code: give the "
+            'base model as transformers has it, for example base="llava-hf/llava-1.5-7b-hf"'
         )
-    family = family_of(str(config.get("model_type")))
+    if base is not None and not original:
+        raise InputError(f"{directory}: is complete: base is for LLaVA's original layout only")
+    family = family_of("llava" if original else str(config.get("model_type")))
     tensors = read_tensors(directory)
     if modules.is_file():
         file, layers = modules, _packed_layers(modules, family, tensors)
     else:
         file, layers = sidecar, _sidecar_layers(sidecar, family, bits)
-    model = _build(directory, tensors, dtype)
+    if base is not None:
+        named = f"torch.{config.get('torch_dtype')}"
+        stored = next((kind for kind in DTYPES if str(kind) == named), torch.float16)
+        model = from_original(directory, tensors, base, dtype or stored)
+    else:
+        model = _build(directory, tensors, dtype)
     for layer in layers:
         _place(model, layer, file)
     return model

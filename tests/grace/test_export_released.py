@@ -158,6 +158,87 @@ def test_packed_tensors_give_their_codes_and_scales(small, conversations, tmp_pa
         assert torch.equal(mine, theirs)
 
 
+def original_name(name):
+    """The name that LLaVA's original code gives a tensor of transformers' model."""
+    for new, old in (
+        ("model.language_model.", "model."),
+        ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+        ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
+        ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
+    ):
+        name = name.replace(new, old)
+    return name
+
+
+def write_original(path, tower):
+    """Turns a directory as written above into the layout of LLaVA's original code."""
+    config = {"model_type": "llava_llama", "mm_vision_tower": "a tower", "torch_dtype": "float16"}
+    (path / "config.json").write_text(json.dumps(config))
+    tensors = {}
+    for published_name, value in load_file(path / "model.safetensors").items():
+        name = published_name.replace("language_model.model.", "model.language_model.")
+        name = name if name.startswith("model.") else f"model.{name}"
+        if tower or "vision_tower" not in name:
+            tensors[original_name(name)] = value
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:-3].clone()
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    if (path / SIDECAR).is_file():
+        sidecar = torch.load(path / SIDECAR)
+        torch.save({original_name(k): v for k, v in sidecar.items()}, path / SIDECAR)
+        return
+    content = json.loads((path / MODULES).read_text())
+    content["modules"] = [name.removeprefix("language_model.") for name in content["modules"]]
+    (path / MODULES).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["sidecar", "packed"])
+def test_llava_in_its_original_layout(family, tmp_path, kind):
+    """What the checkpoint has comes from it, the rest from the base model."""
+    small, path = family("llava"), tmp_path / "model"
+    model = trained(small, QuantSpec(4, 64))
+    path.mkdir()
+    if kind == "sidecar":
+        expected = write_sidecar(small, model, path)
+    else:
+        expected = write_packed(small, model, path, 64)
+    write_original(path, tower=kind == "packed")
+    base = small.model(seed=5)
+    base.save_pretrained(tmp_path / "base")
+    refuse(path, "original code: give the base model")
+    loaded = load_released(path, base=tmp_path / "base", dtype=torch.float32)
+    assert_holds(loaded, expected)
+    half = torch.bfloat16 if kind == "sidecar" else torch.float16
+    rows = len(base.model.language_model.embed_tokens.weight)
+    for name, value in loaded.named_parameters():
+        if name.rpartition(".")[0] in expected:
+            continue
+        mine, theirs = model.get_parameter(name).to(half).float(), base.get_parameter(name)
+        if "vision_tower" in name:
+            assert torch.equal(value, mine if kind == "packed" else theirs), name
+        elif "embed_tokens" in name:
+            assert torch.equal(value[: rows - 3], mine[: rows - 3])
+            assert torch.equal(value[rows - 3 :], theirs[rows - 3 :])
+        else:
+            assert torch.equal(value, mine), name
+    for name, message in (
+        ("model.norm.weight", "model.language_model.norm.weight is missing"),
+        ("model.mm_projector.2.bias", "linear_2.bias is missing"),
+    ):
+        tensors = load_file(path / "model.safetensors")
+        lost = tensors.pop(name)
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        refuse(path, message, base=tmp_path / "base")
+        tensors |= {name: lost}
+        save_file(
+            {**tensors, "model.odd": lost.clone()}, path / "model.safetensors", {"format": "pt"}
+        )
+        refuse(path, "model.odd has no place", base=tmp_path / "base")
+        wrong = {**tensors, name: lost[1:].clone()}
+        save_file(wrong, path / "model.safetensors", {"format": "pt"})
+        refuse(path, f"{name} has shape", base=tmp_path / "base")
+        save_file(tensors, path / "model.safetensors", {"format": "pt"})
+
+
 def test_a_released_checkpoint_exports(family, tmp_path):
     """Packed codes go through unchanged; learned float32 scales have to be rounded, if asked."""
     small = family("qwen2_vl")
@@ -469,9 +550,9 @@ def test_directories_in_no_released_format_are_refused(originals, sidecar, tmp_p
     refuse(sidecar, "has both of")
     (sidecar / MODULES).unlink()
     config = json.loads((sidecar / "config.json").read_text())
-    for kind, message in (("llava_llama", "original code"), ("bert", "no adapter for .*bert")):
-        (sidecar / "config.json").write_text(json.dumps(config | {"model_type": kind}))
-        refuse(sidecar, message)
+    refuse(sidecar, "is complete: base is for LLaVA", base=sidecar)
+    (sidecar / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    refuse(sidecar, "no adapter for .*bert")
     (sidecar / SIDECAR).unlink()
     refuse(sidecar, "has neither of")
     refuse(tmp_path / "nowhere", "nowhere.*does not exist")
