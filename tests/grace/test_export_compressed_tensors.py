@@ -1,6 +1,7 @@
 """What compressed-tensors and transformers read is what was trained."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +219,25 @@ def test_an_interrupted_export_leaves_the_old_one(family, tmp_path):
         save_compressed_tensors(
             trained(small, QuantSpec(4, 64)), target, processor=Broken(), overwrite=True
         )
+    assert snapshot(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failing_rename_puts_the_old_one_back(family, tmp_path, monkeypatch):
+    small = family("qwen2_vl")
+    target = tmp_path / "out"
+    save_compressed_tensors(trained(small, QuantSpec(8, 64)), target)
+    before = snapshot(tmp_path)
+    rename = Path.rename
+
+    def fail_once(self, name):
+        if self.suffix == ".tmp":
+            raise OSError("disk full")
+        return rename(self, name)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="disk full"):
+        save_compressed_tensors(trained(small, QuantSpec(4, 64)), target, overwrite=True)
     assert snapshot(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
