@@ -85,14 +85,13 @@ def load_released(
         raise InputError(f"{directory}: is complete: base is for LLaVA's original layout only")
     family = family_of("llava" if original else str(config.get("model_type")))
     tensors = read_tensors(directory)
+    dtype = dtype or _stored_dtype(config, tensors)
     if modules.is_file():
-        file, layers = modules, _packed_layers(modules, family, tensors)
+        file, layers = modules, _packed_layers(modules, family, tensors, dtype)
     else:
         file, layers = sidecar, _sidecar_layers(sidecar, family, bits)
     if base is not None:
-        named = f"torch.{config.get('torch_dtype')}"
-        stored = next((kind for kind in DTYPES if str(kind) == named), torch.float16)
-        model = from_original(directory, tensors, base, dtype or stored)
+        model = from_original(directory, tensors, base, dtype)
     else:
         model = _build(directory, tensors, dtype)
     for layer in layers:
@@ -116,7 +115,9 @@ class _Layer:
     bias: Tensor | None = None
 
 
-def _packed_layers(file: Path, family: Family, tensors: dict[str, Tensor]) -> list[_Layer]:
+def _packed_layers(
+    file: Path, family: Family, tensors: dict[str, Tensor], dtype: torch.dtype
+) -> list[_Layer]:
     """Takes the packed tensors out of `tensors` and puts the weights they stand for in."""
     names, group_size = _modules_of(file)
     spec = _spec(file, AWQ_BITS, group_size, "float16")
@@ -131,7 +132,7 @@ def _packed_layers(file: Path, family: Family, tensors: dict[str, Tensor]) -> li
         if f"{name}.weight" in tensors:
             raise InputError(f"{where}.weight is there, packed and not: which one holds is open")
         codes, scales = _unpack(where, parts, spec)
-        tensors[f"{name}.weight"] = dequantize(codes, scales, spec)
+        tensors[f"{name}.weight"] = dequantize(codes, scales, spec, dtype)
         layers.append(_Layer(_module_name(family, name), spec, codes, scales, scales.log()))
     unlisted = sorted(name for name in tensors if name.rpartition(".")[2] in _PACKED)
     if unlisted:
@@ -335,7 +336,17 @@ def _linear(model: nn.Module, name: str, file: Path) -> nn.Linear:
     return module
 
 
-def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> nn.Module:
+def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that a config.json names, or else that of the first weight."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    for dtype in DTYPES:
+        if named == str(dtype).removeprefix("torch."):
+            return dtype
+    floating = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """The directory's model with these weights; every one of its own has to be there."""
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
@@ -348,7 +359,7 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype | Non
             None,
             config=config,
             state_dict=tensors,
-            dtype=dtype or config.dtype or torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except (ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ import awq_layout
 import numpy as np
 import pytest
 import torch
+from auto_round.export.export_to_awq import utils
 from exported import (
     assert_same_answers,
     config_of,
@@ -70,7 +71,6 @@ PARTS = ("qweight", "qzeros", "scales")
 
 def test_auto_rounds_linear_computes_the_trained_function(family, tmp_path):
     """A second library's AWQ linear, given the tensors of the checkpoint."""
-    utils = pytest.importorskip("auto_round.export.export_to_awq.utils")
     small = family("qwen2_vl")
     model = trained(small, QuantSpec(4, 32))
     save_awq(model, tmp_path / "out")
