@@ -1,12 +1,13 @@
 """AutoAWQ's layout, read back by other code, gives what was trained."""
 
 import json
+import subprocess
+import sys
 
 import awq_layout
 import numpy as np
 import pytest
 import torch
-from auto_round.export.export_to_awq import utils
 from exported import (
     assert_same_answers,
     config_of,
@@ -19,6 +20,7 @@ from exported import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AwqConfig
 from transformers.quantizers.quantizer_awq import AwqQuantizer
@@ -69,27 +71,47 @@ def test_tensors_hold_codes_and_scales_exactly(small, tmp_path, spec):
 PARTS = ("qweight", "qzeros", "scales")
 
 
+# In a process of its own, for importing the library changes transformers.
+AUTO_ROUND = """
+import sys
+import torch
+import grace
+from safetensors.torch import load_file, save_file
+from auto_round.export.export_to_awq.utils import WQLinear_GEMM, dequantize_gemm
+
+stored, inputs, results = load_file(sys.argv[1]), load_file(sys.argv[2]), {}
+for name, x in inputs.items():
+    bias, words = f"{name}.bias" in stored, stored[f"{name}.qweight"]
+    linear = WQLinear_GEMM(4, 32, words.shape[0], words.shape[1] * 8, bias, "cpu")
+    linear.load_state_dict({part: stored[f"{name}.{part}"] for part in linear.state_dict()})
+    dense = dequantize_gemm(linear.qweight, linear.qzeros, linear.scales, 4, 32)
+    results |= {f"{name}.weight": dense.t().contiguous(), f"{name}.output": linear(x)}
+save_file(results, sys.argv[3])
+"""
+
+
 def test_auto_rounds_linear_computes_the_trained_function(family, tmp_path):
     """A second library's AWQ linear, given the tensors of the checkpoint."""
     small = family("qwen2_vl")
     model = trained(small, QuantSpec(4, 32))
     save_awq(model, tmp_path / "out")
-    stored = tensors_of(tmp_path / "out")
     generator = torch.Generator().manual_seed(1)
-    for name, layer in fake_quant_layers(model):
-        prefix = published(small.name, name)
-        sizes = layer.in_features, layer.out_features
-        linear = utils.WQLinear_GEMM(4, 32, *sizes, layer.bias is not None, "cpu")
-        linear.load_state_dict({p: stored[f"{prefix}.{p}"] for p in linear.state_dict()})
-        x = torch.randn(1, 5, layer.in_features, generator=generator).half()
+    layers = {published(small.name, name): layer for name, layer in fake_quant_layers(model)}
+    inputs = {
+        name: torch.randn(1, 5, layer.in_features, generator=generator).half()
+        for name, layer in layers.items()
+    }
+    save_file(inputs, tmp_path / "inputs")
+    files = [tmp_path / "out" / "model.safetensors", tmp_path / "inputs", tmp_path / "results"]
+    subprocess.run([sys.executable, "-c", AUTO_ROUND, *map(str, files)], check=True)
+    results = load_file(tmp_path / "results")
+    for name, layer in layers.items():
         half = layer.dequantized(torch.float16)
+        assert torch.equal(results[f"{name}.weight"], half)
         bias = None if layer.bias is None else layer.bias.half()
-        dense = utils.dequantize_gemm(linear.qweight, linear.qzeros, linear.scales, 4, 32)
-        assert torch.equal(dense.t(), half)
+        expected = nn.functional.linear(inputs[name], half, bias)
         # the matrices are the same; the products add in another order
-        torch.testing.assert_close(
-            linear(x), nn.functional.linear(x, half, bias), rtol=2e-3, atol=2e-3
-        )
+        torch.testing.assert_close(results[f"{name}.output"], expected, rtol=2e-3, atol=2e-3)
 
 
 def test_a_model_rebuilt_from_the_tensors_gives_the_same_answers(small, conversations, tmp_path):
