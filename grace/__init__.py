@@ -2,8 +2,9 @@
 
 The method of GRACE (arXiv 2601.22709): ``grace.quantization`` (group-wise learned step sizes),
 ``grace.distillation`` (confidence-gated decoupled distillation, relational alignment, the
-information-bottleneck controller), ``grace.models`` (one adapter per model family) and
-``grace.training`` (the Hugging Face ``Trainer`` with a frozen teacher).
+information-bottleneck controller), ``grace.models`` (one adapter per model family),
+``grace.training`` (the Hugging Face ``Trainer`` with a frozen teacher) and
+``grace.export`` (checkpoints that other libraries load).
 """
 
 from grace.torchvision_compat import ensure_importable

@@ -1,0 +1,111 @@
+"""AutoAWQ's GEMM layout, which vLLM, and transformers with GPTQModel, load."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grace.errors import InputError
+from grace.export.checkpoint import (
+    DTYPES,
+    atomic_directory,
+    check_target,
+    tensor_names,
+    write_checkpoint,
+    write_json,
+)
+from grace.export.layers import Codes, Layers, quantized_layers
+from grace.export.packing import AWQ_BITS, AWQ_ORDER, awq_zeros, pack_awq, stored_scales
+
+MODULES_FILE = "awq_quantized_modules.json"
+
+
+def save_awq(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    codes: Codes | None = None,
+    bits: int | None = None,
+    dtype: torch.dtype = torch.float16,
+    processor: Any = None,
+    round_scales: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Writes `model` in AutoAWQ's GEMM layout; returns the directory.
+
+    For every quantized linear the checkpoint has qweight (in, out / 8) int32, qzeros
+    (groups, out / 8) int32 and scales (groups, out) float16, with w = scale (stored - zero). The
+    layout is unsigned: a code q is stored as q + 8 and every zero point is 8, so the codes stay
+    what they are. The list of quantized modules stands in `awq_quantized_modules.json` as in the
+    paper's released checkpoints, so `load_released` reads the directory back.
+
+    Scales are float16, whatever `dtype` is. A bfloat16 scale has fewer significant bits and is
+    stored exactly from 2^-17 to 65280; below, float16 runs out of bits, and above, of range. A
+    scale that would be rounded is an error, unless `round_scales` asks for it.
+
+    model, codes, bits, processor, overwrite: as in `save_compressed_tensors`; 4 bits only.
+    dtype: of everything that is not quantized. float16 is what AWQ's kernels compute in.
+
+    Raises InputError as `save_compressed_tensors` does, and for output features that are no
+    multiple of 8.
+    """
+    layers = quantized_layers(model, codes, bits)
+    if layers.spec.bits != AWQ_BITS:
+        raise InputError(f"save_awq: {layers.spec.bits} bits: the layout has 4")
+    if dtype not in DTYPES:
+        raise InputError(f"save_awq: dtype is {dtype}: give one of {', '.join(map(str, DTYPES))}")
+    check_target(Path(path), overwrite=overwrite)
+    packed = {
+        name: _pack(name, integers, scales, round_scales=round_scales)
+        for name, integers, scales in layers.items()
+    }
+    group_size = -1 if layers.spec.group_size == "row" else layers.spec.group_size
+    quantization = {
+        "quant_method": "awq",
+        "version": "gemm",
+        "bits": AWQ_BITS,
+        "group_size": group_size,
+        "zero_point": True,
+        "modules_to_not_convert": _not_converted(layers),
+    }
+    with atomic_directory(path, overwrite=overwrite) as directory:
+        write_checkpoint(model, directory, packed, quantization, dtype=dtype, processor=processor)
+        suffix = ".qweight"
+        names = tensor_names(directory)
+        modules = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+        write_json(
+            directory / MODULES_FILE,
+            {"bits": AWQ_BITS, "group_size": group_size, "modules": modules},
+        )
+    return Path(path)
+
+
+def _pack(name: str, codes: Tensor, scales: Tensor, *, round_scales: bool) -> dict[str, Tensor]:
+    out_features = codes.shape[0]
+    if out_features % len(AWQ_ORDER):
+        raise InputError(
+            f"{name}: {out_features} output features are no multiple of 8, which AWQ's layout "
+            "needs; use save_compressed_tensors"
+        )
+    half = stored_scales(scales, torch.float16, f"{name}.scales", round_scales=round_scales)
+    return {
+        "qweight": pack_awq(codes),
+        "qzeros": awq_zeros(scales.shape[1], out_features),
+        "scales": half.t().contiguous(),
+    }
+
+
+def _not_converted(layers: Layers) -> list[str]:
+    """Names of what is not quantized.
+
+    Both as transformers has them (it compares beginnings and ends of a module's name) and as
+    published checkpoints and vLLM do (which looks for them anywhere in the name).
+    """
+    family = layers.family
+    names = []
+    for part in (family.vision_tower, *family.projectors, family.output_head):
+        names += [part.rpartition(".")[2], part]
+    stem = family.decoder_layers.rpartition(".")[2]
+    names += [f"{stem}{name.removeprefix(family.decoder_layers)}" for name in layers.left]
+    return list(dict.fromkeys(names))
