@@ -21,7 +21,11 @@ from replication.params import (
 from replication.standins.models import build_model, take_tower
 from replication.standins.warmstart import warm_start
 
-CODE = ("grace", "replication/fitting.py", "replication/pretraining.py", "replication/standins")
+CODE = (
+    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
+    *("grace/teacher.py", "grace/training.py"),
+    *("replication/fitting.py", "replication/pretraining.py", "replication/standins"),
+)
 
 
 def train_decoder(params: Params, name: str) -> None:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 CODE = (
-    *("grace", "replication/codes.py", "replication/controls.py", "replication/fitting.py"),
+    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
+    *("grace/teacher.py", "grace/training.py"),
+    *("replication/codes.py", "replication/controls.py", "replication/fitting.py"),
     "replication/stages/train.py",
 )
 

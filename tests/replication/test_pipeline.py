@@ -1,6 +1,8 @@
 """The pipeline is complete: stages, files, parameters, runs, tables and dependencies agree."""
 
 import ast
+import importlib
+import json
 import re
 
 import pytest
@@ -117,6 +119,56 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name):
         path = str(module_file(module).relative_to(ROOT))
         covered = any(path == dep or path.startswith(dep + "/") for dep in deps)
         assert covered or module in BY_DATA, f"{name} imports {path}, which it does not depend on"
+
+
+def grace_files(paths) -> set[str]:
+    """The package's files among these, relative to the root; a folder stands for all in it."""
+    found = set()
+    for path in (ROOT / one for one in paths if one.partition("/")[0] == "grace"):
+        found |= set(path.rglob("*.py")) if path.is_dir() else {path}
+    return {str(file.relative_to(ROOT)) for file in found}
+
+
+def grace_imports(module: str) -> set[str]:
+    """The package's files that a module needs, those of lazy imports too."""
+    needed = closure(module) if module not in FRAME else set().union(*map(closure, imported(module)))
+    return {
+        str(module_file(name).relative_to(ROOT)) for name in needed if name.startswith("grace.")
+    }
+
+
+# Training is long: it must not become stale by a change of what it does not use.
+TRAINS = ("language", "teacher", "baseline", "teacher_outputs", "train", "ptq", "gate_covariance")
+
+
+@pytest.mark.parametrize("name", TRAINS)
+def test_what_trains_depends_on_exactly_the_modules_that_it_imports(name):
+    listed = [dep for dep in body(name)["deps"] if dep.startswith("grace")]
+    assert listed == sorted(listed)
+    assert grace_files(listed) == grace_imports(f"replication.stages.{name}")
+
+
+@pytest.mark.parametrize("module", ["replication.stages.train", "replication.pretraining"])
+def test_the_code_of_an_origin_is_exactly_what_is_imported(module):
+    code = importlib.import_module(module).CODE
+    listed = [path for path in code if path.startswith("grace")]
+    assert listed == sorted(listed)
+    assert grace_files(listed) == grace_imports(module)
+
+
+def test_what_a_stage_has_in_memory_is_among_what_its_text_imports():
+    """Reading the text finds every import: none of these stages has loaded a module beside them."""
+    names = [f"replication.stages.{name}" for name in TRAINS]
+    code = (
+        f"import importlib, json, sys; [importlib.import_module(n) for n in {names!r}]; "
+        "print(json.dumps([n for n in sys.modules if n.split('.')[0] == 'grace']))"
+    )
+    done = python("-c", code, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout)) - FRAME
+    found = {str(module_file(name).relative_to(ROOT)) for name in loaded}
+    assert found
+    assert found <= set().union(*map(grace_imports, names))
 
 
 def _any(out: str) -> str:
