@@ -14,11 +14,14 @@ export MALLOC_TOP_PAD_ := 268435456
 
 FAMILY ?= qwen2_vl
 
-.PHONY: setup repro verify-claims tune readme test test-fast lint help
+BENCH ?=
+
+.PHONY: setup repro verify-claims bench tune readme test test-fast lint help
 
 help:
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make bench [BENCH='--variants all']   speed and memory of LLaVA-1.5-7B, BF16 and INT4"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make test                             run the tests"
@@ -38,6 +41,9 @@ repro: setup
 
 verify-claims: setup
 	$(BIN)/python -m replication.verify --scale $(SCALE)
+
+bench: setup
+	$(BIN)/python -m replication.deploy $(BENCH)
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

@@ -1,7 +1,7 @@
 """Deployment results as the ledger and the tables read them.
 
-results/<scale>/deploy/deploy.json       measured here (`replication.deploy`)
-results/<scale>/recorded/deploy-*.json   measured earlier on another device
+results/<scale>/deploy/<model>/deploy.json   measured here (`replication.deploy`)
+results/<scale>/recorded/deploy-*.json       measured earlier on another device
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def deployment_record(report: Mapping[str, Any], model: str, scale: str) -> dict
 
 
 def deployment_reports(results: str | Path, scale: str) -> list[dict[str, Any]]:
-    """What was measured at a scale, then what was recorded on other devices, by file name.
+    """What was measured at a scale, by model, then what was recorded on other devices, by file
+    name.
 
     Raises InputError, naming the file, for one that is no deployment result.
     """
     folder = Path(results) / scale
-    paths = [folder / "deploy" / RESULT, *sorted((folder / "recorded").glob("deploy-*.json"))]
+    paths = sorted((folder / "deploy").glob(f"*/{RESULT}"))
+    paths += sorted((folder / "recorded").glob("deploy-*.json"))
     found = []
     for path in paths:
-        if not path.exists():
-            continue
         report = read_json(path)
         if not isinstance(report, dict) or not set(report) >= _KEYS:
             raise InputError(f"{path} is no deployment result: measure it again")

@@ -100,10 +100,9 @@ class Layout:
     def training_log(self, folder: str, name: str, part: str) -> Path:
         return self.training_logs(folder) / name / f"{part}.json"
 
-    @property
-    def deployment(self) -> Path:
-        """Speed and memory of the published architectures."""
-        return self.results / "deploy"
+    def deployment(self, model: str) -> Path:
+        """Speed and memory of a published architecture."""
+        return self.results / "deploy" / model
 
     def scores(self, folder: str) -> Path:
         """Scores of a folder's models."""

@@ -332,6 +332,7 @@ class Params:
     world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
+    deploy: Deploy
     examples: Examples
     compare: Compare
     standins: Standins | None = None
@@ -339,7 +340,6 @@ class Params:
     features: Features | None = None
     language: dict[str, Language] | None = None
     data: Data | None = None
-    deploy: Deploy | None = None
 
     @property
     def families(self) -> list[str]:

@@ -1,10 +1,11 @@
-"""Stage ``deploy``: speed and memory of the published architectures, with random weights.
+"""Stage ``deploy``: speed and memory of a published architecture, with random weights.
 
 A variant that was measured is kept; the stage can be interrupted and goes on after it.
 """
 
 import sys
 
+from grace.errors import InputError
 from replication.deploy import benchmark
 from replication.deploy.architectures import architecture
 from replication.deploy.text import lines
@@ -12,16 +13,18 @@ from replication.deploy.variants import variant
 from replication.deployment import deployment_record
 from replication.layout import Layout
 from replication.measurements import write_measurement
-from replication.params import Params, section
+from replication.params import Params, unknown
 from replication.stages import stage
 
 
 @stage
-def main(params: Params) -> None:
-    given, layout = section(params.deploy, "deploy"), Layout(params)
+def main(params: Params, name: str) -> None:
+    given, layout = params.deploy, Layout(params)
+    if name not in given.models:
+        raise InputError(unknown(f"deploy.models: {name!r}", name, given.models))
     report = benchmark.run(
-        [architecture(name) for name in given.models],
-        [variant(name) for name in given.variants],
+        [architecture(name)],
+        [variant(one) for one in given.variants],
         benchmark.settings_from(
             {
                 "batches": given.batches,
@@ -32,12 +35,11 @@ def main(params: Params) -> None:
                 "layers": given.layers,
             }
         ),
-        layout.deployment,
-        command="python -m replication.stages.deploy",
+        layout.deployment(name),
+        command=f"python -m replication.stages.deploy {name}",
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    for name in given.models:
-        write_measurement(layout.results.parent, deployment_record(report, name, params.scale))
+    write_measurement(layout.results.parent, deployment_record(report, name, params.scale))
     print("\n".join(lines(report)))
 
 

@@ -139,7 +139,7 @@ def write(tmp_path, name, report):
 
 def test_table(tmp_path):
     nf4 = {"label": "NF4, bitsandbytes", "not_run": "the package bitsandbytes is not installed"}
-    write(tmp_path, "deploy/deploy.json", report_of(nf4=nf4))
+    write(tmp_path, f"deploy/{MODEL}/deploy.json", report_of(nf4=nf4))
     write(tmp_path, "recorded/deploy-gpu.json", report_of(evidence="recorded", faster=4.0))
     table = build_table("deploy", tmp_path, "small")
     labels = [row["labels"] for row in table.data["rows"]]
@@ -172,13 +172,13 @@ def test_table_without_any_result(tmp_path):
 
 
 def test_table_says_that_a_model_is_not_whole(tmp_path):
-    write(tmp_path, "deploy/deploy.json", report_of(layers=2))
+    write(tmp_path, f"deploy/{MODEL}/deploy.json", report_of(layers=2))
     rows = build_table("deploy", tmp_path, "small").data["rows"]
     assert rows[0]["labels"][0] == f"{MODEL}, 2 layers"
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path):
-    write(tmp_path, "deploy/deploy.json", {"name": "deploy"})
+    write(tmp_path, f"deploy/{MODEL}/deploy.json", {"name": "deploy"})
     with pytest.raises(InputError, match=r"deploy\.json is no deployment result"):
         deployment_reports(tmp_path, "small")
 
@@ -205,7 +205,7 @@ def test_stage(tmp_path, monkeypatch, capsys):
     object.__setattr__(params, "deploy", given)
     monkeypatch.setattr("replication.stages.load_params", lambda path: params)
     monkeypatch.setattr(benchmark, "run", run)
-    monkeypatch.setattr(sys, "argv", ["deploy"])
+    monkeypatch.setattr(sys, "argv", ["deploy", MODEL])
     monkeypatch.chdir(tmp_path)
     stage.main()
     assert [one.name for one in asked["models"]] == [MODEL]
@@ -213,7 +213,16 @@ def test_stage(tmp_path, monkeypatch, capsys):
     settings = asked["settings"]
     assert (settings.batches, settings.repeats, settings.decode_repeats) == ((1,), 2, 3)
     assert (settings.tokens, settings.seed, settings.layers) == (4, 5, None)
-    assert str(asked["out"]) == f"results/{params.scale}/deploy"
+    assert str(asked["out"]) == f"results/{params.scale}/deploy/{MODEL}"
     (claim,) = verify("results", params.scale, only=["C09"])
     assert claim.status is Status.REPRODUCED
     assert "INT4 against BF16" in capsys.readouterr().out
+
+
+def test_stage_refuses_a_model_that_the_parameters_do_not_name(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "run", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(sys, "argv", ["deploy", "llava-1.5-70b"])
+    with pytest.raises(SystemExit) as left:
+        stage.main()
+    assert left.value.code == 2
+    assert f"did you mean {MODEL!r}?" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The pipeline is complete: stages, files, parameters, runs, tables and dependencies agree."""
 
 import ast
+import functools
 import importlib
 import json
 import re
@@ -10,13 +11,15 @@ import yaml
 from repository import ROOT, copy_repository, python
 
 from replication.layout import Layout
+from replication.measurements import measurement_path
 from replication.params import REDUCED_ONLY, SCALES, parse_params
 from replication.scale import scale_params, workspace
 from replication.stages import NOT_AT_FULL_SCALE
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 FILES = {path.stem for path in (ROOT / "replication" / "stages").glob("*.py")} - {"__init__"}
-PARAMS = parse_params(scale_params("small"))
+RAW = scale_params("small")
+PARAMS = parse_params(RAW)
 
 # Modules that decide no number: where things lie, how parameters and results are read and written.
 FRAME = {
@@ -79,6 +82,8 @@ def test_every_stage_is_a_file_and_every_file_a_stage():
     assert set(PIPELINE) == FILES
     for name in PIPELINE:
         over = PIPELINE[name].get("foreach")
+        if isinstance(over, str):  # a place in the parameters
+            over = functools.reduce(dict.__getitem__, over[2:-1].split("."), RAW)
         word = "" if over is None else " ${item}" if isinstance(over, list) else " ${key}"
         assert body(name)["cmd"] == f"python -m replication.stages.{name}{word}"
 
@@ -212,6 +217,10 @@ def test_the_layout_is_the_pipeline_s():
         str(layout.models / "gates"),
         str(layout.training_logs("gates")),
     }
+    assert outs("deploy", "llava-1.5-7b") == {
+        str(layout.deployment("llava-1.5-7b")),
+        str(measurement_path("results", PARAMS.scale, "deploy-llava-1.5-7b")),
+    }
     assert outs("evaluate", "gates") == {str(layout.scores("gates")), str(layout.outcomes("gates"))}
 
 
@@ -226,6 +235,7 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "train": [*params.runs],
         "ptq": [*params.ptq.groups],
         "evaluate": [*params.evaluate.benchmarks],
+        "deploy": params.deploy.models,
     }
     names = set()
     for name, stage in PIPELINE.items():
@@ -233,5 +243,5 @@ def test_dvc_reads_the_pipeline(tmp_path):
             names |= {f"{name}@{word}" for word in words.get(name, params.families)}
         else:
             names.add(name)
-    shown = set(re.findall(r'"([\w@]+)"', done.stdout))
+    shown = set(re.findall(r'"([\w@.-]+)"', done.stdout))
     assert shown == names
