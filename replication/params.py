@@ -309,6 +309,14 @@ class Deploy:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Questions of every benchmark that exported models are asked, and the seed of resampling."""
+
+    questions: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Compare:
     """Resampling behind every interval."""
 
@@ -332,6 +340,7 @@ class Params:
     world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
+    export: Export
     deploy: Deploy
     examples: Examples
     compare: Compare

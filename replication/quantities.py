@@ -312,16 +312,12 @@ def _consistency(part: Part, sources: Sources) -> Measured:
     return Measured(Interval.exact(float(len(wrong))), note=note, excusable=all(known))
 
 
-def _pending(part: Part, sources: Sources) -> Measured:
-    return Measured(missing=f"needs {part.quantity['needs']}")
-
-
 _OTHERS: dict[str, Callable[[Part, Sources], Measured]] = {
     "seeds": _seeds,
     "cost_ratio": _cost_ratio,
     "controller": _controller,
     "measurement": _measurement,
+    "counted": _measurement,
     "deployment": _deployment,
     "internal_consistency": _consistency,
-    "pending": _pending,
 }

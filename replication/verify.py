@@ -41,7 +41,7 @@ _STATUS_WIDTH = max(len(status.value) for status in Status)
 
 def format_number(part: Part, value: float) -> str:
     """A number in the part's own notation: signed points, a fraction, percent, or a count."""
-    if part.kind in ("internal_consistency", "seeds") or part.unit == "steps":
+    if part.exact or part.kind == "seeds" or part.unit == "steps":
         return f"{value:.0f}"
     if part.kind in ("gap_closed", "cost_ratio", "controller", "deployment"):
         return f"{value:.2f}".replace("-", "−")

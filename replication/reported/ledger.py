@@ -38,14 +38,14 @@ QUANTITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cost_ratio": (("family", "run", "against", "cost"), ()),
     "controller": (("family", "run", "check"), ()),
     "measurement": (("name", "value"), ("unit",)),
+    "counted": (("name", "value"), ("unit",)),
     "deployment": (("model", "value"), ("unit",)),
     "internal_consistency": (("check",), ("table",)),
-    "pending": (("needs",), ()),
 }
 CONSISTENCY_CHECKS = ("averages", "cells", "statements")
 CONTROLLER_CHECKS = ("bounds", "budget", "settles")
 COSTS = ("seconds_per_step", "peak_memory_bytes", "trained_parameters")
-EXACT_KINDS = ("internal_consistency",)
+EXACT_KINDS = ("internal_consistency", "counted")
 SCALE_FREE_KINDS = (*EXACT_KINDS, "deployment")
 UNITS = {
     "gap_closed": "of the gap",
@@ -97,7 +97,7 @@ class Part:
     def unit(self) -> str:
         if self.kind == "controller":
             return CONTROLLER_UNITS[self.quantity["check"]]
-        if self.kind in ("measurement", "deployment"):
+        if self.kind in ("measurement", "counted", "deployment"):
             return str(self.quantity.get("unit", ""))
         return UNITS.get(self.kind, "points")
 
@@ -240,19 +240,16 @@ def _parse_parts(
     )
     expected = {**inherited, **_parse_expected(data.get("expected", {}), f"{where}.expected")}
     for scale in scales:
-        if kind != "pending" and scale not in expected:
+        if scale not in expected:
             raise InputError(f"{where} does not say what is expected at scale {scale!r}")
 
     rules = expect_mapping(data.get("rule", {}), f"{where}.rule", (), ("full", "reduced"))
     full = _parse_rule(rules["full"], f"{where}.rule.full") if "full" in rules else None
     reduced = _parse_rule(rules["reduced"], f"{where}.rule.reduced") if "reduced" in rules else None
-    if kind != "pending":
-        if full is None:
-            raise InputError(f"{where}.rule lacks 'full'")
-        if reduced is None and kind not in SCALE_FREE_KINDS and set(scales) != {"paper"}:
-            raise InputError(f"{where}.rule lacks 'reduced'")
-    elif data.keys() & {"band", "rule", "reported"}:
-        raise InputError(f"{where}: a pending quantity has no band, rule or reported number")
+    if full is None:
+        raise InputError(f"{where}.rule lacks 'full'")
+    if reduced is None and kind not in SCALE_FREE_KINDS and set(scales) != {"paper"}:
+        raise InputError(f"{where}.rule lacks 'reduced'")
 
     def part(suffix: str, text: str, one: dict[str, Any], number: Any) -> Part:
         place = f"{where}{suffix}"

@@ -27,6 +27,7 @@ NOT_AT_FULL_SCALE = {
     "entropy_error": _NO_DATA,
     "gate_covariance": _NO_DATA,
     "examples": _NO_DATA,
+    "export": _NO_DATA,
     "world": "it measures the small world",
 }
 """Stages without the machinery for scale paper, and why."""
