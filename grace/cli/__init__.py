@@ -1,0 +1,73 @@
+"""The `grace` command: train a vision-language model in INT4, pack, export, measure and ask it.
+
+    grace train | pack | export | bench | generate
+
+Every command is a module here with a text that teaches (`DESCRIPTION`, `EXAMPLES`), its arguments
+(`add_arguments`) and what it does (`run`). Bad input ends with one line on standard error and exit
+code 2. What is slow to import is imported when a command runs.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from grace.cli import bench, export, generate, pack, train
+from grace.errors import InputError
+
+COMMANDS: dict[str, ModuleType] = {
+    "train": train,
+    "pack": pack,
+    "export": export,
+    "bench": bench,
+    "generate": generate,
+}
+_EPILOG = """\
+from a published checkpoint to INT4 answers:
+  grace train MODEL --teacher LARGER --data train.parquet --out student
+  grace pack student --out student-int4
+  grace bench student student-int4
+  grace generate student-int4 --image photo.jpg --prompt "What is this?"
+and for other libraries:
+  grace export student --format compressed-tensors --out student-ct
+
+`grace COMMAND --help` says more.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's parser, with one of its own for every subcommand."""
+    kind = argparse.RawDescriptionHelpFormatter
+    made = argparse.ArgumentParser(
+        prog="grace",
+        description="INT4 quantization-aware training of vision-language models under gated, "
+        "relational distillation (arXiv 2601.22709), and what comes after it.",
+        epilog=_EPILOG,
+        formatter_class=kind,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=(module.__doc__ or "").splitlines()[0].rstrip(".").partition(": ")[2],
+            description=module.DESCRIPTION,
+            epilog=f"examples:\n{module.EXAMPLES}",
+            formatter_class=kind,
+        )
+        module.add_arguments(one)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, or 2 for bad input."""
+    given = parser().parse_args(arguments)
+    try:
+        COMMANDS[given.command].run(given)
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

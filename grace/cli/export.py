@@ -1,0 +1,62 @@
+"""grace export: a checkpoint for other libraries."""
+
+import argparse
+
+from grace.cli.models import DTYPES, add_overwrite, check_free, processor_of, trained_codes
+
+DESCRIPTION = """\
+Export a trained model with its integer codes, in a format that other libraries load.
+
+  compressed-tensors   loaded by transformers (with the package compressed-tensors) and by vLLM
+  awq                  AutoAWQ's GEMM layout: loaded by vLLM, and by transformers with GPTQModel
+
+The codes are exact, always. Scales are exact or refused, unless --round-scales is given. Written to
+--out: a whole Hugging Face directory with quantization_config and processor, or nothing.
+"""
+EXAMPLES = """\
+  grace export student --format compressed-tensors --out student-ct
+  vllm serve student-ct
+  grace export student --format awq --out student-awq
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="directory that `grace train` wrote")
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--format", choices=("compressed-tensors", "awq"), required=True)
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="of everything that is not quantized (default: bfloat16; awq: float16)",
+    )
+    parser.add_argument(
+        "--round-scales",
+        action="store_true",
+        help="round scales that the format cannot hold, instead of refusing them",
+    )
+    add_overwrite(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    import torch
+
+    from grace.export import save_awq, save_compressed_tensors
+    from grace.models import load_model
+
+    exact = trained_codes(given.model)
+    check_free(given.out, given.overwrite)
+    awq = given.format == "awq"
+    save = save_awq if awq else save_compressed_tensors
+    processor = processor_of(given.model)
+    # as it was trained: codes are compared with the weights before anything is rounded
+    save(
+        load_model(given.model),
+        given.out,
+        codes=exact,
+        bits=exact.bits,
+        dtype=getattr(torch, given.dtype or ("float16" if awq else "bfloat16")),
+        processor=processor,
+        round_scales=given.round_scales,
+        overwrite=given.overwrite,
+    )
+    print(f"exported {len(exact)} linears of {exact.bits} bits to {given.out} ({given.format})")

@@ -1,0 +1,62 @@
+"""grace generate: an answer about an image."""
+
+import argparse
+
+from grace.cli.models import (
+    DTYPES,
+    add_device,
+    device_of,
+    load,
+    open_image,
+    positive,
+    processor_of,
+    question,
+)
+
+DESCRIPTION = """\
+Ask a model about an image, or without one. Greedy decoding, with a cache that is allocated once;
+on CUDA the decode step is captured.
+
+MODEL is a directory that `grace pack` or `grace train` wrote, a released or AWQ-exported one, which
+is packed when it is loaded, or any checkpoint of a known family. The answer is printed; nothing is
+written.
+"""
+EXAMPLES = """\
+  grace generate student-int4 --image photo.jpg --prompt "What is on the table?"
+  grace generate student-int4 --prompt "Hello" --max-new-tokens 16
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="directory, or hub name, of a model")
+    parser.add_argument("--prompt", required=True, help="what is asked")
+    parser.add_argument("--image", help="picture that it is asked about")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, default=64, help="at most (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of a model that is not packed (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "cpu", "cuda", "reference"),
+        default="auto",
+        help="of packed layers (default: %(default)s, the kernel of the device)",
+    )
+    add_device(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    from grace.generation import generate
+
+    image = open_image(given.image)
+    device = device_of(given.device)
+    processor = processor_of(given.model)
+    model = load(given.model, device, given.dtype, given.backend)
+    inputs = question(processor, image, given.prompt, device, model.dtype)
+    tokens = generate(model, inputs, given.max_new_tokens)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    print(processor.tokenizer.decode(new, skip_special_tokens=True).strip())

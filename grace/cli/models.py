@@ -1,0 +1,124 @@
+"""Models as commands take them: directories of any kind that `grace` writes or reads."""
+
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def processor_of(path: str) -> Any:
+    """The processor beside a model."""
+    from grace.models import load_processor
+
+    return load_processor(Path(path) if Path(path).is_dir() else path)
+
+
+def trained_codes(path: str) -> Any:
+    """The integers beside a trained model. Raises InputError where there are none."""
+    from grace.export import CODES_FILE
+    from grace.int4 import CodesFile
+    from grace.models import check_model_directory
+
+    check_model_directory(path)
+    file = Path(path) / CODES_FILE
+    if not file.is_file():
+        raise InputError(
+            f"{path!r} has no {CODES_FILE}: give a directory that `grace train` wrote with fewer "
+            "than 16 bits"
+        )
+    return CodesFile(file)
+
+
+def check_free(path: str, overwrite: bool) -> None:
+    """Refuse a directory to write to before long work starts."""
+    from grace.export.checkpoint import check_target
+
+    try:
+        check_target(Path(path), overwrite=overwrite)
+    except InputError as error:
+        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
+
+
+def load(path: str, device: str, dtype: str = "bfloat16", backend: str = "auto") -> Any:
+    """A model ready to answer: packed, released (then it is packed), trained or published.
+
+    dtype: of what is not packed.
+    """
+    import torch
+
+    from grace.export import load_packed, load_released
+    from grace.export.awq import MODULES_FILE
+    from grace.export.packed import PACKED_FILE
+    from grace.export.released import SIDECAR
+    from grace.int4 import pack
+    from grace.models import load_model
+
+    chosen, directory = getattr(torch, dtype), Path(path)
+    model: Any
+    if (directory / PACKED_FILE).is_file():
+        return load_packed(directory, device=device, backend=backend)
+    if (directory / MODULES_FILE).is_file() or (directory / SIDECAR).is_file():
+        model = load_released(directory, dtype=chosen).to(device)
+        pack(model, backend=backend)
+    else:
+        model = load_model(path, dtype=chosen)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def device_of(name: str) -> str:
+    """ "auto" is CUDA where there is one. Raises InputError for a device that is not there."""
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no CUDA device here; choose cpu")
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def add_device(parser: Any) -> None:
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="where it runs (default: cuda where there is one)",
+    )
+
+
+def add_overwrite(parser: Any) -> None:
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a model directory at --out, once the new one is complete",
+    )
+
+
+def question(processor: Any, image: Any, prompt: str, device: str, dtype: Any) -> dict[str, Any]:
+    """Model inputs of one question about an image (or none)."""
+    content = [{"type": "image"}] if image is not None else []
+    chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+    text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=None if image is None else [image], return_tensors="pt")
+    return dict(inputs.to(device, dtype))
+
+
+def open_image(path: str | None) -> Any:
+    """A picture, or None without a path. Raises InputError for a file that is missing or none."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path is None:
+        return None
+    try:
+        return Image.open(path).convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise InputError(f"--image {path!r} cannot be read ({error}); give a picture") from error
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value

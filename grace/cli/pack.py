@@ -1,0 +1,57 @@
+"""grace pack: the trained codes into kernel layouts."""
+
+import argparse
+
+from grace.cli.models import add_overwrite, check_free, processor_of, trained_codes
+
+DESCRIPTION = """\
+Pack a trained model: its decoder's linears become packed INT4 (or INT8) layers that run on kernels.
+
+The codes and scales are those that training ended with; nothing is quantized anew. Every layer is
+unpacked again and compared: a code that differs ends the command. Vision tower, projector,
+embeddings and output head keep 16 bits.
+
+Written to --out: packed.safetensors (in no kernel's layout: the directory can be used on another
+device), configuration and processor. Printed: what every linear then runs, and its bits.
+"""
+EXAMPLES = """\
+  grace pack student --out student-int4
+  grace pack student --out student-int4 --backend reference   # exact, slow, any device
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="directory that `grace train` wrote")
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "cpu", "cuda", "reference"),
+        default="auto",
+        help="to check the packing with (default: auto, the kernel of this device)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        default="bfloat16",
+        help="of everything that is not packed (default: %(default)s)",
+    )
+    add_overwrite(parser)
+
+
+def run(given: argparse.Namespace) -> None:
+    import torch
+
+    from grace.cli.models import device_of
+    from grace.export import save_packed
+    from grace.int4 import effective_bits, pack
+    from grace.models import load_model
+
+    exact = trained_codes(given.model)
+    check_free(given.out, given.overwrite)
+    device = device_of("cuda" if given.backend == "cuda" else "cpu")
+    processor = processor_of(given.model)
+    model = load_model(given.model, dtype=getattr(torch, given.dtype)).to(device)
+    names = pack(model, exact, backend=given.backend)
+    save_packed(model, given.out, processor=processor, overwrite=given.overwrite)
+    print(effective_bits(model).of(names))
+    print(f"packed into {given.out}: {len(names)} linears, no code differs")

@@ -1,0 +1,214 @@
+"""Packed models as directories, and the integers behind a trained one.
+
+    packed.safetensors    every tensor of the packed model, linears as two codes a byte and scales,
+                          in no back end's layout: it can be loaded on any device
+    config.json, ...      as transformers writes them
+
+The file has a name of its own, because transformers' loader would take a packed linear for a
+missing one and draw its weights at random.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grace.errors import InputError
+from grace.export.checkpoint import atomic_directory
+from grace.int4 import Int4Linear, Int8Linear, PackedLinear
+from grace.int4.backends import AUTO
+from grace.int4.layouts import WeightShape, unpack_plain
+
+PACKED_FILE = "packed.safetensors"
+CODES_FILE = "quantized.safetensors"
+_LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
+
+
+def write_codes(
+    directory: str | Path, exact: Mapping[str, tuple[Tensor, Tensor]], settings: Mapping[str, Any]
+) -> Path:
+    """Write what `bake` returned beside the model it baked, for `CodesFile` to read.
+
+    settings: of the quantizer (`QuantSpec.to_dict`); they become the file's metadata.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, (codes, scales) in exact.items():
+        tensors[f"{name}.codes"], tensors[f"{name}.scales"] = codes.cpu(), scales.cpu()
+    path = Path(directory) / CODES_FILE
+    save_file(tensors, path, {"quantization": json.dumps(dict(settings), sort_keys=True)})
+    return path
+
+
+def save_packed(
+    model: nn.Module, path: str | Path, *, processor: Any = None, overwrite: bool = False
+) -> Path:
+    """Write a packed model (`grace.int4.pack`) as a directory; returns it.
+
+    overwrite: replace a model directory at `path`; until the new one is complete the old stays.
+
+    Raises InputError for a model without packed layers, layers that are not the integers they were
+    made of (NF4), and a `path` that is taken.
+    """
+    from safetensors.torch import save_file
+
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    if not layers:
+        raise InputError("save_packed: the model has no packed layer: call grace.int4.pack first")
+    for name, layer in layers.items():
+        if not layer.exact:
+            raise InputError(f"{name}: back end {layer.backend!r} does not keep the codes")
+    state: dict[str, Tensor] = {}
+    seen: set[tuple[int, torch.Size]] = set()  # a tied tensor is written once
+    for key, tensor in model.state_dict().items():
+        place = tensor.data_ptr(), tensor.shape
+        if place not in seen:
+            seen.add(place)
+            state[key] = tensor.detach().cpu().contiguous()
+    bits = {name: layer.bits for name, layer in layers.items()}
+    saved: Any = model
+    with atomic_directory(path, overwrite=overwrite) as directory:
+        saved.config.save_pretrained(directory)
+        if getattr(saved, "generation_config", None) is not None:
+            saved.generation_config.save_pretrained(directory)
+        if processor is not None:
+            processor.save_pretrained(directory)
+        save_file(state, directory / PACKED_FILE, {"bits": json.dumps(bits, sort_keys=True)})
+    return Path(path)
+
+
+@torch.no_grad()
+def load_packed(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backend: str = AUTO,
+    crossover: int | None = None,
+) -> nn.Module:
+    """A model that `save_packed` wrote, in evaluation mode; its dense weights are never made.
+
+    backend, crossover: as of `Int4Linear.from_codes`.
+
+    Raises InputError, naming file and tensor, for a directory without packed weights, a file that
+    is damaged or of another model, and codes or scales that do not fit.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    directory = Path(path)
+    file = directory / PACKED_FILE
+    state, bits = _read(file)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        kind: Any = AutoModelForImageTextToText
+        with init_empty_weights(include_buffers=False):
+            model = kind.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{directory}: its configuration makes no model ({reason})") from error
+    for name, width in bits.items():
+        layer = _layer(
+            file,
+            model,
+            name,
+            width,
+            state=state,
+            device=device,
+            backend=backend,
+            crossover=crossover,
+        )
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    packed = {n for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    expected = {
+        key: value
+        for key, value in {**dict(model.named_parameters()), **_buffers(model)}.items()
+        if key.rpartition(".")[0] not in packed
+    }
+    for key, value in expected.items():
+        found = state.get(key)
+        if found is not None and found.shape != value.shape:
+            raise InputError(
+                f"{file}: {key} has shape {tuple(found.shape)}, the model needs "
+                f"{tuple(value.shape)}: write the directory again"
+            )
+    report = model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    lacking = [name for name, value in model.named_parameters() if value.is_meta]
+    for what, keys in (("lacks", lacking), ("also holds", report.unexpected_keys)):
+        if keys:
+            raise InputError(f"{file}: {what} {min(keys)}: write the directory again")
+    model.config.dtype = next(iter(model.parameters())).dtype
+    if (directory / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    kept = set(model.state_dict())
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise InputError(f"{file}: no such file: give a directory that `save_packed` wrote")
+    try:
+        with safe_open(file, framework="pt") as content:
+            state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+            bits = json.loads((content.metadata() or {}).get("bits", "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{file}: corrupt or truncated ({error}); write it again") from error
+    if not isinstance(bits, dict) or not bits or not set(bits.values()) <= set(_LAYERS):
+        raise InputError(f"{file}: does not say how many bits which layer has; write it again")
+    return state, bits
+
+
+def _layer(
+    file: Path,
+    model: nn.Module,
+    name: str,
+    bits: int,
+    *,
+    state: dict[str, Tensor],
+    device: str | torch.device,
+    backend: str,
+    crossover: int | None,
+) -> PackedLinear:
+    """Takes a layer's codes, scales and bias out of `state`."""
+    try:
+        linear: Any = model.get_submodule(name)
+    except AttributeError:
+        linear = None
+    if type(linear) is not nn.Linear:
+        raise InputError(f"{file}: names {name}, which is no linear of the model")
+    keys = [f"{name}.packed", f"{name}.scales"]
+    for key in keys:
+        if key not in state:
+            raise InputError(f"{file}: lacks {key}: write the directory again")
+    packed, scales = state.pop(keys[0]), state.pop(keys[1])
+    columns = linear.in_features if bits == 8 else (linear.in_features + 1) // 2
+    wanted = (torch.int8 if bits == 8 else torch.uint8), (linear.out_features, columns)
+    if (packed.dtype, tuple(packed.shape)) != wanted:
+        raise InputError(
+            f"{file}: {keys[0]} is {packed.dtype} {tuple(packed.shape)}, the model needs "
+            f"{wanted[0]} {wanted[1]}: write the directory again"
+        )
+    shape = WeightShape(linear.out_features, linear.in_features, 1, bits)
+    codes = unpack_plain(packed, shape).to(device)
+    bias = state.pop(f"{name}.bias", None)
+    if (bias is None) != (linear.bias is None):
+        raise InputError(f"{file}: {name}.bias is {'missing' if bias is None else 'too many'}")
+    return _LAYERS[bits].from_codes(
+        codes,
+        scales.to(device),
+        None if bias is None else bias.to(device),
+        backend,
+        crossover=crossover,
+        name=name,
+    )

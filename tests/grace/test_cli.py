@@ -1,0 +1,333 @@
+"""The `grace` command, on small models of every family's real classes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from grace.cli import COMMANDS, bench, main
+from grace.cli.models import load, open_image, processor_of, question
+from grace.errors import InputError
+from grace.export import CODES_FILE, load_packed, load_released, save_packed, write_codes
+from grace.export.packed import PACKED_FILE
+from grace.int4 import CodesFile, PackedLinear, pack
+from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "how many letters are there"
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=rng, dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(path)
+    return str(path)
+
+
+def save(small, path, seed=1, **text):
+    small.model(seed, **text).save_pretrained(path)
+    small.processor.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def trained(small, tmp_path):
+    """What `grace train` leaves, without the training."""
+    model = small.model(seed=3)
+    spec = QuantSpec(4, 64)
+    prepare(model, spec)
+    exact = bake(model)
+    path = tmp_path / "trained"
+    model.save_pretrained(path)
+    small.processor.save_pretrained(path)
+    write_codes(path, exact, spec.to_dict())
+    return str(path)
+
+
+def done(*words):
+    assert main([str(word) for word in words]) == 0
+
+
+def refused(capsys, *words):
+    assert main([str(word) for word in words]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]  # no bars
+    errors = [line for line in told if line.startswith("error: ")]
+    assert errors == told[-1:]
+    return errors[0]
+
+
+# -------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  grace {name}" in text
+    assert "default" in text
+    assert "ritten" in text, "it says what is written"
+
+
+def test_the_help_of_all_names_every_command_and_imports_no_transformers():
+    code = (
+        "import sys; from grace.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    )
+    code += "print('loaded:', [m for m in ('transformers', 'accelerate') if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "loaded: []" in ran.stdout
+    for name in COMMANDS:
+        assert f"\n    {name} " in ran.stdout
+
+
+# ------------------------------------------------------------------------------------------- train
+
+
+@pytest.mark.slow
+def test_from_training_to_an_answer(small, conversations, picture, tmp_path, capsys):
+    student = save(small, tmp_path / "small")
+    teacher = save(small, tmp_path / "large", seed=2, num_hidden_layers=3)
+    out = tmp_path / "student"
+    done("train", student, "--teacher", teacher, "--data", conversations, "--out", out,
+         "--steps", 2, "--batch-size", 4, "--learning-rate", 0.01, "--group-size", 64,
+         "--set", "tau=0.2", "--device", "cpu")  # fmt: skip
+    log = json.loads((out / "training.json").read_text())
+    assert "tau=0.2" in log["method"] and "'grace'" in log["method"]
+    assert log["history"][-1]["step"] == 2
+    assert not Path(f"{out}.checkpoints").exists()
+    exact = CodesFile(out / CODES_FILE)
+    assert exact.bits == 4
+    before, after = (
+        load_file(tmp_path / "small" / "model.safetensors"),
+        load_file(out / "model.safetensors"),
+    )
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    model = AutoModelForImageTextToText.from_pretrained(out)
+    for name, (codes, scales) in exact.items():
+        dense = (codes.float().unflatten(1, (-1, 64)) * scales[..., None]).flatten(1)
+        assert torch.equal(model.get_submodule(name).weight, dense), name
+    done("pack", out, "--out", tmp_path / "packed", "--backend", "reference")
+    assert f"{len(exact)} linears, no code differs" in capsys.readouterr().out
+    for layer in load_packed(tmp_path / "packed").modules():
+        if isinstance(layer, PackedLinear):
+            assert torch.equal(layer.codes(), exact[layer.name][0])
+    done("generate", tmp_path / "packed", "--image", picture, "--prompt", PROMPT,
+         "--max-new-tokens", 4, "--device", "cpu")  # fmt: skip
+
+
+def test_naive_distillation_and_none(small, conversations, tmp_path):
+    from grace.cli import parser
+    from grace.cli.train import _method
+
+    def method(*words):
+        words = ("train", "m", "--data", "d", "--out", "o", *words)
+        return _method(parser().parse_args(words))
+
+    kd = method("--method", "kd", "--bits", "8").distillation
+    assert (kd.decoupled, kd.kappa, kd.adaptive, kd.rcka_weight) == (False, 0.0, False, 0.0)
+    assert method("--method", "sft").quantization is None
+    assert method("--method", "qat", "--group-size", "row").quantization.group_size == "row"
+    grace = method("--set", "beta_dkd=1", "--set", "adaptive=false")
+    assert (grace.distillation.beta_dkd, grace.distillation.adaptive) == (1, False)
+    assert grace.quantization == QuantSpec(4)
+
+
+# ------------------------------------------------------------------------------- pack and generate
+
+
+def test_pack_then_generate(small, trained, picture, tmp_path, capsys):
+    """The answer is that of the model packed in memory."""
+    out = tmp_path / "packed"
+    done("pack", trained, "--out", out, "--dtype", "float32")
+    assert "14 linears, no code differs" in capsys.readouterr().out
+    words = ("--image", picture, "--prompt", PROMPT, "--max-new-tokens", 6, "--device", "cpu")
+    done("generate", out, *words, "--backend", "reference")
+    said = capsys.readouterr().out.strip()
+    model = AutoModelForImageTextToText.from_pretrained(trained).eval()
+    pack(model, CodesFile(Path(trained) / CODES_FILE), backend="reference")
+    processor = processor_of(trained)
+    inputs = question(processor, open_image(picture), PROMPT, "cpu", torch.float32)
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    assert said == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert len(new) == 6 or said
+    done("generate", trained, *words, "--dtype", "float32")
+    assert capsys.readouterr().out.strip() == said  # unpacked: the same function
+
+
+def test_a_packed_directory_is_the_packed_model(small, trained, tmp_path):
+    model = AutoModelForImageTextToText.from_pretrained(trained).eval()
+    names = pack(model, CodesFile(Path(trained) / CODES_FILE))
+    save_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed")
+    state, other = model.state_dict(), loaded.state_dict()
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    buffers = dict(loaded.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    assert len(names) == sum(isinstance(m, PackedLinear) for m in loaded.modules())
+    dense = {f"{name}.weight" for name in names}
+    assert not dense & load_file(tmp_path / "packed" / PACKED_FILE).keys()
+    with pytest.raises((InputError, OSError)):  # never half a model
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "packed")
+
+
+def changed(tensors, how):
+    name = next(key for key in sorted(tensors) if key.endswith("q_proj.packed"))
+    stem = name.removesuffix(".packed")
+    if how == "missing":
+        del tensors[f"{stem}.scales"]
+    elif how == "nan":
+        tensors[f"{stem}.scales"][0, 0] = float("nan")
+    elif how == "shape":
+        tensors[name] = tensors[name][:, :8].contiguous()
+    elif how == "norm":
+        del tensors["model.language_model.norm.weight"]
+        return "model.language_model.norm.weight"
+    elif how == "strange":
+        tensors["other.weight"] = torch.zeros(1)
+        return "other.weight"
+    return stem
+
+
+@pytest.mark.parametrize("how", ["missing", "nan", "shape", "norm", "strange", "cut", "bits"])
+def test_a_damaged_packed_directory_is_refused(family, tmp_path, how):
+    small = family("qwen2_vl")
+    model = small.model(seed=3)
+    prepare(model, QuantSpec(4, 64))
+    pack(model)
+    file = save_packed(model, tmp_path / "packed") / PACKED_FILE
+    bits = {n: m.bits for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    if how == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+        told = "corrupt or truncated"
+    elif how == "bits":
+        save_file(load_file(file), file, {"bits": "{}"})
+        told = "how many bits"
+    else:
+        tensors = load_file(file)
+        told = changed(tensors, how)
+        save_file(tensors, file, {"bits": json.dumps(bits)})
+    with pytest.raises(InputError, match=told.replace(".", r"\.")) as error:
+        load_packed(tmp_path / "packed")
+    assert how == "nan" or PACKED_FILE in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ export
+
+
+def test_export_in_both_formats(trained, picture, tmp_path, capsys):
+    exact = CodesFile(Path(trained) / CODES_FILE)
+    done("export", trained, "--format", "awq", "--out", tmp_path / "awq")
+    done("export", trained, "--format", "compressed-tensors", "--out", tmp_path / "ct")
+    assert "exported 14 linears of 4 bits" in capsys.readouterr().out
+    for name, layer in fake_quant_layers(load_released(tmp_path / "awq")):
+        assert torch.equal(layer.codes(), exact[name][0])
+        assert torch.equal(layer.scales(), exact[name][1])
+    config = json.loads((tmp_path / "ct" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "pack-quantized"
+    assert config["dtype"] == "bfloat16"
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "ct")
+    loaded.hf_quantizer.compressor.decompress_model(loaded)
+    for name, (codes, scales) in exact.items():
+        dense = (codes.float().unflatten(1, (-1, 64)) * scales[..., None]).flatten(1)
+        assert torch.equal(loaded.get_submodule(name).weight, dense.bfloat16()), name
+    model = load(str(tmp_path / "awq"), "cpu", "float32")  # packed when it is loaded
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
+
+
+# ------------------------------------------------------------------------------------------- bench
+
+
+def test_what_is_measured(trained, picture, tmp_path):
+    done("pack", trained, "--out", tmp_path / "packed")
+    given = {"device": "cpu", "image": picture, "prompt": PROMPT, "batch_size": 2, "tokens": 3,
+             "repeats": 2}  # fmt: skip
+    found = {
+        name: bench.measure(str(path), given)
+        for name, path in (("bfloat16", trained), ("packed", tmp_path / "packed"))
+    }
+    before, after = found["bfloat16"], found["packed"]
+    plain = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.bfloat16)
+    stored = {p.data_ptr(): p.numel() * p.element_size() for p in plain.parameters()}
+    assert sum(stored.values()) <= before["weight_bytes"] <= sum(stored.values()) + 4096
+    exact = CodesFile(Path(trained) / CODES_FILE)
+    saved = sum(2 * c.numel() - c.numel() / 2 - 4 * s.numel() for c, s in exact.values())
+    assert before["weight_bytes"] - after["weight_bytes"] == pytest.approx(saved, rel=0.02)
+    for one in found.values():
+        for key in ("tokens_per_second", "first_token_seconds"):
+            assert 0 < one[key]["low"] <= one[key]["median"] <= one[key]["high"]
+    text = "\n".join(bench.table(found))
+    assert "tokens/s" in text and "% less" in text
+
+
+@pytest.mark.slow
+def test_bench_prints_a_table(family, tmp_path, capsys):
+    small = family("qwen2_vl")
+    model = small.model(seed=3)
+    spec = QuantSpec(4, 64)
+    prepare(model, spec)
+    exact = bake(model)
+    model.save_pretrained(tmp_path / "trained")
+    small.processor.save_pretrained(tmp_path / "trained")
+    write_codes(tmp_path / "trained", exact, spec.to_dict())
+    done("pack", tmp_path / "trained", "--out", tmp_path / "packed")
+    capsys.readouterr()
+    done("bench", tmp_path / "trained", tmp_path / "packed", "--tokens", 2, "--repeats", 1,
+         "--device", "cpu", "--json", tmp_path / "bench.json")  # fmt: skip
+    assert "peak memory, MiB" in capsys.readouterr().out
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["packed"]["peak_bytes"] > 2**26
+
+
+# --------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_input_is_one_line_and_exit_code_2(family, conversations, tmp_path, capsys):
+    small = family("qwen2_vl")
+    plain = save(small, tmp_path / "plain")
+    other = save(family("llava"), tmp_path / "other")
+    (tmp_path / "not.png").write_text("no picture")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    out = tmp_path / "out"
+    train = ("train", plain, "--data", conversations, "--out", out, "--device", "cpu")
+    for words, told in (
+        (("pack", tmp_path / "none", "--out", out), "none"),
+        (("pack", plain, "--out", out), CODES_FILE),
+        (("export", plain, "--format", "awq", "--out", out), CODES_FILE),
+        (("generate", plain, "--prompt", "x", "--image", tmp_path / "not.png"), "not.png"),
+        (("generate", tmp_path / "none", "--prompt", "x"), "none"),
+        (("bench", plain, plain), "is not packed"),
+        ((*train,), "needs --teacher"),
+        ((*train, "--method", "qat", "--teacher", other), "takes no --teacher"),
+        ((*train, "--teacher", other), "choose a teacher of the student's family"),
+        ((*train, "--method", "qat", "--bits", 9), "9"),
+        ((*train, "--method", "qat", "--group-size", 100), "100"),
+        ((*train, "--method", "qat", "--group-size", 256), "256 does not divide"),
+        ((*train, "--method", "qat", "--set", "tau=1"), "does not distil"),
+        ((*train, "--teacher", plain, "--set", "tua=1"), "tua"),
+        ((*train, "--teacher", plain, "--set", "tau"), "NAME=VALUE"),
+        ((*train, "--method", "qat", "--resume"), "holds no checkpoint"),
+        (("train", plain, "--method", "qat", "--data", tmp_path / "no.parquet", "--out", out,
+          "--device", "cpu"), "no.parquet"),
+        (("train", plain, "--method", "qat", "--data", conversations, "--out",
+          tmp_path / "taken"), "--overwrite"),
+        (("train", plain, "--method", "qat", "--data", conversations, "--overwrite", "--out",
+          tmp_path / "taken"), "no model directory"),
+    ):  # fmt: skip
+        assert told in refused(capsys, *words), words
+        assert not out.exists()
+    assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
