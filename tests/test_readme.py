@@ -3,13 +3,17 @@ models in place of the published ones."""
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from grace.cli import COMMANDS, parser
 from grace.errors import InputError
+from grace.export import CODES_FILE
+from grace.int4 import CodesFile
 from replication.report.readme import BEGIN, END, fill
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,9 +55,20 @@ def test_the_example_runs(tmp_path, monkeypatch, make_model, processor, conversa
     exec(compile(code, "README.md", "exec"), names)
 
     assert names["codes_and_scales"]
-    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "student-int4")
+    saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "student")
+    assert set(CodesFile(tmp_path / "student" / CODES_FILE)) == set(names["codes_and_scales"])
     for name, (codes, scales) in names["codes_and_scales"].items():
         assert codes.min() >= -8
         assert codes.max() <= 7
         exact = codes.cpu().float().unflatten(1, (scales.shape[1], -1)) * scales.cpu()[..., None]
         assert torch.equal(saved.get_submodule(name).weight.cpu(), exact.flatten(1)), name
+
+
+def test_its_commands_are_those_of_the_parser():
+    """Every `grace` line of the README is taken by the command."""
+    text = README.read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("    grace ")]
+    asked = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert {words[0] for words in asked} == set(COMMANDS)
+    for words in asked:
+        parser().parse_args(words)

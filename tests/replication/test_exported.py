@@ -58,6 +58,16 @@ def test_every_way_runs_on_the_trained_integers(trained, tmp_path, way):
         assert torch.equal(weight, dense.flatten(1))
 
 
+def test_the_command_writes_the_integers_as_the_pipeline_does(trained, tmp_path):
+    """So `grace pack` and `grace export` take the models of the replication."""
+    import grace.export
+
+    assert grace.export.CODES_FILE == CODES_FILE
+    exact = dict(trained_integers(trained))
+    grace.export.write_codes(tmp_path, exact, SPEC.to_dict())
+    assert (tmp_path / CODES_FILE).read_bytes() == (trained / CODES_FILE).read_bytes()
+
+
 def test_a_code_or_scale_that_differs_is_counted(trained):
     exact = dict(trained_integers(trained))
     name = next(iter(exact))

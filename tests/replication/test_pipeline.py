@@ -136,7 +136,9 @@ def grace_files(paths) -> set[str]:
 
 def grace_imports(module: str) -> set[str]:
     """The package's files that a module needs, those of lazy imports too."""
-    needed = closure(module) if module not in FRAME else set().union(*map(closure, imported(module)))
+    needed = (
+        closure(module) if module not in FRAME else set().union(*map(closure, imported(module)))
+    )
     return {
         str(module_file(name).relative_to(ROOT)) for name in needed if name.startswith("grace.")
     }

@@ -65,9 +65,14 @@ def test_every_result_is_there_and_valid(replication):
         for name in ("teacher", "baseline"):
             logs = replication / "results" / "smoke" / "training" / family / name
             assert json.loads((logs / "instruction.json").read_text())["history"]
-        for name in ("entropy_error", "gate_covariance"):
+        for name in ("entropy_error", "gate_covariance", "export"):
             found = read_measurement(replication / "results", "smoke", f"{name}-{family}")
             assert found.n
+        assert found.values["mismatches"].point == found.values["differing"].point == 0
+    for model in params.deploy.models:
+        found = read_measurement(replication / "results", "smoke", f"deploy-{model}")
+        assert found.data["layers"] == params.deploy.layers
+        assert found.values["throughput"].low > 0
     averages = json.loads((replication / "results" / "smoke" / "averages.json").read_text())
     plain = json.loads((replication / "results" / "smoke" / "scores.json").read_text())
     assert {entry["model"] for entry in averages} == set(plain) == shown
