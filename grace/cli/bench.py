@@ -167,7 +167,7 @@ def table(found: dict[str, dict[str, Any]]) -> list[str]:
     mib = 2**20
     speed = after["tokens_per_second"]["median"] / before["tokens_per_second"]["median"]
     first = before["first_token_seconds"]["median"] / after["first_token_seconds"]["median"]
-    rows = [("", "bfloat16", "packed", "")]
+    rows: list[tuple[str, ...]] = [("", "bfloat16", "packed", "")]
     sides = [before["tokens_per_second"], after["tokens_per_second"]]
     rows.append(("tokens/s", *(shown(one, 2) for one in sides), f"{speed:.2f} times"))
     sides = [before["first_token_seconds"], after["first_token_seconds"]]
