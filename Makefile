@@ -21,7 +21,7 @@ BENCH ?=
 help:
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
-	@echo "make bench [BENCH='--variants all']   speed and memory of LLaVA-1.5-7B, BF16 and INT4"
+	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make test                             run the tests"
