@@ -2,8 +2,10 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from repository import ROOT
@@ -23,6 +25,7 @@ from replication.standins.benchmarks import write_benchmark
 from replication.verdicts import verify
 
 SPEC = QuantSpec(4, 64)
+COLUMNS = ("benchmark", "question_id", "prediction")
 
 
 @pytest.fixture
@@ -112,9 +115,16 @@ def test_a_tampered_export_is_caught(trained, tmp_path, monkeypatch, way, save, 
         tamper(directory, ending)
         return directory
 
+    def evaluate_model(model, benchmarks, data, **_):
+        rows = [("mmbench", "1", "red")]
+        return SimpleNamespace(outcomes=pd.DataFrame(rows, columns=list(COLUMNS)))
+
+    monkeypatch.setattr("replication.evaluation.evaluate_model", evaluate_model)
+    given = (way, trained, tmp_path, tmp_path / "honest", {"benchmarks": [], "batch_size": 8})
+    assert exported.answers(*given) == (0, [("mmbench", "1", "red")])
     monkeypatch.setattr(exported, save, tampering)
-    _, found = WAYS[way](trained, tmp_path, crossover=8)
-    assert mismatches(trained_integers(trained), found) == 1
+    wrong, _ = exported.answers(*given[:3], tmp_path / "tampered", given[4])
+    assert wrong == 1
 
 
 def test_other_codes_than_the_weights_are_refused_by_every_way(trained, tmp_path):
