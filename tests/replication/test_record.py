@@ -637,5 +637,5 @@ def test_training_and_evaluation_apart_end_to_end(tmp_path, one_core):
     validate_scores(
         read_json(here / "recorded" / recording.slug / "small/scores" / FAMILY / "teacher.json")
     )
-    table = tables.build_table("table4", here / "results", "small", here / "recorded")
+    table = tables.build_table("table4", tmp_path / "nothing", "small", here / "recorded")
     assert f"recorded, 2 seeds, {recording.device}" in table.markdown()
