@@ -91,6 +91,12 @@ def test_what_needs_lmms_eval_comes_after_training():
     assert set(record.TRAINING) < set(record.ACCELERATED) < recorded
 
 
+def test_what_follows_from_a_stage_left_out_is_left_out(monkeypatch):
+    monkeypatch.setattr(record, "NEEDS", {"vision": ("json",)})
+    pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
+    assert [stage.name for stage in record.training_stages(pipeline)] == ["standins"]
+
+
 @pytest.mark.parametrize("package", ["lmms_eval", "llmcompressor"])
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch, package):
     pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
