@@ -99,8 +99,9 @@ def recorded_params(
             first = LANGUAGE_FAMILY if first == "language" else first
             if first not in chosen:
                 raise InputError(f"the {kind} of {family} starts from {first}; name it, too")
-    for name in ("vision", "teacher", "baseline"):
-        params[name] = {family: params[name][family] for family in known if family in chosen}
+    for section, name in (*((params, n) for n in ("vision", "teacher", "baseline")),
+                          (params["world"], "teacher_gap")):  # fmt: skip
+        section[name] = {family: section[name][family] for family in known if family in chosen}
     groups = {"runs": params["runs"], "ptq": params["ptq"]["groups"]}
     for section in groups.values():
         for name in [name for name, group in section.items() if group["family"] not in chosen]:
