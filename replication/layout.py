@@ -49,6 +49,7 @@ class Layout:
         self.data = Path("data") / params.scale
         self.models = Path("models") / params.scale
         self.results = Path("results") / params.scale
+        self.recorded = Path("recorded")
 
     @property
     def conversations(self) -> Path:

@@ -285,7 +285,7 @@ class Tuning:
 class World:
     """What the small world must fulfil, in points; see the stage of the same name."""
 
-    teacher_gap: float
+    teacher_gap: dict[str, float]
     above_chance: float
     plateau: float
     asserted: bool
@@ -534,6 +534,7 @@ def _check_families(params: Params, source: str) -> None:
 
     full = params.scale == FULL_SCALE
     sections: dict[str, dict[str, Any]] = {"teacher": params.teacher, "baseline": params.baseline}
+    sections["world.teacher_gap"] = params.world.teacher_gap
     if params.vision is not None:
         sections["vision"] = params.vision
     for name, families in sections.items():

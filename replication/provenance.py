@@ -20,9 +20,9 @@ from grace.errors import InputError
 
 LIBRARIES = ("torch", "transformers", "accelerate", "lmms_eval", "numpy")
 
-# What a pipeline run writes itself. A stage that runs after another would otherwise always find
-# the tree changed.
-GENERATED = ("results", "dvc.lock")
+# What a pipeline run writes itself, and what was recorded elsewhere: no code. A stage that runs
+# after another would otherwise always find the tree changed.
+GENERATED = ("results", "recorded", "dvc.lock")
 
 
 def params_hash(params: Any) -> str:
@@ -57,8 +57,8 @@ def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str | None]:
 def git_state(repository: str | Path | None = None) -> dict[str, Any]:
     """{"commit", "dirty"} of the repository (default: the one this file lies in).
 
-    `dirty` is true when something other than the pipeline's own outputs (`results/`, `dvc.lock`)
-    differs from the commit, new files included. Outside a repository both are None.
+    `dirty` is true when something other than the pipeline's own outputs (`results/`, `recorded/`,
+    `dvc.lock`) differs from the commit, new files included. Outside a repository both are None.
     """
     root = Path(repository) if repository is not None else Path(__file__).resolve().parent.parent
 

@@ -401,6 +401,10 @@ class ResultSet:
         """A run's scores, or None if the run has no score file."""
         return self._scores.get((family, run))
 
+    def all(self) -> list[RunScores]:
+        """The scores of every run of every family."""
+        return list(self._scores.values())
+
     def outcomes_file(self, family: str, run: str) -> Path:
         """Where a run's outcomes lie. Raises InputError for a run without a score file."""
         if (family, run) not in self._folders:

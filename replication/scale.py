@@ -22,7 +22,7 @@ from replication.params import PARAMS_FILE, SCALES, parse_params, read_yaml, unk
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "small"
-_SHARED = ("grace", "replication", "dvc.yaml", ".dvcignore")
+_SHARED = ("grace", "replication", "recorded", "dvc.yaml", ".dvcignore")
 _CONFIG = """[core]
     no_scm = True
     analytics = false
@@ -67,18 +67,23 @@ def workspace(scale: str, root: Path = ROOT) -> Path:
     if scale == COMMITTED:
         return root
     folder = root / ".scales" / scale
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in _SHARED:
-        link, target = folder / name, os.path.relpath(root / name, folder)
-        if link.is_symlink() and os.readlink(link) != target:
-            link.unlink()
-        if not link.is_symlink():
-            link.symlink_to(target)
-    write_text_atomic(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
+    link(folder, params, root)
     if not (folder / ".dvc").is_dir():
         _dvc(folder, "init", "--no-scm", "-q")
     write_text_atomic(folder / ".dvc" / "config", _CONFIG)
     return folder
+
+
+def link(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
+    """Make ``folder`` a place to run the pipeline in: links to the code, and ``params``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _SHARED:
+        place, target = folder / name, os.path.relpath(root / name, folder.resolve())
+        if place.is_symlink() and os.readlink(place) != target:
+            place.unlink()
+        if not place.is_symlink():
+            place.symlink_to(target)
+    write_text_atomic(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
 
 
 def _dvc(folder: Path, *words: str) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from replication import compare
 from replication.compare import generator
 from replication.quantities import Sources
+from replication.recordings import Recording
 from replication.report.text import NOT_RUN, QUOTED
 from replication.reported import AVERAGE, CONTROL, OwnRow, ReportedRow, ReportedTable
 from replication.results import FULL_SCALE, NOT_IN_AVERAGE, RunScores
@@ -43,6 +45,10 @@ _RESOLVABLE_NOTE = (
 _AVERAGE_NOTE = "Avg is the mean of {columns}."
 _SPREAD_NOTE = "± is the standard deviation over seeds."
 _OURS_NOTE = "Rows marked † are of our own: not in the paper's table, as far as that could be read."
+_RECORDED_NOTE = (
+    "Recorded: trained on {device}, evaluated on {evaluated}; commit {commits}, {versions}. Shown "
+    "beside what was measured, Δ from the recording's own baseline; no status follows from it."
+)
 _OWN_TABLE_NOTE = (
     "A table of our own. Its reported values are those that the paper prints for the same model in "
     "other tables (arXiv 2601.22709)."
@@ -84,6 +90,14 @@ class Comparisons:
         return self._drawn[key]
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """Results of another device, and the comparisons among them."""
+
+    recording: Recording
+    comparisons: Comparisons
+
+
 _NO_INTERVAL = ("measured_low", "measured_high", "delta_measured", "delta_low", "delta_high",
                 "resolvable")  # fmt: skip
 
@@ -105,6 +119,12 @@ class _Measurements:
         if scores is None or not set(_benchmarks(self.table, column)) <= set(scores.benchmarks):
             return None
         return scores
+
+    def cell(self, run: str | None, column: str) -> dict[str, Any]:
+        """Everything measured of a cell."""
+        if self.table.quantity == "retention":
+            return self.retention(run, column)
+        return {**self.value(run, column), **self.delta(run, column)}
 
     def value(self, run: str | None, column: str) -> dict[str, Any]:
         """measured, seed_spread, n, seeds, evidence of a cell; what compares it is still null."""
@@ -194,11 +214,47 @@ def _reported(
     }
 
 
-def score_table(table: ReportedTable, comparisons: Comparisons) -> dict[str, Any]:
-    """The content of a table of scores with everything measured at the results' scale."""
+def _recording_data(
+    table: ReportedTable, rows: Sequence[Mapping[str, Any]], recording: Recording
+) -> dict[str, Any]:
+    """What a table says of a recording that it shows."""
+    slug = recording.slug
+    shown = [one for run in table.runs if (one := recording.results.scores(table.family, run))]
+    trained = [one for one in shown if one.run not in ("teacher", "baseline")] or shown
+    sizes = {
+        column: next(
+            (n for row in rows if (n := row["cells"][column]["recorded"][slug]["n"])), None
+        )
+        for column in table.columns
+    }
+    return {
+        "id": slug,
+        "device": recording.device,
+        "standin": any(one.standin for one in shown),
+        "seeds": [min(len(one.seeds) for one in trained), max(len(one.seeds) for one in trained)],
+        "n": sizes,
+        "evaluated_on": sorted({str(one.provenance["device"]) for one in shown}),
+        "commits": sorted({str(one.provenance["commit"]) for one in shown}),
+        "versions": {
+            name: sorted({str(one.provenance["versions"].get(name)) for one in shown})
+            for name in ("torch", "transformers")
+        },
+    }
+
+
+def score_table(
+    table: ReportedTable, comparisons: Comparisons, recorded: Sequence[Recorded] = ()
+) -> dict[str, Any]:
+    """The content of a table of scores with everything measured at the results' scale, and what
+    was recorded of its runs on other devices."""
     sources = comparisons.sources
     results, scale = sources.results, sources.results.scale
     measured = _Measurements(table, comparisons)
+    elsewhere = [
+        (one.recording, _Measurements(table, one.comparisons))
+        for one in recorded
+        if any(one.recording.results.scores(table.family, run) for run in table.runs)
+    ]
     rows: list[dict[str, Any]] = []
     all_rows: list[ReportedRow | OwnRow] = [*table.rows, *table.controls]
     base_row = next((row for row in all_rows if row.role == "baseline"), None)
@@ -208,16 +264,16 @@ def score_table(table: ReportedTable, comparisons: Comparisons) -> dict[str, Any
         run, printed = row.run, _reported(table, row, sources)
         cells: dict[str, Any] = {}
         for column in table.columns:
-            if table.quantity == "retention":
-                found = measured.retention(run, column)
-            else:
-                found = {**measured.value(run, column), **measured.delta(run, column)}
             reference = None if row is base_row else base.get(column)
             cells[column] = {
                 "reported": printed.get(column),
                 "delta_reported": _difference(printed.get(column), reference),
-                **found,
+                **measured.cell(run, column),
             }
+            if elsewhere:
+                cells[column]["recorded"] = {
+                    recording.slug: other.cell(run, column) for recording, other in elsewhere
+                }
         kinds = {cell["evidence"] for cell in cells.values()} - {NOT_RUN}
         evidence = sorted(kinds)[0] if kinds else (QUOTED if run is None else NOT_RUN)
         rows.append(
@@ -271,7 +327,31 @@ def score_table(table: ReportedTable, comparisons: Comparisons) -> dict[str, Any
         ],
         "rows": rows,
     }
-    return {**data, "footnotes": _footnotes(table, data, standin, any(found))}
+    if elsewhere:
+        shown = [_recording_data(table, rows, recording) for recording, _ in elsewhere]
+        data["recordings"] = shown
+        standin = standin or any(one["standin"] for one in shown)
+    return {**data, "footnotes": _footnotes(table, data, standin, any(found) or bool(elsewhere))}
+
+
+def _all_cells(data: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Measured and recorded cells."""
+    for row in data["rows"]:
+        for cell in row["cells"].values():
+            yield cell
+            yield from cell.get("recorded", {}).values()
+
+
+def _recorded_note(recording: Mapping[str, Any]) -> str:
+    versions = [f"{name} {'/'.join(found)}" for name, found in recording["versions"].items()]
+    note = _RECORDED_NOTE.format(
+        device=recording["device"],
+        evaluated=" and ".join(recording["evaluated_on"]),
+        commits=", ".join(commit[:12] for commit in recording["commits"]),
+        versions=", ".join(versions),
+    )
+    sizes = [f"{column} {n}" for column, n in recording["n"].items() if n]
+    return f"{note} Questions: {', '.join(sizes)}."
 
 
 def _resolvable(data: Mapping[str, Any]) -> list[str]:
@@ -305,8 +385,7 @@ def _footnotes(
     resolvable = _resolvable(data)
     if resolvable:
         notes.append(_RESOLVABLE_NOTE.format(columns=", ".join(resolvable)))
-    cells = [cell for row in data["rows"] for cell in row["cells"].values()]
-    if any(cell["seed_spread"] is not None for cell in cells):
+    if any(cell["seed_spread"] is not None for cell in _all_cells(data)):
         notes.append(_SPREAD_NOTE)
     points = [column for column in table.columns if column in table.not_in_average]
     if points:
@@ -315,6 +394,7 @@ def _footnotes(
         notes.append(_AVERAGE_NOTE.format(columns=", ".join(table.averaged)))
     if table.printed and table.controls:
         notes.append(_OURS_NOTE)
+    notes += map(_recorded_note, data.get("recordings", []))
     mark = "† " if table.printed else ""
     notes += [
         f"{mark}{one.method}, {one.bits} bits: {one.note}." for one in table.controls if one.note

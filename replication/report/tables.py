@@ -23,6 +23,11 @@ row has one cell per column. Of a table of scores (kind "scores"):
     seed_spread                         standard deviation over seeds (null for one seed)
     n, seeds                            questions and seeds behind `measured`
 
+Where results of another device were recorded (`replication.recordings`), and only there: the table
+has "recordings", one entry a device ("id", "device", "standin", "seeds", the smallest and largest
+number of them, "n", "evaluated_on", "commits", "versions"), and a cell has "recorded", by that id
+what the measured part of a cell holds, differences from the same recording's baseline.
+
 Of a summary (kind "summary"): reported, measured, low, high, seed_spread.
 
 CSV: tidy, one line per row and column, the same fields; a number that is missing says "not run" or
@@ -31,16 +36,17 @@ CSV: tidy, one line per row and column, the same fields; a number that is missin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
 from replication.io import json_text, write_text_atomic
 from replication.quantities import Sources
+from replication.recordings import read_recordings
 from replication.report import text
-from replication.report.scores import Comparisons, score_table
+from replication.report.scores import Comparisons, Recorded, score_table
 from replication.report.summaries import summary_table
 from replication.reported import load_ledger, load_tables, nearest
 from replication.results import ResultSet, check_scale
@@ -97,18 +103,30 @@ def _sources(results_dir: str | Path, scale: str) -> Sources:
     return Sources(results, load_ledger(), load_tables())
 
 
-def _build(name: str, comparisons: Comparisons) -> Table:
+def _recorded(sources: Sources, folder: str | Path | None) -> list[Recorded]:
+    if folder is None:
+        return []
+    return [
+        Recorded(one, Comparisons(replace(sources, results=one.results)))
+        for one in read_recordings(folder, sources.results.scale)
+    ]
+
+
+def _build(name: str, comparisons: Comparisons, recorded: Sequence[Recorded]) -> Table:
     reported = comparisons.sources.reported
     if name in reported.summaries:
         return Table(summary_table(reported.summaries[name], comparisons))
-    return Table(score_table(reported.table(name), comparisons))
+    return Table(score_table(reported.table(name), comparisons, recorded))
 
 
-def build_table(table_id: str, results_dir: str | Path, scale: str) -> Table:
+def build_table(
+    table_id: str, results_dir: str | Path, scale: str, recorded: str | Path | None = None
+) -> Table:
     """One table with everything measured at `scale`.
 
     table_id: the id or short name ("table4"). results_dir: the folder that holds
-    <scale>/scores, outcomes and training; runs that are missing there are "not run".
+    <scale>/scores, outcomes and training; runs that are missing there are "not run". recorded: the
+    folder of recorded results, if they are to be shown.
 
     Raises InputError for an unknown table or scale, or result files that are wrong in themselves.
     """
@@ -116,10 +134,14 @@ def build_table(table_id: str, results_dir: str | Path, scale: str) -> Table:
     known = {*reported.tables, *reported.short_names()}
     if table_id not in known:
         raise InputError(f"unknown table {table_id!r}{nearest(table_id, known)}")
-    return _build(table_id, Comparisons(_sources(results_dir, scale)))
+    sources = _sources(results_dir, scale)
+    return _build(table_id, Comparisons(sources), _recorded(sources, recorded))
 
 
-def build_tables(results_dir: str | Path, scale: str) -> list[Table]:
+def build_tables(
+    results_dir: str | Path, scale: str, recorded: str | Path | None = None
+) -> list[Table]:
     """All tables, as `build_table` makes them one by one, each result file read once."""
-    comparisons = Comparisons(_sources(results_dir, scale))
-    return [_build(name, comparisons) for name in load_tables().short_names()]
+    sources = _sources(results_dir, scale)
+    comparisons, shown = Comparisons(sources), _recorded(sources, recorded)
+    return [_build(name, comparisons, shown) for name in load_tables().short_names()]

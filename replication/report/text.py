@@ -1,7 +1,8 @@
 """Tables as text: markdown, CSV and LaTeX, all made from a table's JSON content.
 
 A table of scores ("scores") has two grids, of scores and of differences from the baseline; a
-summary ("summary") has one.
+summary ("summary") has one. Where results of another device were recorded, a table of scores has a
+further column for each such device beside every measured one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from replication.quantities import signed
 
 NOT_RUN = "not run"
+NOT_RECORDED = "not recorded"
 NOT_REPORTED = "not reported"
 NONE = "none"
 QUOTED = "reported"
@@ -31,8 +33,8 @@ def _reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
     return _number(cell["reported"], NONE if _is_ours(row) else NOT_REPORTED)
 
 
-def _measured_text(cell: Mapping[str, Any]) -> str:
-    text = _number(cell["measured"], NOT_RUN)
+def _measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
+    text = _number(cell["measured"], missing)
     if cell["measured_low"] is not None:
         text += f" [{cell['measured_low']:.1f}, {cell['measured_high']:.1f}]"
     return text if cell["seed_spread"] is None else f"{text} ± {cell['seed_spread']:.1f}"
@@ -44,9 +46,9 @@ def _delta_reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str
     return signed(cell["delta_reported"])
 
 
-def _delta_measured_text(cell: Mapping[str, Any]) -> str:
+def _delta_measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
     if cell["delta_measured"] is None:
-        return NOT_RUN
+        return missing
     text = signed(cell["delta_measured"])
     if cell["delta_low"] is None:
         return text
@@ -63,17 +65,67 @@ def _method(row: Mapping[str, Any]) -> str:
     return f"{row['method']}{' †' if _is_ours(row) else ''}"
 
 
-def _evidence(row: Mapping[str, Any]) -> str:
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _evidence(row: Mapping[str, Any], recordings: Sequence[Mapping[str, Any]]) -> str:
     if row["evidence"] == QUOTED:
         return "reported, not rerun"
-    if row["evidence"] == NOT_RUN:
-        return NOT_RUN
-    count = len(row["seeds"])
-    return f"{row['evidence']}, {count} seed{'' if count == 1 else 's'}"
+    text = NOT_RUN
+    if row["evidence"] != NOT_RUN:
+        text = f"{row['evidence']}, {_seeds(len(row['seeds']))}"
+    for recording in recordings:
+        cells = [cell["recorded"][recording["id"]] for cell in row["cells"].values()]
+        if count := max(len(cell["seeds"]) for cell in cells):
+            text += f"; recorded, {_seeds(count)}, {recording['device']}"
+    return text
 
 
 def _heading(column: Mapping[str, Any]) -> str:
     return f"{column['name']}{'*' if column['standin'] else ''}"
+
+
+def _recordings(data: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found: Sequence[Mapping[str, Any]] = data.get("recordings", [])
+    return found
+
+
+def _recorded_heading(recording: Mapping[str, Any]) -> str:
+    low, high = recording["seeds"]
+    seeds = _seeds(high) if low == high else f"{low} to {_seeds(high)}"
+    return f"recorded ({recording['device']}, {seeds})"
+
+
+def _score_cells(data: Mapping[str, Any], row: Mapping[str, Any], name: str) -> list[str]:
+    """A column's scores in a row: reported, measured, and of each recording."""
+    cell = row["cells"][name]
+    others = [cell["recorded"][one["id"]] for one in _recordings(data)]
+    return [
+        _reported_text(row, cell),
+        _measured_text(cell),
+        *(_measured_text(other, NOT_RECORDED) for other in others),
+    ]
+
+
+def _delta_cells(data: Mapping[str, Any], row: Mapping[str, Any], name: str) -> list[str]:
+    """A column's differences from the baseline, as :func:`_score_cells`."""
+    cell = row["cells"][name]
+    others = [cell["recorded"][one["id"]] for one in _recordings(data)]
+    return [
+        _delta_reported_text(row, cell),
+        _delta_measured_text(cell),
+        *(_delta_measured_text(other, NOT_RECORDED) for other in others),
+    ]
+
+
+def _score_heads(data: Mapping[str, Any], column: Mapping[str, Any], mark: str = "") -> list[str]:
+    """The heads of a column's cells in markdown; ``mark`` stands before what they are."""
+    others = [
+        f"{column['name']}{'*' if one['standin'] else ''} {mark}{_recorded_heading(one)}"
+        for one in _recordings(data)
+    ]
+    return [f"{column['name']} {mark}reported", f"{_heading(column)} {mark}measured", *others]
 
 
 def _notes(data: Mapping[str, Any]) -> list[str]:
@@ -103,14 +155,13 @@ def score_markdown(data: Mapping[str, Any]) -> str:
     names = [column["name"] for column in columns]
     score_lines = [["Bits", "Method"]]
     for column in columns:
-        score_lines[0] += [f"{column['name']} reported", f"{_heading(column)} measured"]
+        score_lines[0] += _score_heads(data, column)
     score_lines[0].append("Evidence")
     for row in data["rows"]:
         line = [bits_text(row), _method(row)]
         for name in names:
-            cell = row["cells"][name]
-            line += [_reported_text(row, cell), _measured_text(cell)]
-        score_lines.append([*line, _evidence(row)])
+            line += _score_cells(data, row, name)
+        score_lines.append([*line, _evidence(row, _recordings(data))])
     sized = [f"{_heading(column)} {column['n']}" for column in columns if column["n"]]
     text = [f"# {data['title']}", "", f"Scale `{data['scale']}`, family `{data['family']}`."]
     if sized:
@@ -120,14 +171,13 @@ def score_markdown(data: Mapping[str, Any]) -> str:
     if _has_deltas(data):
         delta_lines = [["Bits", "Method"]]
         for column in columns:
-            delta_lines[0] += [f"{column['name']} Δ reported", f"{_heading(column)} Δ measured"]
+            delta_lines[0] += _score_heads(data, column, "Δ ")
         for row in data["rows"]:
             if row["role"] == "baseline":
                 continue
             line = [bits_text(row), _method(row)]
             for name in names:
-                cell = row["cells"][name]
-                line += [_delta_reported_text(row, cell), _delta_measured_text(cell)]
+                line += _delta_cells(data, row, name)
             delta_lines.append(line)
         text += ["", "## Difference from the baseline", "", _grid(delta_lines)]
     text += _notes(data)
@@ -160,9 +210,42 @@ SCORE_FIELDS = (
 )
 
 
+_RECORDED_FIELDS = {
+    "": "measured",
+    "_low": "measured_low",
+    "_high": "measured_high",
+    "_seed_spread": "seed_spread",
+    "_delta": "delta_measured",
+    "_delta_low": "delta_low",
+    "_delta_high": "delta_high",
+    "_n": "n",
+    "_standin": None,
+    "_seeds": None,
+}
+"""What a line of CSV says of a recording, behind its id, and where in the cell it stands."""
+
+
+def _recorded_fields(
+    recording: Mapping[str, Any], row: Mapping[str, Any], cell: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of one recording in a line of CSV."""
+    other, found = cell["recorded"][recording["id"]], {}
+    absent = NOT_RECORDED if other["measured"] is None else NONE
+    for suffix, key in _RECORDED_FIELDS.items():
+        value = None if key is None else other[key]
+        missing = NONE if "delta" in suffix and row["role"] == "baseline" else absent
+        found[f"recorded_{recording['id']}{suffix}"] = missing if value is None else value
+    found[f"recorded_{recording['id']}_standin"] = str(recording["standin"]).lower()
+    seeds = " ".join(map(str, other["seeds"]))
+    found[f"recorded_{recording['id']}_seeds"] = seeds or NOT_RECORDED
+    return found
+
+
 def score_csv(data: Mapping[str, Any]) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, SCORE_FIELDS, lineterminator="\n")
+    recordings = _recordings(data)
+    more = [f"recorded_{one['id']}{suffix}" for one in recordings for suffix in _RECORDED_FIELDS]
+    writer = csv.DictWriter(stream, [*SCORE_FIELDS, *more], lineterminator="\n")
     writer.writeheader()
     for row in data["rows"]:
         for column in data["columns"]:
@@ -199,6 +282,11 @@ def score_csv(data: Mapping[str, Any]) -> str:
                     "resolvable": show(cell["resolvable"], NONE if reference else measured),
                     "n": show(cell["n"], NOT_RUN),
                     "seeds": " ".join(map(str, cell["seeds"])) or NOT_RUN,
+                    **{
+                        name: value
+                        for one in recordings
+                        for name, value in _recorded_fields(one, row, cell).items()
+                    },
                 }
             )
     return stream.getvalue()
@@ -237,13 +325,15 @@ def tex_escape(text: str) -> str:
 
 
 def _tex_tabular(head: Sequence[Sequence[str]], body: Sequence[Sequence[str]], left: int) -> str:
-    """A booktabs tabular: `left` columns of text, then pairs of numbers."""
+    """A booktabs tabular: `left` columns of text, then as many columns under each first head."""
     width = len(body[0])
+    size = (width - left) // len(head[0])
     top = " & ".join(
-        [*[""] * left, *(rf"\multicolumn{{2}}{{c}}{{{tex_escape(one)}}}" for one in head[0])]
+        [*[""] * left, *(rf"\multicolumn{{{size}}}{{c}}{{{tex_escape(one)}}}" for one in head[0])]
     )
     rules = " ".join(
-        rf"\cmidrule(lr){{{left + 1 + 2 * i}-{left + 2 + 2 * i}}}" for i in range(len(head[0]))
+        rf"\cmidrule(lr){{{left + 1 + size * i}-{left + size * (i + 1)}}}"
+        for i in range(len(head[0]))
     )
     lines = [
         rf"\begin{{tabular}}{{{'l' * left}{'r' * (width - left)}}}",
@@ -275,14 +365,16 @@ def _tex_start(data: Mapping[str, Any]) -> list[str]:
 def score_tex(data: Mapping[str, Any]) -> str:
     columns = data["columns"]
     names = [column["name"] for column in columns]
-    heads = [_heading(column) for column in columns]
-    second = ["Bits", "Method", *["reported", "measured"] * len(columns)]
+    others = _recordings(data)
+    standin = any(one["standin"] for one in others)
+    heads = [_heading({**one, "standin": one["standin"] or standin}) for one in columns]
+    recorded = [_recorded_heading(one) for one in others]
+    second = ["Bits", "Method", *["reported", "measured", *recorded] * len(columns)]
     body = []
     for row in data["rows"]:
         line = [bits_text(row), _method(row)]
         for name in names:
-            cell = row["cells"][name]
-            line += [_reported_text(row, cell), _measured_text(cell)]
+            line += _score_cells(data, row, name)
         body.append(line)
     parts = [
         *_tex_start(data),
@@ -295,10 +387,10 @@ def score_tex(data: Mapping[str, Any]) -> str:
                 continue
             line = [bits_text(row), _method(row)]
             for name in names:
-                cell = row["cells"][name]
-                line += [_delta_reported_text(row, cell), _delta_measured_text(cell)]
+                line += _delta_cells(data, row, name)
             deltas.append(line)
-        second = ["Bits", "Method", *["Δ reported", "Δ measured"] * len(columns)]
+        marked = [f"Δ {one}" for one in ("reported", "measured", *recorded)]
+        second = ["Bits", "Method", *marked * len(columns)]
         parts += [
             "",
             r"\medskip",

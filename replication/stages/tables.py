@@ -1,4 +1,4 @@
-"""Stage ``tables``: every table with reported and measured side by side, and the plain scores."""
+"""Stage ``tables``: every table, reported, measured and recorded side by side; plain scores."""
 
 from replication.io import write_json_atomic
 from replication.layout import Layout
@@ -12,7 +12,7 @@ from replication.stages import stage
 def main(params: Params) -> None:
     layout = Layout(params)
     results = layout.results.parent
-    for table in build_tables(results, params.scale):
+    for table in build_tables(results, params.scale, layout.recorded):
         write(table, layout.results / "tables")
     plain, found = {}, ResultSet(results, params.scale)
     for family in params.families:

@@ -69,7 +69,7 @@ def _measure(params: Params, results: ResultSet, family: str) -> dict[str, Any]:
         "continued_sft_minus_baseline": _interval(gain),
         "baseline_minus_chance": above,
         "checks": {
-            "teacher_is_better": gap.point >= bounds.teacher_gap,
+            "teacher_is_better": gap.point >= bounds.teacher_gap[family],
             "baseline_is_above_chance": min(entry["low"] for entry in above.values())
             >= bounds.above_chance,
             "baseline_is_at_its_plateau": gain.point < bounds.plateau,
