@@ -114,18 +114,20 @@ def answers(
     """
     from replication.evaluation import evaluate_model
 
-    wrong, model = 0, None
-    if way is not None:
+    wrong = 0
+    if way is None:
+        model: Any = load_model(path)
+    else:
         exact = trained_integers(path)
         if exact.bits != 4:
             raise InputError(f"{exact.path} has codes of {exact.bits} bits; all three ways have 4")
         model, found = WAYS[way](path, folder, crossover=settings["batch_size"])
         wrong = mismatches(exact, found)
     asked = evaluate_model(
-        path if model is None else model.eval(),
+        model.eval(),  # all on the CPU: another device would answer some near ties otherwise
         settings["benchmarks"],
         data,
-        processor=None if model is None else load_processor(path),
+        processor=load_processor(path),
         **{key: value for key, value in settings.items() if key != "benchmarks"},
     )
     columns = (asked.outcomes[name] for name in ("benchmark", "question_id", "prediction"))

@@ -90,7 +90,7 @@ def main(params: Params, name: str) -> None:
             {"params": repr(params)},
             [seed],
             f"python -m replication.stages.export {name}",
-            device=provenance.device_description(),
+            device=provenance.cpu_description(),
         ),
     }
     write_measurement(layout.results.parent, record)
