@@ -108,7 +108,7 @@ def test_every_table_is_built_under_its_name(built):
     assert list(built) == REPORTED.short_names()
     assert set(built) == {
         *("table1", "table2", "table3", "table4", "table5", "retention", "qwen3vl"),
-        *("controls", "bits", "groups", "gates", "nontarget", "controller"),
+        *("controls", "bits", "groups", "gates", "nontarget", "tuned", "controller"),
         *("effects", "cost", "flips"),
     }
 
