@@ -28,7 +28,7 @@ _METHODS = {
     | {f"{a}_{b}" for a, b in itertools.product(("kd", "grace"), ("bf16", "int2", "int3"))}
     | {f"{a}_{b}" for a, b in itertools.product(("kd", "grace"), ("int4", "int8"))}
     | {f"qat_int{bits}" for bits in (2, 3, 4, 8)}
-    | {f"{a}_int4_tuned" for a in ("qat", "kd", "grace")}
+    | {f"{a}_int4_tuned" for a in ("kd", "grace")}
     | {f"{'_'.join(on)}_bf16" for size in (1, 2)
        for on in itertools.combinations(("gdkd", "rcka", "ib"), size)}
     | {f"gdkd_bf16_{end}" for end in ("nckd0", "nckd1", "weight0_1")}

@@ -324,7 +324,7 @@ def rewrite(root, run, columns, right):
 def test_r08_holds_where_it_was_made_to(good):
     found = statuses(good, "R08")
     assert {found[f"breaks.{name}"] for name in ("rtn_int2", "awq_int2")} == {HOLDS}
-    assert found["beats.int2.grace_int2>kd_int2"] is HOLDS
+    assert found["beats.trained.int2.grace_int2>kd_int2"] is HOLDS
     assert found["holds.int3"] is HOLDS
     assert found["quantized.grace_int2"] is HOLDS
 
