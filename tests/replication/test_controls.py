@@ -39,6 +39,7 @@ GATES = {
     "grace_int4_gate4": 0.76,
     "grace_int4_gate16": 0.77,
     "grace_int4_inverted": 0.69,
+    "grace_int4_tuned": 0.76,
 }
 ALL = {**GOOD, **COMPONENTS, **BITS, **GATES, "grace_bf16": 0.79, "shuffled_int4": 0.575}
 SWEEP = ("eta0_01", "eta0_1", "eta1_0", "beta0_5", "beta2_0")
@@ -124,11 +125,13 @@ def test_r01_and_r02_hold_and_exchanged_labels_are_caught(copy):
     assert {k: v for k, v in statuses(copy, "R02").items() if FAMILY in k} == {
         "qwen2_vl.bf16": HOLDS,
         "qwen2_vl.int4": HOLDS,
+        "qwen2_vl.tuned": HOLDS,
     }
     for first, second, name, part in (
         ("grace_bf16", "grace_int4", "R01", FAMILY),
         ("grace_bf16", "sft_bf16", "R02", "qwen2_vl.bf16"),
         ("grace_int4", "qat_int4", "R02", "qwen2_vl.int4"),
+        ("grace_int4_tuned", "qat_int4", "R02", "qwen2_vl.tuned"),
     ):
         make(copy, {**ALL, first: ALL[second], second: ALL[first]})
         claim, parts = judged(copy, name)
