@@ -24,8 +24,10 @@ def test_its_results_are_those_of_the_result_files():
     small = ROOT / "results" / "small"
     table = json.loads((small / "tables" / "table4.json").read_text())
     verdicts = json.loads((small / "claims.json").read_text())
+    deployed = json.loads((small / "measurements" / "deploy-llava-1.5-7b.json").read_text())
     text = README.read_text()
-    assert fill(text, table, verdicts) == text, "run `make readme`"
+    assert fill(text, table, verdicts, deployed) == text, "run `make readme`"
+    assert f"{deployed['values']['throughput']['point']:.2f}× [" in text
     shown = text.partition(BEGIN)[2].partition(END)[0]
     for row in table["rows"]:
         cell = row["cells"]["Avg"]
@@ -38,7 +40,7 @@ def test_its_results_are_those_of_the_result_files():
 @pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{BEGIN}{END}"])
 def test_a_text_without_its_place_is_refused(text):
     with pytest.raises(InputError, match="once each"):
-        fill(text, {"rows": []}, {"claims": []})
+        fill(text, {"rows": []}, {"claims": []}, {})
 
 
 def test_the_example_runs(tmp_path, monkeypatch, make_model, processor, conversations):

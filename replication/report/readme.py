@@ -1,4 +1,4 @@
-"""The README's results: the headline table and the ledger's summary, from the result files.
+"""The README's results, from the result files: headline table, ledger's summary, deployment.
 
     python -m replication.report.readme
 
@@ -23,6 +23,7 @@ README = Path("README.md")
 RESULTS = Path("results/small")
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 HEADLINE = "table4"
+DEPLOYED = "deploy-llava-1.5-7b"
 
 
 def headline(table: Mapping[str, Any]) -> str:
@@ -63,7 +64,28 @@ def ledger_summary(verdicts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fill(readme: str, table: Mapping[str, Any], verdicts: Mapping[str, Any]) -> str:
+def deployment(record: Mapping[str, Any]) -> str:
+    """INT4 against BF16 in a sentence; ``record`` is a measurement of stage ``deploy``."""
+
+    def ratio(name: str) -> str:
+        value = record["values"][name]
+        return f"{value['point']:.2f}× [{value['low']:.2f}, {value['high']:.2f}]"
+
+    saved = record["values"]["memory_reduction"]["point"]
+    return (
+        f"INT4 against BF16, LLaVA-1.5-7B on {record['data']['device']}, random weights: decoding "
+        f"{ratio('throughput')} at batch 1, {ratio('throughput_4')} at 4 and "
+        f"{ratio('throughput_16')} at 16; reading the prompt {ratio('prefill')}; peak memory "
+        f"{saved:.1f} % less. Reported: 3×, 54 % less."
+    )
+
+
+def fill(
+    readme: str,
+    table: Mapping[str, Any],
+    verdicts: Mapping[str, Any],
+    deployed: Mapping[str, Any],
+) -> str:
     """``readme`` with the results between its markers.
 
     Raises:
@@ -83,16 +105,18 @@ def fill(readme: str, table: Mapping[str, Any], verdicts: Mapping[str, Any]) -> 
         "our own.",
         "The ledger at this scale:",
         ledger_summary(verdicts),
+        deployment(deployed),
     )
     return before + "\n\n".join((BEGIN, *parts, END)) + after
 
 
 def main() -> None:
     table, verdicts = RESULTS / "tables" / f"{HEADLINE}.json", RESULTS / "claims.json"
-    for path in (README, table, verdicts):
+    deployed = RESULTS / "measurements" / f"{DEPLOYED}.json"
+    for path in (README, table, verdicts, deployed):
         if not path.is_file():
             raise InputError(f"{path} is missing; run `make repro` in the repository's root first")
-    found = (json.loads(path.read_text(encoding="utf-8")) for path in (table, verdicts))
+    found = (json.loads(path.read_text(encoding="utf-8")) for path in (table, verdicts, deployed))
     write_text_atomic(README, fill(README.read_text(encoding="utf-8"), *found))
 
 
