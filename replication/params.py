@@ -533,8 +533,11 @@ def _check_families(params: Params, source: str) -> None:
     from grace.models import family_of
 
     full = params.scale == FULL_SCALE
-    sections: dict[str, dict[str, Any]] = {"teacher": params.teacher, "baseline": params.baseline}
-    sections["world.teacher_gap"] = params.world.teacher_gap
+    sections: dict[str, dict[str, Any]] = {
+        "teacher": params.teacher,
+        "baseline": params.baseline,
+        "world.teacher_gap": params.world.teacher_gap,
+    }
     if params.vision is not None:
         sections["vision"] = params.vision
     for name, families in sections.items():

@@ -100,8 +100,8 @@ def recorded_params(
             first = LANGUAGE_FAMILY if first == "language" else first
             if first not in chosen:
                 raise InputError(f"the {kind} of {family} starts from {first}; name it, too")
-    for section, name in (*((params, n) for n in ("vision", "teacher", "baseline")),
-                          (params["world"], "teacher_gap")):  # fmt: skip
+    of_families = [(params, name) for name in ("vision", "teacher", "baseline")]
+    for section, name in (*of_families, (params["world"], "teacher_gap")):
         section[name] = {family: section[name][family] for family in known if family in chosen}
     groups = {"runs": params["runs"], "ptq": params["ptq"]["groups"]}
     for section in groups.values():

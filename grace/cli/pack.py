@@ -2,7 +2,7 @@
 
 import argparse
 
-from grace.cli.models import add_overwrite, check_free, processor_of, trained_codes
+from grace.cli.models import DTYPES, add_overwrite, check_free, processor_of, trained_codes
 
 DESCRIPTION = """\
 Pack a trained model: its decoder's linears become packed INT4 (or INT8) layers that run on kernels.
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("bfloat16", "float16", "float32"),
+        choices=DTYPES,
         default="bfloat16",
         help="of everything that is not packed (default: %(default)s)",
     )
