@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from blocks import Block
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,17 +29,6 @@ from grace.quantization import FakeQuantLinear, QuantSpec, bake, fake_quant_laye
 from replication.codes import CODES_FILE, write_codes
 
 SPEC = QuantSpec(group_size=64)
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(64, 96, bias=False)
-        self.norm = nn.LayerNorm(96)
-        self.down = nn.Linear(96, 64)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.norm(self.up(x))))
 
 
 class Model(nn.Module):

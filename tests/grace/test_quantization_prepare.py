@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from blocks import Block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,17 +13,6 @@ from grace.quantization import FakeQuantLinear, QuantSpec, bake, fake_quant_laye
 few = settings(deadline=None, max_examples=8)
 SPEC = QuantSpec(group_size=32)
 NAMES = ["blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down", "head"]
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.up = nn.Linear(64, 96, bias=False)
-        self.norm = nn.LayerNorm(96)
-        self.down = nn.Linear(96, 64)
-
-    def forward(self, x):
-        return x + self.down(torch.relu(self.norm(self.up(x))))
 
 
 class Model(nn.Module):
