@@ -40,17 +40,21 @@ def attention(  # noqa: PLR0917 (transformers calls it so)
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
     rows, heads, _, width = query.shape
-    vectors = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    scores = torch.matmul(key, vectors.transpose(2, 3)).float()  # (B, H / n, L, n)
-    scores *= width**-0.5 if scaling is None else scaling
-    if attention_mask is not None:
-        mask = attention_mask[..., : key.shape[2]].transpose(2, 3)  # (B, 1, L, 1)
-        if mask.dtype == torch.bool:
-            scores.masked_fill_(~mask, float("-inf"))
-        else:
-            scores += mask
-    weights = scores.softmax(2).to(value.dtype).transpose(2, 3)
-    return torch.matmul(weights, value).reshape(rows, 1, heads, width), None
+    scaling = width**-0.5 if scaling is None else scaling
+    out = value.new_empty(rows, 1, heads, value.shape[-1])
+    for row in range(rows):  # a product over several rows at once is slower than one after another
+        vectors = query[row].reshape(key.shape[1], -1, width)  # (H / n, n, D)
+        scores = torch.matmul(key[row], vectors.transpose(1, 2)).float()  # (H / n, L, n)
+        scores *= scaling
+        if attention_mask is not None:
+            mask = attention_mask[min(row, len(attention_mask) - 1), 0, 0, : key.shape[2]]
+            if mask.dtype == torch.bool:
+                scores.masked_fill_(~mask[:, None], float("-inf"))
+            else:
+                scores += mask[:, None]
+        weights = scores.softmax(1).to(value.dtype).transpose(1, 2)
+        out[row, 0] = torch.matmul(weights, value[row]).flatten(0, 1)
+    return out, None
 
 
 @contextmanager
