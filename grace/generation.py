@@ -15,12 +15,14 @@ transformers' ``generate`` with ``do_sample=False``.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 
+from grace.decode_attention import decode_attention
 from grace.errors import InputError
 from grace.models import family_of
 
@@ -265,14 +267,16 @@ class Decoder:
     # -------------------------------------------------------------------------------------- parts
 
     def _step(self) -> None:
-        logits = self._model(
-            input_ids=self._tokens,
-            position_ids=self._positions,
-            attention_mask=self._mask(),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
+        vectors = self._sdpa and self.device.type == "cpu"
+        with decode_attention(self._text) if vectors else nullcontext():
+            logits = self._model(
+                input_ids=self._tokens,
+                position_ids=self._positions,
+                attention_mask=self._mask(),
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
         self._keep(_best(logits))
         self._slot += 1
         self._positions += 1

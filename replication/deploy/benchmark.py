@@ -28,7 +28,8 @@ MODELS = ("llava-1.5-7b",)
 DEFAULT_VARIANTS = (BASELINE, "int4")
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "torchao")
 _CODE = (
-    *("grace/generation.py", "grace/models.py", "grace/int4", "grace/quantization"),
+    *("grace/decode_attention.py", "grace/generation.py", "grace/models.py"),
+    *("grace/int4", "grace/quantization"),
     *("replication/deploy",),
 )
 

@@ -85,7 +85,7 @@ def test_positions_and_logits_are_those_of_generate(small, model):
         generate(model, inputs, 6)
     assert len(found) == len(expected) == 6
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-6)  # sums in another order
 
 
 def test_rows_of_a_batch_equal_single_prompts(small, model):
