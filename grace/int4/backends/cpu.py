@@ -115,7 +115,8 @@ class CpuBackend(Backend):
         assert shape.kernel_group is not None
         bias = None if bias is None else bias.to(x.dtype)
         groups = shape.in_features // shape.kernel_group
-        scale = buffers["scales_and_zeros"][-groups:, :, 0]  # at 8 bits, those of the low nibbles
+        # At 8 bits, those of the low nibbles. Side by side, as a strided factor is read one by one.
+        scale = buffers["scales_and_zeros"][-groups:, :, 0].contiguous()
         limit = _CODES_PER_THREAD * torch.get_num_threads() * shape.bits // 4
         scratch: tuple[Tensor, Tensor] | None = None
         for rows, block in layout.blocks(buffers["packed"], limit):
