@@ -17,10 +17,9 @@ from torch import Tensor
 
 from grace.errors import InputError
 from grace.export import load_released, save_awq, save_compressed_tensors
-from grace.int4 import CodesFile, PackedLinear, pack
+from grace.int4 import PackedLinear, pack
 from grace.models import load_model, load_processor
-from grace.quantization import fake_quant_layers
-from replication.codes import CODES_FILE
+from grace.quantization import CODES_FILE, CodesFile, fake_quant_layers
 
 Integers = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (codes (out, in), scales (out, groups)) of every quantized linear."""

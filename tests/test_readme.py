@@ -12,8 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 from grace.cli import COMMANDS, parser
 from grace.errors import InputError
-from grace.export import CODES_FILE
-from grace.int4 import CodesFile
+from grace.quantization import CODES_FILE, CodesFile
 from replication.report.readme import BEGIN, END, fill
 
 ROOT = Path(__file__).resolve().parents[1]

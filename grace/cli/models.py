@@ -17,9 +17,8 @@ def processor_of(path: str) -> Any:
 
 def trained_codes(path: str) -> Any:
     """The integers beside a trained model. Raises InputError where there are none."""
-    from grace.export import CODES_FILE
-    from grace.int4 import CodesFile
     from grace.models import check_model_directory
+    from grace.quantization import CODES_FILE, CodesFile
 
     check_model_directory(path)
     file = Path(path) / CODES_FILE

@@ -195,9 +195,8 @@ def _write(
     """The trained model as a directory, then the checkpoints go."""
     import shutil
 
-    from grace.export import write_codes
     from grace.export.checkpoint import atomic_directory, write_json
-    from grace.quantization import bake
+    from grace.quantization import bake, write_codes
 
     exact = bake(student) if method.quantization is not None else {}
     settings = {name: value for name, value in vars(given).items() if name != "command"}

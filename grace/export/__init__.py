@@ -8,15 +8,13 @@ are in `packing`, what is exported in `layers`, files in `checkpoint`.
 
 from grace.export.awq import save_awq
 from grace.export.compressed_tensors import save_compressed_tensors
-from grace.export.packed import CODES_FILE, load_packed, save_packed, write_codes
+from grace.export.packed import load_packed, save_packed
 from grace.export.released import load_released
 
 __all__ = [
-    "CODES_FILE",
     "load_packed",
     "load_released",
     "save_awq",
     "save_compressed_tensors",
     "save_packed",
-    "write_codes",
 ]

@@ -77,7 +77,7 @@ def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) ->
         modules = dict(fake)
         specs = {name: layer.spec for name, layer in fake.items()}
     elif codes:
-        linears = {name: _linear(model, name) for name in codes}
+        linears = {name: linear_of(model, name, "export") for name in codes}
         specs = _specs(linears, codes, 4 if bits is None else bits)
         modules = dict(linears)
     else:
@@ -116,11 +116,27 @@ def check_values(name: str, codes: Tensor, scales: Tensor, spec: QuantSpec) -> N
             f"{name}: codes from {low} to {high} do not fit {spec.bits} bits "
             f"({spec.qmin} to {spec.qmax}): give the codes' own number of bits"
         )
+    check_scales(name, scales)
+
+
+def check_scales(where: str, scales: Tensor) -> None:
+    """Raises InputError, naming the tensor, for a scale that is not finite and positive."""
     wrong = ~(torch.isfinite(scales) & (scales > 0))
     if wrong.any():
         raise InputError(
-            f"{name}: scale {scales[wrong][0].item()!r}: scales are positive and finite"
+            f"{where} gives the scale {scales[wrong][0].item()!r}: scales are positive and finite"
         )
+
+
+def linear_of(model: nn.Module, name: str, where: str) -> nn.Linear:
+    """A linear by name. Raises InputError, naming `where` the name is from, if there is none."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise InputError(f"{where}: names {name}, which the model lacks") from error
+    if type(module) is not nn.Linear:
+        raise InputError(f"{where}: names {name}, which is a {type(module).__name__}, no linear")
+    return module
 
 
 def _model_type(model: nn.Module) -> str:
@@ -128,16 +144,6 @@ def _model_type(model: nn.Module) -> str:
     if config is None:
         raise InputError(f"{type(model).__name__} has no configuration; pass a transformers model")
     return str(config.model_type)
-
-
-def _linear(model: nn.Module, name: str) -> nn.Linear:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise InputError(f"export: codes name {name}, which the model lacks") from error
-    if type(module) is not nn.Linear:
-        raise InputError(f"export: {name} is a {type(module).__name__}: codes name nn.Linear only")
-    return module
 
 
 def _specs(linears: Mapping[str, nn.Linear], codes: Codes, bits: int) -> dict[str, QuantSpec]:

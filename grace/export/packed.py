@@ -1,4 +1,4 @@
-"""Packed models as directories, and the integers behind a trained one.
+"""Packed models as directories.
 
     packed.safetensors    every tensor of the packed model, linears as two codes a byte and scales,
                           in no back end's layout: it can be loaded on any device
@@ -9,7 +9,6 @@ missing one and draw its weights at random.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,7 @@ from grace.int4.backends import AUTO
 from grace.int4.layouts import WeightShape, unpack_plain
 
 PACKED_FILE = "packed.safetensors"
-CODES_FILE = "quantized.safetensors"
 _LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
-
-
-def write_codes(
-    directory: str | Path, exact: Mapping[str, tuple[Tensor, Tensor]], settings: Mapping[str, Any]
-) -> Path:
-    """Write what `bake` returned beside the model it baked, for `CodesFile` to read.
-
-    settings: of the quantizer (`QuantSpec.to_dict`); they become the file's metadata.
-    """
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, (codes, scales) in exact.items():
-        tensors[f"{name}.codes"], tensors[f"{name}.scales"] = codes.cpu(), scales.cpu()
-    path = Path(directory) / CODES_FILE
-    save_file(tensors, path, {"quantization": json.dumps(dict(settings), sort_keys=True)})
-    return path
 
 
 def save_packed(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from grace.errors import InputError
 from grace.export.awq import MODULES_FILE
 from grace.export.checkpoint import DTYPES, read_json, read_tensors
+from grace.export.layers import check_scales, linear_of
 from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
 from grace.models import Family, check_model_directory, family_of
@@ -156,7 +157,7 @@ def _sidecar_layers(file: Path, family: Family, bits: int) -> list[_Layer]:
         weight = sidecar[f"{name}.weight"]
         spec, log_scale = _sidecar_spec(where, weight, sidecar[f"{name}.log_scale"], bits)
         scales = log_scale.exp()
-        _check_scales(f"{where}.log_scale", scales)
+        check_scales(f"{where}.log_scale", scales)
         layers.append(
             _Layer(
                 _module_name(family, name),
@@ -236,7 +237,7 @@ def _unpack(where: str, parts: Mapping[str, Tensor], spec: QuantSpec) -> tuple[T
             f"{where}.qzeros has the zero point {other}: a symmetric grid has {AWQ_ZERO}"
         )
     scales = parts["scales"].t().to(torch.float32).contiguous()
-    _check_scales(f"{where}.scales", scales)
+    check_scales(f"{where}.scales", scales)
     codes = (unpack_awq(parts["qweight"]) - AWQ_ZERO).t().contiguous()
     return codes, scales
 
@@ -313,27 +314,9 @@ def _codes_on_grid(where: str, weight: Tensor, scales: Tensor, spec: QuantSpec) 
     return codes
 
 
-def _check_scales(where: str, scales: Tensor) -> None:
-    wrong = ~(torch.isfinite(scales) & (scales > 0))
-    if wrong.any():
-        raise InputError(
-            f"{where} gives the scale {scales[wrong][0].item()!r}: scales are positive and finite"
-        )
-
-
 def _module_name(family: Family, name: str) -> str:
     found = _DECODER_NAME.fullmatch(name)
     return f"{family.decoder_layers}.{found[1]}" if found else name
-
-
-def _linear(model: nn.Module, name: str, file: Path) -> nn.Linear:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise InputError(f"{file}: names {name}, which the model lacks") from error
-    if type(module) is not nn.Linear:
-        raise InputError(f"{file}: names {name}, which is a {type(module).__name__}, no linear")
-    return module
 
 
 def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -377,7 +360,7 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> n
 def _place(model: nn.Module, layer: _Layer, file: Path) -> None:
     """Puts a `FakeQuantLinear` with the checkpoint's codes and scales in the place of a linear."""
     name, spec = layer.module, layer.spec
-    linear = _linear(model, name, file)
+    linear = linear_of(model, name, str(file))
     if layer.weight is not None:
         _check_same_model(linear, layer, file)
         with torch.no_grad():

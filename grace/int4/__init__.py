@@ -8,11 +8,10 @@ runs.
 from grace.int4.backends import BACKENDS, available
 from grace.int4.crossover import crossover_path
 from grace.int4.linear import Int4Linear, Int8Linear, PackedLinear
-from grace.int4.pack import CodesFile, EffectiveBits, LayerBits, effective_bits, pack
+from grace.int4.pack import EffectiveBits, LayerBits, effective_bits, pack
 
 __all__ = [
     "BACKENDS",
-    "CodesFile",
     "EffectiveBits",
     "Int4Linear",
     "Int8Linear",

@@ -1,9 +1,7 @@
 """Puts packed layers into a model, and says what a model really runs."""
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from grace.errors import InputError
 from grace.int4.backends import AUTO, select
 from grace.int4.layouts import WeightShape, check, check_scales, row_steps
 from grace.int4.linear import Int4Linear, Int8Linear, PackedLinear
-from grace.quantization import FakeQuantLinear, QuantSpec
+from grace.quantization import CodesFile, FakeQuantLinear
 
 Exact = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (codes int8 (out, in), scales (out, groups)): what `grace.quantization.bake` returns."""
@@ -187,71 +185,6 @@ def _check_weight(
                 f"{float(scales[row, column // shape.group_size])}: give the codes that were "
                 "written with this model, or prepare it and pack that"
             )
-
-
-class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
-    """`<linear>.codes` and `<linear>.scales` of a safetensors file, read layer by layer.
-
-    Its metadata may name the quantizer's settings as JSON under `quantization`; `bits` is of them.
-    Raises InputError, naming file and tensor, for a file that is missing, truncated, or holds
-    anything else.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path}: no such file: name the file of codes and scales")
-        try:
-            self._file: Any = safe_open(self.path, framework="pt")
-            keys = set(self._file.keys())
-            metadata = self._file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{self.path}: cannot be read as safetensors ({error}): write it again"
-            ) from error
-        self._names = sorted(key[: -len(".codes")] for key in keys if key.endswith(".codes"))
-        expected = {f"{name}.{part}" for name in self._names for part in ("codes", "scales")}
-        for key in sorted(keys ^ expected):
-            what = "lacks" if key in expected else "also holds"
-            raise InputError(
-                f"{self.path}: {what} {key}: give a file of <linear>.codes and <linear>.scales"
-            )
-        if not self._names:
-            raise InputError(f"{self.path}: holds no codes: write it again")
-        self.bits = self._read_bits(metadata)
-
-    def _read_bits(self, metadata: Mapping[str, str]) -> int:
-        try:
-            settings = json.loads(metadata.get("quantization", "{}"))
-            return QuantSpec(bits=settings.get("bits", 4)).bits
-        except (ValueError, AttributeError) as error:  # an InputError is a ValueError
-            raise InputError(
-                f"{self.path}: its metadata `quantization` is {metadata['quantization']!r}, "
-                f"without a bit width ({error}): write the file again"
-            ) from error
-
-    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        from safetensors import SafetensorError
-
-        if name not in self._names:
-            raise KeyError(name)
-        try:
-            return (
-                self._file.get_tensor(f"{name}.codes"),
-                self._file.get_tensor(f"{name}.scales"),
-            )
-        except SafetensorError as error:
-            raise InputError(
-                f"{self.path}: {name} cannot be read ({error}): write the file again"
-            ) from error
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 @dataclass(frozen=True)

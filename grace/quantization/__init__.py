@@ -1,9 +1,10 @@
 """Symmetric group-wise learned-step-size quantization (Eq. 14 of arXiv 2601.22709).
 
 `spec` says what a quantizer is, `primitives` is the arithmetic, `linear` the module that trains
-with it, `prepare` puts that module into a model and takes it out again.
+with it, `prepare` puts that module into a model and takes it out again, `codes` keeps the integers.
 """
 
+from grace.quantization.codes import CODES_FILE, CodesFile, write_codes
 from grace.quantization.linear import FakeQuantLinear
 from grace.quantization.prepare import bake, fake_quant_layers, prepare
 from grace.quantization.primitives import (
@@ -17,6 +18,8 @@ from grace.quantization.primitives import (
 from grace.quantization.spec import QuantSpec
 
 __all__ = [
+    "CODES_FILE",
+    "CodesFile",
     "FakeQuantLinear",
     "QuantSpec",
     "bake",
@@ -28,4 +31,5 @@ __all__ = [
     "initial_scales",
     "prepare",
     "quantize",
+    "write_codes",
 ]

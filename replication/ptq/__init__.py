@@ -25,8 +25,7 @@ from torch import Tensor
 
 from grace.errors import InputError
 from grace.models import check_model_directory, decoder_linears, load_model, load_processor
-from grace.quantization import QuantSpec, bake, prepare
-from replication.codes import write_codes
+from grace.quantization import QuantSpec, bake, prepare, write_codes
 from replication.ptq.calibration import Calibration
 from replication.ptq.methods import CALIBRATED, LIBRARIES, ON_GRID, check_method
 

@@ -15,8 +15,7 @@ import torch
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
-from grace.quantization import QuantSpec, bake
-from replication.codes import write_codes
+from grace.quantization import QuantSpec, bake, write_codes
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed
 from replication.parallel import run_all
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 CODE = (
     *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
     *("grace/teacher.py", "grace/training.py"),
-    *("replication/codes.py", "replication/controls.py", "replication/fitting.py"),
+    *("replication/controls.py", "replication/fitting.py"),
     "replication/stages/train.py",
 )
 

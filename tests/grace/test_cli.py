@@ -14,10 +14,18 @@ from transformers import AutoModelForImageTextToText
 from grace.cli import COMMANDS, bench, main
 from grace.cli.models import load, open_image, processor_of, question
 from grace.errors import InputError
-from grace.export import CODES_FILE, load_packed, load_released, save_packed, write_codes
+from grace.export import load_packed, load_released, save_packed
 from grace.export.packed import PACKED_FILE
-from grace.int4 import CodesFile, PackedLinear, pack
-from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
+from grace.int4 import PackedLinear, pack
+from grace.quantization import (
+    CODES_FILE,
+    CodesFile,
+    QuantSpec,
+    bake,
+    fake_quant_layers,
+    prepare,
+    write_codes,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "how many letters are there"

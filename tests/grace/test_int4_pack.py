@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 from grace.errors import InputError
 from grace.int4 import (
     BACKENDS,
-    CodesFile,
     Int4Linear,
     Int8Linear,
     PackedLinear,
@@ -25,8 +24,16 @@ from grace.int4 import (
     pack,
 )
 from grace.models import decoder_linears
-from grace.quantization import FakeQuantLinear, QuantSpec, bake, fake_quant_layers, prepare
-from replication.codes import CODES_FILE, write_codes
+from grace.quantization import (
+    CODES_FILE,
+    CodesFile,
+    FakeQuantLinear,
+    QuantSpec,
+    bake,
+    fake_quant_layers,
+    prepare,
+    write_codes,
+)
 
 SPEC = QuantSpec(group_size=64)
 

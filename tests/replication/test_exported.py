@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from grace.errors import InputError
 from grace.int4 import PackedLinear
-from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
+from grace.quantization import CODES_FILE, QuantSpec, bake, fake_quant_layers, prepare, write_codes
 from replication import exported
-from replication.codes import CODES_FILE, write_codes
 from replication.compare import Status
 from replication.exported import WAYS, mismatches, trained_integers
 from replication.measurements import read_measurement
@@ -59,16 +58,6 @@ def test_every_way_runs_on_the_trained_integers(trained, tmp_path, way):
         weight = layer.dequantized() if way == "awq" else layer.weight
         dense = exact[name][0].float().unflatten(1, (-1, 64)) * exact[name][1][..., None]
         assert torch.equal(weight, dense.flatten(1))
-
-
-def test_the_command_writes_the_integers_as_the_pipeline_does(trained, tmp_path):
-    """So `grace pack` and `grace export` take the models of the replication."""
-    import grace.export
-
-    assert grace.export.CODES_FILE == CODES_FILE
-    exact = dict(trained_integers(trained))
-    grace.export.write_codes(tmp_path, exact, SPEC.to_dict())
-    assert (tmp_path / CODES_FILE).read_bytes() == (trained / CODES_FILE).read_bytes()
 
 
 def test_a_code_or_scale_that_differs_is_counted(trained):

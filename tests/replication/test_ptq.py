@@ -22,9 +22,8 @@ from safetensors.torch import load_file
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import FAMILIES, decoder_linears, family_of, load_model, load_processor
-from grace.quantization import QuantSpec, dequantize
+from grace.quantization import CODES_FILE, QuantSpec, dequantize
 from grace.quantization import quantize as codes_of
-from replication.codes import CODES_FILE
 from replication.layout import Layout
 from replication.params import parse_params
 from replication.ptq import Calibration, quantize

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from repository import copy_repository, python
 
-from replication.codes import CODES_FILE
+from grace.quantization import CODES_FILE
 from replication.measurements import read_measurement
 from replication.params import parse_params
 from replication.reported import load_tables

@@ -21,9 +21,9 @@ from repository import ROOT, python
 from grace.data import Collator
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
+from grace.quantization import CODES_FILE
 from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
 from grace.training import prepare_student
-from replication.codes import CODES_FILE
 from replication.fitting import fit, last_checkpoint, load_training_data, origin_of
 from replication.layout import Layout
 from replication.parallel import run_all

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from grace.int4.layouts import WeightShape
+from grace.int4.layouts import WeightShape, scales_of_kernel
 
 Buffers = dict[str, Tensor]
 """The tensors that hold a packed weight, by name; which ones, the back end decides."""
@@ -79,3 +79,24 @@ class Backend(ABC):
         for rows, block in self.code_rows(buffers, shape):
             wrong += int((block != codes[rows]).sum())
         return wrong
+
+
+class KernelBackend(Backend):
+    """One of torch's int4pack kernels, whose scales lie beside zeros, two by two.
+
+    product: the operator's name in torch.ops.aten.
+    """
+
+    product: ClassVar[str]
+
+    def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
+        return scales_of_kernel(buffers["scales_and_zeros"], shape)
+
+    def packed(
+        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
+    ) -> Tensor:
+        if shape.bits == 8:
+            x = torch.cat([x, x], dim=1)
+        product = getattr(torch.ops.aten, self.product)
+        y = product(x, buffers["packed"], shape.kernel_group, buffers["scales_and_zeros"])
+        return y if bias is None else y.add_(bias)

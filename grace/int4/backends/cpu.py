@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grace.int4.backends.base import Backend, Buffers
+from grace.int4.backends.base import Buffers, KernelBackend
 from grace.int4.layouts import (
     BlockedLayout,
     WeightShape,
@@ -14,7 +14,6 @@ from grace.int4.layouts import (
     kernel_codes,
     kernel_scales,
     row_steps,
-    scales_of_kernel,
 )
 
 _KNOWN_LAYOUTS = (
@@ -52,7 +51,7 @@ def native_layout() -> BlockedLayout | None:
     return None
 
 
-class CpuBackend(Backend):
+class CpuBackend(KernelBackend):
     """`_weight_int4pack_mm_for_cpu` for few rows, unpacking and bfloat16 products for many.
 
     Inputs are bfloat16. The kernel multiplies by s * q in float32 and accumulates in float32; the
@@ -61,6 +60,7 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
+    product = "_weight_int4pack_mm_for_cpu"
     arithmetic = "bfloat16 inputs, float32 accumulation"
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -89,19 +89,6 @@ class CpuBackend(Backend):
         layout, packed = _layout(), buffers["packed"]
         for rows in row_steps(shape, _WIDEST):
             yield rows, codes_of_kernel(layout.unpack(packed[rows]), shape)
-
-    def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
-        return scales_of_kernel(buffers["scales_and_zeros"], shape)
-
-    def packed(
-        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
-    ) -> Tensor:
-        if shape.bits == 8:
-            x = torch.cat([x, x], dim=1)
-        y = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x, buffers["packed"], shape.kernel_group, buffers["scales_and_zeros"]
-        )
-        return y if bias is None else y.add_(bias)
 
     def dense(
         self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grace.int4.backends.base import Backend, Buffers
+from grace.int4.backends.base import Buffers, KernelBackend
 from grace.int4.layouts import (
     WeightShape,
     codes_of_kernel,
@@ -16,7 +16,6 @@ from grace.int4.layouts import (
     kernel_scales,
     pack_tensor_core,
     row_steps,
-    scales_of_kernel,
     unpack_tensor_core,
 )
 
@@ -39,7 +38,7 @@ def _packs_as_expected(index: int) -> bool:
     return True
 
 
-class CudaBackend(Backend):
+class CudaBackend(KernelBackend):
     """`_weight_int4pack_mm` for few rows, unpacking and a bfloat16 product for many.
 
     Inputs are bfloat16. Both round s * q to bfloat16 and accumulate in float32 on tensor cores.
@@ -48,6 +47,7 @@ class CudaBackend(Backend):
     """
 
     name = "cuda"
+    product = "_weight_int4pack_mm"
     arithmetic = "bfloat16 inputs and weights, float32 accumulation"
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -89,19 +89,6 @@ class CudaBackend(Backend):
         for rows in row_steps(shape, 8, limit):
             tiles = slice(rows.start // 8, rows.stop // 8)
             yield rows, codes_of_kernel(unpack_tensor_core(buffers["packed"][tiles]), shape)
-
-    def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
-        return scales_of_kernel(buffers["scales_and_zeros"], shape)
-
-    def packed(
-        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
-    ) -> Tensor:
-        if shape.bits == 8:
-            x = torch.cat([x, x], dim=1)
-        y = torch.ops.aten._weight_int4pack_mm(
-            x, buffers["packed"], shape.kernel_group, buffers["scales_and_zeros"]
-        )
-        return y if bias is None else y.add_(bias)
 
     def dense(
         self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None

@@ -1,0 +1,99 @@
+"""The integers of a quantized model, in a file beside its weights."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from grace.errors import InputError
+from grace.quantization.spec import QuantSpec
+
+CODES_FILE = "quantized.safetensors"
+
+
+def write_codes(
+    directory: str | Path, exact: Mapping[str, tuple[Tensor, Tensor]], settings: Mapping[str, Any]
+) -> None:
+    """Write what `bake` returned beside the model it baked, for `CodesFile` to read.
+
+    ``<linear>.codes`` is int8 (out, in), ``<linear>.scales`` float32 (out, groups).
+
+    exact: by the linears' dotted names. settings: of the quantizer (`QuantSpec.to_dict`); they
+    become the one entry ``quantization`` of the file's metadata. safetensors writes several
+    entries in an order that changes from call to call, and the same model would not be the same
+    bytes.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, (codes, scales) in exact.items():
+        tensors[f"{name}.codes"], tensors[f"{name}.scales"] = codes.cpu(), scales.cpu()
+    metadata = {"quantization": json.dumps(dict(settings), sort_keys=True)}
+    save_file(tensors, Path(directory) / CODES_FILE, metadata)
+
+
+class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
+    """`<linear>.codes` and `<linear>.scales` of a safetensors file, read layer by layer.
+
+    Its metadata may name the quantizer's settings as JSON under `quantization`; `bits` is of them.
+    Raises InputError, naming file and tensor, for a file that is missing, truncated, or holds
+    anything else.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no such file: name the file of codes and scales")
+        try:
+            self._file: Any = safe_open(self.path, framework="pt")
+            keys = set(self._file.keys())
+            metadata = self._file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{self.path}: cannot be read as safetensors ({error}): write it again"
+            ) from error
+        self._names = sorted(key[: -len(".codes")] for key in keys if key.endswith(".codes"))
+        expected = {f"{name}.{part}" for name in self._names for part in ("codes", "scales")}
+        for key in sorted(keys ^ expected):
+            what = "lacks" if key in expected else "also holds"
+            raise InputError(
+                f"{self.path}: {what} {key}: give a file of <linear>.codes and <linear>.scales"
+            )
+        if not self._names:
+            raise InputError(f"{self.path}: holds no codes: write it again")
+        self.bits = self._read_bits(metadata)
+
+    def _read_bits(self, metadata: Mapping[str, str]) -> int:
+        try:
+            settings = json.loads(metadata.get("quantization", "{}"))
+            return QuantSpec(bits=settings.get("bits", 4)).bits
+        except (ValueError, AttributeError) as error:  # an InputError is a ValueError
+            raise InputError(
+                f"{self.path}: its metadata `quantization` is {metadata['quantization']!r}, "
+                f"without a bit width ({error}): write the file again"
+            ) from error
+
+    def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
+        from safetensors import SafetensorError
+
+        if name not in self._names:
+            raise KeyError(name)
+        try:
+            return (
+                self._file.get_tensor(f"{name}.codes"),
+                self._file.get_tensor(f"{name}.scales"),
+            )
+        except SafetensorError as error:
+            raise InputError(
+                f"{self.path}: {name} cannot be read ({error}): write the file again"
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
