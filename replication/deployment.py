@@ -1,21 +1,12 @@
-"""Deployment results as the ledger and the tables read them.
-
-results/<scale>/deploy/<model>/deploy.json   measured here (`replication.deploy`)
-results/<scale>/recorded/deploy-*.json       measured earlier on another device
-"""
+"""What a deployment result says of INT4 against BF16, as the ledger reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from grace.errors import InputError
 from replication.compare import LEVEL, Interval
-from replication.deploy.results import RESULT, ratios
-from replication.io import read_json
-
-_KEYS = {"name", "evidence", "settings", "device", "models", "provenance"}
+from replication.deploy.results import ratios
 
 
 def deployment_record(report: Mapping[str, Any], model: str, scale: str) -> dict[str, Any]:
@@ -49,26 +40,3 @@ def deployment_record(report: Mapping[str, Any], model: str, scale: str) -> dict
         "evidence": report["evidence"],
         "provenance": report["provenance"],
     }
-
-
-def deployment_reports(results: str | Path, scale: str) -> list[dict[str, Any]]:
-    """What was measured at a scale, by model, then what was recorded on other devices, by file
-    name.
-
-    Raises InputError, naming the file, for one that is no deployment result.
-    """
-    folder = Path(results) / scale
-    paths = sorted((folder / "deploy").glob(f"*/{RESULT}"))
-    paths += sorted((folder / "recorded").glob("deploy-*.json"))
-    found = []
-    for path in paths:
-        report = read_json(path)
-        if not isinstance(report, dict) or not set(report) >= _KEYS:
-            raise InputError(f"{path} is no deployment result: measure it again")
-        wanted = "measured" if path.name == RESULT else "recorded"
-        if report["evidence"] != wanted:
-            raise InputError(
-                f"{path} says {report['evidence']!r}: a file there has to be {wanted!r}"
-            )
-        found.append(report)
-    return found

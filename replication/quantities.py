@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,15 @@ EPOCHS = 5.0  # within which a rebuttal says that beta settles
 
 @dataclass(frozen=True)
 class Sources:
-    """Everything a quantity may be computed from."""
+    """Everything a quantity may be computed from, and what tables show beside it.
+
+    recorded: the folder of results recorded on other devices, if they are to be shown.
+    """
 
     results: ResultSet
     ledger: Ledger
     reported: Reported
+    recorded: Path | None = None
 
     @property
     def settings(self) -> dict[str, Any]:

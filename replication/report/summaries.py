@@ -11,8 +11,8 @@ import numpy as np
 from replication import compare, designs
 from replication.compare import Interval
 from replication.deploy.results import BASELINE, Ratio, peak, ratios
-from replication.deployment import deployment_reports
 from replication.quantities import Sources
+from replication.report.deployments import deployment_reports
 from replication.report.scores import Comparisons, standin_notes
 from replication.reported import AVERAGE, COMPONENTS, ReportedTable, Summary
 from replication.skills import answers_by_skill, flips
@@ -271,7 +271,8 @@ def _repeated(values: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _deploy(sources: Sources) -> dict[str, Any]:
-    reports = deployment_reports(sources.results.results, sources.results.scale)
+    results = sources.results
+    reports = deployment_reports(results.results, results.scale, sources.recorded)
     batches = sorted(
         {
             int(batch)

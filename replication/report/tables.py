@@ -98,17 +98,18 @@ def write(table: Table, folder: str | Path) -> list[Path]:
     ]
 
 
-def _sources(results_dir: str | Path, scale: str) -> Sources:
+def _sources(results_dir: str | Path, scale: str, recorded: str | Path | None) -> Sources:
     results = ResultSet(results_dir, check_scale(scale))
-    return Sources(results, load_ledger(), load_tables())
+    folder = None if recorded is None else Path(recorded)
+    return Sources(results, load_ledger(), load_tables(), folder)
 
 
-def _recorded(sources: Sources, folder: str | Path | None) -> list[Recorded]:
-    if folder is None:
+def _recorded(sources: Sources) -> list[Recorded]:
+    if sources.recorded is None:
         return []
     return [
         Recorded(one, Comparisons(replace(sources, results=one.results)))
-        for one in read_recordings(folder, sources.results.scale)
+        for one in read_recordings(sources.recorded, sources.results.scale)
     ]
 
 
@@ -134,14 +135,14 @@ def build_table(
     known = {*reported.tables, *reported.short_names()}
     if table_id not in known:
         raise InputError(f"unknown table {table_id!r}{nearest(table_id, known)}")
-    sources = _sources(results_dir, scale)
-    return _build(table_id, Comparisons(sources), _recorded(sources, recorded))
+    sources = _sources(results_dir, scale, recorded)
+    return _build(table_id, Comparisons(sources), _recorded(sources))
 
 
 def build_tables(
     results_dir: str | Path, scale: str, recorded: str | Path | None = None
 ) -> list[Table]:
     """All tables, as `build_table` makes them one by one, each result file read once."""
-    sources = _sources(results_dir, scale)
-    comparisons, shown = Comparisons(sources), _recorded(sources, recorded)
+    sources = _sources(results_dir, scale, recorded)
+    comparisons, shown = Comparisons(sources), _recorded(sources)
     return [_build(name, comparisons, shown) for name in load_tables().short_names()]

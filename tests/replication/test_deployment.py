@@ -10,9 +10,10 @@ from replication import reported
 from replication.compare import Status
 from replication.deploy import benchmark
 from replication.deploy.measure import spread
-from replication.deployment import deployment_record, deployment_reports
+from replication.deployment import deployment_record
 from replication.measurements import write_measurement
 from replication.params import Deploy, load_params
+from replication.report.deployments import deployment_reports
 from replication.report.tables import build_table
 from replication.stages import deploy as stage
 from replication.verdicts import verify
@@ -137,11 +138,15 @@ def write(tmp_path, name, report):
     return path
 
 
+RECORDED = report_of(evidence="recorded", faster=4.0)
+
+
 def test_table(tmp_path):
     nf4 = {"label": "NF4, bitsandbytes", "not_run": "the package bitsandbytes is not installed"}
     write(tmp_path, f"deploy/{MODEL}/deploy.json", report_of(nf4=nf4))
-    write(tmp_path, "recorded/deploy-gpu.json", report_of(evidence="recorded", faster=4.0))
-    table = build_table("deploy", tmp_path, "small")
+    recorded = tmp_path / "recorded"
+    write(recorded / "a-processor-2-cores", f"deploy/{MODEL}/deploy.json", RECORDED)
+    table = build_table("deploy", tmp_path, "small", recorded)
     labels = [row["labels"] for row in table.data["rows"]]
     assert labels == [
         [MODEL, "BF16", "measured"],
@@ -184,9 +189,15 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
 
 
 def test_what_was_measured_here_is_not_passed_off_as_recorded(tmp_path):
-    write(tmp_path, "recorded/deploy-gpu.json", report_of())
+    write(tmp_path / "recorded" / "gpu", f"deploy/{MODEL}/deploy.json", report_of())
     with pytest.raises(InputError, match="has to be 'recorded'"):
-        deployment_reports(tmp_path, "small")
+        deployment_reports(tmp_path, "small", tmp_path / "recorded")
+
+
+def test_a_recording_lies_in_its_device_s_folder(tmp_path):
+    write(tmp_path / "recorded" / "gpu", f"deploy/{MODEL}/deploy.json", RECORDED)
+    with pytest.raises(InputError, match="its folder is a-processor-2-cores"):
+        deployment_reports(tmp_path, "small", tmp_path / "recorded")
 
 
 # ------------------------------------------------------------------------------------------- stage
