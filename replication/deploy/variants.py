@@ -141,21 +141,15 @@ def _torchao(linear: nn.Linear, name: str) -> nn.Module:
             group_size=GROUP_SIZE, int4_packing_format="tile_packed_to_4d"
         )
     else:
-        settings = _torchao_cpu()
+        # its layout for torch's int4pack kernel, the one that ours runs on
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        settings = PrototypeInt4WeightOnlyConfig(
+            group_size=GROUP_SIZE, set_inductor_config=False
+        )
     holder = nn.Sequential(linear)
     quantize_(holder, settings)
     return holder[0]
-
-
-def _torchao_cpu() -> Any:
-    """Its layout for CPUs was a packing format first, and has a configuration of its own since."""
-    try:
-        from torchao.prototype.int4_opaque_tensor import Int4WeightOnlyOpaqueTensorConfig
-    except ImportError:
-        from torchao.quantization import Int4WeightOnlyConfig
-
-        return Int4WeightOnlyConfig(group_size=GROUP_SIZE, int4_packing_format="opaque")
-    return Int4WeightOnlyOpaqueTensorConfig(group_size=GROUP_SIZE)
 
 
 def _package(name: str, device: torch.device) -> str | None:

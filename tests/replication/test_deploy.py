@@ -323,11 +323,8 @@ def test_unfused_awq_is_the_grid_exactly():
                 assert (bits >> (4 * place)) & 15 == int(codes[8 * word + column, row]) + 8
 
 
-def test_a_peer_that_is_missing_says_so():
-    import importlib.util
-
-    if importlib.util.find_spec("torchao") is not None:
-        pytest.skip("torchao is installed")
+def test_a_peer_that_is_missing_says_so(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     reason = variant("torchao").unavailable(torch.device("cpu"))
     assert reason == "the package torchao is not installed"
     assert measure.measure(small("llava"), variant("torchao"), FAST) == {"not_run": reason}
