@@ -38,9 +38,11 @@ class Settings:
 
     batches: decoded at these batch sizes. repeats: of the prefill. decode_repeats: of a run of
     tokens, each from the end of the same prompt. tokens: in a run, at most; repeat_seconds: fewer
-    where a run would take longer, but never less than two. text_tokens: words in the prompt beside
-    the image. layers: build only so many, to try things out: such numbers are of no published
-    model. device: "auto" is CUDA where there is one. threads: of the CPU; 0: torch's choice.
+    where a run would take longer, and fewer runs where they took several times that long.
+    prompt_seconds: a peer that would read the prompt for longer is not run. text_tokens: words in
+    the prompt beside the image. layers: build only so many, to try things out: such numbers are of
+    no published model. device: "auto" is CUDA where there is one. threads: of the CPU; 0: torch's
+    choice.
     """
 
     batches: tuple[int, ...] = (1, 4, 16)
@@ -48,6 +50,7 @@ class Settings:
     decode_repeats: int = 5
     tokens: int = 16
     repeat_seconds: float = 12.0
+    prompt_seconds: float = 120.0
     text_tokens: int = TEXT_TOKENS
     seed: int = 0
     layers: int | None = None
@@ -97,6 +100,14 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
     clock = Clock(device)
     bandwidth = [copy_bandwidth(device)]
     memory = {"start": peak_bytes(device)}
+    prompt = architecture.prompt(
+        settings.seed, dtype=torch.bfloat16, text_tokens=settings.text_tokens
+    )
+    length = prompt["input_ids"].shape[1]
+    if not (variant.ours or variant.convert is None):
+        reason = _too_slow(architecture, variant, settings, length, clock)
+        if reason:
+            return {"not_run": reason}
     start = time.perf_counter()
     model = random_model(
         architecture.config(), settings.seed, device=device, convert=variant.convert
@@ -105,11 +116,7 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
     clock.wait()
     seconds = time.perf_counter() - start
     memory["build"] = peak_bytes(device)
-    prompt = architecture.prompt(
-        settings.seed, dtype=torch.bfloat16, text_tokens=settings.text_tokens
-    )
     prompt = {name: value.to(device) for name, value in prompt.items()}
-    length = prompt["input_ids"].shape[1]
     with torch.no_grad():
         _warm_up(model, prompt, device)
         reader = Decoder(model, 1, length + 1 + settings.tokens)
@@ -229,13 +236,15 @@ def _decode(
     decoder.run(1)  # warm-up, and the capture on CUDA
     decoder.rewind()
     once = clock.time(lambda: decoder.run(1))
-    tokens = max(2, min(settings.tokens, math.floor(settings.repeat_seconds / once)))
+    tokens = max(1, min(settings.tokens, math.floor(settings.repeat_seconds / once)))
     totals, single = [], []
     for _ in range(settings.decode_repeats):
         decoder.rewind()
         total, steps = clock.steps(lambda after: decoder.run(tokens, after))
         totals.append(total)
         single += steps
+        if len(totals) > 1 and sum(totals) > settings.decode_repeats * settings.repeat_seconds / 2:
+            break
     ordered = sorted(single)
     return {
         "tokens": tokens,
@@ -286,6 +295,32 @@ def _too_large(architecture: Architecture, variant: Variant, device: torch.devic
     if needed <= free:
         return None
     return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+
+
+def _too_slow(
+    architecture: Architecture, variant: Variant, settings: Settings, length: int, clock: Clock
+) -> str | None:
+    """Whether reading the prompt would take too long, from one of the widest linears."""
+    name = max(
+        architecture.decoder_linears,
+        key=lambda one: architecture.meta_model.get_submodule(one).weight.numel(),
+    )
+    shape = architecture.meta_model.get_submodule(name).weight.shape
+    device = settings.torch_device()
+    linear = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16, device=device)
+    assert variant.convert is not None
+    layer = variant.convert(linear.requires_grad_(False), name)
+    x = torch.ones(length, shape[1], dtype=torch.bfloat16, device=device)
+    with torch.no_grad():
+        layer(x[:1])
+        seconds = clock.time(lambda: layer(x))
+    whole = seconds * architecture.decoder_weights / shape.numel()
+    if whole <= settings.prompt_seconds:
+        return None
+    return (
+        f"its linears would read the prompt for about {whole:.0f} s: one of {shape[0]} x "
+        f"{shape[1]} takes {seconds:.2f} s for {length} tokens"
+    )
 
 
 def _cache_bytes(architecture: Architecture, batch: int, length: int) -> int:

@@ -144,9 +144,7 @@ def _torchao(linear: nn.Linear, name: str) -> nn.Module:
         # its layout for torch's int4pack kernel, the one that ours runs on
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
-        settings = PrototypeInt4WeightOnlyConfig(
-            group_size=GROUP_SIZE, set_inductor_config=False
-        )
+        settings = PrototypeInt4WeightOnlyConfig(group_size=GROUP_SIZE, set_inductor_config=False)
     holder = nn.Sequential(linear)
     quantize_(holder, settings)
     return holder[0]

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -328,6 +329,13 @@ def test_a_peer_that_is_missing_says_so(monkeypatch):
     reason = variant("torchao").unavailable(torch.device("cpu"))
     assert reason == "the package torchao is not installed"
     assert measure.measure(small("llava"), variant("torchao"), FAST) == {"not_run": reason}
+
+
+def test_a_peer_that_would_read_the_prompt_for_too_long_is_not_run():
+    hasty = replace(FAST, prompt_seconds=1e-9)
+    found = measure.measure(small("llava"), variant("awq_unfused"), hasty)
+    assert "would read the prompt for about" in found["not_run"]
+    assert "not_run" not in measure.measure(small("llava"), variant("int4"), hasty)
 
 
 # -------------------------------------------------------------------------------- the measurement
