@@ -2,8 +2,10 @@
 
 The committed ``params.yaml`` and ``dvc.lock`` are those of scale small. Another scale is the same
 pipeline under the same parameters with some values replaced (``replication/scales/<scale>.yaml``).
-It runs in a workspace of its own, ``.scales/<scale>``, with its own lock file and cache, and its
-results are copied to ``results/<scale>``.
+Scale paper has no small world to make, and a pipeline of its own, of the same stage files
+(``replication/scales/paper.dvc.yaml``). A scale runs in a workspace of its own,
+``.scales/<scale>``, with its own lock file and cache, and its results are copied to
+``results/<scale>``.
 """
 
 import argparse
@@ -18,11 +20,12 @@ import yaml
 
 from grace.errors import InputError
 from replication.io import write_text_atomic
-from replication.params import PARAMS_FILE, SCALES, parse_params, read_yaml, unknown
+from replication.params import FULL_SCALE, PARAMS_FILE, SCALES, parse_params, read_yaml, unknown
+from replication.pipeline import PIPELINE_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "small"
-_SHARED = ("grace", "replication", "recorded", "dvc.yaml", ".dvcignore")
+_SHARED = ("grace", "replication", "recorded", ".dvcignore")
 _CONFIG = """[core]
     no_scm = True
     analytics = false
@@ -74,11 +77,18 @@ def workspace(scale: str, root: Path = ROOT) -> Path:
     return folder
 
 
+def pipeline_of(scale: str) -> Path:
+    """The pipeline file of a scale, from the repository's root."""
+    own = Path("replication") / "scales" / f"{scale}.{PIPELINE_FILE.name}"
+    return own if scale == FULL_SCALE else PIPELINE_FILE
+
+
 def link(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
     """Make ``folder`` a place to run the pipeline in: links to the code, and ``params``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _SHARED:
-        place, target = folder / name, os.path.relpath(root / name, folder.resolve())
+    sources = {name: name for name in _SHARED} | {PIPELINE_FILE.name: pipeline_of(params["scale"])}
+    for name, source in sources.items():
+        place, target = folder / name, os.path.relpath(root / source, folder.resolve())
         if place.is_symlink() and os.readlink(place) != target:
             place.unlink()
         if not place.is_symlink():
