@@ -234,22 +234,19 @@ def load(request: Request) -> tuple[Any, Any]:
     if device == "auto":
         local = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    dtype = _DTYPES[request.dtype]
-    if request.released is None and request.processor is None:
-        chat = ChatModel.from_directory(Path(request.model), dtype=dtype, device=device)
-        return chat.model, chat.processor
-    from grace.models import load_model, load_processor
-
+    dtype, elsewhere = _DTYPES[request.dtype], Path(request.processor or request.model)
     if request.released is None:
-        model: Any = load_model(Path(request.model), dtype=dtype)
-    else:
-        from grace.export import load_released
-        from grace.quantization import bake
+        chat = ChatModel.from_directory(
+            Path(request.model), dtype=dtype, device=device, processor_path=elsewhere
+        )
+        return chat.model, chat.processor
+    from grace.export import load_released
+    from grace.models import load_processor
+    from grace.quantization import bake
 
-        model = load_released(Path(request.model), dtype=dtype, **request.released)
-        bake(model)  # the weights as they are, without rounding them again at every step
-    processor = load_processor(Path(request.processor or request.model))
-    return model.to(dtype).to(torch.device(device)), processor
+    model: Any = load_released(Path(request.model), dtype=dtype, **request.released)
+    bake(model)  # the weights as they are, without rounding them again at every step
+    return model.to(dtype).to(torch.device(device)), load_processor(elsewhere)
 
 
 @contextmanager

@@ -78,13 +78,20 @@ class ChatModel(lmms):
 
     @classmethod
     def from_directory(
-        cls, path: pathlib.Path, *, dtype: torch.dtype, device: str, **options: Any
+        cls,
+        path: pathlib.Path,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        processor_path: pathlib.Path | None = None,
+        **options: Any,
     ) -> "ChatModel":
+        """A model directory as save_pretrained writes it; its processor may lie elsewhere."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         loader: Any = AutoModelForImageTextToText
         try:
-            processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(processor_path or path, local_files_only=True)
             model, loading = loader.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True
             )
