@@ -38,7 +38,12 @@ QWEN = [name for name, one in KNOWN.items() if one.family == "qwen3_vl"]
 LLAVA = [name for name, one in KNOWN.items() if one.family == "llava"]
 NAMES = ["mmbench", "scienceqa"]
 TINY = {"evaluate": {"dtype": "float32", "max_new_tokens": 3, "batch_size": 8}}
+SPREAD = 0.3  # of the random weights: wide enough that answers differ between questions
 WIDE, FAR = Band(0.0, 100.0, "any score"), Band(200.0, 300.0, "no score")
+
+
+def student(small, bits, seed=0):
+    return trained(small, QuantSpec(bits, 128), seed=seed, initializer_range=SPREAD)
 
 
 def plain_with(expected, directory):
@@ -66,19 +71,21 @@ def made(family, tmp_path_factory):
 
     qwen, llava = family("qwen3_vl"), family("llava")
     path = directory("qwen3-vl-2b-bf16")
-    models["qwen3-vl-2b-bf16"] = qwen.model(seed=2).bfloat16()
+    models["qwen3-vl-2b-bf16"] = qwen.model(seed=2, initializer_range=SPREAD).bfloat16()
     models["qwen3-vl-2b-bf16"].save_pretrained(path)
     models["qwen3-vl-2b-bf16"].float()
     for name, bits in (("qwen3-vl-2b-w8g128", 8), ("qwen3-vl-2b-w4g128", 4)):
         path = directory(name)
-        expected = write_sidecar(qwen, trained(qwen, QuantSpec(bits, 128)), path)
+        expected = write_sidecar(
+            qwen, trained(qwen, QuantSpec(bits, 128), initializer_range=SPREAD), path
+        )
         models[name] = plain_with(expected, path)
         qwen.processor.save_pretrained(path)
     path = directory("qwen3-vl-2b-w4g128-awq")
-    student = trained(qwen, QuantSpec(4, 128), seed=4)
-    expected = write_packed(qwen, student, path, 128)
+    other = student(qwen, 4, seed=4)
+    expected = write_packed(qwen, other, path, 128)
     half = qwen.model().half()
-    state = {k: v.half() for k, v in student.state_dict().items() if "log_scale" not in k}
+    state = {k: v.half() for k, v in other.state_dict().items() if "log_scale" not in k}
     half.load_state_dict(state)
     half.save_pretrained(folder / "half")
     models["qwen3-vl-2b-w4g128-awq"] = plain_with(expected, folder / "half")
@@ -86,9 +93,9 @@ def made(family, tmp_path_factory):
     base.save_pretrained(directory("base-llava"))
     llava.processor.save_pretrained(directories["base-llava"])
     qwen.processor.save_pretrained(directory("base-qwen"))
-    write_sidecar(llava, trained(llava, QuantSpec(4, 128)), directory(LLAVA[0]))
+    write_sidecar(llava, student(llava, 4), directory(LLAVA[0]))
     write_original(directories[LLAVA[0]], tower=False)
-    write_packed(llava, trained(llava, QuantSpec(4, 128)), directory(LLAVA[1]), 128)
+    write_packed(llava, student(llava, 4), directory(LLAVA[1]), 128)
     write_original(directories[LLAVA[1]], tower=True)
     return directories, models
 
