@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.complete
 export PATH := $(BIN):$(PATH)
-export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE)),0,1)
+export HF_HUB_OFFLINE ?= $(if $(filter paper,$(SCALE))$(filter verify-released,$(MAKECMDGOALS)),0,1)
 export TOKENIZERS_PARALLELISM := false
 # Keep freed memory instead of giving it back to the system and asking again at every step.
 export MALLOC_MMAP_MAX_ := 0
@@ -15,12 +15,14 @@ export MALLOC_TOP_PAD_ := 268435456
 FAMILY ?= qwen2_vl
 
 BENCH ?=
+RELEASED ?=
 
-.PHONY: setup repro verify-claims bench tune readme test test-fast lint help
+.PHONY: setup repro verify-claims verify-released bench tune readme test test-fast lint help
 
 help:
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
@@ -41,6 +43,9 @@ repro: setup
 
 verify-claims: setup
 	$(BIN)/python -m replication.verify --scale $(SCALE)
+
+verify-released: setup
+	$(BIN)/python -m replication.released $(RELEASED)
 
 bench: setup
 	$(BIN)/python -m replication.deploy $(BENCH)

@@ -4,6 +4,9 @@
     evaluation.scores["mmbench"]["score"]        # percent
     evaluation.write_outcomes("results/outcomes.parquet")   # one row per question
 
+The data are files of stand-ins in a directory, or the published data of the official tasks
+(:func:`replication.tasks.published.prepare`).
+
 Nothing is scored here. The credit of an answer, from 0 to 1, is what the official scorer says of
 it, and the official score has to follow from the credits, or the run fails: it is their mean but
 for MME and MMStar. An exception in a scorer is an exception, never a wrong answer. Everything is
@@ -22,7 +25,7 @@ import sys
 import tempfile
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,22 +35,24 @@ import grace
 from grace.errors import InputError
 from replication import tasks
 from replication.io import atomic_path
-from replication.tasks import Benchmark
+from replication.tasks import Benchmark, Published
 from replication.tasks.benchmark import best_constants
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from replication.lmms_model import ChatModel
+    from replication.lmms_model import ChatModel, Share
 
 # Read by huggingface_hub and datasets when they are imported, which happens further down.
-for _variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 grace.ensure_importable()
 
 OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "credit")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE = 1e-9
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""By these lmms-eval would share the questions out itself; here the model wrapper does."""
 
 
 class ScoringError(RuntimeError):
@@ -72,7 +77,7 @@ class Evaluation:
 def evaluate_model(
     model: str | os.PathLike | torch.nn.Module,
     benchmarks: list[str],
-    data_dir: str | os.PathLike,
+    data_dir: str | os.PathLike | Mapping[str, Published],
     *,
     processor: Any = None,
     batch_size: int = 64,
@@ -80,16 +85,22 @@ def evaluate_model(
     dtype: str = "float32",
     device: str = "auto",
     limit: int | None = None,
+    cache: str | os.PathLike | None = None,
+    share: "Share | None" = None,
 ) -> Evaluation:
     """Score a model on the benchmarks whose questions are ``<data_dir>/<benchmark>.parquet``.
 
     Args:
         model: a Hugging Face model directory, or a model in memory (then give ``processor``).
+        data_dir: the directory of stand-ins, or the published data of every benchmark.
         max_new_tokens: bounds the official limit of each task; the answers here are short.
         dtype: the weights' type. In float32 the batch size does not change an answer; a model in
             memory has to be in this type already, and is never converted behind its owner's back.
         device: where a model directory is loaded; a model in memory stays where it is.
         limit: only the first so many questions of each benchmark.
+        cache: where `datasets` keeps the tables that it makes of the data; by default nowhere.
+        share: which of several processes this one is; all of them call this function alike, and
+            each gets the whole result.
 
     Raises:
         InputError: the model, the data or a setting is wrong; raised before the model runs.
@@ -106,7 +117,14 @@ def evaluate_model(
         raise InputError(f"benchmarks are {benchmarks}; name each once, and at least one")
     chosen = [tasks.get(name) for name in benchmarks]
     _check_model(model, processor, dtype)
-    files = {b.name: _check_data(b, pathlib.Path(data_dir), limit) for b in chosen}
+    data: dict[str, pathlib.Path | Published] = {}
+    for benchmark in chosen:
+        if not isinstance(data_dir, Mapping):
+            data[benchmark.name] = _check_data(benchmark, pathlib.Path(data_dir), limit)
+        elif benchmark.name in data_dir:
+            data[benchmark.name] = data_dir[benchmark.name]
+        else:
+            raise InputError(f"no published data of {benchmark.name} are given")
 
     from replication.lmms_model import ChatModel
 
@@ -114,9 +132,11 @@ def evaluate_model(
         "batch_size": batch_size,
         "max_new_tokens": max_new_tokens,
         "stream": sys.stderr,
+        "share": share,
     }
     with tempfile.TemporaryDirectory(prefix="lmms-eval-") as scratch, _quiet():
-        loaded = _load_tasks(chosen, files, pathlib.Path(scratch), limit)
+        kept = pathlib.Path(cache) if cache else pathlib.Path(scratch) / "cache"
+        loaded = _load_tasks(chosen, data, pathlib.Path(scratch), kept, limit)
         if isinstance(model, torch.nn.Module):
             chat = ChatModel(model, processor, **options)
         else:
@@ -144,6 +164,7 @@ def _evaluate(
     )
     scores, frames = {}, []
     state = random.getstate()  # scorers draw from the global generator, or reseed it
+    ranks = {name: os.environ.pop(name) for name in _RANKS if name in os.environ}
     try:
         results = simple_evaluate(
             model=chat,
@@ -165,6 +186,7 @@ def _evaluate(
             frames.append(frame)
     finally:
         random.setstate(state)
+        os.environ |= ranks
     settings = {
         "batch_size": chat.batch_size,
         "max_new_tokens": chat.max_new_tokens,
@@ -175,7 +197,11 @@ def _evaluate(
         "lmms_eval": tasks.official_version(),
     }
     entropies = {
-        b.name: [value for (task, _), value in sorted(chat.entropies.items()) if task == b.name]
+        b.name: [
+            value
+            for (task, _), value in sorted(chat.entropies.items())
+            if task == loaded[b.name].config.task
+        ]
         for b in chosen
     }
     return Evaluation(scores, pd.concat(frames, ignore_index=True), settings, entropies)
@@ -187,12 +213,15 @@ def _read_result(
     import pandas as pd
 
     aggregate = task.aggregation()[benchmark.metric]
-    rows, unparsed, chance = [], 0, 0.0
-    for sample in sorted(results["samples"][benchmark.name], key=lambda s: s["doc_id"]):
+    name, ids = task.config.task, task.question_ids
+    rows, unparsed, chances = [], 0, []
+    for sample in sorted(results["samples"][name], key=lambda s: s["doc_id"]):
+        if benchmark.metric not in sample and not benchmark.counts_all:
+            continue
         question, prediction = sample["doc"], sample["filtered_resps"][0].strip()
-        question_id = benchmark.question_id(question, sample["doc_id"])
+        question_id = ids[sample["doc_id"]]
         answers = benchmark.options(question)
-        chance += 1 / len(answers) if answers else 0
+        chances.append(1 / len(answers) if answers else 0.0)
 
         def credit_of(metrics: dict[str, Any], question_id: str = question_id) -> float:
             with _naming(benchmark, lambda: question_id):
@@ -223,9 +252,16 @@ def _read_result(
         )
     frame = pd.DataFrame(rows, columns=list(OUTCOME_COLUMNS))
     frame["credit"] = frame["credit"].astype("float64")
+    if not len(frame):
+        raise ScoringError(f"{benchmark.name}: no question counts for {benchmark.metric}")
+    if benchmark.distinct is not None:
+        frame, chances = _distinct(frame, chances, benchmark.distinct)
+    chance = 0.0
+    for one in chances:
+        chance += one
     found = {
         key.partition(",")[0]: float(value)
-        for key, value in results["results"][benchmark.name].items()
+        for key, value in results["results"][name].items()
         if key.partition(",")[0] in task.aggregation() and not isinstance(value, str)
     }
     official, recomputed = found[benchmark.metric] * benchmark.percent, benchmark.recompute(frame)
@@ -243,7 +279,7 @@ def _read_result(
         "standard_error": benchmark.standard_error(frame),
         "chance": 100 * chance / n if chance else best_constants(frame),
         "metric": benchmark.metric,
-        "official_task": benchmark.official_path.stem,
+        "official_task": benchmark.official_name,
         "task_sha256": benchmark.sha256(),
         "scorer": benchmark.scorer,
         "unparsed": unparsed,
@@ -252,15 +288,35 @@ def _read_result(
         score["chance"] = benchmark.chance(frame)
     if not benchmark.score_is_mean:
         score["accuracy"] = 100 * float(credits.mean())
-    if others := {name: value for name, value in found.items() if name != benchmark.metric}:
+    if others := {metric: value for metric, value in found.items() if metric != benchmark.metric}:
         score["other_metrics"] = others
     return score, frame
 
 
+def _distinct(
+    frame: "pd.DataFrame", chances: list[float], question_of: Callable[[str], str]
+) -> tuple["pd.DataFrame", list[float]]:
+    """One row and one chance per distinct question, in the order of their first rows."""
+    owner = frame["question_id"].map(question_of)
+    if owner.is_unique and (owner == frame["question_id"]).all():
+        return frame, chances
+    rows = frame.assign(question_id=owner, chance=chances).groupby("question_id", sort=False)
+    merged = rows.agg(
+        {
+            **dict.fromkeys(("benchmark", "skill"), "first"),
+            **dict.fromkeys(("prediction", "target"), " | ".join),
+            "credit": "min",
+            "chance": "prod",
+        }
+    ).reset_index()
+    return merged[list(OUTCOME_COLUMNS)], merged["chance"].tolist()
+
+
 def _load_tasks(
     chosen: list[Benchmark],
-    files: dict[str, pathlib.Path],
+    data: Mapping[str, pathlib.Path | Published],
     scratch: pathlib.Path,
+    cache: pathlib.Path,
     limit: int | None,
 ) -> dict[str, Any]:
     """Load the official tasks over the local data; nothing else of lmms-eval is indexed."""
@@ -269,26 +325,97 @@ def _load_tasks(
     folder = scratch / "tasks"
     folder.mkdir()
     for benchmark in chosen:
-        tasks.write_task_file(benchmark, files[benchmark.name], folder, scratch / "cache")
+        tasks.write_task_file(benchmark, data[benchmark.name], folder, cache)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     loaded = {}
     for benchmark in chosen:
+        source = data[benchmark.name]
+        published = isinstance(source, Published)
+        name = benchmark.official_name if published else benchmark.name
+        place = source.folder if isinstance(source, Published) else source
         try:
-            task = get_task_dict([benchmark.name], manager)[benchmark.name]
+            task: Any = get_task_dict([name], manager)[name]
         except Exception as error:
             cause = getattr(error, "last_attempt", None)
             raise InputError(
-                f"{benchmark.name}: {files[benchmark.name]} does not load as the official task "
+                f"{benchmark.name}: {place} does not load as the official task "
                 f"expects it: {cause.exception() if cause else error}"
             ) from error
         if benchmark.target is not None:  # only shown: these tasks score without it
             task.config.doc_to_target = benchmark.target
-        _name_questions(benchmark, task, _check_questions(benchmark, task, limit))
+        if isinstance(source, Published):
+            _join_images(benchmark, task, source, cache)
+            task.question_ids = _number_questions(benchmark, task)
+        else:
+            task.question_ids = _check_questions(benchmark, task, limit)
+        _name_questions(benchmark, task, task.question_ids)
         loaded[benchmark.name] = task
     return loaded
 
 
-def _name_questions(benchmark: Benchmark, task: Any, ids: list[str]) -> None:
+class _WithImages:
+    """Questions whose images lie in another table, joined when they are read."""
+
+    def __init__(self, questions: Any, images: Any, key: str, column: str) -> None:
+        self.questions, self.images, self.key, self.column = questions, images, key, column
+        self.rows = {name: row for row, name in enumerate(images["id"])}
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        question = self.questions[row]
+        image = self.images[self.rows[question[self.key]]][self.column]
+        return {**question, self.column: image}
+
+
+def _join_images(benchmark: Benchmark, task: Any, source: Published, cache: pathlib.Path) -> None:
+    """Put the images in, where they lie in a subset of their own, and check the columns.
+
+    Raises InputError for a column that the official task reads and the data lack, an image column
+    of another type, or an image that is not there.
+    """
+    import datasets
+
+    split = source.split
+    features = dict(task.dataset[split].features)
+    if source.images is not None:
+        subset = source.images.subset or "default"
+        images = datasets.load_dataset(
+            source.images.folder, subset, split=split, cache_dir=str(cache)
+        )
+        joined = _WithImages(
+            task.dataset[split], images, benchmark.image_key, benchmark.image_column
+        )
+        wanted = task.dataset[split][benchmark.image_key]
+        if lost := next((name for name in wanted if name not in joined.rows), None):
+            raise InputError(
+                f"{benchmark.name}: image {lost!r} is not in {source.repository}, subset {subset}; "
+                "fetch it again"
+            )
+        features[benchmark.image_column] = images.features[benchmark.image_column]
+        task.dataset[split] = joined
+    where = f"{benchmark.name}: {source.repository}, split {split}"
+    if missing := [column for column in benchmark.columns if column not in features]:
+        raise InputError(f"{where} lacks {', '.join(missing)}, which the official task reads")
+    image = features[benchmark.image_column]
+    if not isinstance(getattr(image, "feature", image), datasets.Image):
+        raise InputError(f"{where}: column {benchmark.image_column} holds no images")
+
+
+def _number_questions(benchmark: Benchmark, task: Any) -> list[str]:
+    """The ids of published questions. The later ones of an id that occurs twice get a number: the
+    data are what they are."""
+    ids, seen = [], Counter[str]()
+    for row, question in enumerate(task.eval_docs_no_media):
+        question_id = benchmark.question_id(question, row)
+        seen[question_id] += 1
+        count = seen[question_id]
+        ids.append(question_id if count == 1 else f"{question_id}#{count}")
+    return ids
+
+
+def _name_questions(benchmark: Benchmark, task: Any, ids: Sequence[str]) -> None:
     """Let an exception in the official scorer say which question it met, at once.
 
     lmms-eval retries a failing scorer five times, two seconds apart; a scorer that is a function

@@ -4,10 +4,15 @@ lmms-eval has a model class per family, whose answers can depend on the batch si
 goes through ``AutoProcessor`` and the model's own ``generate`` for all of them, and its answers
 do not: prompts are padded on the left and masked, so that a row sees the same tokens at the same
 positions whatever shares its batch.
+
+Several processes share the questions of a task batch by batch: the batches are those of one
+process, each process answers every n-th, and every process then has all answers. So the answers are
+the same whatever their number, and lmms-eval scores them as if there were one.
 """
 
 import pathlib
 import sys
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
@@ -17,6 +22,22 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from grace.errors import InputError
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of `world` processes this one is; more than one have a torch process group."""
+
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of ranks, in every process."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(found, value)
+        return found
 
 
 class ChatModel(lmms):
@@ -32,9 +53,11 @@ class ChatModel(lmms):
         batch_size: int = 64,
         max_new_tokens: int = 8,
         stream: TextIO | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__()
-        self.accelerator = None  # one process: lmms-eval must not set up accelerate's global state
+        self.accelerator = None  # lmms-eval must not set up accelerate's global state
+        self.share = share or Share()
         self.model: Any = model
         self.processor = processor
         self.batch_size = batch_size
@@ -55,13 +78,20 @@ class ChatModel(lmms):
 
     @classmethod
     def from_directory(
-        cls, path: pathlib.Path, *, dtype: torch.dtype, device: str, **options: Any
+        cls,
+        path: pathlib.Path,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        processor_path: pathlib.Path | None = None,
+        **options: Any,
     ) -> "ChatModel":
+        """A model directory as save_pretrained writes it; its processor may lie elsewhere."""
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         loader: Any = AutoModelForImageTextToText
         try:
-            processor = AutoProcessor.from_pretrained(path, local_files_only=True)
+            processor = AutoProcessor.from_pretrained(processor_path or path, local_files_only=True)
             model, loading = loader.from_pretrained(
                 path, dtype=dtype, local_files_only=True, output_loading_info=True
             )
@@ -83,19 +113,25 @@ class ChatModel(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer each request greedily; the answers come back in the order of the requests."""
-        answers = [""] * len(requests)
+        given: dict[int, str] = {}
         was_training = self.model.training
         self.model.eval()
-        bar = tqdm(total=len(requests), desc="questions", unit="q", file=self.stream, mininterval=1)
+        mine = self._batches(requests)[self.share.rank :: self.share.world]
+        total = sum(len(batch) for _, batch in mine)
+        bar = tqdm(total=total, desc="questions", unit="q", file=self.stream, mininterval=1)
         try:
-            for budget, batch in self._batches(requests):
+            for budget, batch in mine:
                 texts = self._answer([requests[i] for i in batch], budget)
-                for i, text in zip(batch, texts, strict=True):
-                    answers[i] = text
+                given.update(zip(batch, texts, strict=True))
                 bar.update(len(batch))
         finally:
             bar.close()
             self.model.train(was_training)
+        answers = [""] * len(requests)
+        for texts_of, entropies in self.share.gather((given, self.entropies)):
+            self.entropies |= entropies
+            for i, text in texts_of.items():
+                answers[i] = text
         return answers
 
     def _batches(self, requests: list[Instance]) -> list[tuple[int, list[int]]]:

@@ -231,12 +231,16 @@ class Ptq:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """How models are evaluated, and each group of them on what."""
+    """How models are evaluated, and each group of them on what.
+
+    processes: over how many the questions are shared; "all" is one per accelerator. Scale paper
+    alone has more than one, and the answers do not depend on it."""
 
     batch_size: int
     max_new_tokens: int
     dtype: str
     benchmarks: dict[str, list[str]]
+    processes: int | str = 1
 
 
 @dataclass(frozen=True)
@@ -675,6 +679,15 @@ def _check_evaluate(params: Params, source: str) -> None:
         raise InputError(
             f"{source}: evaluate.benchmarks lacks {', '.join(missing)}; say on what they are "
             "evaluated"
+        )
+    count = chosen.processes
+    if isinstance(count, str) and count != "all":
+        raise InputError(f"{source}: evaluate.processes is {count!r}; give a number, or 'all'")
+    if isinstance(count, int) and count < 1:
+        raise InputError(f"{source}: evaluate.processes is {count}; it has to be at least 1")
+    if count != 1 and params.scale != FULL_SCALE:
+        raise InputError(
+            f"{source}: evaluate.processes is {count}; remove it, only scale {FULL_SCALE} takes it"
         )
     if chosen.dtype not in DTYPES:
         raise InputError(

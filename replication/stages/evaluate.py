@@ -1,6 +1,8 @@
 """Stage ``evaluate``: the models of a folder, every seed of each, on the folder's benchmarks.
 
-What is there already and follows from the same weights, questions, settings and code is kept.
+What is there already and follows from the same weights, questions, settings and code is kept. At
+scale paper the questions are the published ones, and what is kept is every finished benchmark
+(:mod:`replication.evaluate_shard`).
 """
 
 import hashlib
@@ -8,23 +10,28 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from grace.models import check_model_directory
-from replication import provenance
+from replication import evaluate_shard, hub, provenance
 from replication.evaluation import evaluate_model
 from replication.layout import Layout, needed
 from replication.parallel import run_all
-from replication.params import Params
+from replication.params import FULL_SCALE, Params, section
 from replication.results import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.stages import stage
-from replication.tasks import BENCHMARKS, PRINTED
+from replication.tasks import BENCHMARKS, PRINTED, Published
 
 CODE = (
     *("grace/models.py", "replication/evaluation.py", "replication/lmms_model.py"),
     *("replication/stages/evaluate.py", "replication/tasks"),
 )
+
+
+_Found = tuple[dict[str, dict[str, Any]], pd.DataFrame]
+"""Scores by benchmark, and outcomes."""
 
 
 @dataclass(frozen=True)
@@ -88,35 +95,99 @@ def origin_of(params: Params, job: Job) -> dict[str, str]:
     }
 
 
-def evaluate_one(params: Params, job: Job) -> None:
-    """Evaluate every seed of a model and write its scores and outcomes."""
+def published_origin(params: Params, job: Job, data: dict[str, Published]) -> dict[str, str]:
+    """What an evaluation on published questions follows from."""
+    requests = {seed: _request(params, job, seed, data) for seed in job.paths}
+    first = next(iter(requests.values()))
+    origins = {name: first.origin(name) for name in data}
+    return {
+        "weights": json.dumps({seed: request.weights for seed, request in requests.items()}),
+        "questions": json.dumps({name: origin["questions"] for name, origin in origins.items()}),
+        "official_tasks": json.dumps({n: origin["official_task"] for n, origin in origins.items()}),
+        **{key: next(iter(origins.values()))[key] for key in ("settings", "versions", "code")},
+    }
+
+
+def _request(
+    params: Params, job: Job, seed: int, data: dict[str, Published]
+) -> evaluate_shard.Request:
     layout, settings = Layout(params), params.evaluate
-    results = layout.results.parent
+    return evaluate_shard.Request(
+        model=str(job.paths[seed]),
+        data=data,
+        parts=str(layout.models / ".evaluations" / job.folder / job.name / f"seed{seed}"),
+        cache=str(layout.data / "benchmarks" / "tables"),
+        weights=hub.directory_sha256(job.paths[seed], ["origin.json"]),
+        batch_size=settings.batch_size,
+        max_new_tokens=settings.max_new_tokens,
+        dtype=settings.dtype,
+    )
+
+
+def _is_done(params: Params, job: Job, origin: dict[str, str]) -> bool:
+    place = (Layout(params).results.parent, params.scale, job.folder, job.name)
+    try:
+        return (
+            outcomes_path(*place).is_file()
+            and json.loads(scores_path(*place).read_text())["origin"] == origin
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def evaluate_one(params: Params, job: Job) -> None:
+    """Evaluate every seed of a model on the stand-ins and write its scores and outcomes."""
+    layout, settings = Layout(params), params.evaluate
     origin = origin_of(params, job)
-    place = (results, params.scale, job.folder, job.name)
-    if outcomes_path(*place).is_file():
-        try:
-            if json.loads(scores_path(*place).read_text())["origin"] == origin:
-                return
-        except (OSError, ValueError, KeyError):
-            pass
-    names = settings.benchmarks[job.folder]
-    seeds, frames, told = {}, [], {}
+    if _is_done(params, job, origin):
+        return
+    found: dict[int, _Found] = {}
+    told: dict[str, Any] = {}
     for seed, path in job.paths.items():
         evaluation = evaluate_model(
             path,
-            names,
+            settings.benchmarks[job.folder],
             layout.benchmarks,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             dtype=settings.dtype,
         )
-        seeds[str(seed)] = {
-            "benchmarks": {PRINTED[name]: entry for name, entry in evaluation.scores.items()}
-        }
-        frame = evaluation.outcomes.assign(seed=seed)
-        frames.append(frame.assign(benchmark=frame["benchmark"].map(PRINTED)))
+        found[seed] = evaluation.scores, evaluation.outcomes
         told = evaluation.settings
+    _write(params, job, found, origin, {"settings": told})
+
+
+def evaluate_published(params: Params, job: Job, data: dict[str, Published]) -> None:
+    """Evaluate every seed of a model on published questions and write its scores and outcomes."""
+    origin = published_origin(params, job, data)
+    if _is_done(params, job, origin):
+        return
+    processes = evaluate_shard.count_processes(params.evaluate.processes)
+    found: dict[int, _Found] = {}
+    told: dict[str, Any] = {}
+    for seed in job.paths:
+        parts = evaluate_shard.evaluate(_request(params, job, seed, data), processes)
+        scores = {name: part.score for name, part in parts.items()}
+        found[seed] = scores, pd.concat([part.outcomes for part in parts.values()])
+        told = {name: part.settings for name, part in parts.items()}
+    commits = {n: {"repository": p.repository, "commit": p.commit} for n, p in data.items()}
+    _write(params, job, found, origin, {"settings": told, "data": commits})
+
+
+def _write(
+    params: Params,
+    job: Job,
+    found: dict[int, _Found],
+    origin: dict[str, str],
+    extra: dict[str, Any],
+) -> None:
+    results = Layout(params).results.parent
+    place = (results, params.scale, job.folder, job.name)
+    seeds, frames = {}, []
+    for seed, (scores, outcomes) in found.items():
+        seeds[str(seed)] = {"benchmarks": {PRINTED[n]: entry for n, entry in scores.items()}}
+        frame = outcomes.assign(seed=seed)
+        frames.append(frame.assign(benchmark=frame["benchmark"].map(PRINTED)))
     outcomes = pd.concat(frames)
     record = {
         "family": job.family,
@@ -124,7 +195,7 @@ def evaluate_one(params: Params, job: Job) -> None:
         "method": job.method,
         "bits": job.bits,
         "scale": params.scale,
-        "standin": True,
+        "standin": params.scale != FULL_SCALE,
         "seeds": seeds,
         "origin": origin,
         "provenance": provenance.collect(
@@ -132,7 +203,7 @@ def evaluate_one(params: Params, job: Job) -> None:
             list(job.paths),
             f"python -m replication.stages.evaluate {job.folder}",
             device=provenance.device_description(),
-            extra={"settings": told},
+            extra=extra,
         ),
     }
     scores_path(*place).unlink(missing_ok=True)  # scores beside other outcomes would be wrong
@@ -151,7 +222,14 @@ def main(params: Params, folder: str) -> None:
     for job in jobs:
         for path in job.paths.values():
             check_model_directory(path)
-    run_all(evaluate_one, [(params, job) for job in jobs])
+    if params.scale == FULL_SCALE:
+        sources = section(params.data, "data").benchmarks
+        names = params.evaluate.benchmarks[folder]
+        data = evaluate_shard.prepare_data(names, sources, layout.data / "benchmarks")
+        for job in jobs:
+            evaluate_published(params, job, data)
+    else:
+        run_all(evaluate_one, [(params, job) for job in jobs])
     known = {job.name for job in jobs}
     for kind in (layout.scores(folder), layout.outcomes(folder)):
         for path in kind.iterdir():

@@ -2,8 +2,9 @@
 
 A benchmark here *is* an official lmms-eval task: its prompt, its reading of the answer and its
 aggregation come from the installed lmms-eval unchanged. All that is replaced is where the
-questions come from: a parquet file in the schema of the official dataset. HallusionBench alone
-also swaps its judge model for the official rule-based functions.
+questions come from: a parquet file of stand-ins in the schema of the official dataset, or the files
+of that dataset itself (:mod:`replication.tasks.published`). HallusionBench alone also swaps its
+judge model for the official rule-based functions.
 
 To add a benchmark, add a row to :data:`BENCHMARKS`. The defaults fit every task whose score is the
 mean of what its questions get; a task whose aggregation is no such mean, or too slow to be asked
@@ -11,17 +12,20 @@ about one question at a time, gives its own ``recompute`` or ``credit``.
 """
 
 import pathlib
+from typing import Any
 
 import yaml
 
 from grace.errors import InputError
 from replication.tasks.benchmark import Benchmark, official_root, official_version
+from replication.tasks.published import Published
 from replication.tasks.rows import BENCHMARKS
 
 __all__ = [
     "BENCHMARKS",
     "PRINTED",
     "Benchmark",
+    "Published",
     "get",
     "official_root",
     "official_version",
@@ -54,19 +58,29 @@ def get(name: str) -> Benchmark:
 
 
 def write_task_file(
-    benchmark: Benchmark, data_file: pathlib.Path, folder: pathlib.Path, cache: pathlib.Path
+    benchmark: Benchmark,
+    data: pathlib.Path | Published,
+    folder: pathlib.Path,
+    cache: pathlib.Path,
 ) -> pathlib.Path:
-    """Write the task file: the official one included, its data source replaced."""
+    """Write the task file: the official one included, its data source replaced.
+
+    data: a file of stand-ins, or the published data; these are asked under the task's own name.
+    cache: where `datasets` keeps what it makes of them.
+    """
+    kwargs: dict[str, Any] = {"cache_dir": str(cache)}
+    if isinstance(data, Published):
+        name, path, subset = benchmark.official_name, data.folder, data.subset or "default"
+    else:
+        name, path, subset = benchmark.name, "parquet", None
+        kwargs = {"data_files": {benchmark.split: str(data)}, **kwargs}
     config = {
         "include": str(benchmark.official_path),
-        "task": benchmark.name,
-        "dataset_path": "parquet",
-        "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {benchmark.split: str(data_file)},
-            "cache_dir": str(cache),
-        },
+        "task": name,
+        "dataset_path": path,
+        "dataset_name": subset,
+        "dataset_kwargs": kwargs,
     }
-    path = folder / f"{benchmark.name}.yaml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False) + benchmark.replaced)
-    return path
+    file = folder / f"{benchmark.name}.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False) + benchmark.replaced)
+    return file

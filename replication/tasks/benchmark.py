@@ -175,6 +175,10 @@ class Benchmark:
     id_columns: tuple[str, ...] = ()  # () : the row number, where the official data have no id
     image_column: str = "image"
     image_optional: bool = False
+    images: str | None = (
+        None  # subset of the published data that has the images, beside the questions
+    )
+    image_key: str = ""  # the column that names a question's image there
     percent: float = 100.0  # what turns the official score into percent or points
     scorer: str = "official"
     files_only: tuple[str, ...] = ()  # metrics that only write a file for a leaderboard
@@ -190,10 +194,19 @@ class Benchmark:
     with_answer: Callable[[Question, str], dict[str, Any]] = _with_answer
     """The same question, were this its answer."""
     paired: str | None = None  # column whose every value must belong to exactly two questions
+    counts_all: bool = True  # False: the headline metric leaves some of the questions out
+    distinct: Callable[[str], str] | None = None
+    """The question that a row asks, by the row's id, where several rows ask it in other words. It
+    is right if all of them are: its credit is the least of theirs."""
 
     @property
     def official_path(self) -> pathlib.Path:
         return official_root() / self.official_yaml
+
+    @property
+    def official_name(self) -> str:
+        """The task's own name in lmms-eval."""
+        return self.official_path.stem
 
     def question_id(self, question: Question, row: int) -> str:
         return " ".join(str(question[column]) for column in self.id_columns) or str(row)

@@ -84,9 +84,11 @@ BENCHMARKS: dict[str, Benchmark] = {
             skill=lambda question: " ".join(
                 question["types"][k] for k in ("structural", "semantic")
             ),
-            # the official step only joins the images, which lie in a second dataset; here they
-            # lie beside the questions
+            # the official step only joins the images, which lie in a second subset; in the
+            # stand-ins they lie beside the questions, and published ones are joined when read
             replaced="process_docs: null\n",
+            images="testdev_balanced_images",
+            image_key="imageId",
         ),
         Benchmark(
             name="textvqa",
@@ -159,6 +161,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             standard_error=mme_standard_error,
             chance=mme_chance,
             paired="question_id",
+            counts_all=False,
             scorer="official, in points: at most 200 a category",
         ),
         Benchmark(
@@ -185,6 +188,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             "headline protocol asks a judge model where the rules find no option",
             files_only=("submission",),
             credit=mmbench_credit,
+            # the published questions are asked once for every rotation of their options
+            distinct=lambda index: str(int(index) % 1_000_000),
         ),
         Benchmark(
             name="seedbench",

@@ -1,0 +1,124 @@
+"""Repositories of the Hugging Face hub as directories: in a mirror, in the hub's cache, or fetched.
+
+A mirror is a directory laid out as the hub's cache (``models--<owner>--<name>/snapshots/<commit>``,
+as ``HF_HOME/hub`` is), or one that holds plain copies as ``<owner>/<name>``. With a mirror the
+network is never asked.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+
+KINDS = {"model": "models", "dataset": "datasets"}
+
+
+def cached(repository: str, kind: str, mirror: Path | None = None) -> Path | None:
+    """The repository's directory without the network, or None if it is not there.
+
+    kind: "model" or "dataset". mirror: where to look; by default in the hub's own cache, which
+    HF_HUB_CACHE or HF_HOME names.
+
+    Raises InputError for a mirror that does not exist.
+    """
+    from huggingface_hub import constants
+
+    if mirror is None:
+        places = [Path(constants.HF_HUB_CACHE)]
+    elif not mirror.is_dir():
+        raise InputError(f"mirror {str(mirror)!r} does not exist; correct the path")
+    else:
+        places = [mirror, mirror / "hub"]
+        if (mirror / repository).is_dir():
+            return mirror / repository
+    for place in places:
+        folder = place / f"{KINDS[kind]}--{repository.replace('/', '--')}"
+        snapshots = sorted((folder / "snapshots").glob("*/"))
+        main = folder / "refs" / "main"
+        if main.is_file():
+            commit = main.read_text().strip()
+            snapshots = [one for one in snapshots if one.name == commit]
+        if len(snapshots) > 1:
+            raise InputError(
+                f"{folder} has {len(snapshots)} snapshots and no refs/main that says which is "
+                "meant; keep one"
+            )
+        if snapshots:
+            return snapshots[0]
+    return None
+
+
+def online(mirror: Path | None = None) -> bool:
+    """Whether the hub may be asked: without a mirror, and unless HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return mirror is None and not constants.HF_HUB_OFFLINE
+
+
+def fetch(repository: str, kind: str, patterns: Sequence[str]) -> Path:
+    """The repository's files that match the patterns, from the hub, in its cache; what is there
+    already is not fetched again.
+
+    Raises InputError, with the reason, if it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=list(patterns)))
+    except Exception as error:  # offline, missing, gated: each has a type of its own
+        raise InputError(cannot_fetch(repository, error)) from error
+
+
+def cannot_fetch(repository: str, error: Exception) -> str:
+    """What to say of a repository that the hub does not give."""
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"{repository!r} cannot be fetched from the hub ({reason}); check the name and the "
+        "network, or give a mirror"
+    )
+
+
+def missing(repository: str, mirror: Path | None) -> str:
+    """What to say of a repository that is not at hand."""
+    from huggingface_hub import constants
+
+    where = f"mirror {str(mirror)!r}" if mirror else f"the hub's cache {constants.HF_HUB_CACHE!r}"
+    return (
+        f"{repository!r} is not in {where}, and the hub is not asked; put its snapshot there, or "
+        "run with HF_HUB_OFFLINE=0 and without a mirror"
+    )
+
+
+def commit_of(directory: Path) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for a plain directory."""
+    return directory.name if directory.parent.name == "snapshots" else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; a large one in the hub's cache has it for a name."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def directory_sha256(directory: Path, leave_out: Sequence[str] = ()) -> str:
+    """SHA-256 of the names and contents of a directory's own files."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.name not in leave_out:
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def front_matter(readme: str) -> dict[str, Any]:
+    """The YAML between the ``---`` lines at the head of a README.md; {} where there is none."""
+    import yaml
+
+    found = re.match(r"\s*---\n(.*?)\n---\s*(\n|$)", readme.replace("\r\n", "\n"), re.DOTALL)
+    content = yaml.safe_load(found[1]) if found else None
+    return content if isinstance(content, dict) else {}
