@@ -57,6 +57,11 @@ class Layout:
         return self.data / "standins" / "train.parquet"
 
     @property
+    def published(self) -> Path:
+        """Directory of the published training conversations; see ``grace.shards``."""
+        return self.data / "conversations"
+
+    @property
     def texts(self) -> Path:
         """Conversations without images, which decoders learn first."""
         return self.data / "standins" / "language.parquet"

@@ -37,7 +37,7 @@ _AT_LEAST_ONE = frozenset(
 _FRACTIONS = frozenset(
     {
         *("captions", "echoes", "open_answers", "spelled_letters", "warmup_ratio"),
-        *("diagrams", "strings", "poor_images"),
+        *("diagrams", "strings", "poor_images", "missing_images", "invalid_records"),
     }
 )
 
@@ -87,16 +87,36 @@ class Source:
     """A published data set: a repository of the Hugging Face hub and what to take of it."""
 
     repository: str
-    file: str | None = None
     subset: str | None = None
     split: str | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training conversations of scale paper; docs/data.md has the formats.
+
+    ``files`` are local paths, or names in the hub's data set ``repository``. ``images`` is the
+    folder of image folders, and ``folders`` has those that lie elsewhere. ``samples`` of the
+    conversations are drawn by ``seed``; without it, all are taken. The two last are the shares
+    that may be left out.
+    """
+
+    files: list[str]
+    images: str
+    repository: str | None = None
+    revision: str | None = None
+    folders: dict[str, str] = field(default_factory=dict)
+    samples: int | None = None
+    seed: int = 0
+    missing_images: float = 0.0
+    invalid_records: float = 0.0
 
 
 @dataclass(frozen=True)
 class Data:
     """The published data of scale paper."""
 
-    training: Source
+    training: Training
     benchmarks: dict[str, Source]
 
 
@@ -453,6 +473,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     if params.scale not in SCALES:
         raise InputError(unknown(f"{source}: scale {params.scale!r}", params.scale, SCALES))
     _check_sections(params, source)
+    _check_data(params, source)
     _check_groups(params, source)
     _check_ptq(params, source)
     _check_evaluate(params, source)
@@ -531,6 +552,22 @@ def _check_sections(params: Params, source: str) -> None:
                     f"{source}: train.{name} is {value}; remove it, only scale "
                     f"{FULL_SCALE} takes it"
                 )
+
+
+def _check_data(params: Params, source: str) -> None:
+    if params.data is None:
+        return
+    training, where = params.data.training, f"{source}: data.training"
+    if not training.files or len(set(training.files)) != len(training.files):
+        raise InputError(
+            f"{where}.files is {training.files}; name each annotation file once, and at least one"
+        )
+    for name in training.folders:
+        if not name or "/" in name or name in (".", ".."):
+            raise InputError(
+                f"{where}.folders: {name!r} is no folder of images; use the first part of the "
+                "paths in the annotation files, such as coco"
+            )
 
 
 def _check_families(params: Params, source: str) -> None:

@@ -1,0 +1,39 @@
+"""Stage ``conversations``: the published training conversations, checked and converted once."""
+
+from dataclasses import asdict
+
+from replication import provenance
+from replication.io import write_json_atomic
+from replication.layout import Layout
+from replication.params import Params, section
+from replication.stages import stage
+
+
+@stage
+def main(params: Params) -> None:
+    # not at the top: the processes that decode images load this module again
+    from replication.published.annotations import find_annotations
+    from replication.published.convert import Images, Limits, convert
+
+    settings = section(params.data, "data").training
+    layout = Layout(params)
+    sources = [
+        find_annotations(name, settings.repository, settings.revision) for name in settings.files
+    ]
+    index = convert(
+        sources,
+        Images(settings.images, settings.folders),
+        layout.published,
+        samples=settings.samples,
+        seed=settings.seed,
+        limits=Limits(settings.invalid_records, settings.missing_images),
+    )
+    result = {name: index[name] for name in ("format", "sources", "selection", "counts")}
+    result["provenance"] = provenance.collect(
+        asdict(settings), [settings.seed], "python -m replication.stages.conversations"
+    )
+    write_json_atomic(layout.results / "conversations.json", result)
+
+
+if __name__ == "__main__":
+    main()
