@@ -5,6 +5,7 @@ positions and, for relational alignment, its visual tokens at the penultimate de
 """
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +18,10 @@ from torch import nn
 
 from grace.distillation import centered_gram, shared_vocabulary
 from grace.errors import InputError
-from grace.models import Family
+from grace.models import Family, check_model_directory, family_of, load_model
+
+TEACHER_BITS = (16, 8, 4)
+"""Bits in which a frozen teacher can be held."""
 
 
 @dataclass
@@ -143,6 +147,54 @@ class LiveTeacher:
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
         logits, hidden = self._forward(self.model, batch)
         return TeacherOutputs(logits, hidden)
+
+
+def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str) -> nn.Module:
+    """Load a teacher onto a device: in bfloat16, or its decoder's linears in 8 or 4 bits
+    (bitsandbytes: LLM.int8, NF4) and the rest in bfloat16.
+
+    Raises:
+        InputError: for other bits, a model that cannot be loaded, or bitsandbytes not installed.
+    """
+    if bits not in TEACHER_BITS:
+        known = ", ".join(map(str, TEACHER_BITS))
+        raise InputError(f"a teacher in {bits} bits is not known; choose one of {known}")
+    if bits == 16:
+        return load_model(path, dtype=torch.bfloat16).to(device)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"a teacher in {bits} bits needs bitsandbytes: pip install bitsandbytes, or use 16 bits"
+        )
+    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+
+    check_model_directory(path)
+    family = family_of(AutoConfig.from_pretrained(path).model_type)
+    quantization = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[family.vision_tower, *family.projectors, family.output_head],
+    )
+    return AutoModelForImageTextToText.from_pretrained(
+        path, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
+    )
+
+
+def shard_frozen(model: nn.Module) -> nn.Module:
+    """Shard a frozen model over all processes (FSDP2), block by block, in place.
+
+    Every process then has to ask for outputs the same number of times.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    model.requires_grad_(False)
+    for part in model.modules():
+        if isinstance(part, nn.ModuleList):
+            for block in part:
+                fully_shard(block)
+    fully_shard(model)
+    return model
 
 
 class CachedTeacher:

@@ -4,17 +4,24 @@ Everything that is not the method (accelerate, mixed precision, gradient checkpo
 processes, logging, checkpoints and resume) is the library's.
 """
 
+import contextlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import rotate_checkpoints
 
-from grace.data import Collator, ConversationDataset
+from grace.data import IGNORE_INDEX, Collator, ConversationDataset
 from grace.distillation import (
     DistillationConfig,
     combine,
@@ -31,6 +38,8 @@ from grace.teacher import Identity, SupervisedForward, TeacherOutputs, check_tea
 METHODS = ("sft", "qat", "kd", "grace")
 TEACHER_METHODS = ("kd", "grace")
 SCALE_PARAMETER = "log_scale"
+PARTIAL = "partial"
+"""Folder, beside the checkpoints, of the one that is being written."""
 
 
 class Teacher(Protocol):
@@ -160,8 +169,66 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
+@dataclass
+class ImageInEveryBatch:
+    """A collator for several processes: a batch of text alone is given one row more, of an image
+    and with nothing supervised.
+
+    So every process runs the vision tower and the projectors on every batch. Where parameters are
+    sharded, all processes gather them together, and one that left out a module would wait for
+    ever. The row is no part of any loss: ``image_spans`` and ``indices`` leave it out.
+    """
+
+    collate: Collator
+    blank: dict[str, Any]
+
+    @classmethod
+    def around(cls, collate: Collator, dataset: ConversationDataset) -> "ImageInEveryBatch | None":
+        """With the image of the data set's first sample that has one; None where none has."""
+        for index in range(len(dataset)):
+            ids, _ = dataset.tokens(index)
+            places = np.flatnonzero(ids == collate.image_token_id)
+            if len(places):
+                sample = dict(dataset[index])
+                sample["input_ids"] = ids[: places[-1] + 2]  # with the token that ends the image
+                sample["labels"] = np.full_like(sample["input_ids"], IGNORE_INDEX)
+                return cls(collate, sample)
+        return None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if any("pixel_values" in sample for sample in samples):
+            return self.collate(samples)
+        batch = self.collate([*samples, self.blank])
+        return {**batch, "image_spans": [], "indices": batch["indices"][:-1]}
+
+
+def check_deepspeed(config: Mapping[str, Any], method: MethodConfig) -> None:
+    """Check that a DeepSpeed configuration leaves the weights in float32.
+
+    DeepSpeed's own mixed precision casts every parameter, the learned scales included: in bfloat16
+    thousands of scales fall on a few dozen values and their updates are lost. Its
+    ``torch_autocast`` casts in the products instead.
+
+    Raises:
+        InputError: where it would cast the parameters of a quantized model.
+    """
+    if method.quantization is None:
+        return
+    for name in ("bf16", "fp16"):
+        if str(config.get(name, {}).get("enabled", False)).lower() == "true":
+            raise InputError(
+                f"the DeepSpeed configuration enables {name}, which casts the learned scales too; "
+                "remove that section and enable torch_autocast, with dtype bfloat16, instead"
+            )
+
+
 class GraceTrainer(Trainer):
     """Trains a student with any of METHODS.
+
+    In several processes every term is normalised over all of them, and one process with as many
+    accumulation steps more takes the same optimizer steps. Weights and scales are float32
+    throughout, also where they are sharded (FSDP2, ZeRO), and the arithmetic runs under bfloat16
+    autocast: codes follow from float32 weights, which is what ``bake`` rounds in the end.
 
     Args:
         model: the student, with its decoder already prepared for fake quantization if it is to be
@@ -191,7 +258,12 @@ class GraceTrainer(Trainer):
         known = getattr(teacher, "identity", None)
         if known is not None:
             check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), known)
-        super().__init__(model, args, data_collator, train_dataset, **kwargs)
+        collate: Any = data_collator
+        if args.world_size > 1:
+            collate = ImageInEveryBatch.around(data_collator, train_dataset) or data_collator
+            # with an image in every batch no parameter is ever unused
+            args.ddp_find_unused_parameters = collate is data_collator
+        super().__init__(model, args, collate, train_dataset, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss below divides by the global token count
         self.method = method
         self.teacher = teacher
@@ -202,16 +274,34 @@ class GraceTrainer(Trainer):
         config: Any = model.config
         family = family_of(config.model_type)
         self._forward = SupervisedForward(model, family, relational=method.relational)
+        self._saving = False
+        self._keep_float32()
         self._step_sums: dict[str, torch.Tensor] = {}
         self._log_sums: dict[str, torch.Tensor] = {}
         self._ce_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         self._micro_batches = 0
+
+    def _keep_float32(self) -> None:
+        """Shard as float32: a policy with a lower ``param_dtype`` would gather the scales in it,
+        and round the weights before they are quantized."""
+        state: Any = self.accelerator.state
+        if self.is_deepspeed_enabled:
+            check_deepspeed(state.deepspeed_plugin.deepspeed_config, self.method)
+        if self.accelerator.is_fsdp2:
+            from torch.distributed.fsdp import MixedPrecisionPolicy
+
+            state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+            if not state.fsdp_plugin.transformer_cls_names_to_wrap:
+                lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]
+                names = {type(block).__name__ for part in lists for block in part}
+                state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(names)
 
     # -- data -----------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None):
         dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        size *= self.args.world_size
         return EpochLengthGroupedSampler(size, dataset.lengths, self.args.seed)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -236,8 +326,8 @@ class GraceTrainer(Trainer):
         return batches, count
 
     def _shared_vocabulary(self, outputs: TeacherOutputs) -> int:
-        student = self.accelerator.unwrap_model(self.model).get_output_embeddings().weight.shape[0]
-        return min(student, outputs.logits.shape[-1])
+        config: Any = self.accelerator.unwrap_model(self.model).config
+        return min(config.get_text_config().vocab_size, outputs.logits.shape[-1])
 
     # -- loss -----------------------------------------------------------------------------------
 
@@ -245,11 +335,11 @@ class GraceTrainer(Trainer):
         """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch."""
         if num_items_in_batch is None:  # evaluation: this batch alone
             num_items_in_batch = torch.tensor(len(inputs["targets"]))
-        logits, hidden = self._forward(model, inputs)
+        with self._autocast():
+            logits, hidden = self._forward(model, inputs)
+        logits = logits.float()
         tokens = num_items_in_batch.to(logits.device).clamp(min=1)
-        ce = (
-            nn.functional.cross_entropy(logits.float(), inputs["targets"], reduction="sum") / tokens
-        )
+        ce = nn.functional.cross_entropy(logits, inputs["targets"], reduction="sum") / tokens
         self._ce_finite &= torch.isfinite(ce.detach())
         self._add("ce", ce)
         loss = ce
@@ -258,6 +348,13 @@ class GraceTrainer(Trainer):
         if model.training and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _autocast(self) -> Any:
+        """What accelerate puts around a model's forward, but not around FSDP2's. Without the cache:
+        it would keep the bfloat16 copies of all shards that were gathered."""
+        if self.accelerator.is_fsdp2 and self.args.bf16:
+            return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
+        return contextlib.nullcontext()
 
     def _distil(self, ce, logits, hidden, inputs) -> torch.Tensor:
         assert self.objective is not None
@@ -310,6 +407,7 @@ class GraceTrainer(Trainer):
         )
         sums = dict(zip(names, values, strict=True))
         self._step_sums = {}
+        self._ce_finite &= torch.isfinite(sums["ce"])  # so that all processes stop together
         if self.objective is not None:
             # a dropped term is not an observation: the controller never sees it
             kept = sums["dropped"] == 0
@@ -359,10 +457,30 @@ class GraceTrainer(Trainer):
         logs["skipped_steps"] = objective.skipped
         logs["degenerate_images"] = objective.degenerate
 
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, PARTIAL) if self._saving else folder
+
     def _save_checkpoint(self, model, trial) -> None:
+        """Write a checkpoint under another name and rename it when every process has written its
+        part: a folder ``checkpoint-<step>`` is complete whenever the run is killed."""
         self._check_finite()
         self._drain({})  # counters belong to the state that is saved
-        super()._save_checkpoint(model, trial)
+        place, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(place / PARTIAL, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(place / name, ignore_errors=True)
+            (place / PARTIAL / name).rename(place / name)
+            rotate_checkpoints(str(place), self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # The library writes checkpoints under the hub's historical names, but reads them back

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from grace.data import Collator, ConversationDataset
+from grace.errors import InputError
+from grace.quantization import bake, write_codes
 from grace.training import GraceTrainer, MethodConfig, Teacher
 from replication import provenance
 from replication.io import write_json_atomic
@@ -48,25 +52,31 @@ def fit(
     origin: dict[str, str],
     scratch: Path,
     log: Path,
+    finish: Callable[[GraceTrainer], None] | None = None,
 ) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
 
-    Checkpoints of another origin are thrown away, not gone on from.
+    Checkpoints of another origin are thrown away, not gone on from. In several processes each of
+    them calls this, and ``model`` may be sharded afterwards: see :func:`whole_model`.
 
     Args:
-        settings: steps, batch_size, learning_rate, seed and the optional rest of the
+        settings: steps or epochs, batch_size, learning_rate, seed and the optional rest of the
             corresponding section of ``params.yaml``.
         origin: what the training follows from, see :func:`origin_of`.
         scratch: folder for checkpoints, removed when training is complete.
         log: JSON file for the logged values (``history``), the controller's bounds, and what the
             training took (``cost``; None if it was interrupted).
+        finish: called when training is complete, while its last checkpoint is still there.
     """
     if not torch.cuda.is_available():
         # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
         model.set_attn_implementation("eager")
+    launch = settings.get("launch") or {}
+    steps = settings.get("steps") or 0
     arguments = TrainingArguments(
         output_dir=str(scratch),
-        max_steps=settings["steps"],
+        max_steps=steps or -1,
+        num_train_epochs=settings.get("epochs") or 1.0,
         per_device_train_batch_size=settings["batch_size"],
         gradient_accumulation_steps=settings.get("accumulation", 1),
         learning_rate=settings["learning_rate"],
@@ -74,17 +84,17 @@ def fit(
         max_grad_norm=settings.get("max_grad_norm", 1.0),
         warmup_steps=settings.get("warmup_ratio", 0.03),
         lr_scheduler_type="cosine",
-        optim="adamw_torch_fused",
-        bf16=settings.get("bf16", False),
+        optim=launch.get("optimizer", "adamw_torch_fused"),
+        bf16=settings.get("bf16", False) and not _under_deepspeed(),
         gradient_checkpointing=settings.get("gradient_checkpointing", False),
         seed=settings["seed"],
         data_seed=settings["seed"],
-        logging_steps=min(settings.get("logging_steps", 50), settings["steps"]),
+        logging_steps=min(settings.get("logging_steps", 50), steps or 50),
         save_steps=settings.get("save_steps", 500),
         save_total_limit=1,
         report_to=[],
         remove_unused_columns=False,
-        dataloader_num_workers=0,
+        dataloader_num_workers=launch.get("workers", 0),
         dataloader_pin_memory=False,
         include_num_input_tokens_seen="non_padding",
         use_cpu=not torch.cuda.is_available(),
@@ -98,16 +108,21 @@ def fit(
     if method.distillation is not None and method.distillation.adaptive:
         bounds = ("tau", "beta_min", "beta_max")
         told["controller"] = {name: getattr(method.distillation, name) for name in bounds}
-    last = last_checkpoint(scratch, origin)
-    if last is None:
+    first = trainer.is_world_process_zero()
+    last = last_checkpoint(scratch, origin) if first else None
+    [last] = broadcast_object_list([last])  # the others look only after it
+    if first and last is None:
         shutil.rmtree(scratch, ignore_errors=True)
         write_json_atomic(scratch / ORIGIN_FILE, origin)
-    elif int(last.name.removeprefix("checkpoint-")) >= settings["steps"]:
-        model.load_state_dict(load_file(last / "model.safetensors"), strict=False)  # tied head
+    trainer.accelerator.wait_for_everyone()
+    if last is not None:
         state = json.loads((last / "trainer_state.json").read_text())
-        write_json_atomic(log, {**told, "history": _history(state["log_history"]), "cost": None})
-        shutil.rmtree(scratch, ignore_errors=True)
-        return trainer
+        if state["global_step"] >= state["max_steps"]:
+            if first:
+                load_weights(model, last)
+            _end(trainer, scratch, log, {**told, "history": state["log_history"]}, finish)
+            return trainer
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _forget_peak_memory()
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -115,18 +130,93 @@ def fit(
     if last is None:
         cost = {
             "seconds": round(time.monotonic() - started, 1),
-            "steps": settings["steps"],
+            "steps": trainer.state.global_step,
             "tokens": int(trainer.state.num_input_tokens_seen),
             "peak_memory_bytes": _peak_memory(),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": trained,
             "threads": torch.get_num_threads(),
             "device": provenance.device_description(),
         }
-    write_json_atomic(
-        log, {**told, "history": _history(trainer.state.log_history[:-1]), "cost": cost}
-    )
-    shutil.rmtree(scratch, ignore_errors=True)
+    told |= {"history": trainer.state.log_history[:-1], "cost": cost}
+    _end(trainer, scratch, log, told, finish)
     return trainer
+
+
+def _end(
+    trainer: GraceTrainer,
+    scratch: Path,
+    log: Path,
+    told: dict[str, Any],
+    finish: Callable[[GraceTrainer], None] | None,
+) -> None:
+    first = trainer.is_world_process_zero()
+    if first:
+        history = _history(told["history"])
+        write_json_atomic(log, {"cost": None, **told, "history": history})
+    if finish is not None:
+        finish(trainer)
+    if first:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into an unsharded model, in this process alone.
+
+    Raises:
+        InputError: for a checkpoint that lacks weights of the model.
+    """
+    sharded = checkpoint / "pytorch_model_fsdp_0"
+    if sharded.is_dir():
+        from torch.distributed import checkpoint as storage
+
+        weights = {"model": model.state_dict()}
+        storage.load(weights, checkpoint_id=sharded, no_dist=True)
+        model.load_state_dict(weights["model"])
+        return
+    missing = set(dict(model.named_parameters()))
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights = load_file(path)
+        model.load_state_dict(weights, strict=False)  # a tied head is stored once
+        missing -= set(weights)
+    if missing:
+        raise InputError(f"{str(checkpoint)!r} lacks {sorted(missing)[0]!r}; remove it")
+
+
+def whole_model(trainer: GraceTrainer, rebuild: Callable[[], Any]) -> Any | None:
+    """The trained model, unsharded, in the first process; None in the others.
+
+    Args:
+        rebuild: makes the model as it was before training, for shards to be put together in.
+    """
+    accelerator = trainer.accelerator
+    trained = trainer.state.global_step > 0  # otherwise a checkpoint was loaded, into one piece
+    if trained and (accelerator.is_fsdp2 or trainer.is_deepspeed_enabled):
+        weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all processes together
+        if not accelerator.is_main_process:
+            return None
+        model = rebuild()
+        model.load_state_dict(weights)
+        return model
+    return accelerator.unwrap_model(trainer.model) if accelerator.is_main_process else None
+
+
+def save_trained(
+    model: Any, processor: Any, path: Path, method: MethodConfig, origin: dict[str, str]
+) -> None:
+    """Write a trained model, values on the grid, with the integer codes and scales beside them."""
+    exact = bake(model) if method.quantization is not None else {}
+
+    def write_more(directory: Path) -> None:
+        if method.quantization is not None:
+            write_codes(directory, exact, method.quantization.to_dict())
+        write_json_atomic(directory / ORIGIN_FILE, origin)
+
+    save_model(model, processor, path, also=write_more)
+
+
+def _under_deepspeed() -> bool:
+    """Whether accelerate started this process for DeepSpeed, which does the autocast itself."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def _history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -19,6 +19,9 @@ FULL_SCALE = "paper"
 METHODS = ("sft", "qat", "kd", "grace")
 TEACHER_METHODS = ("kd", "grace")
 DTYPES = ("float32", "bfloat16", "float16")
+PRESETS = ("paper", "released")
+OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit")
+TEACHER_BITS = (16, 8, 4)
 PARAMS_FILE = Path("params.yaml")
 
 LANGUAGE_FAMILY = "qwen2_vl"
@@ -30,8 +33,8 @@ REDUCED_ONLY = ("standins", "vision", "features", "language")
 _AT_LEAST_ONE = frozenset(
     {
         *("accumulation", "batch_size", "bins", "devices", "evaluation", "images"),
-        *("logging_steps", "max_new_tokens", "max_length", "questions", "resamples", "samples"),
-        *("save_steps", "train", "turns", "vocab_size"),
+        *("logging_steps", "max_new_tokens", "max_length", "processes", "questions"),
+        *("resamples", "samples", "save_steps", "train", "turns", "vocab_size"),
     }
 )
 _FRACTIONS = frozenset(
@@ -158,15 +161,37 @@ class TeacherOutputs:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How ``accelerate launch`` starts training: its configuration file, the processes of all
+    machines together, and what a process holds.
+
+    ``config`` is a path from the directory of ``params.yaml``. ``teacher_bits`` 8 and 4 hold the
+    teacher through bitsandbytes; ``teacher_sharded`` shards it as FSDP2 does the student.
+    ``workers`` are the processes that prepare a process's batches."""
+
+    config: str
+    processes: int
+    teacher_bits: int = 16
+    teacher_sharded: bool = False
+    optimizer: str = "adamw_torch_fused"
+    workers: int = 0
+
+
+@dataclass(frozen=True)
 class Train:
     """What every named run shares. Its length is ``steps``, or ``epochs`` at scale paper, where an
-    optimizer step takes batch_size * accumulation * devices samples."""
+    optimizer step takes batch_size * accumulation * devices samples.
+
+    ``preset`` names the set of hyperparameters that the values below start from
+    (``replication/scales/presets``); ``replication.scale`` fills them in."""
 
     batch_size: int
     learning_rate: float
     steps: int = 0
     epochs: float | None = None
     devices: int = 1
+    launch: Launch | None = None
+    preset: str | None = None
     max_length: int | None = None
     bf16: bool = True
     accumulation: int = 1
@@ -535,6 +560,7 @@ def _check_sections(params: Params, source: str) -> None:
         if getattr(params, name) is not None:
             raise InputError(f"{source}: scale {params.scale} takes no section {name!r}; remove it")
     _check_families(params, source)
+    _check_launch(params.train, source)
     train = params.train
     if (train.steps > 0) == (train.epochs is not None):
         raise InputError(
@@ -545,6 +571,8 @@ def _check_sections(params: Params, source: str) -> None:
         for name, value, default in (
             ("epochs", train.epochs, None),
             ("devices", train.devices, 1),
+            ("launch", train.launch, None),
+            ("preset", train.preset, None),
             ("max_length", train.max_length, None),
         ):
             if value != default:
@@ -568,6 +596,33 @@ def _check_data(params: Params, source: str) -> None:
                 f"{where}.folders: {name!r} is no folder of images; use the first part of the "
                 "paths in the annotation files, such as coco"
             )
+
+
+def _check_launch(train: Train, source: str) -> None:
+    if train.preset is not None and train.preset not in PRESETS:
+        raise InputError(unknown(f"{source}: train.preset {train.preset!r}", train.preset, PRESETS))
+    launch, where = train.launch, f"{source}: train.launch"
+    if launch is None:
+        return
+    if launch.processes != train.devices:
+        raise InputError(
+            f"{where}.processes is {launch.processes} and train.devices is {train.devices}; "
+            "an optimizer step counts on one process a device, so make them one number"
+        )
+    if launch.optimizer not in OPTIMIZERS:
+        raise InputError(
+            unknown(f"{where}.optimizer {launch.optimizer!r}", launch.optimizer, OPTIMIZERS)
+        )
+    if launch.teacher_bits not in TEACHER_BITS:
+        raise InputError(
+            f"{where}.teacher_bits is {launch.teacher_bits}; choose one of "
+            f"{', '.join(map(str, TEACHER_BITS))}"
+        )
+    if launch.teacher_sharded and launch.teacher_bits != 16:
+        raise InputError(
+            f"{where}: teacher_sharded is for 16 bits, teacher_bits is {launch.teacher_bits}; "
+            "choose one of the two"
+        )
 
 
 def _check_families(params: Params, source: str) -> None:

@@ -8,21 +8,15 @@ which only names, devices and lengths are replaced (`rehearsed`). Interrupted, t
 on. The numbers mean nothing, and nothing is copied to `results/`.
 """
 
-import argparse
-import json
-import os
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from grace.errors import InputError
 from replication.io import write_json_atomic
 from replication.params import Standins, parse_params
-from replication.scale import ROOT, link, merge, run_dvc, scale_params
+from replication.scale import scale_params
 
 FOLDER = Path(".scales") / "rehearsal"
 REVISION = "0" * 40

@@ -20,7 +20,15 @@ import yaml
 
 from grace.errors import InputError
 from replication.io import write_text_atomic
-from replication.params import FULL_SCALE, PARAMS_FILE, SCALES, parse_params, read_yaml, unknown
+from replication.params import (
+    FULL_SCALE,
+    PARAMS_FILE,
+    PRESETS,
+    SCALES,
+    parse_params,
+    read_yaml,
+    unknown,
+)
 from replication.pipeline import PIPELINE_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +57,8 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def scale_params(scale: str, root: Path = ROOT) -> dict[str, Any]:
-    """The parameters of a scale: the committed ones, with the scale's changes.
+    """The parameters of a scale: the committed ones, with the scale's changes. Where these name a
+    preset of hyperparameters (``train.preset``), its values come in between.
 
     Raises:
         InputError: for an unknown scale, or changes that make no valid parameters.
@@ -58,8 +67,14 @@ def scale_params(scale: str, root: Path = ROOT) -> dict[str, Any]:
         raise InputError(unknown(f"scale {scale!r}", scale, SCALES))
     params = read_yaml(root / PARAMS_FILE)
     if scale != COMMITTED:
-        changes = root / "replication" / "scales" / f"{scale}.yaml"
-        params = merge(params, read_yaml(changes))
+        folder = root / "replication" / "scales"
+        changes = read_yaml(folder / f"{scale}.yaml")
+        preset = (changes.get("train") or {}).get("preset")
+        if preset is not None:
+            if preset not in PRESETS:
+                raise InputError(unknown(f"preset {preset!r}", preset, PRESETS))
+            params = merge(params, read_yaml(folder / "presets" / f"{preset}.yaml"))
+        params = merge(params, changes)
     parse_params(params, f"parameters of scale {scale}")
     return params
 

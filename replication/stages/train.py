@@ -15,8 +15,7 @@ import torch
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
-from grace.quantization import QuantSpec, bake, write_codes
-from replication.io import write_json_atomic
+from grace.quantization import QuantSpec
 from replication.layout import Layout, needed
 from replication.parallel import run_all
 from replication.params import TEACHER_METHODS, Params, Run, Train
@@ -75,6 +74,14 @@ _PLAIN_KD: dict[str, Any] = {
 }
 
 
+def run_settings(settings: Train, run: Run, seed: int) -> dict[str, Any]:
+    """What :func:`replication.fitting.fit` is told of one seed of a run."""
+    told = dataclasses.asdict(settings) | {"seed": seed}
+    if run.learning_rate is not None:
+        told["learning_rate"] = run.learning_rate
+    return told
+
+
 def train_one(params: Params, group: str, name: str, seed: int) -> None:
     """Train one seed of a run and write its model directory, values on the grid, with the integer
     codes and scales beside them. A model that is there already, of the same origin, is kept."""
@@ -82,12 +89,11 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     from grace.training import prepare_student
     from replication.controls import ShuffledTeacher
     from replication.fitting import (
-        ORIGIN_FILE,
         fit,
         load_training_data,
         origin_of,
         read_origin,
-        save_model,
+        save_trained,
     )
 
     layout, folder = Layout(params), params.group(group)
@@ -105,9 +111,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
-    settings = dataclasses.asdict(params.train) | {"seed": seed}
-    if run.learning_rate is not None:
-        settings["learning_rate"] = run.learning_rate
+    settings = run_settings(params.train, run, seed)
     origin = origin_of(model, data, method, settings, teacher, code=CODE)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     if log.is_file() and read_origin(target) == origin:
@@ -122,15 +126,23 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
             origin=origin,
             scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
             log=log,
+            finish=lambda _: save_trained(model, processor, target, method, origin),
         )
-    exact = bake(model) if method.quantization is not None else {}
 
-    def write_more(directory: Path) -> None:
-        if method.quantization is not None:
-            write_codes(directory, exact, method.quantization.to_dict())
-        write_json_atomic(directory / ORIGIN_FILE, origin)
 
-    save_model(model, processor, target, also=write_more)
+def check_baseline(layout: Layout, family: str) -> None:
+    """Check that a family's baseline is there and of that family.
+
+    Raises:
+        InputError: saying which stage to run.
+    """
+    baseline = layout.model(family, "baseline")
+    config = check_model_directory(baseline)
+    if config is not None and config.get("model_type") != family:
+        raise InputError(
+            f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
+            f"{family!r}; run the stage baseline again"
+        )
 
 
 def _remove_others(folder: Path, known: Collection[Path]) -> None:
@@ -146,23 +158,30 @@ def _remove_others(folder: Path, known: Collection[Path]) -> None:
 @stage
 def main(params: Params, group: str) -> None:
     layout, folder = Layout(params), params.group(group)
-    baseline = layout.model(folder.family, "baseline")
-    config = check_model_directory(baseline)
-    if config is not None and config.get("model_type") != folder.family:
-        raise InputError(
-            f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
-            f"{folder.family!r}; run the stage baseline again"
-        )
-    needed(layout.conversations, "standins")
-    needed(layout.features(folder.family), "features")
-    if any(run.method in TEACHER_METHODS for run in folder.models.values()):
-        needed(layout.teacher_outputs(folder.family), "teacher_outputs")
     jobs = [(name, seed) for name, run in folder.models.items() for seed in run.seeds]
-    run_all(train_one, [(params, group, *job) for job in jobs])
+    if params.train.launch is not None:
+        from replication.launch import check, run_launched
+
+        for name, seed in jobs:
+            check(params, group, name, seed)
+        for name, seed in jobs:
+            run_launched(params, group, name, seed)
+    else:
+        _check_cached(params, group)
+        run_all(train_one, [(params, group, *job) for job in jobs])
     _remove_others(layout.models / group, [layout.trained(group, *job) for job in jobs])
     logs = [layout.training_log(group, name, f"seed{seed}") for name, seed in jobs]
     _remove_others(layout.training_logs(group), logs)
     shutil.rmtree(layout.checkpoints(group, ""), ignore_errors=True)
+
+
+def _check_cached(params: Params, group: str) -> None:
+    layout, folder = Layout(params), params.group(group)
+    check_baseline(layout, folder.family)
+    needed(layout.conversations, "standins")
+    needed(layout.features(folder.family), "features")
+    if any(run.method in TEACHER_METHODS for run in folder.models.values()):
+        needed(layout.teacher_outputs(folder.family), "teacher_outputs")
 
 
 if __name__ == "__main__":
