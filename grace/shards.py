@@ -338,6 +338,7 @@ class ShardedConversations(Dataset):
     Attributes:
         rejected: number of conversations left out, by a reason of REJECTED.
         truncated: number of conversations cut to ``max_length``; see :func:`kept_tokens`.
+        pictured: indices of the samples that show an image, (n,) int64.
         dropped_images: images that stood in the part that was cut off.
         sha256: of what the samples follow from, wherever the images lie.
 
@@ -390,6 +391,7 @@ class ShardedConversations(Dataset):
             )
         counts = counts[usable]
         self._lengths, self._supervised = counts["length"].copy(), counts["supervised"].copy()
+        self.pictured = np.flatnonzero(counts["images"])
         self.truncated = int((counts["full"] > counts["length"]).sum())
         self.dropped_images = 0
         if self.truncated:

@@ -85,11 +85,16 @@ def workspace(scale: str, root: Path = ROOT) -> Path:
     if scale == COMMITTED:
         return root
     folder = root / ".scales" / scale
+    prepare(folder, params, root)
+    return folder
+
+
+def prepare(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
+    """Make or refresh a workspace of ``params``, with a lock file and cache of its own."""
     link(folder, params, root)
     if not (folder / ".dvc").is_dir():
-        _dvc(folder, "init", "--no-scm", "-q")
+        run_dvc(folder, "init", "--no-scm", "-q")
     write_text_atomic(folder / ".dvc" / "config", _CONFIG)
-    return folder
 
 
 def pipeline_of(scale: str) -> Path:
@@ -111,7 +116,8 @@ def link(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
     write_text_atomic(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
 
 
-def _dvc(folder: Path, *words: str) -> int:
+def run_dvc(folder: Path, *words: str) -> int:
+    """Run dvc in a workspace; returns its exit code."""
     # this interpreter's dvc, and this interpreter for the stages, whatever the PATH says
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.call(
@@ -132,7 +138,7 @@ def main() -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    code = _dvc(folder, *arguments.dvc)
+    code = run_dvc(folder, *arguments.dvc)
     results = folder / "results" / arguments.scale
     if folder != ROOT and results.is_dir():
         shutil.copytree(results, ROOT / "results" / arguments.scale, dirs_exist_ok=True)

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
+from grace.shards import ShardedConversations
 
 
 @dataclass(frozen=True)
 class Calibration:
     """``samples`` training conversations with an image, drawn from ``path`` with ``seed``.
 
-    path: conversations in the LLaVA schema; see `grace.data.ConversationDataset`.
+    path: conversations in the LLaVA schema, a file (`grace.data.ConversationDataset`) or the shards
+    of published ones (`grace.shards.ShardedConversations`).
     """
 
     path: Path
@@ -32,9 +34,9 @@ class Calibration:
         """
         if self.samples < 1:
             raise InputError(f"calibration.samples is {self.samples}; it must be at least 1")
-        if not self.path.is_file():
+        if not self.path.exists():
             raise InputError(
-                f"calibration file {str(self.path)!r} does not exist; build it or correct the path"
+                f"calibration data {str(self.path)!r} does not exist; build it or correct the path"
             )
 
     def draw(self, processor: Any, config: Any) -> "Drawn":
@@ -47,7 +49,8 @@ class Calibration:
             InputError: for a file that cannot be read, or with too few conversations.
         """
         self.check()
-        with_image = self._with_image()
+        shards = ShardedConversations(self.path, processor, config) if self.path.is_dir() else None
+        with_image = self._with_image() if shards is None else shards.pictured.tolist()
         if len(with_image) < self.samples:
             raise InputError(
                 f"calibration.samples is {self.samples}, but {str(self.path)!r} has only "
@@ -56,7 +59,10 @@ class Calibration:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(with_image), generator=generator)[: self.samples].tolist()
         records = [with_image[index] for index in order]
-        return Drawn(ConversationDataset(self.path, processor, config, records=records))
+        if shards is not None:
+            return Drawn(shards, records)
+        data = ConversationDataset(self.path, processor, config, records=records)
+        return Drawn(data, list(range(len(data))))
 
     def _with_image(self) -> list[int]:
         import pyarrow as pa
@@ -75,16 +81,17 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn conversations, tokenized."""
+    """Drawn conversations, tokenized: samples of ``data``, by their indices."""
 
-    data: ConversationDataset
+    data: ConversationDataset | ShardedConversations
+    indices: list[int]
 
     @property
     def sha256(self) -> str:
         """Hash of the conversations' ids and tokens, in order."""
         found = hashlib.sha256()
-        for index, identity in enumerate(self.data.ids):
-            found.update(identity.encode())
+        for index in self.indices:
+            found.update(self.data.ids[index].encode())
             found.update(self.data.tokens(index)[0].tobytes())
         return found.hexdigest()
 
@@ -103,4 +110,4 @@ class Drawn:
             made = collate(samples)
             return {name: value for name, value in made.items() if name in inputs}
 
-        return DataLoader(data, batch_size=1, shuffle=False, collate_fn=batch)
+        return DataLoader(Subset(data, self.indices), batch_size=1, shuffle=False, collate_fn=batch)

@@ -1,6 +1,7 @@
 """Stage ``ptq``: a group of post-training quantizations of their family's model ``baseline``."""
 
 import sys
+from pathlib import Path
 
 from replication.io import write_json_atomic
 from replication.layout import Layout, needed
@@ -19,7 +20,7 @@ def quantize_one(params: Params, group: str, name: str) -> None:
     calibration = None
     if chosen.method in CALIBRATED:
         given = settings.calibration
-        calibration = Calibration(layout.conversations, given.samples, given.seed)
+        calibration = Calibration(_conversations(params), given.samples, given.seed)
     record = quantize(
         layout.model(folder.family, "baseline"),
         layout.model(group, name),
@@ -32,11 +33,16 @@ def quantize_one(params: Params, group: str, name: str) -> None:
     print(f"{folder.family}/{name}: {record['seconds']:.1f} s", file=sys.stderr)
 
 
+def _conversations(params: Params) -> Path:
+    layout = Layout(params)
+    return layout.conversations if params.data is None else layout.published
+
+
 @stage
 def main(params: Params, group: str) -> None:
     folder = params.ptq.group(group)
     if any(model.method in CALIBRATED for model in folder.models.values()):
-        needed(Layout(params).conversations, "standins")
+        needed(_conversations(params), "standins" if params.data is None else "conversations")
     run_all(quantize_one, [(params, group, name) for name in folder.models])
 
 

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
-from mirrors import COMMIT, add_benchmark, add_repository, card, rows_of, sources
 from test_benchmarks import falsehood, truth
 from test_evaluation import columns_of, features_of, tiny_model, tiny_processor
 
@@ -22,6 +21,14 @@ from replication.evaluation import evaluate_model
 from replication.params import Source, parse_params
 from replication.scale import merge, scale_params
 from replication.stages import evaluate as stage
+from replication.standins.mirrors import (
+    COMMIT,
+    add_benchmark,
+    add_repository,
+    card,
+    rows_of,
+    sources,
+)
 from replication.tasks import published
 from replication.tasks.published import Published, prepare
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from mirrors import COMMIT, add_benchmark, add_repository
 from repository import ROOT
+
+from replication.standins.mirrors import COMMIT, add_benchmark, add_repository
 
 sys.path.append(str(ROOT / "tests" / "grace"))  # the formats are written there
 

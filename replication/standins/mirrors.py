@@ -1,4 +1,4 @@
-"""A mirror laid out as the hub's cache, with small data in the published layout."""
+"""A mirror laid out as the hub's cache, with stand-ins in the place of the published data."""
 
 import hashlib
 import os
