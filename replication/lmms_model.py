@@ -108,6 +108,10 @@ class ChatModel(lmms):
                     f"({fault.replace('_', ' ')}: {sorted(map(str, loading[fault]))[:3]} ...); "
                     "save it again with save_pretrained"
                 )
+        # beside 8-bit weights transformers keeps the others as they are stored
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
         model.to(torch.device(device))
         return cls(model, processor, **options)
 

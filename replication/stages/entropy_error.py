@@ -15,6 +15,7 @@ from replication.layout import Layout
 from replication.measurements import entropy_error, write_measurement
 from replication.params import Params
 from replication.stages import stage
+from replication.stages.evaluate import published_data
 
 BENCHMARK = "scienceqa"
 
@@ -24,10 +25,13 @@ def main(params: Params, name: str) -> None:
     settings, layout = params.entropy_error, Layout(params)
     teacher = layout.model(params.known_family(name), "teacher")
     check_model_directory(teacher)
+    data: Any = layout.benchmarks
+    if params.data is not None:
+        data = published_data(params, [BENCHMARK])
     asked = evaluate_model(
         teacher,
         [BENCHMARK],
-        layout.benchmarks,
+        data,
         batch_size=params.evaluate.batch_size,
         max_new_tokens=params.evaluate.max_new_tokens,
         dtype=params.evaluate.dtype,
