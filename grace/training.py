@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -285,6 +285,7 @@ class GraceTrainer(Trainer):
         """Shard as float32: a policy with a lower ``param_dtype`` would gather the scales in it,
         and round the weights before they are quantized."""
         state: Any = self.accelerator.state
+        model: Any = self.model
         if self.is_deepspeed_enabled:
             check_deepspeed(state.deepspeed_plugin.deepspeed_config, self.method)
         if self.accelerator.is_fsdp2:
@@ -292,7 +293,7 @@ class GraceTrainer(Trainer):
 
             state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
             if not state.fsdp_plugin.transformer_cls_names_to_wrap:
-                lists = [part for part in self.model.modules() if isinstance(part, nn.ModuleList)]
+                lists = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
                 names = {type(block).__name__ for part in lists for block in part}
                 state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(names)
 
@@ -466,6 +467,7 @@ class GraceTrainer(Trainer):
         part: a folder ``checkpoint-<step>`` is complete whenever the run is killed."""
         self._check_finite()
         self._drain({})  # counters belong to the state that is saved
+        assert self.args.output_dir is not None
         place, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(place / PARTIAL, ignore_errors=True)
@@ -493,6 +495,11 @@ class GraceTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             del unwrapped.save_pretrained
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if self.args.device == torch.device("cpu", 0):
+            _let_torch_load_onto_first_cpu()
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_callback_state(self) -> None:
         # the library would replace the objective; keep the object the loss reads
@@ -532,6 +539,17 @@ class GraceTrainer(Trainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = kind([group for group in settings if group["params"]], **options)
         return self.optimizer
+
+
+@cache
+def _let_torch_load_onto_first_cpu() -> None:
+    """For several processes on CPUs, the library loads onto "cpu:0", a name torch.load lacks."""
+
+    def restore(storage: Any, location: str) -> Any:
+        return storage if location == "cpu:0" else None
+
+    # 9: before torch's own places, of which no two may have one priority
+    torch.serialization.register_package(9, lambda _: None, restore)
 
 
 def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:

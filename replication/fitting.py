@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -188,10 +188,12 @@ def whole_model(trainer: GraceTrainer, rebuild: Callable[[], Any]) -> Any | None
     Args:
         rebuild: makes the model as it was before training, for shards to be put together in.
     """
-    accelerator = trainer.accelerator
-    trained = trainer.state.global_step > 0  # otherwise a checkpoint was loaded, into one piece
-    if trained and (accelerator.is_fsdp2 or trainer.is_deepspeed_enabled):
-        weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all processes together
+    accelerator, model = trainer.accelerator, cast(Any, trainer.model)
+    if accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
+        if trainer.state.global_step > 0:
+            weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all together
+        else:  # nothing was trained: a finished run's weights were loaded, in one piece
+            weights = model.state_dict()
         if not accelerator.is_main_process:
             return None
         model = rebuild()

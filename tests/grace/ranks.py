@@ -1,4 +1,4 @@
-"""Two processes of a test that train together on CPUs (gloo), as `accelerate launch` starts them."""
+"""Processes of a test that train together on CPUs (gloo), as `accelerate launch` starts them."""
 
 import multiprocessing
 import os

@@ -248,7 +248,7 @@ def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):
 
 
 def test_other_bits_are_refused(place):
-    with pytest.raises(InputError, match="5 bits.*16, 8, 4"):
+    with pytest.raises(InputError, match=r"5 bits.*16, 8, 4"):
         load_frozen(place.models / "teacher", bits=5, device="cpu")
 
 

@@ -55,7 +55,27 @@ def test_every_change_of_a_scale_is_in_its_parameters(repository, scale):
         for key in set(base or {}) - set(changes):
             assert made[key] == base[key]
 
-    compare(changes, made, yaml.safe_load((repository / "params.yaml").read_text()))
+    base = yaml.safe_load((repository / "params.yaml").read_text())
+    if preset := changes.get("train", {}).get("preset"):
+        path = repository / "replication" / "scales" / "presets" / f"{preset}.yaml"
+        base = merge(base, yaml.safe_load(path.read_text()))
+    compare(changes, made, base)
+
+
+def test_another_preset_is_one_word(repository):
+    path = repository / "replication" / "scales" / "paper.yaml"
+    text = path.read_text()
+    assert scale_params("paper", repository)["train"]["distillation"]["tau"] == 0.35
+    try:
+        path.write_text(text.replace("preset: paper", "preset: released"))
+        train = scale_params("paper", repository)["train"]
+        assert (train["epochs"], train["distillation"]["tau"]) == (1.0, 3.0)
+        assert train["launch"]["processes"] == train["devices"] == 16
+        path.write_text(text.replace("preset: paper", "preset: papers"))
+        with pytest.raises(InputError, match="papers.*paper"):
+            scale_params("paper", repository)
+    finally:
+        path.write_text(text)
 
 
 def test_a_scale_with_a_misspelt_key_is_refused(tmp_path, repository):

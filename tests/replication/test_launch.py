@@ -1,0 +1,289 @@
+"""Launched training: checks before long work, runs that are killed and go on, and a real launch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launched
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from grace.errors import InputError
+from grace.models import load_model
+from replication.launch import check, command, read_launch_config
+from replication.params import PRESETS, Launch, parse_params
+from replication.scale import ROOT, merge, scale_params
+
+sys.path.insert(0, str(ROOT / "tests" / "grace"))
+import ranks
+
+GROUP, RUN, SEED = "qwen2_vl_runs", "grace_int4", 0
+LAUNCH = ROOT / "replication" / "launch"
+
+
+def changed(**train):
+    """The parameters of scale paper at a tiny size."""
+    launch = {"config": "replication/launch/single.yaml", "processes": 1, "workers": 0}
+    tiny = {
+        "epochs": None,
+        "max_length": None,
+        "steps": 8,
+        "batch_size": 2,
+        "accumulation": 2,
+        "devices": 1,
+        "learning_rate": 1e-3,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "launch": launch,
+    }
+    return merge(scale_params("paper"), {"train": merge(tiny, train)})
+
+
+def two(config: str, **train):
+    launch = {"config": f"replication/launch/{config}.yaml", "processes": 2}
+    return changed(devices=2, launch=launch, accumulation=1, **train)
+
+
+@pytest.fixture(scope="module")
+def models(family, conversations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    small = family("qwen2_vl")
+    for name, seed, layers in (("baseline", 1, 2), ("teacher", 9, 3)):
+        path = folder / "models" / "paper" / "qwen2_vl" / name
+        small.model(seed, num_hidden_layers=layers).save_pretrained(path)
+        small.processor.save_pretrained(path)
+    data = folder / "data" / "paper" / "conversations"
+    data.mkdir(parents=True)
+    (data / "train.parquet").symlink_to(conversations)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(models, tmp_path_factory):
+    """A workspace with the models and the data, and its own parameters and results."""
+
+    def workspace(params) -> Path:
+        folder = tmp_path_factory.mktemp("workspace")
+        (folder / "replication").symlink_to(ROOT / "replication")
+        (folder / "data").symlink_to(models / "data")
+        (folder / "models" / "paper").mkdir(parents=True)
+        (folder / "models" / "paper" / "qwen2_vl").symlink_to(models / "models/paper/qwen2_vl")
+        (folder / "params.yaml").write_text(yaml.safe_dump(params))
+        return folder
+
+    return workspace
+
+
+def start(workspace, kill=None, **options):
+    return ranks.start(launched.train, workspace, GROUP, RUN, SEED, kill, **options)
+
+
+def finish(workspace, **options):
+    ranks.run(launched.train, workspace, GROUP, RUN, SEED, **options)
+
+
+def killed(workspace, *kill, rank=0, **options):
+    """Run until one process kills itself; the others go as a launcher makes them go."""
+    processes = start(workspace, (*kill, rank), **options)
+    try:
+        processes[rank].join(60)
+        assert processes[rank].exitcode == -9, kill
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def written(workspace) -> dict[str, bytes]:
+    target = workspace / "models" / "paper" / GROUP / RUN / f"seed{SEED}"
+    return {path.name: path.read_bytes() for path in sorted(target.iterdir())}
+
+
+def history(workspace):
+    path = workspace / "results" / "paper" / "training" / GROUP / RUN / f"seed{SEED}.json"
+    return json.loads(path.read_text())["history"]
+
+
+def checkpoints(workspace) -> list[str]:
+    scratch = workspace / "models/paper/.checkpoints" / GROUP / f"{RUN}-seed{SEED}"
+    return sorted(path.name for path in scratch.glob("checkpoint-*"))
+
+
+MOMENTS = [
+    # function, call, checkpoints there when the process is dead
+    ("torch.save", 1, []),  # the optimizer's state of the first checkpoint
+    ("grace.training.GraceTrainer._finish_step", 4, ["checkpoint-2"]),
+    ("transformers.trainer_callback.TrainerState.save_to_json", 1, ["checkpoint-2"]),
+    ("grace.training.rotate_checkpoints", 1, ["checkpoint-2", "checkpoint-4"]),
+    ("torch.save", 3, ["checkpoint-2", "checkpoint-4"]),  # the random state
+    ("replication.fitting.bake", 1, ["checkpoint-8"]),
+    ("replication.fitting.write_codes", 1, ["checkpoint-8"]),
+    ("replication.fitting.shutil.rmtree", 2, ["checkpoint-8"]),  # the model is to be renamed
+]
+
+
+def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make):
+    whole, cut = make(changed()), make(changed())
+    finish(whole, ranks=1)
+    for function, call, left in MOMENTS:
+        killed(cut, function, call, ranks=1)
+        assert checkpoints(cut) == left, function
+    finish(cut, ranks=1)
+    assert checkpoints(cut) == []
+    assert written(cut) == written(whole)
+    assert history(cut) == history(whole)
+    assert {"beta", "ema"} <= set(history(whole)[-1])
+    assert len(history(whole)) == 8
+    again = time.monotonic()
+    finish(cut, ranks=1)  # what is there already is kept
+    assert time.monotonic() - again < 60
+    assert written(cut) == written(whole)
+
+
+def test_a_run_killed_from_outside_goes_on(make):
+    """Not at a chosen line: whenever the signal comes, the moment a checkpoint is being written
+    and a while after included."""
+    whole, cut = make(changed(steps=6)), make(changed(steps=6))
+    finish(whole, ranks=1)
+    scratch = cut / "models/paper/.checkpoints" / GROUP / f"{RUN}-seed{SEED}"
+    for name in ("partial", "checkpoint-2"):
+        [process] = start(cut, ranks=1)
+        until = time.monotonic() + 60
+        while process.is_alive() and time.monotonic() < until and not (scratch / name).exists():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+    finish(cut, ranks=1)
+    assert written(cut) == written(whole)
+    assert history(cut) == history(whole)
+
+
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_one_of_two_processes_killed(make, wrapper):
+    params = two(wrapper, steps=4)
+    whole, cut = make(params), make(params)
+    finish(whole, wrapper=wrapper)
+    killed(cut, "grace.training.GraceTrainer._finish_step", 3, rank=1, wrapper=wrapper)
+    assert checkpoints(cut) == ["checkpoint-2"]
+    # its part of the checkpoint, while the first process has written all of its own
+    killed(cut, "grace.training.GraceTrainer._save_rng_state", 1, rank=1, wrapper=wrapper)
+    assert checkpoints(cut) == ["checkpoint-2"]
+    killed(cut, "replication.fitting.write_codes", 1, wrapper=wrapper)
+    finish(cut, wrapper=wrapper)
+    assert written(cut) == written(whole)
+    assert history(cut) == history(whole)
+    model = load_model(cut / "models" / "paper" / GROUP / RUN / f"seed{SEED}")
+    assert not any("log_scale" in name for name, _ in model.named_parameters())
+
+
+def test_accelerate_launches_it(make):
+    """The real command with ddp.yaml, on CPUs."""
+    params = two("ddp", steps=2)
+    workspace = make(params)
+    words = command(parse_params(params), GROUP, RUN, SEED)
+    words[words.index("replication.launch")] = "launched"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "replication")])
+    ended = subprocess.run(
+        words,
+        cwd=workspace,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "quantized.safetensors" in written(workspace)
+    assert len(history(workspace)) == 2
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2", "zero3"])
+def test_configuration_files_are_accelerates_own(name, monkeypatch):
+    path = LAUNCH / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "no"
+    monkeypatch.chdir(ROOT)
+    if name.startswith("zero"):
+        file = config.deepspeed_config["deepspeed_config_file"]
+        content = json.loads((ROOT / file).read_text())
+        assert content["zero_optimization"]["stage"] == int(name[-1])
+        assert content["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+        assert not {"bf16", "fp16"} & set(content)
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        with pytest.raises(InputError, match="DeepSpeed, which is not installed"):
+            read_launch_config(Launch(str(path), 2))
+        return
+    read_launch_config(Launch(str(path), 1 if name == "single" else 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "processes", "message"),
+    [
+        ({"distributed_type": "MULTI_TPU"}, 2, "distributed_type 'MULTI_TPU'"),
+        ({"distributed_type": "NO"}, 2, "processes is 2"),
+        ({"distributed_type": "MULTI_GPU"}, 1, "processes is 1"),
+        ({"distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}, 2, "train.bf16 decides"),
+        ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, 2, "must be 2"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(tmp_path, content, processes, message):
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=message):
+        read_launch_config(Launch(str(path), processes))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"launch": {"processes": 3}}, "processes is 3 and train.devices is 1"),
+        ({"launch": {"optimizer": "adamw_torch_fuse"}}, "adamw_torch_fused"),
+        ({"launch": {"teacher_bits": 5}}, "16, 8, 4"),
+        ({"launch": {"teacher_bits": 8, "teacher_sharded": True}}, "choose one of the two"),
+        ({"preset": "papers"}, "paper"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(train, message):
+    with pytest.raises(InputError, match=message):
+        parse_params(changed(**train))
+
+
+def test_what_is_missing_is_said_before_long_work(make, monkeypatch):
+    workspace = make(changed())
+    monkeypatch.chdir(workspace)
+    params = parse_params(changed())
+    check(params, GROUP, RUN, SEED)
+    with pytest.raises(InputError, match="has the seeds"):
+        check(params, GROUP, RUN, 7)
+    with pytest.raises(InputError, match="grace_int4"):
+        check(params, GROUP, "grace_int", SEED)
+    with pytest.raises(InputError, match="shuffled teacher"):
+        check(params, "controls", "shuffled_int4", SEED)
+    sharded = parse_params(changed(launch={"teacher_sharded": True}))
+    with pytest.raises(InputError, match=r"teacher_sharded.*fsdp2\.yaml"):
+        check(sharded, GROUP, RUN, SEED)
+    (workspace / "data").unlink()
+    with pytest.raises(InputError, match="run the stage conversations first"):
+        check(params, GROUP, RUN, SEED)
+    (workspace / "models" / "paper" / "qwen2_vl").unlink()
+    with pytest.raises(InputError, match="does not exist"):
+        check(params, GROUP, RUN, SEED)
+
+
+def test_presets_differ_in_what_the_launcher_sets_otherwise():
+    folder = ROOT / "replication" / "scales" / "presets"
+    assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(PRESETS)
+    paper, released = (yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in PRESETS)
+    flat = [{**p["train"], **p["train"]["distillation"]} for p in (paper, released)]
+    assert flat[0].keys() == flat[1].keys()
+    differ = {key for key in flat[0] if flat[0][key] != flat[1][key]} - {"distillation"}
+    assert differ == {
+        *("epochs", "scale_lr_multiplier", "tau", "eta", "beta_max"),
+        *("rcka_weight", "rcka_warmup_steps"),
+    }
+    assert scale_params("paper")["train"]["distillation"] == paper["train"]["distillation"]
