@@ -128,14 +128,14 @@ def read_part(request: Request, benchmark: str) -> Part | None:
         return None
 
 
-def write_part(request: Request, benchmark: str, evaluation: Evaluation) -> None:
+def write_part(request: Request, benchmark: str, evaluation: Evaluation, processes: int) -> None:
     """Keep a finished benchmark; the record comes last and names the outcomes by their hash."""
     file = Path(request.parts) / f"{benchmark}.json"
     outcomes = file.with_suffix(".parquet")
     evaluation.write_outcomes(outcomes)
     record = {
         "score": evaluation.scores[benchmark],
-        "settings": evaluation.settings,
+        "settings": {**evaluation.settings, "processes": processes},
         "origin": request.origin(benchmark),
         "outcomes": hashlib.sha256(outcomes.read_bytes()).hexdigest(),
     }
@@ -178,19 +178,21 @@ def count_processes(processes: int | str) -> int:
 
 
 def _launch(request: Request, processes: int) -> None:
-    import torch
-
-    gpus = torch.cuda.is_available() and request.device != "cpu"
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
         file = write_json_atomic(Path(folder) / "request.json", asdict(request))
-        command = [
-            *(sys.executable, "-m", "accelerate.commands.launch"),
-            *(["--multi_gpu"] if gpus else ["--cpu", "--num_cpu_threads_per_process", "1"]),
-            *("--num_processes", str(processes), "--num_machines", "1"),
-            *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
-            *("-m", "replication.evaluate_shard", str(file)),
-        ]
-        code = subprocess.call(command)
+        # --multi_gpu is what starts several processes at all, on a machine without GPUs too
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        options = {
+            "num_processes": processes,
+            "num_machines": 1,
+            "num_cpu_threads_per_process": max(1, (os.cpu_count() or 1) // processes),
+            "mixed_precision": "no",
+            "dynamo_backend": "no",
+            "main_process_port": 0,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        module = ["-m", "replication.evaluate_shard", str(file), str(processes)]
+        code = subprocess.call([*launch, *words, *module])
     if code:
         raise EvaluationError(
             f"{request.model}: a process of the evaluation failed, see above; what was finished is "
@@ -219,7 +221,7 @@ def run(request: Request, share: "Share") -> None:
             share=share,
         )
         if share.rank == 0:
-            write_part(request, name, evaluation)
+            write_part(request, name, evaluation, share.world)
             value = evaluation.scores[name]["score"]
             print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
 
@@ -275,6 +277,10 @@ def main() -> None:
     try:
         request = Request.from_dict(read_json(sys.argv[1]))
         with _process_group() as share:
+            if sys.argv[2:] and share.world != int(sys.argv[2]):
+                raise InputError(
+                    f"the launcher started {share.world} processes instead of {sys.argv[2]}"
+                )
             run(request, share)
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -449,6 +449,7 @@ def test_two_processes_give_what_one_gives(request_of, tmp_path):
     )
     assert scores_of(two) == scores_of(one)
     for name in names:
+        assert (one[name].settings["processes"], two[name].settings["processes"]) == (1, 2)
         assert one[name].outcomes["prediction"].nunique() > 10
         pd.testing.assert_frame_equal(two[name].outcomes, one[name].outcomes)
     files = {p.name for p in (tmp_path / "two").iterdir()}
