@@ -275,8 +275,9 @@ class _Reader:
         Raises:
             InputError: naming the record, for a conversation that cannot be encoded.
         """
-        counts = [self._image_tokens(i["width"], i["height"]) for i in record["images"]]
-        if None in counts:
+        made = [self._image_tokens(image["width"], image["height"]) for image in record["images"]]
+        counts = [count for count in made if count is not None]
+        if len(counts) != len(made):
             return "shape"
         turns = record["conversations"]
         if any(self._marker in turn["value"].replace("<image>", "") for turn in turns):

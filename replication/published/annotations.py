@@ -117,12 +117,13 @@ def _elements(name: str, file: TextIO) -> Iterator[Any]:
         else:
             try:
                 value, stop = decoder.raw_decode(text, at)
-                reason = "it ends"
+                after, reason = _SPACE.match(text, stop).end(), "it ends"  # type: ignore[union-attr]
+                whole = text[after : after + 1] in (",", "]")  # 1 may go on as 1.5
             except json.JSONDecodeError as error:
-                stop, reason = len(text), error.msg
+                whole, reason = False, error.msg
             except RecursionError:
                 raise broken("it is nested too deep") from None
-            if stop == len(text):  # perhaps there is more of it
+            if not whole:
                 if len(text) - at > _LARGEST:
                     raise broken(reason)
                 more = file.read(max(_CHUNK, len(text) - at))

@@ -197,7 +197,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava, qwen2_vl"),
         ("evaluate.dtype", "float23", "did you mean 'float32'"),
         ("world.asserted", "yes", "'yes'"),
-        ("data", {"training": {"repository": "a/b"}, "benchmarks": {}}, "'data'"),
+        ("data", {"training": {"files": ["a"], "images": "b"}, "benchmarks": {}}, "'data'"),
     ],
 )
 def test_a_wrong_value_is_named(path, value, told):
@@ -226,6 +226,10 @@ def test_scale_paper_is_the_published_set_up():
         "qwen3_vl": ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen3-VL-2B-Instruct"),
     }  # fmt: skip
     assert params.data is not None
+    training = params.data.training
+    assert training.repository == "Lin-Chen/ShareGPT4V"
+    assert training.files == ["sharegpt4v_mix665k_cap23k_coco-ap9k_lcs3k_sam9k_div2k.json"]
+    assert training.samples is None
     asked = {name for names in params.evaluate.benchmarks.values() for name in names}
     assert set(params.data.benchmarks) == asked == set(BENCHMARKS)
 

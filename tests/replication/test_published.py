@@ -72,7 +72,7 @@ def test_a_large_file_is_never_held(scratch):
     record = {"id": "x", "conversations": talk(3, length=60)}
     with scratch.open("w") as file:
         file.write("[" + ",\n".join([json.dumps(record)] * 20_000) + "]")
-    assert scratch.stat().st_size > 20e6
+    assert scratch.stat().st_size > 30e6
     tracemalloc.start()
     try:
         assert sum(1 for _ in itertools.islice(read_records(scratch), 5_000)) == 5_000
@@ -381,7 +381,7 @@ def test_folders_may_lie_elsewhere(tmp_path):
     assert index["counts"]["conversations"] == 7
 
 
-DRAWN: list[int] = []
+DRAWN = [3, 4, 11, 13, 16, 22, 27, 29]
 
 
 def test_a_draw_follows_from_the_seed_and_the_files(tmp_path):
@@ -561,5 +561,5 @@ def test_the_stage_refuses_bad_parameters(tmp_path, run, training, told):
     code, error = run(**training)
     assert code == 2
     assert told in error
-    assert error.count("\n") == 1
+    assert error.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "results").exists()
