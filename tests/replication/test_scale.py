@@ -72,7 +72,7 @@ def test_another_preset_is_one_word(repository):
         assert (train["epochs"], train["distillation"]["tau"]) == (1.0, 3.0)
         assert train["launch"]["processes"] == train["devices"] == 16
         path.write_text(text.replace("preset: paper", "preset: papers"))
-        with pytest.raises(InputError, match="papers.*paper"):
+        with pytest.raises(InputError, match=r"papers.*paper"):
             scale_params("paper", repository)
     finally:
         path.write_text(text)
