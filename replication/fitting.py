@@ -25,6 +25,7 @@ from replication.io import write_json_atomic
 from replication.layout import Layout, needed, reading
 
 ORIGIN_FILE = "origin.json"
+_LEFT_OUT = ("rejected", "truncated", "dropped_images")  # what shards tell of their conversations
 
 
 def load_training_data(
@@ -64,8 +65,9 @@ def fit(
             corresponding section of ``params.yaml``.
         origin: what the training follows from, see :func:`origin_of`.
         scratch: folder for checkpoints, removed when training is complete.
-        log: JSON file for the logged values (``history``), the controller's bounds, and what the
-            training took (``cost``; None if it was interrupted).
+        log: JSON file for the logged values (``history``), the controller's bounds, what of the
+            published data did not fit (``data``), and what the training took (``cost``; None if it
+            was interrupted).
         finish: called when training is complete, while its last checkpoint is still there.
     """
     if not torch.cuda.is_available():
@@ -105,6 +107,9 @@ def fit(
     )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
     told: dict[str, Any] = {"family": model.config.model_type}
+    left_out = {name: getattr(data, name) for name in _LEFT_OUT if hasattr(data, name)}
+    if left_out:
+        told["data"] = left_out
     if method.distillation is not None and method.distillation.adaptive:
         bounds = ("tau", "beta_min", "beta_max")
         told["controller"] = {name: getattr(method.distillation, name) for name in bounds}
@@ -283,14 +288,10 @@ def origin_of(
     Args:
         code: the source files and packages that decide its result, from the repository's root.
     """
-    weights, samples = hashlib.sha256(), hashlib.sha256()
+    weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for index in range(len(data)):
-        samples.update(data.ids[index].encode())
-        for tokens in data.tokens(index):
-            samples.update(tokens.tobytes())
     return {
         "code": provenance.code_hash(code),
         "versions": json.dumps(provenance.library_versions(), sort_keys=True),
@@ -298,8 +299,18 @@ def origin_of(
         "method": repr(method),
         "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256", "seed")]),
         "weights": weights.hexdigest(),
-        "data": samples.hexdigest(),
+        # shards know the hash of theirs: to read every sample would take minutes
+        "data": getattr(data, "sha256", None) or _samples_hash(data),
     }
+
+
+def _samples_hash(data: ConversationDataset) -> str:
+    samples = hashlib.sha256()
+    for index in range(len(data)):
+        samples.update(data.ids[index].encode())
+        for tokens in data.tokens(index):
+            samples.update(tokens.tobytes())
+    return samples.hexdigest()
 
 
 def save_model(

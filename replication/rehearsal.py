@@ -133,6 +133,8 @@ def rehearsed(published: Path) -> dict[str, Any]:
                 "accumulation": 2,
                 "devices": 1,
                 "max_length": 1024,
+                "logging_steps": 2,
+                "save_steps": 2,
                 "launch": {
                     "config": "replication/launch/single.yaml",
                     "processes": 1,
