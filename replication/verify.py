@@ -351,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return int(any(result.failed for result in (*results, *judged)))
+    return int(any(claim.failed for claim in results) or any(cell.failed for cell in judged))
 
 
 if __name__ == "__main__":
