@@ -126,6 +126,33 @@ def test_every_cell_and_difference_is_asserted_by_one_test():
     assert [(c.table, c.row, c.column) for c in cells if c.against is None] == measured
 
 
+def test_the_documented_table_is_that_of_the_facts():
+    text = (ROOT / "docs" / "statistics.md").read_text()
+    rows = {
+        cells[0]: cells
+        for line in text.splitlines()
+        if (cells := [cell.strip() for cell in line.strip("| ").split("|")])[0] in FACTS.benchmarks
+    }
+    assert set(rows) == set(FACTS.benchmarks)
+    for name, row in rows.items():
+        one = FACTS.benchmark(name)
+        spreads = (one.harness_spread, FACTS.difference_spread(name), FACTS.training_spread(name))
+        assert row[1] == f"{one.questions:,} ({one.split})"
+        assert row[4:7] == [f"{value:.2f}" for value in spreads]
+        assert row[7] == max(one.harness, key=lambda reading: reading.apart).source
+        if row[3]:  # OCRBench has no reported value
+            table, base = next(
+                (table, row.values[column])
+                for table in REPORTED.tables.values()
+                if table.quantity == "score"
+                for column in table.benchmark_columns
+                if table.benchmark(column) == name
+                for row in table.rows
+                if row.role == "baseline"
+            )
+            assert row[3] == f"{one.standard_error(base):.2f}", table.short
+
+
 # --- sampling errors, by what they stand for
 
 
