@@ -3,8 +3,9 @@
     python -m replication.verify [--scale small] [--results DIR] [--abstract] [--json PATH]
 
 Prints one line per claim and one per part of it (reported, measured with interval, band, status)
-and writes <results>/<scale>/claims.json. Exit code 0; 1 if a claim is CONTRADICTED that the ledger
-does not list as a known deviation at this scale; 2 on bad input.
+and writes <results>/<scale>/claims.json. At scale paper it also judges every reported cell and its
+difference from the baseline. Exit code 0; 1 if a claim is CONTRADICTED that the ledger does not
+list as a known deviation at this scale, or if a cell or difference is; 2 on bad input.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from grace.errors import InputError
+from replication import cells
+from replication.cells import CellResult, verify_cells
 from replication.compare import Interval, Status
 from replication.io import write_json_atomic
 from replication.quantities import signed
-from replication.reported import Claim, Part, load_ledger
+from replication.reported import Claim, Ledger, Part, load_ledger
 from replication.results import FULL_SCALE, SCALES, check_scale
 from replication.verdicts import ClaimResult, PartResult, to_data, verify
 
@@ -224,6 +227,70 @@ def render(
         out.remark(0, f"Contradicted, and not a known deviation: {', '.join(failed)}")
 
 
+def _cell_pieces(result: CellResult) -> list[str]:
+    cell, interval = result.cell, result.interval
+    write = signed if cell.against else "{:.1f}".format
+    measured = "not run"
+    if interval is not None:
+        ends = f"{write(interval.low)}, {write(interval.high)}"
+        measured = f"{write(interval.point)} [{ends}]"
+    sides = [("above", result.rule.above), ("below", result.rule.below)]
+    side = [f"and {name} {value:g}" for name, value in sides if value is not None]
+    ends = f"[{write(result.band.low)}, {write(result.band.high)}]"
+    return [
+        f"reported {write(cell.reported)}".ljust(15),
+        f"measured {measured}".ljust(32),
+        " ".join([f"band {ends}", *side]).ljust(36),
+        "in points" if cell.unit == "points" and cell.against is None else "",
+    ]
+
+
+def render_cells(
+    results: Sequence[CellResult],
+    stream: TextIO,
+    *,
+    colour: bool = False,
+    width: int | None = None,
+) -> None:
+    """Print the verdicts on the reported cells and differences, table by table."""
+    names = [2 + len(result.cell.name) for result in results]
+    out = _Printer(stream, colour, width, max(names, default=0))
+    out.line()
+    out.remark(
+        0,
+        "Reported cells, and their differences from the baseline (-vs-), each against its band; "
+        "the reasons of the bands are in claims.json.",
+    )
+    table = ""
+    for result in results:
+        if result.cell.table.short != table:
+            table = result.cell.table.short
+            out.line()
+            out.remark(0, f"{table}: {result.cell.table.title}")
+        out.entry(2, result.cell.name, result.status, _cell_pieces(result))
+        if result.note:
+            out.remark(6, result.note)
+    out.line()
+    for what, chosen in (
+        ("cells", [one for one in results if one.cell.against is None]),
+        ("differences", [one for one in results if one.cell.against is not None]),
+    ):
+        counts = Counter(one.status for one in chosen)
+        shown = [status for status in Status if counts.get(status)]
+        out.line(f"{what}: " + ", ".join(f"{counts[s]} {out.status(s, pad=False)}" for s in shown))
+
+
+def document(
+    results: Sequence[ClaimResult],
+    judged: Sequence[CellResult],
+    scale: str,
+    ledger: Ledger,
+) -> dict[str, Any]:
+    """The content of claims.json: the claims and, at full scale, the cells."""
+    data = to_data(results, scale, ledger)
+    return {**data, **cells.to_data(judged)} if scale == FULL_SCALE else data
+
+
 def wants_colour(stream: TextIO) -> bool:
     """Colour only on a terminal, and never if NO_COLOR is set or the terminal is dumb."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
@@ -236,8 +303,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m replication.verify",
         description="Compare what was measured with what the paper reports, claim by claim.",
-        epilog="Exit code 1 if a claim is contradicted that is not a known deviation; 2 on bad "
-        "input.",
+        epilog="Exit code 1 if a claim is contradicted that is not a known deviation, or, at scale "
+        "paper, a reported cell or difference; 2 on bad input.",
     )
     parser.add_argument("--scale", default="small", help=f"{', '.join(SCALES)} (default small)")
     parser.add_argument("--results", type=Path, help="folder with <scale>/scores (default results)")
@@ -263,6 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ledger = load_ledger()
         only = [one.id for one in ledger.claims if one.abstract] if options.abstract else None
         results = verify(root, scale, ledger, only=only)
+        judged = [] if options.abstract else verify_cells(root, scale, ledger)
         stream = sys.stdout
         width = shutil.get_terminal_size().columns if stream.isatty() else None
         render(
@@ -273,15 +341,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             width=width,
             abstract=options.abstract,
         )
+        if judged:
+            render_cells(judged, stream, colour=wants_colour(stream), width=width)
         path = options.json
         if path is None and not options.abstract and (root / scale).is_dir():
             path = root / scale / "claims.json"
         if path is not None:
-            write_json_atomic(path, to_data(results, scale, ledger))
+            write_json_atomic(path, document(results, judged, scale, ledger))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if any(result.failed for result in results) else 0
+    return int(any(claim.failed for claim in results) or any(cell.failed for cell in judged))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ REPLICATION = Path(provenance.__file__).parent
 LIGHT = (
     "io.py",
     "association.py",
+    "cells.py",
     "compare.py",
     "designs.py",
     "measurements.py",
@@ -28,6 +29,7 @@ LIGHT = (
     "report/tables.py",
     "report/text.py",
     "reported/__init__.py",
+    "reported/bands.py",
     "reported/consistency.py",
     "reported/ledger.py",
     "reported/reading.py",
