@@ -16,9 +16,12 @@ FAMILY ?= qwen2_vl
 
 BENCH ?=
 
-.PHONY: setup repro verify-claims bench tune readme test test-fast lint help
+DOCTOR ?=
+
+.PHONY: setup doctor repro verify-claims bench tune readme test test-fast lint help
 
 help:
+	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
@@ -35,6 +38,9 @@ $(STAMP): pyproject.toml requirements/no-deps.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[replication,test]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/no-deps.txt
 	@touch $@
+
+doctor: setup
+	$(BIN)/python -m replication.doctor $(SCALE) $(DOCTOR)
 
 repro: setup
 	$(BIN)/python -m replication.scale $(SCALE) repro
