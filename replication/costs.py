@@ -22,6 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from grace.distillation._common import WORKSPACE_BYTES
 from grace.distillation.gated import BUFFERS
@@ -60,7 +61,7 @@ class Shape:
     of the patches. patches: a visual token is made of so many, token_pixels: of so many pixels.
     image_tokens: visual tokens of an image where all come to one size, else 0. extra_patches: an
     image's positions in the tower that become no visual token. tower_read: the tower's layers that
-    lead to what is read of it.
+    lead to what is read of it, where it gives access to its embeddings, else 0.
     """
 
     name: str
@@ -111,7 +112,7 @@ class Shape:
         ]
         layers = getattr(vision, "depth", None) or vision.num_hidden_layers
         side = vision.patch_size * (vision.spatial_merge_size if merged else 1)
-        unread = -1 - getattr(config, "vision_feature_layer", -1)
+        read = layers + 1 + getattr(config, "vision_feature_layer", -1)
         return cls(
             name=name or config.model_type,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -139,7 +140,7 @@ class Shape:
                 tower[name].numel() for name in patches if name.endswith(".weight")
             ),
             tower_layers=layers,
-            tower_read=layers - unread,
+            tower_read=read if _has_embeddings(model.get_submodule(family.vision_tower)) else 0,
             tower_width=getattr(vision, "embed_dim", None) or vision.hidden_size,
             patches=vision.spatial_merge_size**2 if merged else 1,
             token_pixels=side**2,
@@ -174,6 +175,18 @@ class Shape:
     def scales(self, group_size: int | str) -> int:
         """Learned scales of the fake-quantized decoder, one for a group of input features."""
         return self.linears // (self.hidden if group_size == "row" else int(group_size))
+
+
+def _has_embeddings(tower: nn.Module) -> bool:
+    """Whether `enable_input_require_grads` finds embeddings in the tower."""
+    for module in tower.modules():
+        if isinstance(module, PreTrainedModel):
+            try:
+                module.get_input_embeddings()
+                return True
+            except NotImplementedError:
+                continue
+    return False
 
 
 def _weights(model: Any, names: list[str]) -> int:
@@ -258,7 +271,8 @@ def step_flops(
     backward needs, which spares a plain linear's product at the end of a layer, but not a
     fake-quantized one's. tower: what the frozen tower adds to its forward pass. Nothing without
     checkpointing; with it transformers has every embedding's output require a gradient, the
-    patches' too (`enable_input_require_grads`), and so backward goes through the tower's layers.
+    patches' too (`enable_input_require_grads`; not Qwen3-VL's), and so backward goes through the
+    tower's layers.
     rcka: the Gram matrices n² d of `cka`, and the student's once more for each of the two factors
     in backward.
     """

@@ -67,6 +67,7 @@ class Resources:
 def load_resources(path: Path = PATH) -> Resources:
     """resources.yaml. Raises InputError for a file without the sections."""
     content = read_yaml(path)
+    _check_numbers(content, path.name)
     try:
         return Resources(
             devices={
@@ -85,6 +86,22 @@ def load_resources(path: Path = PATH) -> Resources:
         )
     except KeyError as error:
         raise InputError(f"{path.name} lacks {error}; add it") from error
+
+
+_NUMBERS = frozenset(
+    {
+        *("flops", "bandwidth", "memory", "utilisation", "samples", "text_tokens", "supervised"),
+        *("visual_pixels", "bytes", "bytes_per_weight", "questions", "answer_tokens"),
+    }
+)
+
+
+def _check_numbers(value: Any, where: str) -> None:
+    """YAML reads 1.0e9 as text; only 1.0e+9 is a number."""
+    for key, entry in value.items() if isinstance(value, dict) else ():
+        if key in _NUMBERS and (isinstance(entry, str) or not entry > 0):
+            raise InputError(f"{where}: {key} is {entry!r}; give a number above 0, as in 1.0e+9")
+        _check_numbers(entry, f"{where}: {key}")
 
 
 @functools.cache
