@@ -452,7 +452,7 @@ def layer_bytes(
     every query head: S times heads (6 or 8 bytes; 4 without a cast) and 4 (q − k) or 8 (q − k).
     """
     wide, other = (26, 4) if autocast else (24, 8)
-    a_token = wide * shape.hidden + 2 * other * shape.intermediate
+    a_token: float = wide * shape.hidden + 2 * other * shape.intermediate
     a_token += other * (shape.query_width + shape.key_width)
     if attention == "eager":
         a_token += (6 if autocast else 4) * load.tokens * shape.heads
@@ -527,7 +527,7 @@ def rank_memory(
     found["activations"] = inputs + kept if checkpointing else student.layers * kept
     found["casts"] = 0.0
     if precision.autocast:
-        decoder = 2 * student.widest if quantized else 2 * student.linears
+        decoder = 2.0 * student.widest if quantized else 2.0 * student.linears
         if wrapper in ("fsdp2", "zero3"):
             decoder = min(decoder, 4 * student.linears / student.layers)
         found["casts"] = 2 * student.head + decoder

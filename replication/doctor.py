@@ -186,8 +186,8 @@ def check_devices(
 ) -> list[Finding]:
     """Accelerators against what training at full scale needs; none is needed at the others."""
     if params.scale != FULL_SCALE:
-        found = f"{len(machine.gpus)} accelerators" if machine.gpus else "no accelerator"
-        return [Finding("devices", OK, f"{found}, {machine.cores} cores; cores are enough")]
+        text = f"{len(machine.gpus)} accelerators, {machine.cores} cores; cores are enough"
+        return [Finding("devices", OK, text)]
     if not machine.gpus:
         return [
             Finding(
@@ -197,7 +197,7 @@ def check_devices(
                 "run on a machine with GPUs and a CUDA build of torch, or choose SCALE=small",
             )
         ]
-    found = []
+    found: list[Finding] = []
     least = min(machine.gpus, key=lambda gpu: gpu.memory)
     seen = f"{len(machine.gpus)} x {least.name}, {size(least.memory)} each"
     if not all(gpu.bf16 for gpu in machine.gpus):

@@ -30,11 +30,11 @@ from replication.trial import Trial, live_bytes, trial_trainer
 
 OUT = Path("results/scaling/scaling.json")
 CODE = ("grace", "replication/trial.py", "replication/scaling.py")
-CENTRE = Trial(text_tokens=112, supervised=64, sequences=4, vocabulary=4096, width=256, layers=4)
+CENTRE = Trial(text_tokens=112, supervised=64, sequences=2, vocabulary=4096, width=256, layers=2)
 AXES: dict[str, tuple[int, ...]] = {
-    "text_tokens": (112, 240, 496, 1008),
-    "vocabulary": (1024, 4096, 16384, 65536),
-    "width": (128, 256, 512, 1024),
+    "text_tokens": (112, 240, 496),
+    "vocabulary": (1024, 4096, 16384),
+    "width": (128, 256, 512),
 }
 STEPS = 5
 
@@ -146,7 +146,8 @@ def run(out: Path, say: Any = print, axes: dict[str, tuple[int, ...]] | None = N
             name = f"{axis}={value}"
             if name in points:
                 continue
-            points[name] = measure(dataclasses.replace(CENTRE, **{axis: value}))
+            changed: dict[str, Any] = {axis: value}
+            points[name] = measure(dataclasses.replace(CENTRE, **changed))
             write_json_atomic(out, content)
             say(f"{name}: {points[name]['seconds']:.3f} s, {points[name]['peak_bytes']:,} bytes")
     return content
