@@ -17,7 +17,6 @@ live storages of a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -619,9 +618,3 @@ def answering_seconds(
     reading = device.seconds(sum(forward_flops(shape, load).values())) / load.sequences
     writing = new_tokens * 2 * shape.parameters / device.bandwidth / load.sequences
     return questions * (reading + writing)
-
-
-def crossover_tokens(student: Shape, teacher: Shape, *, against: Mapping[str, float]) -> float:
-    """Supervised tokens from which on the teacher's bfloat16 logits are more than `against`, a sum
-    of parts of :func:`rank_memory`."""
-    return sum(against.values()) / (2 * min(student.vocabulary, teacher.vocabulary))

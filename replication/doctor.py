@@ -1,6 +1,6 @@
 """What this machine lacks for a scale, before anything is downloaded or trained.
 
-    python -m replication.doctor paper [--devices 16 --rate A100] [--tables table4]
+    python -m replication.doctor paper [--devices 16 --rate A100]
 
 Checks packages, devices, memory, disk, checkpoints, licences and data, each with how to mend it,
 and prints what every table downloads, trains and asks, and how long that takes. Exit code 1 if
@@ -57,9 +57,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the checks look at. disk: free bytes where the repository lies; hub_disk: where the
-    hub's cache lies, and whether that is the same disk. cached: whether a repository of the hub
-    (its name, 'model' or 'dataset') lies in the cache."""
+    """What the checks look at. ram, disk: free bytes, the latter where the repository lies. cached:
+    whether a repository of the hub (its name, 'model' or 'dataset') lies in the cache."""
 
     gpus: tuple[Gpu, ...]
     ram: float
@@ -245,11 +244,14 @@ def check_device_memory(family: str, parts: Mapping[str, float], gpu: Gpu) -> Fi
 
 
 def check_ram(params: Params, machine: Machine) -> Finding:
-    """Main memory: of the small world, or of one process that loads a student in float32."""
+    """Main memory: of the small world, or of one process that loads a student in float32 or a
+    teacher in bfloat16."""
     need = SMALL_RAM
     if params.scale == FULL_SCALE:
-        shapes = [shape_of(source) for source in sources(params)]
-        need = max(4 * shape.parameters for shape in shapes)
+        students = [shape_of(one.source or "") for one in params.baseline.values()]
+        teachers = [shape_of(one.source or "") for one in params.teacher.values()]
+        held = [4 * one.parameters for one in students]
+        need = max(held + [2 * one.parameters for one in teachers])
     text = f"{size(machine.ram)} free, {size(need)} needed"
     if machine.ram >= need:
         return Finding("main memory", OK, text)
@@ -382,7 +384,7 @@ def require(
 
     Raises InputError with the first check that failed and its mend.
     """
-    machine = machine or probe(Path.cwd() if (Path.cwd() / "pyproject.toml").exists() else ROOT)
+    machine = machine or probe()
     for finding in _required(params, stage, family, machine):
         if finding.status == FAILED:
             raise InputError(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from grace.errors import InputError
+from replication import scaling
 from replication.costs import (
     OPTIMIZERS,
     TEACHER_BYTES,
@@ -181,7 +182,9 @@ def test_live_bytes_counts_storages_once_and_frees_them():
     assert counter.peak == 400 + 4000 + 4
 
 
-def test_growth_is_measured_and_resumed(tmp_path):
+def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(scaling, "CENTRE", dataclasses.replace(LARGER, layers=2))
+    monkeypatch.setattr(scaling, "step_seconds", functools.partial(step_seconds, steps=1))
     out = tmp_path / "scaling.json"
     said = []
     axes = {"text_tokens": (112,)}

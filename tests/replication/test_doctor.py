@@ -70,7 +70,7 @@ def test_a_machine_that_has_everything():
         ({"gpus": (Gpu("Tesla V100", 85e9, False),) * 16}, "devices", "8.0"),
         ({"gpus": (Gpu("NVIDIA A100", 24e9, True),) * 16}, "memory, llava", "train.batch_size"),
         ({"disk": 50e9}, "disk", "free some"),
-        ({"ram": 10e9}, "main memory", "more memory"),
+        ({"ram": 20e9}, "main memory", "more memory"),
         ({"hub": False}, "checkpoint Qwen/Qwen3-VL-8B-Instruct", "HF_ENDPOINT"),
         ({"hub": False}, "benchmark pope", "HF_HOME"),
         ({"versions": {**BIG.versions, "torch": None}}, "packages", "make setup"),
