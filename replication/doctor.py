@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ from replication.scale import ROOT, scale_params
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 HUB = "huggingface.co"
-SMALL_RAM, SMALL_DISK = 4e9, 5e9
+SMALL_RAM = 4e9
 FREE_DISK = 1e9  # that any stage should find
 _NAME = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*(?:==\s*(\S+))?")
 
@@ -464,7 +465,8 @@ def duration(seconds: float | None) -> str:
 
 
 def table_lines(plan: Plan, devices: int, full: bool) -> list[str]:
-    """A line a table: download, trainings, device-hours, duration on the devices."""
+    """A line a table: models, trainings, download, device-hours, duration on the devices; and its
+    models by family."""
     head = f"{'table':<14}{'models':>7}{'runs':>6}{'download':>11}"
     head += f"{'GPU-hours':>11}{'of training':>12}{'duration':>11}" if full else f"{'training':>11}"
     lines = [head]
@@ -482,6 +484,22 @@ def table_lines(plan: Plan, devices: int, full: bool) -> list[str]:
         else:
             line += f"{duration(table.train_seconds):>11}"
         lines.append(line)
+        if table is not plan.total:
+            lines += _model_lines(table)
+    return lines
+
+
+def _model_lines(table: Table) -> list[str]:
+    """The models of a table by family, how many seeds of each, and how they come about."""
+    lines = []
+    for family in dict.fromkeys(model.family for model in table.models):
+        names = [
+            f"{model.name} x {model.copies}" if model.copies > 1 else model.name
+            for model in table.models
+            if model.family == family
+        ]
+        text = f"{family}: {', '.join(names)}"
+        lines += textwrap.wrap(text, 96, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 

@@ -32,6 +32,7 @@ from replication.reported.tables import Reported
 
 PATH = Path(__file__).with_name("resources.yaml")
 PUBLISHED = ("teacher", "baseline")
+REDUCED_DISK = 3.0e9  # data and models of scale small
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,7 @@ def make_plan(
             family: run_memory(params, family, resources, wrapper=wrapper, ranks=ranks)
             for family in params.families
         }
-    disk = _disk_bytes(params, everything, resources) if full else 3.0e9
+    disk = _disk_bytes(params, everything, resources) if full else REDUCED_DISK
     return Plan(tables, everything, disk, memory)
 
 

@@ -3,7 +3,7 @@
     python -m replication.scaling [--out results/scaling/scaling.json]
 
 Varies the length of a sequence, the vocabulary and the student's width, one at a time, around one
-step of `replication.trial`. Every point has the median time of a step, the peak of the bytes alive
+step of `replication.trial`. Every point has the median time of a step (processor seconds of one thread), the peak of the bytes alive
 (`LiveBytes`), and what `replication.costs` says of both. A point that the file has already, from
 the same code, is kept: an interrupted run goes on where it stopped.
 """
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from grace.errors import InputError
@@ -41,16 +42,23 @@ STEPS = 5
 
 class _Clock(TrainerCallback):
     """Seconds of every optimizer step, the teacher's forward included: from one step's end to the
-    next one's."""
+    next one's. On a CPU those of the processor, which other programs do not lengthen."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self._note()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(time.perf_counter())
+        self._note()
+
+    def _note(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            self.ends.append(time.perf_counter())
+        else:
+            self.ends.append(time.process_time())
 
     @property
     def seconds(self) -> list[float]:
@@ -58,12 +66,17 @@ class _Clock(TrainerCallback):
 
 
 def step_seconds(trial: Trial, steps: int = STEPS) -> list[float]:
-    """Seconds of `steps` optimizer steps; one before them is not counted."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trial_trainer(trial, folder, steps=steps + 1)
-        clock = _Clock()
-        trainer.add_callback(clock)
-        trainer.train()
+    """Seconds of `steps` optimizer steps on one thread; one before them is not counted."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # waiting threads would count as work
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = trial_trainer(trial, folder, steps=steps + 1)
+            clock = _Clock()
+            trainer.add_callback(clock)
+            trainer.train()
+    finally:
+        torch.set_num_threads(threads)
     return clock.seconds[1:]
 
 

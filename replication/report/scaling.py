@@ -182,7 +182,8 @@ def growth(measured: Mapping[str, Any]) -> str:
             "formula, MB")  # fmt: skip
     device = measured["provenance"]["device"]
     return (
-        _markdown(head, rows) + f"\n\nOn {device}; median of {measured['settings']['steps']} steps."
+        _markdown(head, rows)
+        + f"\n\nOn {device}; processor seconds of one thread, median of {measured['settings']['steps']} steps [least, greatest]."
     )
 
 

@@ -58,6 +58,7 @@ def test_a_machine_that_has_everything():
     assert not [one for one in found.values() if one.status == FAILED]
     assert found["devices"].text.startswith("16 x NVIDIA A100")
     assert "16 x A100" in text and "table4" in text
+    assert "qwen2_vl: teacher, baseline, qat_int8, kd_int8, grace_int8" in text
     assert found["licence Qwen/Qwen2-VL-2B-Instruct"].text.startswith("Apache-2.0")
     # every failed or warned check says what to do
     assert all(one.mend for one in found.values() if one.status != OK)
