@@ -3,9 +3,10 @@
     python -m replication.scaling [--out results/scaling/scaling.json]
 
 Varies the length of a sequence, the vocabulary and the student's width, one at a time, around one
-step of `replication.trial`. Every point has the median time of a step (processor seconds of one thread), the peak of the bytes alive
-(`LiveBytes`), and what `replication.costs` says of both. A point that the file has already, from
-the same code, is kept: an interrupted run goes on where it stopped.
+step of `replication.trial`. Every point has the median time of a step (processor seconds of one
+thread), the peak of the bytes alive (`LiveBytes`), and what `replication.costs` says of both. A
+point that the file has already, from the same code, is kept: an interrupted run goes on where it
+stopped.
 """
 
 from __future__ import annotations

@@ -181,10 +181,8 @@ def growth(measured: Mapping[str, Any]) -> str:
     head = ("varied", "value", "s a step", "x first", "operations x first", "peak, MB",
             "formula, MB")  # fmt: skip
     device = measured["provenance"]["device"]
-    return (
-        _markdown(head, rows)
-        + f"\n\nOn {device}; processor seconds of one thread, median of {measured['settings']['steps']} steps [least, greatest]."
-    )
+    how = f"median of {measured['settings']['steps']} steps [least, greatest]"
+    return f"{_markdown(head, rows)}\n\nOn {device}, processor seconds of one thread: {how}."
 
 
 def contents(measured: Mapping[str, Any]) -> dict[str, str]:
