@@ -34,9 +34,9 @@ OUT = Path("results/scaling/scaling.json")
 CODE = ("grace", "replication/trial.py", "replication/scaling.py")
 CENTRE = Trial(text_tokens=112, supervised=64, sequences=2, vocabulary=4096, width=256, layers=2)
 AXES: dict[str, tuple[int, ...]] = {
-    "text_tokens": (112, 240, 496),
-    "vocabulary": (1024, 4096, 16384),
-    "width": (128, 256, 512),
+    "text_tokens": (112, 240, 496, 1008),
+    "vocabulary": (1024, 4096, 16384, 65536),
+    "width": (128, 256, 512, 1024),
 }
 STEPS = 5
 

@@ -7,12 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from grace.errors import InputError
+from grace.quantization import FakeQuantLinear, QuantSpec
 from replication import scaling
 from replication.costs import (
     OPTIMIZERS,
+    QUANTIZE_BACKWARD_BYTES,
+    QUANTIZE_BYTES,
     TEACHER_BYTES,
     WRAPPERS,
     Load,
@@ -201,6 +206,37 @@ def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
 
 def test_seconds_are_those_of_the_steps_asked_for():
     assert len(step_seconds(Trial(), steps=2)) == 2
+
+
+class _Moved(TorchDispatchMode):
+    """Bytes that elementwise operations, copies and sums read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if torch.Tag.pointwise in func.tags or name in ("copy_", "_to_copy", "sum"):
+            read = args[1:] if name == "copy_" else args
+            tensors = [t for t in [*tree_leaves(read), *tree_leaves(found)] if torch.is_tensor(t)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+        return found
+
+
+def test_traffic_of_fake_quantization_is_that_of_its_operations():
+    layer = FakeQuantLinear.from_linear(torch.nn.Linear(512, 512, bias=False), QuantSpec(bits=4))
+    x = torch.randn(1, 512, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        with _Moved() as forward:
+            y = layer(x)
+        with _Moved() as backward:
+            y.sum().backward()
+    weights = layer.weight.numel()
+    assert forward.bytes / weights == pytest.approx(QUANTIZE_BYTES, rel=0.05)
+    expected = QUANTIZE_BYTES + QUANTIZE_BACKWARD_BYTES
+    assert backward.bytes / weights == pytest.approx(expected, rel=0.1)
 
 
 # ------------------------------------------------------------------------------------- properties
