@@ -17,11 +17,15 @@ FAMILY ?= qwen2_vl
 BENCH ?=
 RELEASED ?=
 
-.PHONY: setup repro verify-claims verify-released bench tune readme test test-fast lint help
+DOCTOR ?=
+
+.PHONY: setup doctor repro verify-claims verify-released rehearsal bench tune readme test test-fast lint help
 
 help:
+	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
@@ -38,11 +42,17 @@ $(STAMP): pyproject.toml requirements/no-deps.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/no-deps.txt
 	@touch $@
 
+doctor: setup
+	$(BIN)/python -m replication.doctor $(SCALE) $(DOCTOR)
+
 repro: setup
 	$(BIN)/python -m replication.scale $(SCALE) repro
 
 verify-claims: setup
 	$(BIN)/python -m replication.verify --scale $(SCALE)
+
+rehearsal: setup
+	$(BIN)/python -m replication.rehearsal
 
 verify-released: setup
 	$(BIN)/python -m replication.released $(RELEASED)

@@ -10,7 +10,8 @@ from replication import compare
 from replication.compare import Band, Interval, Rule, Status
 from replication.released.checkpoints import Checkpoint
 from replication.released.evaluation import Attempt
-from replication.reported import AVERAGE, load_ledger
+from replication.reported import AVERAGE, load_ledger, load_tables
+from replication.reported.bands import band
 from replication.results import ResultSet
 from replication.tasks import PRINTED
 
@@ -27,18 +28,10 @@ class Cell:
     reason: str = ""
 
 
-def cell_band(table: str, run: str, column: str) -> Band | None:
-    """The band of a printed cell, or None where the ledger has none."""
-    from replication.reported import load_tables
-
-    reported = load_tables().table(table)
-    names = reported.averaged_benchmarks if column == AVERAGE else [reported.benchmark(column)]
-    for claim in load_ledger().claims:
-        for part in claim.parts:
-            of = part.quantity.get("family"), part.quantity.get("run"), set(part.benchmarks)
-            if part.kind == "value" and of == (reported.family, run, set(names)):
-                return part.band
-    return None
+def cell_band(table: str, run: str, column: str) -> Band:
+    """The band of a printed cell."""
+    found = load_tables().table(table)
+    return band(found, found.row(run), column)
 
 
 def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
@@ -65,14 +58,9 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
                 reason = "not every benchmark was run" if average else "not asked for"
             cells.append(Cell(column, reported, None, None, Status.NOT_RUN, reason))
             continue
-        band = cell_band(table.id, checkpoint.run, column)
-        if band is None:
-            status, reason = Status.INCONCLUSIVE, "no band is given for this cell"
-        else:
-            rule = Rule(within_band=True)
-            status = compare.judge(interval, rule, band, Status.REPRODUCED)
-            reason = band.reason
-        cells.append(Cell(column, reported, interval, band, status, reason))
+        found = cell_band(table.id, checkpoint.run, column)
+        status = compare.judge(interval, Rule(within_band=True), found, Status.REPRODUCED)
+        cells.append(Cell(column, reported, interval, found, status, found.reason))
     return cells
 
 

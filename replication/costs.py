@@ -1,0 +1,620 @@
+"""What a training step costs: floating-point operations, memory traffic, bytes per rank, seconds.
+
+    student, teacher = Shape.of(student_model), Shape.of(teacher_model)
+    load = Load(sequences=2, tokens=820, visual=576, supervised=150)
+    step = step_flops(student, load, teacher=teacher, checkpointing=True)
+    memory = rank_memory(student, load, method, teacher=teacher, wrapper="fsdp2", ranks=16)
+
+A multiplication and an addition are two operations. What is counted is what `GraceTrainer` does:
+only supervised positions reach the vocabulary projection, the tower is frozen, the teacher answers
+for every micro-batch of an optimizer step before the student's first forward. The shapes are read
+off a model of the real classes (the meta device will do), so that they cannot drift from it.
+
+`tests/replication/test_costs.py` compares operations with torch's own counter and bytes with the
+live storages of a run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from grace.distillation._common import WORKSPACE_BYTES
+from grace.distillation.gated import BUFFERS
+from grace.errors import InputError
+from grace.models import family_of
+
+WRAPPERS = ("single", "ddp", "fsdp2", "zero2", "zero3")
+ATTENTIONS = ("eager", "fused")
+OPTIMIZERS = {"adamw_torch_fused": 8.0, "adamw_bnb_8bit": 2.0 * (1 + 4 / 256)}
+"""Bytes of state for a trained weight: two moments in float32, or two of 8 bits with a float32
+scale for every block of 256 (arXiv 2110.02861)."""
+TEACHER_BYTES = {16: 2.0, 8: 1.0, 4: 0.5 + 1 / 64 + 4 / 64 / 256}
+"""Bytes of a teacher's linear weight. 4 bits: NF4 with its absolute maxima (one byte for 64
+weights) quantized in turn (arXiv 2305.14314, section 3)."""
+
+WEIGHT_BYTES = 4  # `grace.models.load_model`: weights, and so gradients, are float32
+GATE_PASSES, LOSS_PASSES, GRADIENT_PASSES = 7, 13, 3  # over (N, V); grace.distillation.gated
+CE_PASSES = 6  # to float32, log-softmax (2), its gradient (2), back to bfloat16
+
+# Bytes moved for a weight of a fake-quantized linear, from the operations of
+# grace.quantization.primitives, 4 bytes a read or write of float32 and 2 of bfloat16, nothing kept
+# in a cache. _forward: copy, divide, clamp, round, multiply (8 each), cast (6). _backward: copy and
+# divide (16), clamp (8), compare (12), round (8), addcmul (12), products with the gradient (20),
+# sum (4), write (8).
+QUANTIZE_BYTES = 46
+QUANTIZE_BACKWARD_BYTES = 88
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A vision-language model as the formulas see it; counts are of weights, tied ones once.
+
+    linears: matrices of the decoder layers, without biases; last_linears: those of them whose
+    product ends a layer. projector: matrices applied to every visual token. tower_blocks,
+    tower_last: the same two of the tower's layers, applied to every patch, and tower_embedding that
+    of the patches. patches: a visual token is made of so many, token_pixels: of so many pixels.
+    image_tokens: visual tokens of an image where all come to one size, else 0. extra_patches: an
+    image's positions in the tower that become no visual token. tower_read: the tower's layers that
+    lead to what is read of it, where it gives access to its embeddings, else 0.
+    """
+
+    name: str
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    query_width: int
+    key_width: int
+    heads: int
+    vocabulary: int
+    linears: int
+    last_linears: int
+    embeddings: int
+    tied: bool
+    projector: int
+    tower_parameters: int
+    tower_blocks: int
+    tower_last: int
+    tower_embedding: int
+    tower_layers: int
+    tower_read: int
+    tower_width: int
+    patches: int
+    token_pixels: int
+    image_tokens: int
+    extra_patches: int
+
+    @classmethod
+    def of(cls, model: Any, name: str = "") -> Shape:
+        """The shape of a model of a known family. Raises InputError for another."""
+        config = model.config
+        family = family_of(config.model_type)
+        text, vision = config.get_text_config(), config.vision_config
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        names = family.decoder_linears(model)
+        tower = family.tower_parameters(model)
+        projectors = [model.get_submodule(one) for one in family.projectors]
+        merged = hasattr(vision, "spatial_merge_size")
+        owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in tower}
+        blocks = [
+            name
+            for name, owner in owners.items()
+            if name.endswith(".weight") and isinstance(owner, nn.Linear)
+        ]
+        patches = [
+            name for name, owner in owners.items() if isinstance(owner, nn.Conv2d | nn.Conv3d)
+        ]
+        layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+        side = vision.patch_size * (vision.spatial_merge_size if merged else 1)
+        read = layers + 1 + getattr(config, "vision_feature_layer", -1)
+        return cls(
+            name=name or config.model_type,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            query_width=text.num_attention_heads * head_dim,
+            key_width=text.num_key_value_heads * head_dim,
+            heads=text.num_attention_heads,
+            vocabulary=text.vocab_size,
+            linears=_weights(model, names),
+            last_linears=_weights(model, [name for name in names if name.endswith("down_proj")]),
+            embeddings=model.get_input_embeddings().weight.numel(),
+            tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
+            projector=sum(
+                module.weight.numel()
+                for projector in projectors
+                for module in projector.modules()
+                if isinstance(module, nn.Linear)
+            ),
+            tower_parameters=sum(parameter.numel() for parameter in tower.values()),
+            tower_blocks=sum(tower[name].numel() for name in blocks),
+            tower_last=sum(tower[name].numel() for name in blocks if name.endswith("fc2.weight")),
+            tower_embedding=sum(
+                tower[name].numel() for name in patches if name.endswith(".weight")
+            ),
+            tower_layers=layers,
+            tower_read=read if _has_embeddings(model.get_submodule(family.vision_tower)) else 0,
+            tower_width=getattr(vision, "embed_dim", None) or vision.hidden_size,
+            patches=vision.spatial_merge_size**2 if merged else 1,
+            token_pixels=side**2,
+            image_tokens=0 if merged else (vision.image_size // side) ** 2,
+            extra_patches=0 if merged else 1,
+        )
+
+    @property
+    def trained(self) -> int:
+        """Weights that are trained: all but the frozen tower's."""
+        return self.parameters - self.tower_parameters
+
+    @property
+    def head(self) -> int:
+        """Weights of the vocabulary projection."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def root(self) -> int:
+        """Trained weights outside the decoder's linears: embeddings, head, projector, norms."""
+        return self.trained - self.linears
+
+    @property
+    def widest(self) -> int:
+        """Weights of a layer's largest linear."""
+        return self.intermediate * self.hidden
+
+    def visual_tokens(self, pixels: float) -> float:
+        """Visual tokens of an image of so many pixels."""
+        return self.image_tokens or pixels // self.token_pixels
+
+    def scales(self, group_size: int | str) -> int:
+        """Learned scales of the fake-quantized decoder, one for a group of input features."""
+        return self.linears // (self.hidden if group_size == "row" else int(group_size))
+
+
+def _has_embeddings(tower: nn.Module) -> bool:
+    """Whether `enable_input_require_grads` finds embeddings in the tower."""
+    for module in tower.modules():
+        if isinstance(module, PreTrainedModel):
+            try:
+                module.get_input_embeddings()
+                return True
+            except NotImplementedError:
+                continue
+    return False
+
+
+def _weights(model: Any, names: list[str]) -> int:
+    return sum(model.get_submodule(name).weight.numel() for name in names)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A micro-batch: `sequences` of `tokens` (padding included), of which `visual` show one image
+    and `supervised` have a target. The last three are numbers a sequence."""
+
+    sequences: int
+    tokens: float
+    visual: float
+    supervised: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not math.isfinite(value) or value < 0:
+                raise InputError(f"{field.name} is {value}; give a number of at least 0")
+        if self.visual > self.tokens or self.supervised > self.tokens:
+            raise InputError(
+                f"{self.visual} visual and {self.supervised} supervised tokens do not fit in "
+                f"{self.tokens}; correct the load"
+            )
+
+    @property
+    def positions(self) -> float:
+        return self.sequences * self.tokens
+
+    @property
+    def targets(self) -> float:
+        return self.sequences * self.supervised
+
+
+# --------------------------------------------------------------------------------------- operations
+
+
+def forward_flops(shape: Shape, load: Load) -> dict[str, float]:
+    """Operations of one forward pass of a micro-batch, by part.
+
+    linears: 2 W a token (arXiv 2001.08361, section 2.1). attention: 4 S² d a layer and sequence,
+    the causal half not taken off, which only some kernels do. head: 2 V d a supervised token.
+    projector: 2 W a visual token. tower: 2 W a patch. tower_attention: 4 P² d a layer for an image
+    of P patches.
+    """
+    patches = _patches(shape, load)
+    return {
+        "linears": 2 * shape.linears * load.positions,
+        "attention": 4 * shape.layers * shape.query_width * load.tokens**2 * load.sequences,
+        "head": 2 * shape.head * load.targets,
+        "projector": 2 * shape.projector * load.visual * load.sequences,
+        "tower": 2 * (shape.tower_blocks + shape.tower_embedding) * patches * load.sequences,
+        "tower_attention": (
+            4 * shape.tower_layers * shape.tower_width * patches**2 * load.sequences
+        ),
+    }
+
+
+def _patches(shape: Shape, load: Load) -> float:
+    """An image's positions in the tower."""
+    return load.visual * shape.patches + (shape.extra_patches if load.visual else 0)
+
+
+def step_flops(
+    student: Shape,
+    load: Load,
+    *,
+    teacher: Shape | None = None,
+    relational: bool = False,
+    quantized: bool = False,
+    checkpointing: bool = False,
+    attention: str = "fused",
+) -> dict[str, float]:
+    """Operations of a micro-batch of training, by part: forward, backward, recompute, tower,
+    teacher and rcka.
+
+    backward: a linear's is two products of its forward's size; that of attention two, and two and a
+    half where a fused kernel makes the scores again (arXiv 2205.14135, appendix B). recompute:
+    under gradient checkpointing every decoder layer once more. It stops at the last tensor that
+    backward needs, which spares a plain linear's product at the end of a layer, but not a
+    fake-quantized one's. tower: what the frozen tower adds to its forward pass. Nothing without
+    checkpointing; with it transformers has every embedding's output require a gradient, the
+    patches' too (`enable_input_require_grads`; not Qwen3-VL's), and so backward goes through the
+    tower's layers.
+    rcka: the Gram matrices n² d of `cka`, and the student's once more for each of the two factors
+    in backward.
+    """
+    if attention not in ATTENTIONS:
+        raise InputError(f"attention {attention!r}: choose {' or '.join(ATTENTIONS)}")
+    forward = forward_flops(student, load)
+    trained = forward["linears"] + forward["head"] + forward["projector"]
+    attended = 2.5 if attention == "fused" else 2.0
+    found = {
+        "forward": sum(forward.values()),
+        "backward": 2 * trained + forward["attention"] * attended,
+        "recompute": 0.0,
+        "tower": 0.0,
+        "teacher": 0.0,
+        "rcka": 0.0,
+    }
+    if checkpointing:
+        spared = 0 if quantized else 2 * student.last_linears * load.positions
+        found["recompute"] = forward["linears"] + forward["attention"] - spared
+        products = 2 * (2 * student.tower_blocks - student.tower_last)
+        read = student.tower_read / student.tower_layers
+        found["tower"] = read * (
+            products * _patches(student, load) * load.sequences
+            + (1 + attended) * forward["tower_attention"]
+        )
+    if teacher is not None:
+        found["teacher"] = sum(forward_flops(teacher, load).values())
+        if relational:
+            found["rcka"] = load.sequences * _rcka_flops(
+                load.visual, student.hidden, teacher.hidden
+            )
+    return found
+
+
+def _rcka_flops(tokens: float, student: int, teacher: int) -> float:
+    by_token = tokens**2 * (student + teacher) + 2 * tokens**2 * student
+    square = teacher**2 + teacher * student + student**2
+    by_width = tokens * square + tokens * (teacher * student + 2 * student**2)
+    few = tokens * (student + teacher) <= square
+    return 2 * (by_token if few else by_width)
+
+
+def traffic_bytes(
+    student: Shape,
+    load: Load,
+    *,
+    teacher: Shape | None = None,
+    quantized: bool = False,
+    checkpointing: bool = False,
+    sequences_in_step: float = 0.0,
+) -> dict[str, float]:
+    """Bytes that the elementwise work of a micro-batch moves, by part; an upper bound, for nothing
+    is taken to stay in a cache.
+
+    fake_quant: every weight is quantized forward, in the recomputation and for the input's
+    gradient, whatever the number of tokens. vocabulary: passes over (N, V) of cross-entropy, gate
+    and distillation, a read and a write of float32 each. optimizer: AdamW reads weight, gradient
+    and two moments and writes three, once in a step of `sequences_in_step` sequences (0: left out).
+    """
+    found = {"fake_quant": 0.0, "vocabulary": 0.0, "optimizer": 0.0}
+    if quantized:
+        forwards = 3 if checkpointing else 2
+        found["fake_quant"] = student.linears * (
+            forwards * QUANTIZE_BYTES + QUANTIZE_BACKWARD_BYTES
+        )
+    passes = CE_PASSES
+    if teacher is not None:
+        passes += 2 * GATE_PASSES + LOSS_PASSES + GRADIENT_PASSES
+    found["vocabulary"] = 8 * passes * load.targets * student.vocabulary
+    if sequences_in_step:
+        found["optimizer"] = 28 * student.trained * load.sequences / sequences_in_step
+    return found
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a run computes. autocast: products in bfloat16; otherwise all in float32. optimizer: one
+    of OPTIMIZERS. teacher_bits: 16, 8 or 4 for the teacher's decoder linears; teacher_dtype_bytes:
+    of its other weights and of its outputs."""
+
+    autocast: bool = True
+    optimizer: str = "adamw_torch_fused"
+    teacher_bits: int = 16
+    teacher_dtype_bytes: int = 2
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"optimizer {self.optimizer!r}: choose of {', '.join(OPTIMIZERS)}")
+        if self.teacher_bits not in TEACHER_BYTES:
+            known = ", ".join(map(str, TEACHER_BYTES))
+            raise InputError(f"teacher_bits is {self.teacher_bits}; choose of {known}")
+
+    @property
+    def bytes(self) -> int:
+        """Of an operand of a product."""
+        return 2 if self.autocast else 4
+
+
+def teacher_bytes(teacher: Shape, precision: Precision) -> float:
+    """Bytes of the frozen teacher's weights on a rank that holds all of them."""
+    other = (teacher.parameters - teacher.linears) * precision.teacher_dtype_bytes
+    if precision.teacher_bits == 16:
+        return teacher.linears * precision.teacher_dtype_bytes + other
+    return teacher.linears * TEACHER_BYTES[precision.teacher_bits] + other
+
+
+def state_bytes(
+    shape: Shape,
+    *,
+    scales: int = 0,
+    wrapper: str = "single",
+    ranks: int = 1,
+    precision: Precision | None = None,
+) -> dict[str, float]:
+    """Bytes per rank of weights, gradients, optimizer state and, as communication, what a wrapper
+    adds.
+
+    single: float32 weights (the frozen tower's too), gradients and moments, the scales like any
+    weight. ddp: the same, and a second copy of the gradients in its buckets (its default). fsdp2:
+    all sharded; gathered are embeddings, head, projector and tower, which stay for the whole step,
+    and two decoder layers (one computes while the next arrives), the trained ones beside their
+    unsharded gradients. zero2: bfloat16 weights on every rank, float32
+    master weights, gradients and moments sharded (arXiv 1910.02054, section 5), and a bucket of
+    5e8 values twice (DeepSpeed's default). zero3: bfloat16 weights sharded as well, gathered layers
+    as above. Gathered weights are float32: the scales may not be cast, see `FakeQuantLinear`.
+    """
+    precision = precision or Precision()
+    if wrapper not in WRAPPERS:
+        raise InputError(f"wrapper {wrapper!r}: choose of {', '.join(WRAPPERS)}")
+    if ranks < 1 or (wrapper == "single" and ranks != 1):
+        raise InputError(f"{ranks} ranks under {wrapper}: give at least 1, and 1 where single")
+    trained = shape.trained + scales
+    every = shape.parameters + scales
+    layer = (shape.linears + scales) / shape.layers
+    moments = trained * OPTIMIZERS[precision.optimizer]
+    if wrapper in ("single", "ddp"):
+        return {
+            "weights": every * WEIGHT_BYTES,
+            "gradients": trained * WEIGHT_BYTES,
+            "optimizer": moments,
+            "communication": trained * WEIGHT_BYTES if wrapper == "ddp" else 0.0,
+        }
+    gathered = (shape.root + shape.tower_parameters + 2 * layer) * WEIGHT_BYTES
+    gathered += (shape.root + 2 * layer) * WEIGHT_BYTES  # and their gradients
+    if wrapper == "fsdp2":
+        return {
+            "weights": every * WEIGHT_BYTES / ranks,
+            "gradients": trained * WEIGHT_BYTES / ranks,
+            "optimizer": moments / ranks,
+            "communication": gathered if ranks > 1 else 0.0,
+        }
+    weights = every * 2 if wrapper == "zero2" else every * 2 / ranks
+    communication = 2 * min(5e8, trained) * 2 if wrapper == "zero2" else gathered / 2
+    return {
+        "weights": weights,
+        "gradients": trained * WEIGHT_BYTES / ranks,
+        "optimizer": (moments + trained * WEIGHT_BYTES) / ranks,
+        "communication": communication if ranks > 1 else 0.0,
+    }
+
+
+def layer_bytes(
+    shape: Shape, load: Load, *, autocast: bool, attention: str = "fused", bias: bool = False
+) -> float:
+    """Bytes that one decoder layer keeps of a micro-batch for its backward pass.
+
+    A token, with d = hidden, I = intermediate, q and k the widths of queries and keys. Under
+    autocast the residual stream and the norms are float32, and every linear casts its input for
+    itself: two norms keep their input and the normalised value (16 d), the casts of the inputs of
+    q, k, v (6 d) and of gate, up (4 d), queries, keys, values and attention's output in bfloat16
+    (4 q + 4 k), SiLU's and the product's operands and the input of down (8 I). Without autocast
+    the norms' outputs are shared by the linears (24 d), and the rest is float32 (8 q + 8 k + 16 I).
+    Eager attention keeps its softmax in float32 and as an operand, and repeats keys and values for
+    every query head: S times heads (6 or 8 bytes; 4 without a cast) and 4 (q − k) or 8 (q − k).
+    """
+    wide, other = (26, 4) if autocast else (24, 8)
+    a_token: float = wide * shape.hidden + 2 * other * shape.intermediate
+    a_token += other * (shape.query_width + shape.key_width)
+    if attention == "eager":
+        a_token += (6 if autocast else 4) * load.tokens * shape.heads
+        a_token += other * (shape.query_width - shape.key_width)
+    return a_token * load.positions
+
+
+def vocabulary_bytes(shape: Shape, load: Load, *, distilled: bool, autocast: bool) -> float:
+    """Bytes of (N, V) tensors alive at the height of a backward pass.
+
+    Cross-entropy keeps log-probabilities and makes two gradients of their size (12), distillation
+    keeps its gradient in the logits' dtype (2 under autocast, else 4), and under autocast the sum
+    is cast (2). The workspace of the chunked loss comes on top.
+    """
+    a_value = 12 + (2 if autocast else 0)
+    if distilled:
+        a_value += 2 if autocast else 4
+    values = load.targets * shape.vocabulary
+    workspace = min(WORKSPACE_BYTES, 4 * BUFFERS * values) if distilled else 0
+    return a_value * values + workspace
+
+
+def teacher_outputs_bytes(
+    teacher: Shape, load: Load, *, accumulation: int, relational: bool, dtype_bytes: int = 2
+) -> dict[str, float]:
+    """Bytes of the teacher's answers to an optimizer step's micro-batches, which wait for the
+    student all at once: logits (N, V) and, for RCKA, hidden states (B, S, d)."""
+    logits = dtype_bytes * load.targets * teacher.vocabulary * accumulation
+    hidden = dtype_bytes * load.positions * teacher.hidden * accumulation if relational else 0.0
+    return {"logits": logits, "hidden": hidden}
+
+
+def rank_memory(
+    student: Shape,
+    load: Load,
+    *,
+    quantized: bool,
+    group_size: int | str = 128,
+    teacher: Shape | None = None,
+    relational: bool = False,
+    checkpointing: bool = True,
+    accumulation: int = 1,
+    wrapper: str = "single",
+    ranks: int = 1,
+    teacher_sharded: bool = False,
+    precision: Precision | None = None,
+    attention: str = "fused",
+) -> dict[str, float]:
+    """Peak bytes on a rank, by part; `peak` is not their sum where parts do not meet.
+
+    activations: of all layers, or under checkpointing the layers' inputs and one layer made again.
+    casts: bfloat16 copies that autocast makes of trained weights: of the head and, at 16 bits, of
+    the decoder too; a fake-quantized linear makes one at a time. vocabulary and teacher outputs:
+    see the functions. The height is reached when the loss is differentiated (all activations, the
+    vocabulary), or in a layer's recomputation. With one micro-batch a step the gradients are not
+    there yet at the first of these; with more they are.
+    """
+    precision = precision or Precision()
+    state = state_bytes(
+        student,
+        scales=student.scales(group_size) if quantized else 0,
+        wrapper=wrapper,
+        ranks=ranks,
+        precision=precision,
+    )
+    kept = layer_bytes(student, load, autocast=precision.autocast, attention=attention)
+    inputs = student.layers * 4 * student.hidden * load.positions
+    if checkpointing:  # gradients go through the tower, see `step_flops`
+        tower = student.tower_read * student.tower_width * _patches(student, load)
+        inputs += precision.bytes * tower * load.sequences
+    found = {**state}
+    found["activations"] = inputs + kept if checkpointing else student.layers * kept
+    found["casts"] = 0.0
+    if precision.autocast:
+        decoder = 2.0 * student.widest if quantized else 2.0 * student.linears
+        if wrapper in ("fsdp2", "zero3"):
+            decoder = min(decoder, 4 * student.linears / student.layers)
+        found["casts"] = 2 * student.head + decoder
+    found["vocabulary"] = vocabulary_bytes(
+        student, load, distilled=teacher is not None, autocast=precision.autocast
+    )
+    found["teacher"] = found["teacher_outputs"] = 0.0
+    if teacher is not None:
+        found["teacher"] = teacher_bytes(teacher, precision) / (ranks if teacher_sharded else 1)
+        outputs = teacher_outputs_bytes(
+            teacher,
+            load,
+            accumulation=accumulation,
+            relational=relational,
+            dtype_bytes=precision.teacher_dtype_bytes,
+        )
+        found["teacher_outputs"] = sum(outputs.values())
+    fixed = found["weights"] + found["optimizer"] + found["communication"] + found["teacher"]
+    fixed += found["teacher_outputs"] + found["casts"]
+    saved = inputs if checkpointing else found["activations"]
+    at_loss = saved + found["vocabulary"] + (found["gradients"] if accumulation > 1 else 0.0)
+    in_layer = found["activations"] + found["gradients"]
+    found["peak"] = fixed + max(at_loss, in_layer)
+    return found
+
+
+# --------------------------------------------------------------------------------------------- time
+
+
+@dataclass(frozen=True)
+class Device:
+    """flops: dense bfloat16 operations a second. bandwidth: bytes a second of its memory. memory:
+    bytes. utilisation: share of `flops` that training reaches. The first three are data sheet
+    values."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    utilisation: float
+
+    def seconds(self, flops: float, traffic: float = 0.0) -> float:
+        """flops / (rate × utilisation) + traffic / bandwidth."""
+        return flops / (self.flops * self.utilisation) + traffic / self.bandwidth
+
+
+def training_seconds(
+    student: Shape,
+    load: Load,
+    samples: float,
+    device: Device,
+    *,
+    batch: float,
+    teacher: Shape | None = None,
+    relational: bool = False,
+    quantized: bool = False,
+    checkpointing: bool = True,
+) -> float:
+    """Device-seconds of a training run over `samples` sequences: seconds of a micro-batch times
+    samples / sequences. Divided by the number of devices it is the duration, but for waiting."""
+    flops = sum(
+        step_flops(
+            student,
+            load,
+            teacher=teacher,
+            relational=relational,
+            quantized=quantized,
+            checkpointing=checkpointing,
+        ).values()
+    )
+    traffic = sum(
+        traffic_bytes(
+            student,
+            load,
+            teacher=teacher,
+            quantized=quantized,
+            checkpointing=checkpointing,
+            sequences_in_step=batch,
+        ).values()
+    )
+    return device.seconds(flops, traffic) * samples / load.sequences
+
+
+def answering_seconds(
+    shape: Shape, load: Load, questions: float, new_tokens: float, device: Device
+) -> float:
+    """Device-seconds of answering questions greedily: reading the prompts at the device's rate, and
+    for each new token of a batch one pass over the bfloat16 weights."""
+    reading = device.seconds(sum(forward_flops(shape, load).values())) / load.sequences
+    writing = new_tokens * 2 * shape.parameters / device.bandwidth / load.sequences
+    return questions * (reading + writing)

@@ -1,0 +1,272 @@
+"""The doctor on machines that are not there: injected probes, every scale's parameters."""
+
+import dataclasses
+import functools
+import socket
+
+import pytest
+
+from grace.errors import InputError
+from replication import doctor
+from replication.doctor import (
+    FAILED,
+    OK,
+    WARNING,
+    Gpu,
+    Machine,
+    check_checkpoint,
+    check_device_memory,
+    check_packages,
+    duration,
+    hub_reachable,
+    in_cache,
+    pins,
+    report,
+    require,
+    size,
+)
+from replication.params import parse_params
+from replication.plan import find_model, load_resources, make_plan, needs, shape_of
+from replication.reported import load_tables
+from replication.scale import ROOT, scale_params
+
+BIG = Machine(
+    gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,
+    ram=500e9,
+    cores=96,
+    disk=20e12,
+    hub=True,
+    versions={name: version or "1.0" for name, version in pins().items()},
+    cached=lambda repository, kind: False,
+)
+BARE = dataclasses.replace(BIG, gpus=(), ram=8e9, cores=2, disk=10e9, hub=False)
+
+
+@functools.cache
+def params(scale: str):
+    return parse_params(scale_params(scale))
+
+
+def examine(machine: Machine, scale: str = "paper", **options):
+    said: list[str] = []
+    found = report(scale, machine=machine, say=said.append, **options)
+    return {finding.check: finding for finding in found}, "\n".join(said)
+
+
+def test_a_machine_that_has_everything():
+    found, text = examine(BIG)
+    assert not [one for one in found.values() if one.status == FAILED]
+    assert found["devices"].text.startswith("16 x NVIDIA A100")
+    assert "16 x A100" in text and "table4" in text
+    assert "qwen2_vl: teacher, baseline, qat_int8, kd_int8, grace_int8" in text
+    assert found["licence Qwen/Qwen2-VL-2B-Instruct"].text.startswith("Apache-2.0")
+    # every failed or warned check says what to do
+    assert all(one.mend for one in found.values() if one.status != OK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "mend"),
+    [
+        ({"gpus": ()}, "devices", "GPUs"),
+        ({"gpus": (Gpu("Tesla V100", 85e9, False),) * 16}, "devices", "8.0"),
+        ({"gpus": (Gpu("NVIDIA A100", 24e9, True),) * 16}, "memory, llava", "train.batch_size"),
+        ({"disk": 50e9}, "disk", "free some"),
+        ({"ram": 20e9}, "main memory", "more memory"),
+        ({"hub": False}, "checkpoint Qwen/Qwen3-VL-8B-Instruct", "HF_ENDPOINT"),
+        ({"hub": False}, "benchmark pope", "HF_HOME"),
+        ({"versions": {**BIG.versions, "torch": None}}, "packages", "make setup"),
+    ],
+)
+def test_what_is_missing_fails_with_its_mend(changes, check, mend):
+    found, text = examine(dataclasses.replace(BIG, **changes))
+    assert found[check].status == FAILED
+    assert mend in found[check].mend and found[check].mend in text
+
+
+def test_fewer_devices_are_a_warning():
+    found, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
+    assert found["devices"].status == WARNING
+    assert "512 samples" in found["devices"].mend
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_reduced_scales_need_little(scale):
+    found, text = examine(BARE, scale)
+    assert {one.status for one in found.values()} == {OK}
+    assert set(found) == {"packages", "devices", "main memory", "disk"}
+    assert "table4" in text
+    found, _ = examine(dataclasses.replace(BARE, disk=1e9), scale)
+    assert found["disk"].status == FAILED
+
+
+def test_exit_codes(monkeypatch, capsys):
+    for machine, code in ((BIG, 0), (BARE, 1)):
+        monkeypatch.setattr(doctor, "probe", lambda machine=machine: machine)
+        with pytest.raises(SystemExit) as ended:
+            doctor.main(["paper"])
+        assert ended.value.code == code
+    with pytest.raises(SystemExit) as ended:
+        doctor.main(["large"])
+    assert ended.value.code == 2
+    assert "scale 'large' is unknown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"rate": "GTX 280"}, {"devices": 0}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match=r"GTX 280|--devices is 0"):
+        examine(BIG, **options)
+
+
+def test_twice_the_devices_take_half_as_long_and_the_same_hours():
+    resources, reported = load_resources(), load_tables()
+    plan = make_plan(params("paper"), reported, resources, resources.device("A100"))
+    faster = make_plan(params("paper"), reported, resources, resources.device("H100"))
+    assert plan.total.train_seconds > faster.total.train_seconds > 0
+    _, once = examine(BIG, rate="A100", devices=16)
+    _, twice = examine(BIG, rate="A100", devices=32)
+
+    def days(text: str) -> float:
+        (line,) = [line for line in text.splitlines() if line.strip().startswith("all ")]
+        assert line.endswith(" d")
+        return float(line.split()[-2])
+
+    assert days(once) == pytest.approx(2 * days(twice), abs=0.11)
+
+
+def test_every_table_has_its_models_and_the_whole_counts_them_once():
+    resources, reported = load_resources(), load_tables()
+    plan = make_plan(params("paper"), reported, resources, resources.device("A100"))
+    assert set(plan.tables) == {name for name, _, _ in reported.named_runs()}
+    parts = [model for table in plan.tables.values() for model in table.models]
+    assert len(plan.total.models) == len(set(map(id_of, parts))) < len(parts)
+    assert plan.total.train_seconds < sum(table.train_seconds for table in plan.tables.values())
+    most = max(table.train_seconds for table in plan.tables.values())
+    assert plan.total.train_seconds >= most
+    # the printed table 4 needs the runs that params.yaml names for it
+    names = {model.name for model in plan.tables["table4"].models}
+    assert {"teacher", "baseline", "grace_int4", "kd_int8"} <= names
+
+
+def id_of(model):
+    return model.family, model.folder, model.name
+
+
+def test_a_run_is_found_in_its_section():
+    small = params("small")
+    assert find_model(small, "llava", "awq_int4").folder == "llava_ptq"
+    assert not find_model(small, "llava", "awq_int4").trained
+    assert find_model(small, "qwen2_vl", "grace_int4").copies == 3
+    with pytest.raises(InputError, match="no group of runs"):
+        find_model(small, "llava", "grace_int5")
+    assert set(needs(small, load_tables())) >= {"table1", "table3", "cost"}
+
+
+def test_small_scale_takes_its_seconds_from_the_logs(tmp_path):
+    resources, reported = load_resources(), load_tables()
+    logs = ROOT / "results" / "small" / "training"
+    plan = make_plan(params("small"), reported, resources, None, logs=logs)
+    assert plan.tables["table4"].train_seconds > 60
+    empty = make_plan(params("small"), reported, resources, None, logs=tmp_path)
+    assert empty.tables["table4"].train_seconds is None
+
+
+def test_every_resource_that_the_parameters_name_is_known():
+    paper, resources = params("paper"), load_resources()
+    for kind in (paper.teacher, paper.baseline):
+        for settings in kind.values():
+            assert settings.source in resources.checkpoints
+            assert shape_of(settings.source).parameters > 1e9
+    assert paper.data.training.repository in resources.corpora
+    assert set(resources.benchmarks) == set(paper.data.benchmarks)
+    assert resources.device("NVIDIA A100-PCIE-40GB").memory < resources.device("A100").memory
+
+
+# ---------------------------------------------------------------------------------------- require
+
+
+def test_a_stage_that_cannot_finish_is_refused_before_it_starts():
+    paper = params("paper")
+    require(paper, "teacher", "llava", machine=BIG)
+    require(paper, "train", "llava", machine=BIG)
+    require(paper, "evaluate", "llava", machine=BIG)
+    require(params("small"), "train", "llava", machine=BARE)
+    with pytest.raises(InputError, match="stage baseline cannot finish here: checkpoint"):
+        require(paper, "baseline", "llava", machine=dataclasses.replace(BIG, hub=False))
+    with pytest.raises(InputError, match="no accelerator"):
+        require(paper, "train", "llava", machine=BARE)
+    with pytest.raises(InputError, match="cannot finish here: disk"):
+        require(paper, "conversations", machine=dataclasses.replace(BIG, disk=1e9))
+    with pytest.raises(InputError, match="benchmark gqa"):
+        require(paper, "evaluate", "llava", machine=dataclasses.replace(BIG, hub=False))
+
+
+def test_a_cached_repository_or_a_local_directory_needs_no_hub(tmp_path):
+    offline = dataclasses.replace(BIG, hub=False, cached=lambda repository, kind: kind == "model")
+    require(params("paper"), "teacher", "llava", machine=offline)
+    resources = load_resources()
+    (found,) = check_checkpoint(str(tmp_path), offline, resources)
+    assert found.status == FAILED
+    (tmp_path / "model.safetensors").touch()
+    (found,) = check_checkpoint(str(tmp_path), offline, resources)
+    assert (found.status, found.text) == (OK, "local directory")
+    (found,) = check_checkpoint("someone/else", offline, resources)
+    assert found.status == FAILED and "no architecture is known" in found.text
+
+
+# ----------------------------------------------------------------------------------------- probes
+
+
+def test_the_cache_is_read_as_the_hub_writes_it(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not in_cache("Qwen/Qwen2-VL-2B-Instruct", "model")
+    (tmp_path / "models--Qwen--Qwen2-VL-2B-Instruct" / "snapshots" / "abc").mkdir(parents=True)
+    assert in_cache("Qwen/Qwen2-VL-2B-Instruct", "model")
+    assert not in_cache("Qwen/Qwen2-VL-2B-Instruct", "dataset")
+
+
+def test_the_hub_is_reachable_where_something_listens(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert hub_reachable(address)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert not hub_reachable(address)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert not hub_reachable(address, seconds=0.2)
+
+
+def test_versions_against_pins():
+    wanted = {"torch": "2.13.0", "numpy": None}
+    machine = dataclasses.replace(BIG, versions={"torch": "2.13.0+cpu", "numpy": "2.0"})
+    assert check_packages(machine, wanted).status == OK
+    machine = dataclasses.replace(BIG, versions={"torch": "2.12.0", "numpy": "2.0"})
+    assert check_packages(machine, wanted).status == WARNING
+    assert {"torch", "lmms-eval", "bitsandbytes"} <= set(pins())
+    assert pins()["lmms-eval"] == "0.7.3"
+
+
+def test_this_machine_is_probed():
+    machine = doctor.probe()
+    assert machine.ram > 0 and machine.disk > 0 and machine.cores > 0
+    assert machine.versions["torch"]
+
+
+def test_memory_is_judged_with_a_margin():
+    parts = {"weights": 40e9, "teacher": 20e9, "peak": 60e9}
+    assert check_device_memory("llava", parts, Gpu("x", 66e9, True)).status == OK
+    refused = check_device_memory("llava", parts, Gpu("x", 64e9, True))
+    assert refused.status == FAILED and "weights 40.0 GB" in refused.text
+
+
+def test_numbers_as_text():
+    assert [size(1.5e12), size(2e9), size(3.4e6), size(500)] == [
+        "1.5 TB",
+        "2.0 GB",
+        "3.4 MB",
+        "0 kB",
+    ]
+    assert [duration(None), duration(5), duration(90), duration(7200), duration(172800)] == [
+        "-", "5 s", "1.5 min", "2.0 h", "2.0 d",
+    ]  # fmt: skip
