@@ -44,6 +44,7 @@ OK, WARNING, FAILED = "ok", "warning", "failed"
 HUB = "huggingface.co"
 SMALL_RAM = 4e9
 FREE_DISK = 1e9  # that any stage should find
+ON_CORES = 2e9  # peak bytes of models that are trained without an accelerator
 _NAME = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*(?:==\s*(\S+))?")
 
 
@@ -188,6 +189,9 @@ def check_devices(
     if params.scale != FULL_SCALE:
         text = f"{len(machine.gpus)} accelerators, {machine.cores} cores; cores are enough"
         return [Finding("devices", OK, text)]
+    if not machine.gpus and all(parts["peak"] <= ON_CORES for parts in memory.values()):
+        text = "no accelerator; models as small as these are trained on cores"
+        return [Finding("devices", WARNING, text)]
     if not machine.gpus:
         return [
             Finding(
@@ -322,6 +326,21 @@ def _licence(name: str, entry: Mapping[str, Any]) -> Finding:
     return Finding(f"licence {name}", OK, f"{entry['licence']}, no acceptance needed")
 
 
+def _annotations(params: Params, corpus: Mapping[str, Any], machine: Machine) -> list[Finding]:
+    """The annotation files of the training data, on the hub or as local files."""
+    assert params.data is not None
+    training = params.data.training
+    if training.repository is not None:
+        name, bytes_ = training.repository, size(corpus["bytes"])
+        return [_at_hand(f"data {name}", name, "dataset", bytes_, machine)]
+    return [
+        Finding(f"data {name}", OK, "is a local file")
+        if Path(name).is_file()
+        else Finding(f"data {name}", FAILED, "does not exist", "correct data.training.files")
+        for name in training.files
+    ]
+
+
 def check_data(
     params: Params, machine: Machine, resources: Resources, tables: Iterable[Table]
 ) -> list[Finding]:
@@ -332,10 +351,9 @@ def check_data(
     found = []
     models = [model for table in tables for model in table.models]
     if any(model.trained for model in models):
-        found.append(
-            _at_hand(f"data {training}", training, "dataset", size(corpus["bytes"]), machine)
-        )
-        found.append(_licence(training, corpus))
+        found += _annotations(params, corpus, machine)
+        if training is not None:
+            found.append(_licence(training, corpus))
         images = sum(archive["bytes"] for archive in corpus["images"].values())
         found.append(
             Finding(
@@ -375,6 +393,13 @@ def _families(plan: Plan) -> list[str]:
     return list(dict.fromkeys(model.family for model in plan.total.models))
 
 
+def wrapper_of(params: Params) -> str:
+    """What `train.launch` wraps the student in; FSDP2 where it says nothing."""
+    from replication import launch
+
+    return "fsdp2" if params.train.launch is None else launch.wrapper_of(params.train.launch)
+
+
 def require(
     params: Params, stage: str, family: str | None = None, *, machine: Machine | None = None
 ) -> None:
@@ -407,16 +432,14 @@ def _required(params: Params, stage: str, family: str | None, machine: Machine) 
         return [check_disk(machine, need + FREE_DISK), *found]
     if stage == "conversations":
         corpus = corpus_of(params, resources)
-        training = params.data.training.repository
-        images = sum(archive["bytes"] for archive in corpus["images"].values())
-        return [
-            check_disk(machine, corpus["bytes"] + 2 * images),
-            _at_hand(f"data {training}", training, "dataset", size(corpus["bytes"]), machine),
-        ]
+        annotations = _annotations(params, corpus, machine)
+        if params.data.training.repository is None:  # files of one's own, images in their place
+            return [check_disk(machine, FREE_DISK), *annotations]
+        return [check_disk(machine, 2 * corpus["bytes"] + FREE_DISK), *annotations]
     if stage == "train":
         ranks = max(1, len(machine.gpus))
         memory = {
-            name: run_memory(params, name, resources, wrapper="fsdp2", ranks=ranks)
+            name: run_memory(params, name, resources, wrapper=wrapper_of(params), ranks=ranks)
             for name in families
         }
         shapes = [shape_of(params.baseline[name].source or "") for name in families]
@@ -560,6 +583,7 @@ def report(
         device,
         logs=ROOT / "results" / scale / "training",
         ranks=max(1, count),
+        wrapper=wrapper_of(params),
     )
     say(f"scale {scale}")
     for line in table_lines(plan, count, full):

@@ -194,9 +194,10 @@ def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
 
 
 def corpus_of(params: Params, resources: Resources) -> Mapping[str, Any]:
-    """The training data's entry. Raises InputError for a repository without one."""
+    """The training data's entry; of files of one's own that of the paper's data, which have their
+    format. Raises InputError for a repository without one."""
     assert params.data is not None
-    name = params.data.training.repository
+    name = params.data.training.repository or next(iter(resources.corpora))
     if name not in resources.corpora:
         raise InputError(
             f"no size is known of training data {name!r}; add it to {PATH.name}, section corpus"
@@ -253,8 +254,16 @@ def run_memory(
         accumulation=params.train.accumulation,
         wrapper=wrapper,
         ranks=ranks,
-        precision=precision,
+        precision=precision or _precision(params),
+        teacher_sharded=params.train.launch is not None and params.train.launch.teacher_sharded,
     )
+
+
+def _precision(params: Params) -> Precision:
+    launch = params.train.launch
+    if launch is None:
+        return Precision()
+    return Precision(optimizer=launch.optimizer, teacher_bits=launch.teacher_bits)
 
 
 def _train_seconds(params: Params, model: Model, resources: Resources, device: Device) -> float:

@@ -112,6 +112,16 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
     return config
 
 
+def wrapper_of(launch: Launch) -> str:
+    """What holds the model in each process, as `replication.costs` names it: single, ddp, fsdp2,
+    zero2 or zero3. Raises InputError as :func:`read_launch_config`."""
+    config = read_launch_config(launch)
+    kind = config["distributed_type"]
+    if kind == "DEEPSPEED":
+        return f"zero{_deepspeed(config, launch.config)['zero_optimization']['stage']}"
+    return {"NO": "single", "MULTI_GPU": "ddp", "FSDP": "fsdp2"}[kind]
+
+
 def _deepspeed(config: dict[str, Any], source: str) -> dict[str, Any]:
     settings = config.get("deepspeed_config") or {}
     path = settings.get("deepspeed_config_file")

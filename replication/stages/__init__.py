@@ -27,6 +27,8 @@ NOT_AT_FULL_SCALE = {
     "world": "it measures the small world",
 }
 """Stages that scale paper has no use for, and why."""
+_GUARDED = ("teacher", "baseline", "conversations", "train", "evaluate")
+"""Stages of hours, which are not begun where they could not end."""
 
 
 def check_scale(name: str, params: Params) -> None:
@@ -59,6 +61,11 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
         try:
             params = load_params(arguments.pop("params"))
             check_scale(name, params)
+            if params.scale == FULL_SCALE and name in _GUARDED:
+                from replication.doctor import require
+
+                folder = next(iter(arguments.values()), None)
+                require(params, name, None if folder is None else params.family_of(folder))
             function(params, *(arguments[word] for word in words))
         except InputError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
