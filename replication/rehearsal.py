@@ -132,7 +132,6 @@ def rehearsed(published: Path) -> dict[str, Any]:
             "train": {
                 "accumulation": 2,
                 "devices": 1,
-                "max_length": 1024,
                 "logging_steps": 2,
                 "save_steps": 2,
                 "launch": {
