@@ -157,6 +157,9 @@ class Judge:
             return CellResult(cell, self._band(cell, None), rule, Status.NOT_RUN, note=missing)
         scores = [one for one in found if one is not None]
         interval = self._interval(cell, scores)
+        if interval is None:
+            note = "the baseline scores zero, or does in a resample: there is nothing to retain"
+            return CellResult(cell, self._band(cell, None), rule, Status.INCONCLUSIVE, note=note)
         tolerance = self._band(cell, interval)
         return CellResult(
             cell,
@@ -204,7 +207,7 @@ class Judge:
 
     # --- intervals
 
-    def _interval(self, cell: Cell, scores: Sequence[RunScores]) -> Interval:
+    def _interval(self, cell: Cell, scores: Sequence[RunScores]) -> Interval | None:
         names = cell.benchmarks
         if set(names) & NOT_IN_AVERAGE:
             return self._from_errors(cell, scores, names[0])
@@ -216,7 +219,7 @@ class Judge:
         level = self.ledger.level
         if cell.table.quantity == "retention":
             if points[1] <= 0 or np.any(moved[:, 1] <= 0):
-                raise InputError(f"{cell.id}: the baseline scores zero, there is nothing to retain")
+                return None
             ratio = 100.0 * moved[:, 0] / moved[:, 1]
             return compare.percentile_interval(100.0 * points[0] / points[1], ratio, level)
         if cell.against is None:
