@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from mirrors import COMMIT, card
+from replication.standins.mirrors import COMMIT, card
 from repository import ROOT
 
 REPOSITORY = "owner/name"
