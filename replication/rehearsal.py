@@ -44,7 +44,7 @@ def write_published(folder: Path) -> None:
     <folder>/images/coco/...             their images
     <folder>/hub/datasets--...           the benchmarks as the hub's cache holds them
     """
-    from replication.standins.mirrors import add_benchmark
+    from replication.mirrors import add_benchmark
 
     small, paper = parse_params(scale_params("smoke")), parse_params(scale_params("paper"))
     folder.parent.mkdir(parents=True, exist_ok=True)

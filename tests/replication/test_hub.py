@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from replication.standins.mirrors import COMMIT, card
 from repository import ROOT
+
+from replication.mirrors import COMMIT, card
 
 REPOSITORY = "owner/name"
 FILES = {

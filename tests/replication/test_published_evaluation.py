@@ -18,10 +18,7 @@ from grace.errors import InputError
 from replication import evaluate_shard, hub, results, tasks
 from replication.evaluate_shard import EvaluationError, Request, open_benchmarks, prepare_data
 from replication.evaluation import evaluate_model
-from replication.params import Source, parse_params
-from replication.scale import merge, scale_params
-from replication.stages import evaluate as stage
-from replication.standins.mirrors import (
+from replication.mirrors import (
     COMMIT,
     add_benchmark,
     add_repository,
@@ -29,6 +26,9 @@ from replication.standins.mirrors import (
     rows_of,
     sources,
 )
+from replication.params import Source, parse_params
+from replication.scale import merge, scale_params
+from replication.stages import evaluate as stage
 from replication.tasks import published
 from replication.tasks.published import Published, prepare
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from repository import ROOT
 
-from replication.standins.mirrors import COMMIT, add_benchmark, add_repository
+from replication.mirrors import COMMIT, add_benchmark, add_repository
 
 sys.path.append(str(ROOT / "tests" / "grace"))  # the formats are written there
 
