@@ -4,14 +4,16 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
-from grace.shards import ShardedConversations
+
+if TYPE_CHECKING:
+    from grace.shards import ShardedConversations
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Calibration:
             InputError: for a file that cannot be read, or with too few conversations.
         """
         self.check()
-        shards = ShardedConversations(self.path, processor, config) if self.path.is_dir() else None
+        shards = None
+        if self.path.is_dir():
+            from grace.shards import ShardedConversations
+
+            shards = ShardedConversations(self.path, processor, config)
         with_image = self._with_image() if shards is None else shards.pictured.tolist()
         if len(with_image) < self.samples:
             raise InputError(
@@ -83,7 +89,7 @@ class Calibration:
 class Drawn:
     """Drawn conversations, tokenized: samples of ``data``, by their indices."""
 
-    data: ConversationDataset | ShardedConversations
+    data: "ConversationDataset | ShardedConversations"
     indices: list[int]
 
     @property

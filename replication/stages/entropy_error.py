@@ -15,7 +15,6 @@ from replication.layout import Layout
 from replication.measurements import entropy_error, write_measurement
 from replication.params import Params
 from replication.stages import stage
-from replication.stages.evaluate import published_data
 
 BENCHMARK = "scienceqa"
 
@@ -27,7 +26,9 @@ def main(params: Params, name: str) -> None:
     check_model_directory(teacher)
     data: Any = layout.benchmarks
     if params.data is not None:
-        data = published_data(params, [BENCHMARK])
+        from replication.evaluate_shard import prepare_data
+
+        data = prepare_data([BENCHMARK], params.data.benchmarks, layout.data / "benchmarks")
     asked = evaluate_model(
         teacher,
         [BENCHMARK],

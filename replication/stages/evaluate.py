@@ -108,12 +108,6 @@ def published_origin(params: Params, job: Job, data: dict[str, Published]) -> di
     }
 
 
-def published_data(params: Params, names: list[str]) -> dict[str, Published]:
-    """The published questions of benchmarks, at hand."""
-    sources = section(params.data, "data").benchmarks
-    return evaluate_shard.prepare_data(names, sources, Layout(params).data / "benchmarks")
-
-
 def _request(
     params: Params, job: Job, seed: int, data: dict[str, Published]
 ) -> evaluate_shard.Request:
@@ -229,7 +223,9 @@ def main(params: Params, folder: str) -> None:
         for path in job.paths.values():
             check_model_directory(path)
     if params.scale == FULL_SCALE:
-        data = published_data(params, params.evaluate.benchmarks[folder])
+        sources = section(params.data, "data").benchmarks
+        names = params.evaluate.benchmarks[folder]
+        data = evaluate_shard.prepare_data(names, sources, layout.data / "benchmarks")
         for job in jobs:
             evaluate_published(params, job, data)
     else:

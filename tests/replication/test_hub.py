@@ -26,7 +26,7 @@ import json, pathlib, sys
 from replication import tasks
 from replication.params import Source
 from replication.tasks.published import prepare
-found = prepare(tasks.get("mmbench"), Source(sys.argv[1], None, "en", "dev"),
+found = prepare(tasks.get("mmbench"), Source(sys.argv[1], "en", "dev"),
                 pathlib.Path("views"), None)
 print(json.dumps(found.to_dict()))
 """

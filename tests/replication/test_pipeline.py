@@ -13,10 +13,11 @@ from repository import ROOT, copy_repository, python
 from replication.layout import Layout
 from replication.measurements import measurement_path
 from replication.params import REDUCED_ONLY, SCALES, parse_params
-from replication.scale import scale_params, workspace
+from replication.scale import pipeline_of, scale_params, workspace
 from replication.stages import NOT_AT_FULL_SCALE
 
-PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+PIPELINE = yaml.safe_load((ROOT / pipeline_of("small")).read_text())["stages"]
+PAPER = yaml.safe_load((ROOT / pipeline_of("paper")).read_text())["stages"]
 FILES = {path.stem for path in (ROOT / "replication" / "stages").glob("*.py")} - {"__init__"}
 RAW = scale_params("small")
 PARAMS = parse_params(RAW)
@@ -42,8 +43,18 @@ FRAME = {
 BY_DATA = {f"replication.standins.{name}" for name in ("conversations", "questions", "scenes")}
 
 
-def body(name: str) -> dict:
-    return PIPELINE[name].get("do", PIPELINE[name])
+# What only scale paper runs: its own pipeline depends on it.
+FULL_SCALE_ONLY = {
+    "grace.shards",
+    "replication.doctor",
+    "replication.evaluate_shard",
+    "replication.hub",
+    "replication.launch",
+}
+
+
+def body(name: str, pipeline: dict = PIPELINE) -> dict:
+    return pipeline[name].get("do", pipeline[name])
 
 
 def module_file(module: str):
@@ -71,7 +82,7 @@ def closure(module: str) -> set[str]:
     seen, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
-        if name in seen or name in FRAME:
+        if name in seen or name in FRAME | FULL_SCALE_ONLY:
             continue
         seen.add(name)
         waiting += imported(name)
@@ -79,7 +90,11 @@ def closure(module: str) -> set[str]:
 
 
 def test_every_stage_is_a_file_and_every_file_a_stage():
-    assert set(PIPELINE) == FILES
+    assert set(PIPELINE) | set(PAPER) == FILES
+    assert set(PAPER) == FILES - set(NOT_AT_FULL_SCALE)
+    for name in PAPER:
+        command = body(name, PAPER)["cmd"].split()
+        assert command[:3] == ["python", "-m", f"replication.stages.{name}"]
     for name in PIPELINE:
         over = PIPELINE[name].get("foreach")
         if isinstance(over, str):  # a place in the parameters
@@ -124,6 +139,17 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name):
         path = str(module_file(module).relative_to(ROOT))
         covered = any(path == dep or path.startswith(dep + "/") for dep in deps)
         assert covered or module in BY_DATA, f"{name} imports {path}, which it does not depend on"
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_scale_paper_depends_on_what_it_alone_runs(name):
+    deps = [dep for dep in body(name, PAPER)["deps"] if "${" not in dep]
+    for dep in deps:
+        assert (ROOT / dep).exists(), dep
+    modules = {f"replication.stages.{name}"} | closure(f"replication.stages.{name}")
+    for module in set().union(*map(imported, modules)) & FULL_SCALE_ONLY - {"replication.doctor"}:
+        path = str(module_file(module).relative_to(ROOT))
+        assert any(path == dep or path.startswith(dep + "/") for dep in deps), path
 
 
 def grace_files(paths) -> set[str]:
