@@ -293,7 +293,7 @@ BAD_CODES = {
     "unknown layer": (lambda c: {**c, f"{FIRST}x": c[FIRST]}, "q_projx, which the model lacks"),
     "no linear": (
         lambda c: {**c, "model.language_model.norm": c[FIRST]},
-        "norm is a .*nn.Linear only",
+        "norm, which is a .*no linear",
     ),
     "empty": (lambda c: {}, "nothing is quantized"),
 }

@@ -75,7 +75,7 @@ def test_measured_once_and_kept_in_a_file(measured, cache):
     assert crossover_path() == cache / "int4_crossover.json"
     content = json.loads(crossover_path().read_text())
     key = crossover_key(CPU, SHAPE, torch.device("cpu"))
-    assert content == {"format": 1, "rows": {key: 24}}
+    assert content == {"format": 2, "rows": {key: 24}}
     assert f"torch {torch.__version__}" in key
     assert f"{torch.get_num_threads()} threads" in key
     assert os.listdir(cache) == ["int4_crossover.json"]  # nothing temporary is left
@@ -105,13 +105,13 @@ def test_what_others_wrote_meanwhile_stays(measured):
         "",
         "{",
         "[]",
-        '{"format": 1}',
-        '{"format": 1, "rows": [3]}',
+        '{"format": 2}',
+        '{"format": 2, "rows": [3]}',
         '{"format": 0, "rows": {KEY: 3}}',
-        '{"format": 1, "rows": {KEY: -3}}',
-        '{"format": 1, "rows": {KEY: 3.5}}',
-        '{"format": 1, "rows": {KEY: true}}',
-        '{"format": 1, "rows": {KEY: "3"}}',
+        '{"format": 2, "rows": {KEY: -3}}',
+        '{"format": 2, "rows": {KEY: 3.5}}',
+        '{"format": 2, "rows": {KEY: true}}',
+        '{"format": 2, "rows": {KEY: "3"}}',
         b"\xff\xfe\x00",
     ],
 )

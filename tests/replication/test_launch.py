@@ -1,5 +1,6 @@
 """Launched training: checks before long work, runs that are killed and go on, and a real launch."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -262,8 +263,10 @@ def test_what_is_missing_is_said_before_long_work(make, monkeypatch):
         check(params, GROUP, RUN, 7)
     with pytest.raises(InputError, match="grace_int4"):
         check(params, GROUP, "grace_int", SEED)
+    shuffled = dataclasses.replace(params.runs[GROUP].models[RUN], shuffled_teacher=True)
+    params.runs[GROUP].models[RUN] = shuffled
     with pytest.raises(InputError, match="shuffled teacher"):
-        check(params, "controls", "shuffled_int4", SEED)
+        check(params, GROUP, RUN, SEED)
     sharded = parse_params(changed(launch={"teacher_sharded": True}))
     with pytest.raises(InputError, match=r"teacher_sharded.*fsdp2\.yaml"):
         check(sharded, GROUP, RUN, SEED)
