@@ -53,6 +53,7 @@ verify-claims: setup
 
 rehearsal: setup
 	$(BIN)/python -m replication.rehearsal
+	$(BIN)/python -m replication.rehearsal repro --dry  # nothing is left to do
 
 verify-released: setup
 	$(BIN)/python -m replication.released $(RELEASED)

@@ -310,6 +310,15 @@ def test_retention_is_the_difference_in_percent_of_the_baseline():
     assert half(found) == pytest.approx((half(difference) - 0.1) / 0.643 + 0.05)
 
 
+def test_nothing_is_retained_of_a_baseline_that_scores_zero(tmp_path):
+    cell = next(one for one in cells_of(REPORTED) if one.table.short == "retention")
+    nothing = {name: 0.0 for name in cell.benchmarks}
+    write_exact(tmp_path, dict.fromkeys(cell.runs, nothing), family=cell.table.family, n=40)
+    found = Judge(tmp_path, "paper")(cell)
+    assert (found.status, found.interval) == (Status.INCONCLUSIVE, None)
+    assert "nothing to retain" in found.note
+
+
 # --- wrong data
 
 
