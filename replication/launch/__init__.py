@@ -88,7 +88,12 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
         InputError: for a file that is missing, of another kind than TYPES, of another number of
             processes than can be, or that sets a precision of its own.
     """
-    config = read_yaml(needed(Path(launch.config), "params.yaml's train.launch.config"))
+    if not Path(launch.config).is_file():
+        raise InputError(
+            f"train.launch.config is {launch.config!r}, which does not exist here; name a file by "
+            "its path from the directory of params.yaml"
+        )
+    config = read_yaml(launch.config)
     kind = config.get("distributed_type")
     if kind not in TYPES:
         raise InputError(unknown(f"{launch.config}: distributed_type {kind!r}", str(kind), TYPES))

@@ -264,8 +264,8 @@ def test_what_is_missing_is_said_before_long_work(make, monkeypatch):
     with pytest.raises(InputError, match="grace_int4"):
         check(params, GROUP, "grace_int", SEED)
     shuffled = dataclasses.replace(params.runs[GROUP].models[RUN], shuffled_teacher=True)
-    params.runs[GROUP].models[RUN] = shuffled
-    with pytest.raises(InputError, match="shuffled teacher"):
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="shuffled teacher"):
+        patch.setitem(params.runs[GROUP].models, RUN, shuffled)
         check(params, GROUP, RUN, SEED)
     sharded = parse_params(changed(launch={"teacher_sharded": True}))
     with pytest.raises(InputError, match=r"teacher_sharded.*fsdp2\.yaml"):

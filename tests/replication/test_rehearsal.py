@@ -28,7 +28,7 @@ def test_names_numbers_and_lengths_are_replaced_and_nothing_else(published):
     before, after = leaves(scale_params("paper")), leaves(rehearsal.rehearsed(published))
     changed = {path for path in before.keys() & after.keys() if before[path] != after[path]}
     added = after.keys() - before.keys()
-    names = {("data", "training", name) for name in ("repository", "files", "images")}
+    names = {("data", "training", name) for name in ("files", "images")}
     names |= {(kind, f, "source") for kind in ("teacher", "baseline") for f in rehearsal_families()}
     numbers = {
         ("train", name) for name in ("accumulation", "devices", "logging_steps", "save_steps")
@@ -38,6 +38,7 @@ def test_names_numbers_and_lengths_are_replaced_and_nothing_else(published):
     numbers |= {("ptq", "calibration", "samples")}
     assert changed | added <= names | numbers | {path for path in after if path[0] == "deploy"}
     assert changed >= names
+    assert before.keys() - after.keys() >= {("data", "training", "repository")}
     # of the hyperparameters none
     for path in before:
         if path[0] == "train" and path not in numbers:

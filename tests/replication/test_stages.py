@@ -522,16 +522,34 @@ def test_a_missing_parameter_file(tmp_path, stage):
         f"features {FAMILY}",
         "language teacher",
         f"teacher_outputs {FAMILY}",
-        "train qwen2_vl_runs",
-        f"evaluate {FAMILY}",
+        f"gate_covariance {FAMILY}",
+        f"examples {FAMILY}",
+        f"export {FAMILY}",
         "world",
     ],
 )
-def test_scale_paper_is_not_run(tmp_path, stage, words):
+def test_scale_paper_has_no_use_for(tmp_path, stage, words):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(scale_params("paper")))
     code, said = stage(tmp_path, *words.split())
     assert (code, said.count("\n")) == (2, 1)
     assert "is not run at scale paper" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (f"evaluate {FAMILY}", "stage evaluate cannot finish here: benchmark ai2d"),
+        ("train qwen2_vl_runs", "train.launch.config is 'replication/launch/fsdp2.yaml'"),
+        ("conversations", "stage conversations cannot finish here: data Lin-Chen/ShareGPT4V"),
+    ],
+)
+def test_scale_paper_begins_nothing_that_cannot_end(tmp_path, monkeypatch, stage, words, told):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(scale_params("paper")))
+    code, said = stage(tmp_path, *words.split())
+    assert (code, said.count("\n")) == (2, 1)
+    assert told in said
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
