@@ -26,11 +26,6 @@ TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
 """What ``distributed_type`` may be in a configuration file."""
 
 
-def conversations(layout: Layout) -> Path:
-    """Directory of the published training data, as ``grace.shards`` reads it."""
-    return layout.data / "conversations"
-
-
 def load_conversations(path: Path, processor: Any, config: Any, *, max_length: int | None) -> Any:
     """The published training data."""
     from grace.shards import ShardedConversations
@@ -65,7 +60,7 @@ def check(params: Params, group: str, name: str, seed: int) -> None:
 
         check_deepspeed(_deepspeed(config, launch.config), method)
     check_baseline(layout, folder.family)
-    needed(conversations(layout), "conversations")
+    needed(layout.published, "conversations")
     if run.method in TEACHER_METHODS:
         needed(layout.model(folder.family, "teacher"), "teacher")
         if launch.teacher_sharded and config["distributed_type"] != "FSDP":
@@ -200,7 +195,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
 
     model = student()
     data = load_conversations(
-        conversations(layout), processor, model.config, max_length=params.train.max_length
+        layout.published, processor, model.config, max_length=params.train.max_length
     )
     teacher: Any = None
     if method.needs_teacher:

@@ -3,7 +3,6 @@
 The published files have more than a gigabyte. Only one record is held at a time.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from grace.errors import InputError
+from replication.hub import file_sha256
 
 _CHUNK = 1 << 20  # characters read at once
 _LARGEST = 1 << 26  # characters that one record may have
@@ -45,7 +45,7 @@ def find_annotations(
     """
     local = Path(name)
     if local.is_file():
-        return AnnotationFile(name, local, None, _sha256(local))
+        return AnnotationFile(name, local, None, file_sha256(local))
     if repository is None or local.is_absolute():
         raise InputError(
             f"annotation file {name!r} does not exist; correct data.training.files, or name the "
@@ -63,12 +63,7 @@ def find_annotations(
             f"({reason}); check the network, or put the path of a local copy into "
             "data.training.files"
         ) from error
-    return AnnotationFile(name, path, repository, _sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return AnnotationFile(name, path, repository, file_sha256(path))
 
 
 def read_records(path: Path) -> Iterator[Any]:

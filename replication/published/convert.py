@@ -21,6 +21,7 @@ import numpy as np
 
 from grace.errors import InputError
 from grace.shards import FORMAT, INDEX_FILE, locate_image, write_shard
+from replication.hub import file_sha256
 from replication.io import atomic_path, write_json_atomic
 from replication.published.annotations import AnnotationFile, read_records
 from replication.published.images import Seen, check_images
@@ -315,8 +316,7 @@ def _write_shards(
         if not path.exists():
             with atomic_path(path) as temporary:
                 write_shard(waiting, temporary)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_sha256(path)
         written.shards.append({"file": path.name, "records": len(waiting), "sha256": digest})
         waiting.clear()
 
