@@ -344,11 +344,11 @@ class World:
 class Deploy:
     """Which published architectures are built with random weights, and how they are measured.
 
-    layers: build only so many, to show that everything runs; such numbers decide nothing.
+    models: by name, each with the variants that are measured. layers: build only so many, to show
+    that everything runs; such numbers decide nothing.
     """
 
-    models: list[str]
-    variants: list[str]
+    models: dict[str, list[str]]
     batches: list[int]
     repeats: int
     decode_repeats: int

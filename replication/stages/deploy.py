@@ -24,7 +24,7 @@ def main(params: Params, name: str) -> None:
         raise InputError(unknown(f"deploy.models: {name!r}", name, given.models))
     report = benchmark.run(
         [architecture(name)],
-        [variant(one) for one in given.variants],
+        [variant(one) for one in given.models[name]],
         benchmark.settings_from(
             {
                 "batches": given.batches,

@@ -263,7 +263,7 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "train": [*params.runs],
         "ptq": [*params.ptq.groups],
         "evaluate": [*params.evaluate.benchmarks],
-        "deploy": params.deploy.models,
+        "deploy": [*params.deploy.models],
     }
     names = set()
     for name, stage in PIPELINE.items():
