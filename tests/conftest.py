@@ -24,6 +24,12 @@ settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items):
+    """Slow tests first: no process is left with a long file at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 VISION = {
     "depth": 1,
     "embed_dim": 16,

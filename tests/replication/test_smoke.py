@@ -3,10 +3,11 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
-from repository import copy_repository, python
+from repository import ROOT, copy_repository, python
 
 from grace.quantization import CODES_FILE
 from replication.measurements import read_measurement
@@ -21,8 +22,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def replication(tmp_path_factory):
-    """A copy of the repository in which the smoke replication has run."""
+    """A copy of the repository in which the smoke replication has run. What an earlier one left in
+    the repository is taken along: dvc runs again what is not of this code."""
     folder = copy_repository(tmp_path_factory.mktemp("smoke"))
+    earlier = Path(".scales", "smoke")
+    if (ROOT / earlier).is_dir():
+        shutil.copytree(ROOT / earlier, folder / earlier, symlinks=True)
     done = python("-m", "replication.scale", "smoke", "repro", cwd=folder, timeout=1800)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return folder
