@@ -289,27 +289,31 @@ def _deploy(sources: Sources) -> dict[str, Any]:
     ]
     for batch in batches:
         columns += [
-            _column(f"Decoding, batch {batch}", "tokens/s"),
+            _column(f"Decoding, batch {batch}", "tokens/s", places=2),
             _column(f"Of the floor, batch {batch}", "%", places=0),
         ]
     rows, notes = [], []
+    bandwidths = _bandwidths(reports)
     for report in reports:
         whole = report["settings"]["layers"] is None
         for model, found in report["models"].items():
             name = model if whole else f"{model}, {report['settings']['layers']} layers"
-            for part in found["variants"].values():
+            variants = {key: found["variants"][key] for key in _ordered(found["variants"])}
+            for part in variants.values():
                 label = part["label"]
                 cells = {column["name"]: cell() for column in columns}
                 if "not_run" in part:
                     notes.append(f"Not run: {name}, {label}: {part['not_run']}.")
                 else:
-                    cells |= _deployed(part)
+                    cells |= _deployed(part, bandwidths[report["device"]])
                 rows.append({"labels": [name, label, report["evidence"]], "cells": cells})
-            for key in found["variants"]:
-                against = ratios(found["variants"], key) if key != BASELINE else {}
+            for key in variants:
+                against = ratios(variants, key) if key != BASELINE else {}
                 if against:
-                    notes.append(_against(name, found["variants"], key, against))
-        notes.append(f"{report['evidence'].capitalize()} on {report['device']}.")
+                    notes.append(_against(name, variants, key, against))
+        place = f"{report['evidence'].capitalize()} on {report['device']}."
+        if place not in notes:
+            notes.append(place)
     printed = sources.reported.deployment
     weights = printed["llava_7b_lm_weight_footprint_gb"]
     notes += [
@@ -318,6 +322,10 @@ def _deploy(sources: Sources) -> dict[str, Any]:
         "its allocator) through building the model, reading the prompt and decoding at batch 1.",
         "The floor is the time in which this machine copies as many bytes as a step has to read: "
         "the decoder, the vocabulary projection and the cache.",
+        *(
+            f"Bandwidth of {device}: {rate / 1e9:.0f} GB/s, the best copy of any process there."
+            for device, rate in bandwidths.items()
+        ),
         "Random weights: speed and memory do not depend on their values. The vision tower, the "
         "projector, the embeddings and the vocabulary projection are BF16 in every variant.",
         f"Reported ({printed['source']}): {printed['throughput_ratio_int4_over_bf16']:g} times the "
@@ -334,7 +342,25 @@ def _deploy(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _deployed(part: Mapping[str, Any]) -> dict[str, Any]:
+def _ordered(variants: Mapping[str, Any]) -> list[str]:
+    """BF16 and this project's own, then peers by name."""
+    first = (BASELINE, "int8", "int4")
+    return [name for name in first if name in variants] + sorted(set(variants) - set(first))
+
+
+def _bandwidths(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By device, the best copy of any process on it, bytes/s: one floor for all its rows."""
+    best: dict[str, float] = {}
+    for report in reports:
+        for model in report["models"].values():
+            for part in model["variants"].values():
+                rates = [best.get(report["device"], 0.0), *part.get("copy_bandwidth", ())]
+                if max(rates):
+                    best[report["device"]] = max(rates)
+    return best
+
+
+def _deployed(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
     most = peak(part)
     cells = {
         "Weights": cell(part["weight_bytes"] / _GIB),
@@ -344,13 +370,21 @@ def _deployed(part: Mapping[str, Any]) -> dict[str, Any]:
     for batch, found in part["decode"].items():
         if "not_run" not in found:
             cells[f"Decoding, batch {batch}"] = _repeated(found["tokens_per_second"])
-            cells[f"Of the floor, batch {batch}"] = cell(100 * found["fraction_of_floor"])
+            floor = found["bytes_per_step"] / bandwidth
+            share = floor / found["seconds_per_step"]["median"]
+            cells[f"Of the floor, batch {batch}"] = cell(100 * share)
     return cells
+
+
+def _rates_first(entry: tuple[str, Ratio]) -> tuple[bool, int]:
+    """Throughput by batch size, then the rest as it comes."""
+    kind, _, batch = entry[0].partition("_")
+    return kind != "throughput", int(batch or 1) if kind == "throughput" else 0
 
 
 def _against(model: str, variants: Mapping[str, Any], key: str, found: Mapping[str, Ratio]) -> str:
     shown = []
-    for name, one in found.items():
+    for name, one in sorted(found.items(), key=_rates_first):
         if name.endswith("reduction"):
             shown.append(f"{name.replace('_', ' ')} {one.point:.1f} %")
         else:

@@ -30,11 +30,14 @@ def part(speed, gigabytes, weights, label="BF16"):
         "decode": {
             "1": {
                 "tokens_per_second": spread([speed * f for f in (0.99, 1.0, 1.01)]),
+                "seconds_per_step": spread([1 / speed]),
                 "fraction_of_floor": 0.7,
+                "bytes_per_step": int(weights * 2**30),
             },
             "4": {"not_run": "no room"},
         },
         "peak_bytes": {"batch 1": int(gigabytes * 2**30)},
+        "copy_bandwidth": [20 * 2**30, weights * 2**31],
     }
 
 
@@ -161,6 +164,10 @@ def test_table(tmp_path):
     rate = cells["Decoding, batch 1"]
     assert (rate["low"], rate["measured"]) == pytest.approx((4.752, 4.8))
     assert cells["Decoding, batch 4"]["measured"] is None
+    # the best copy of all processes is BF16's: 26.4 GiB/s
+    assert cells["Of the floor, batch 1"]["measured"] == pytest.approx(100 * 4.4 * 4.8 / 26.4)
+    bf16 = table.data["rows"][0]["cells"]["Of the floor, batch 1"]["measured"]
+    assert bf16 == pytest.approx(100 * 13.2 * 1.5 / 26.4)
     shown = table.markdown()
     assert "Not run: llava-1.5-7b, NF4, bitsandbytes: the package bitsandbytes is" in shown
     assert "INT4 against BF16: throughput at batch 1 3.20× [3.14, 3.26]" in shown
@@ -211,7 +218,7 @@ def test_stage(tmp_path, monkeypatch, capsys):
         asked.update(models=models, variants=variants, settings=settings, out=out)
         return report_of()
 
-    given = Deploy([MODEL], ["bf16", "int4"], [1], 2, 3, 4, 5)
+    given = Deploy({MODEL: ["bf16", "int4"]}, [1], 2, 3, 4, 5)
     params = load_params("params.yaml")
     object.__setattr__(params, "deploy", given)
     monkeypatch.setattr("replication.stages.load_params", lambda path: params)
