@@ -320,10 +320,12 @@ def _licence(name: str, entry: Mapping[str, Any]) -> Finding:
         return Finding(
             f"licence {name}",
             WARNING,
-            f"{entry['licence']}, to be accepted first",
+            f"{entry['licence']}, to be accepted first, by its page on the hub",
             f"accept it at https://{HUB}/{name} and log in with `hf auth login`",
         )
-    return Finding(f"licence {name}", OK, f"{entry['licence']}, no acceptance needed")
+    return Finding(
+        f"licence {name}", OK, f"{entry['licence']}, no acceptance needed, by its page on the hub"
+    )
 
 
 def _annotations(params: Params, corpus: Mapping[str, Any], machine: Machine) -> list[Finding]:

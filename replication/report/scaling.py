@@ -22,15 +22,23 @@ from replication.costs import (
     traffic_bytes,
 )
 from replication.io import read_json, write_text_atomic
-from replication.params import FULL_SCALE, Params, parse_params
-from replication.plan import Resources, load_resources, make_plan, shape_of, training_load
+from replication.params import FULL_SCALE, Params, parse_params, section
+from replication.plan import (
+    Resources,
+    checkpoint_bytes,
+    load_resources,
+    make_plan,
+    shape_of,
+    sources,
+    training_load,
+)
 from replication.reported import load_tables
 from replication.scale import ROOT, scale_params
 from replication.scaling import AXES, OUT
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"
-NAMES = ("tables", "operations", "memory", "logits", "growth")
+NAMES = ("tables", "inputs", "operations", "memory", "logits", "growth")
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -63,6 +71,21 @@ def tables(params: Params, resources: Resources) -> str:
         )
     head = ("table", "models", "trained", "download, GB", "training, h", "evaluation, h", "days")
     return _markdown(head, rows)
+
+
+def inputs(params: Params, resources: Resources) -> str:
+    """What the downloads are made of, and where each size is from."""
+    rows = []
+    for source in sources(params):
+        weights = shape_of(source).parameters
+        size = _gigabytes(checkpoint_bytes(source, resources))
+        rows.append((source, size, f"computed: {weights:,} weights in bfloat16"))
+    corpus = resources.corpora[section(params.data, "data").training.repository or ""]
+    rows.append(("conversations", _gigabytes(corpus["bytes"]), corpus["source"]))
+    for name, entry in (*corpus["images"].items(), *resources.benchmarks.items()):
+        start = "estimated: " if entry.get("estimated") else ""
+        rows.append((name, _gigabytes(entry["bytes"]), start + entry["source"]))
+    return _markdown(("download", "GB", "from"), rows)
 
 
 def _dearest(params: Params, family: str) -> tuple[Any, Any, Any]:
@@ -191,6 +214,7 @@ def contents(measured: Mapping[str, Any]) -> dict[str, str]:
     resources = load_resources()
     return {
         "tables": tables(params, resources),
+        "inputs": inputs(params, resources),
         "operations": operations(params, resources),
         "memory": memory(params, resources),
         "logits": logits(params, resources),

@@ -26,9 +26,11 @@ from replication.doctor import (
     size,
 )
 from replication.params import parse_params
-from replication.plan import find_model, load_resources, make_plan, needs, shape_of
+from replication.plan import find_model, load_resources, make_plan, needs, questions, shape_of
 from replication.reported import load_tables
+from replication.reported.bands import load_facts
 from replication.scale import ROOT, scale_params
+from replication.tasks import PRINTED
 
 BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,
@@ -179,6 +181,18 @@ def test_every_resource_that_the_parameters_name_is_known():
     assert paper.data.training.repository in resources.corpora
     assert set(resources.benchmarks) == set(paper.data.benchmarks)
     assert resources.device("NVIDIA A100-PCIE-40GB").memory < resources.device("A100").memory
+
+
+def test_questions_are_those_of_the_bands_unless_more_rows_are_asked():
+    resources, facts = load_resources(), load_facts()
+    more = set()
+    for name, entry in resources.benchmarks.items():
+        scored = facts.benchmark(PRINTED[name]).measured[1]
+        asked = questions(name, resources)
+        assert (asked > scored) is ("questions" in entry), name
+        more |= {name} if asked > scored else set()
+    assert more == {"mme", "mmbench", "seedbench"}
+    assert questions("pope", resources) == 9000
 
 
 # ---------------------------------------------------------------------------------------- require
