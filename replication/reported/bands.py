@@ -406,8 +406,8 @@ def _contrast_width(
     sqrt(Σw² / 2) times, wholly in a difference and half in the mean of four. A harness's shift of a
     difference is none of chance and does not average out.
     """
-    (table, _, column), _ = cells[0]
-    chosen = _benchmarks(table, column, facts)
+    first = cells[0][0]
+    chosen = _benchmarks(first.table, first.column, facts)
     errors = [weight * sampling_error(*cell, facts) for cell, weight in cells]
     unpaired = math.hypot(*errors)
     if standard_error is None:
@@ -491,11 +491,10 @@ def band(
     value = _value(table, row, column)
     if table.quantity != "score":
         tables = load_tables() if reported is None else reported
-        cells = [
-            _cell(tables, table.family, run, [table.benchmark(column)])
-            for run in (row.key, "baseline")
-        ]
-        return _ratio_band(*cells, facts, value)
+        benchmarks = [table.benchmark(column)]
+        run = _cell(tables, table.family, row.key, benchmarks)
+        base = _cell(tables, table.family, "baseline", benchmarks)
+        return _ratio_band(run, base, facts, value)
     cell = PrintedCell(table, row, column)
     return _around(value, _misprint(*cell), _cell_width(cell, facts))
 

@@ -260,7 +260,8 @@ def _parse_parts(
     def part(suffix: str, text: str, one: dict[str, Any], number: Any) -> Part:
         place = f"{where}{suffix}"
         value = None if number is None else expect_number(number, f"{place}.reported")
-        band, of_cells = None, isinstance(data.get("band"), str)
+        band: Band | None = None
+        of_cells = isinstance(data.get("band"), str)
         if of_cells:
             expect_choice(data["band"], (OF_CELLS,), f"{place}.band")
             try:
