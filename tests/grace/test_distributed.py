@@ -99,6 +99,12 @@ def train(place: Place, run: str, options: dict[str, Any]) -> None:
                 lambda module, _: seen.add((module.log_scale.dtype, module.weight.dtype))
             )
     trainer.train()
+    states = {
+        value.dtype
+        for state in trainer.optimizer.optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value) and value.numel() > 1
+    }
     beta = float(trainer.objective.controller.beta)
     betas = trainer.accelerator.gather(torch.tensor([beta], dtype=torch.float64)).tolist()
     parameters = dict(trainer.model.named_parameters())
@@ -112,6 +118,7 @@ def train(place: Place, run: str, options: dict[str, Any]) -> None:
         "betas": betas,
         "seen": seen,
         "kinds": kinds,
+        "states": states,
     }
     bake(whole)
     whole.save_pretrained(place.out / run / "baked")
