@@ -82,9 +82,10 @@ def inputs(params: Params, resources: Resources) -> str:
         rows.append((source, size, f"computed: {weights:,} weights in bfloat16"))
     corpus = resources.corpora[section(params.data, "data").training.repository or ""]
     rows.append(("conversations", _gigabytes(corpus["bytes"]), corpus["source"]))
-    for name, entry in (*corpus["images"].items(), *resources.benchmarks.items()):
-        start = "estimated: " if entry.get("estimated") else ""
-        rows.append((name, _gigabytes(entry["bytes"]), start + entry["source"]))
+    for kind, entries in (("images", corpus["images"]), ("benchmark", resources.benchmarks)):
+        for name, entry in entries.items():
+            start = "estimated: " if entry.get("estimated") else ""
+            rows.append((f"{kind} {name}", _gigabytes(entry["bytes"]), start + entry["source"]))
     return _markdown(("download", "GB", "from"), rows)
 
 

@@ -85,6 +85,19 @@ def test_what_is_missing_fails_with_its_mend(changes, check, mend):
     assert mend in found[check].mend and found[check].mend in text
 
 
+def test_checks_of_one_outcome_are_told_together():
+    found, text = examine(dataclasses.replace(BIG, hub=False))
+    missing = [one for one in found.values() if "can be reached" in one.text]
+    assert len(missing) == 6 + 1 + 14
+    assert text.count("neither the hub nor a cached copy can be reached") == 2
+    assert text.count("HF_ENDPOINT") == 2  # a checkpoint's local directory, a data set's local copy
+    words = " ".join(text.split())
+    for one in missing:
+        assert f"{one.check} ({one.size})" in words
+    assert words.endswith("scale paper cannot be run here as a whole: mend what failed")
+    assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices found
+
+
 def test_fewer_devices_are_a_warning():
     found, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
     assert found["devices"].status == WARNING
@@ -97,6 +110,9 @@ def test_reduced_scales_need_little(scale):
     assert {one.status for one in found.values()} == {OK}
     assert set(found) == {"packages", "devices", "main memory", "disk"}
     assert "table4" in text
+    assert f"make repro SCALE={scale}" in text
+    assert "download" not in text
+    assert ("training" in text) is (scale == "small")  # no logs of scale smoke are kept
     found, _ = examine(dataclasses.replace(BARE, disk=1e9), scale)
     assert found["disk"].status == FAILED
 
