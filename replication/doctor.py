@@ -249,7 +249,7 @@ def check_device_memory(family: str, parts: Mapping[str, float], gpu: Gpu) -> Fi
         FAILED,
         text,
         "halve train.batch_size and double train.accumulation, use more devices under fsdp2, "
-        "keep the teacher in 4 bits, or use adamw_bnb_8bit",
+        "keep the teacher in 4 bits, or use adamw_bnb_8bit (not with fsdp2)",
     )
 
 

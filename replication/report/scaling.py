@@ -116,7 +116,8 @@ def operations(params: Params, resources: Resources) -> str:
 
 
 def memory(params: Params, resources: Resources) -> str:
-    """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less."""
+    """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less, of
+    which FSDP2 has one (`replication.launch.read_launch_config`)."""
     rows = []
     for family in params.families:
         student, teacher, _ = _dearest(params, family)
@@ -124,7 +125,10 @@ def memory(params: Params, resources: Resources) -> str:
         for wrapper in WRAPPERS:
             ranks = 1 if wrapper == "single" else params.train.devices
             cells = []
-            for optimizer, bits in (("adamw_torch_fused", 16), ("adamw_bnb_8bit", 4)):
+            whole, small = OPTIMIZERS
+            if wrapper == "fsdp2":
+                small = whole
+            for optimizer, bits in ((whole, 16), (small, 4)):
                 found = rank_memory(
                     student,
                     load,
@@ -137,7 +141,7 @@ def memory(params: Params, resources: Resources) -> str:
                     ranks=ranks,
                     precision=Precision(optimizer=optimizer, teacher_bits=bits),
                 )
-                if optimizer == next(iter(OPTIMIZERS)):
+                if bits == 16:
                     parts = ("weights", "gradients", "optimizer", "communication", "teacher")
                     cells += [_gigabytes(found[part]) for part in parts]
                     step = found["activations"] + found["casts"] + found["vocabulary"]

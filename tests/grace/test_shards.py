@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import multiprocessing
 import pickle
 import re
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ranks
 import torch
 from annotated import build, draw, mixed, talk
 from hypothesis import given, settings
@@ -224,10 +224,8 @@ def test_a_cut_keeps_the_last_answer_that_fits(labels, max_length):
 
 def test_truncation_never_cuts_an_image(scene):
     """Every length there is, against the definition, image by image."""
-    every = scene.data()
-    wholes = [every[index] for index in range(len(scene.records))]
+    wholes = [scene.data()[index] for index in range(len(scene.records))]
     longest = max(len(whole["input_ids"]) for whole in wholes)
-    processed = set()  # images are processed once for every number of them that is left
     for max_length in range(6, longest + 2, 3):
         try:
             data = scene.data(max_length=max_length)
@@ -248,29 +246,23 @@ def test_truncation_never_cuts_an_image(scene):
                 images_alone += not fits
                 assert not fits or (whole["labels"][:max_length] == IGNORE_INDEX).all()
                 continue
-            ids, labels = data.tokens(index)
-            length = len(ids)
+            sample = data[index]
+            length = len(sample["input_ids"])
             assert length <= max_length
             assert length == data.lengths[index]
-            assert np.array_equal(ids, whole["input_ids"][:length])
-            assert np.array_equal(labels, whole["labels"][:length])
-            assert (labels[1:] != IGNORE_INDEX).sum() == data.supervised[index] > 0
+            assert np.array_equal(sample["input_ids"], whole["input_ids"][:length])
+            assert np.array_equal(sample["labels"], whole["labels"][:length])
+            assert (sample["labels"][1:] != IGNORE_INDEX).sum() == data.supervised[index] > 0
             assert not any(start < length < stop for start, stop in spans)
             shown = [span for span in spans if span[1] <= length]
-            cut += length < len(whole["input_ids"])
-            dropped += len(spans) - len(shown)
-            if (record["id"], len(shown)) in processed:
-                continue
-            processed.add((record["id"], len(shown)))
-            sample = data[index]
-            assert np.array_equal(sample["input_ids"], ids)
-            assert np.array_equal(sample["labels"], labels)
             if shown:
                 made = {name: sample[name] for name in scene.small.adapter.image_inputs}
                 tokens = scene.small.adapter.tokens_per_image(scene.config, made)
                 assert tokens == [stop - start for start, stop in shown]
             else:
                 assert "pixel_values" not in sample
+            cut += length < len(whole["input_ids"])
+            dropped += len(spans) - len(shown)
         assert (data.truncated, data.dropped_images) == (cut, dropped)
         assert data.rejected["images"] == images_alone
 
@@ -392,7 +384,7 @@ def digest(directory, processor, config):
 
 def test_two_processes_read_the_same(qwen):
     given = (qwen.directory, qwen.processor, qwen.config)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=ranks.CONTEXT) as pool:
         assert pool.submit(digest, *given).result() == digest(*given)
     assert len(counts_of(qwen.directory)) == 1
 
@@ -415,6 +407,8 @@ def test_one_counts_while_the_others_wait(qwen, monkeypatch):
 def test_counting_in_processes_changes_nothing(qwen, monkeypatch):
     alone = qwen.data()
     monkeypatch.setattr("grace.shards._ALONE", 1)
+    # processes that have the libraries already
+    monkeypatch.setattr("grace.shards.multiprocessing.get_context", lambda _: ranks.CONTEXT)
     many = alone._make_counts()
     monkeypatch.undo()
     assert many.tobytes() == alone._make_counts().tobytes()

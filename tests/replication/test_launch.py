@@ -11,8 +11,8 @@ from pathlib import Path
 import launched
 import pytest
 import yaml
+from accelerate.commands import launch as launcher
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from launched import ranks
@@ -229,7 +229,7 @@ def test_accelerate_launches_it(whole, wrapper):
 def test_configuration_files_are_accelerates_own(name, monkeypatch):
     path = LAUNCH / f"{name}.yaml"
     config = load_config_from_file(str(path))
-    assert config.mixed_precision == "no"
+    assert config.mixed_precision == (None if name.startswith("zero") else "no")
     monkeypatch.chdir(ROOT)
     if name.startswith("zero"):
         file = config.deepspeed_config["deepspeed_config_file"]
@@ -251,9 +251,10 @@ def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatc
     monkeypatch.chdir(ROOT)
     words = ["--config_file", f"replication/launch/zero{stage}.yaml", "--num_processes", "16"]
     words += ["--main_process_port", "0", "--module", "replication.launch"]
-    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert arguments.use_deepspeed
-    _, environment = prepare_deepspeed_cmd_env(arguments)
+    given: list = []
+    monkeypatch.setattr(launcher, "deepspeed_launcher", given.append)
+    launcher.launch_command(launcher.launch_command_parser().parse_args(words))
+    _, environment = prepare_deepspeed_cmd_env(*given)
     for name, value in environment.items():
         if name.startswith("ACCELERATE_"):
             monkeypatch.setenv(name, value)
@@ -277,6 +278,7 @@ def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatc
         ({"distributed_type": "MULTI_GPU"}, 1, "processes is 1"),
         ({"distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}, 2, "train.bf16 decides"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, 2, "must be 2"),
+        ({"distributed_type": "DEEPSPEED", "mixed_precision": "no"}, 2, "remove mixed_precision"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(tmp_path, content, processes, message):
@@ -284,6 +286,16 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path, content, processes
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=message):
         read_launch_config(Launch(str(path), processes))
+
+
+def test_moments_of_8_bits_are_refused_with_shards():
+    for wrapper in ("ddp", "fsdp2"):
+        launch = Launch(str(LAUNCH / f"{wrapper}.yaml"), 2, optimizer="adamw_bnb_8bit")
+        if wrapper == "ddp":
+            read_launch_config(launch)
+            continue
+        with pytest.raises(InputError, match=r"adamw_bnb_8bit.*fsdp2\.yaml.*adamw_torch_fused"):
+            read_launch_config(launch)
 
 
 @pytest.mark.parametrize(
