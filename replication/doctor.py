@@ -73,12 +73,17 @@ class Machine:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, how it ended, what was seen, and the mend."""
+    """One check: what was looked at and how large it is, how it ended, what was seen, the mend."""
 
     check: str
     status: str
     text: str
     mend: str = ""
+    size: str = ""
+
+    @property
+    def subject(self) -> str:
+        return f"{self.check} ({self.size})" if self.size else self.check
 
 
 # ------------------------------------------------------------------------------------------- probes
@@ -244,7 +249,7 @@ def check_device_memory(family: str, parts: Mapping[str, float], gpu: Gpu) -> Fi
         FAILED,
         text,
         "halve train.batch_size and double train.accumulation, use more devices under fsdp2, "
-        "keep the teacher in 4 bits, or use adamw_bnb_8bit",
+        "keep the teacher in 4 bits, or use adamw_bnb_8bit (not with fsdp2)",
     )
 
 
@@ -304,14 +309,15 @@ def _at_hand(where: str, repository: str, kind: str, weight: str, machine: Machi
     if machine.cached(repository, kind):
         return Finding(where, OK, "in the hub's cache")
     if machine.hub:
-        return Finding(where, OK, f"will be downloaded, {weight}")
+        return Finding(where, OK, "will be downloaded", size=weight)
     local = "its local directory" if kind == "model" else "a local copy"
     return Finding(
         where,
         FAILED,
-        f"neither the hub nor a cached copy can be reached ({weight})",
-        f"connect, set HF_ENDPOINT to a mirror or HF_HOME to a filled cache, or put {local} into "
-        "the parameter file",
+        "neither the hub nor a cached copy can be reached",
+        "connect, with HF_HUB_OFFLINE unset, set HF_ENDPOINT to a mirror or HF_HOME to a filled "
+        f"cache, or put {local} into the parameter file",
+        weight,
     )
 
 
@@ -320,10 +326,12 @@ def _licence(name: str, entry: Mapping[str, Any]) -> Finding:
         return Finding(
             f"licence {name}",
             WARNING,
-            f"{entry['licence']}, to be accepted first",
+            f"{entry['licence']}, to be accepted first, by its page on the hub",
             f"accept it at https://{HUB}/{name} and log in with `hf auth login`",
         )
-    return Finding(f"licence {name}", OK, f"{entry['licence']}, no acceptance needed")
+    return Finding(
+        f"licence {name}", OK, f"{entry['licence']}, no acceptance needed, by its page on the hub"
+    )
 
 
 def _annotations(params: Params, corpus: Mapping[str, Any], machine: Machine) -> list[Finding]:
@@ -360,7 +368,7 @@ def check_data(
                 "images of the conversations",
                 WARNING,
                 f"{size(images)} in {len(corpus['images'])} archives of other sites",
-                "see what the data stage says about each; some are to be fetched by hand",
+                "docs/data.md says where each is from; some are to be fetched by hand",
             )
         )
     asked = sorted({n for model in models for n in params.evaluate.benchmarks[model.folder]})
@@ -477,6 +485,32 @@ def size(count: float) -> str:
     return f"{count / 1e3:.0f} kB"
 
 
+def finding_lines(found: Iterable[Finding]) -> list[str]:
+    """The checks as text; those of one outcome and one mend together, at the place of the first."""
+    alike: dict[tuple[str, str, str], list[Finding]] = {}
+    for one in found:
+        alike.setdefault((one.status, one.text, one.mend), []).append(one)
+    lines = []
+    for (status, text, mend), together in alike.items():
+        if len(together) == 1:
+            lines.append(f"{status:<8}{together[0].subject}: {text}")
+        else:
+            lines.append(f"{status:<8}{text}:")
+            subjects = ", ".join(one.subject for one in together)
+            indent = " " * 12
+            lines += textwrap.wrap(
+                subjects,
+                96,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        if mend and status != OK:
+            lines.append(f"        mend: {mend}")
+    return lines
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as text; a dash where nothing is known."""
     if seconds is None:
@@ -488,23 +522,26 @@ def duration(seconds: float | None) -> str:
 
 
 def table_lines(plan: Plan, devices: int, full: bool) -> list[str]:
-    """A line a table: models, trainings, download, device-hours, duration on the devices; and its
-    models by family."""
-    head = f"{'table':<14}{'models':>7}{'runs':>6}{'download':>11}"
-    head += f"{'GPU-hours':>11}{'of training':>12}{'duration':>11}" if full else f"{'training':>11}"
+    """A line a table: models, trainings, and where they are known download, device-hours, duration
+    on the devices; and its models by family."""
+    timed = full or any(table.train_seconds is not None for table in plan.tables.values())
+    head = f"{'table':<14}{'models':>7}{'runs':>6}"
+    if full:
+        head += f"{'download':>11}{'GPU-hours':>11}{'of training':>12}{'duration':>11}"
+    elif timed:
+        head += f"{'training':>11}"
     lines = [head]
     for table in (*plan.tables.values(), plan.total):
         runs = sum(model.copies for model in table.models if model.trained)
         line = f"{table.name:<14}{len(table.models):>7}{runs:>6}"
-        line += f"{size(table.download_bytes) if full else '-':>11}"
         if full:
             train, asked = table.train_seconds, table.evaluate_seconds
             both = None if train is None or asked is None else train + asked
             hours = "-" if both is None else f"{both / 3600:,.0f}"
             share = "-" if train is None else f"{train / 3600:,.0f}"
             lasts = duration(None if both is None else both / devices)
-            line += f"{hours:>11}{share:>12}{lasts:>11}"
-        else:
+            line += f"{size(table.download_bytes):>11}{hours:>11}{share:>12}{lasts:>11}"
+        elif timed:
             line += f"{duration(table.train_seconds):>11}"
         lines.append(line)
         if table is not plan.total:
@@ -588,20 +625,25 @@ def report(
     say(f"scale {scale}")
     for line in table_lines(plan, count, full):
         say(f"  {line}")
-    if full:
-        say(f"durations on {count} x {device.name}" if device else "durations: give --rate")
-        if device:
-            for line in formula(device.name, device.utilisation):
-                say(f"  {line}")
+    if full and device:
+        say(f"durations on {count} x {device.name}")
+        for line in formula(device.name, device.utilisation):
+            say(f"  {line}")
+    elif full:
+        say("hours and durations: name a device, as in make doctor DOCTOR='--rate A100'")
+    elif plan.total.train_seconds is not None:
+        say(f"training: by the committed logs (results/{scale}/training); nothing else is timed")
     found = check_all(params, machine, plan, resources, pins())
-    for finding in found:
-        say(f"  {finding.status:<8}{finding.check}: {finding.text}")
-        if finding.mend and finding.status != OK:
-            say(f"          mend: {finding.mend}")
+    for line in finding_lines(found):
+        say(f"  {line}")
     counts = {
         status: sum(one.status == status for one in found) for status in (OK, WARNING, FAILED)
     }
     say(", ".join(f"{number} {status}" for status, number in counts.items()))
+    if counts[FAILED]:
+        say(f"scale {scale} cannot be run here as a whole: mend what failed")
+    else:
+        say(f"scale {scale} can be run here: make repro SCALE={scale}")
     return found
 
 

@@ -51,6 +51,12 @@ def cached(repository: str, kind: str, mirror: Path | None = None) -> Path | Non
     return None
 
 
+def is_mirror(folder: Path) -> bool:
+    """Whether a directory holds any repository, in either layout."""
+    cached = (one for place in (folder, folder / "hub") for one in place.glob("*--*--*/snapshots"))
+    return any(cached) or any(one.is_dir() for one in folder.glob("[!.]*/*/"))
+
+
 def online(mirror: Path | None = None) -> bool:
     """Whether the hub may be asked: without a mirror, and unless HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants

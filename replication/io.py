@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+
+
+def no_space(error: OSError) -> str | None:
+    """What to say of an error for want of space on a disk; None for any other."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    where = f" at {error.filename!r}" if error.filename else ""
+    return (
+        f"no space is left{where} ({error.strerror}); free some and run the same command again: "
+        "what is finished is kept"
+    )
 
 
 @contextmanager

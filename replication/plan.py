@@ -28,7 +28,9 @@ from replication.costs import (
 from replication.deploy.architectures import architectures
 from replication.io import read_json
 from replication.params import FULL_SCALE, TEACHER_METHODS, Params, Run, read_yaml
+from replication.reported.bands import load_facts
 from replication.reported.tables import Reported
+from replication.tasks import PRINTED
 
 PATH = Path(__file__).with_name("resources.yaml")
 PUBLISHED = ("teacher", "baseline")
@@ -296,12 +298,18 @@ def _evaluate_seconds(
         answering_seconds(
             shape,
             load,
-            resources.benchmarks[name]["questions"],
+            questions(name, resources),
             resources.benchmarks[name]["answer_tokens"],
             device,
         )
         for name in benchmarks
     )
+
+
+def questions(name: str, resources: Resources) -> int:
+    """Rows of a benchmark that are asked: its questions, or more where not all of them count."""
+    asked: int | None = resources.benchmarks[name].get("questions")
+    return load_facts().benchmark(PRINTED[name]).measured[1] if asked is None else asked
 
 
 def checkpoint_bytes(source: str, resources: Resources) -> float:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from replication import compare
-from replication.compare import Interval, Status
+from replication.compare import Band, Interval, Status
 from replication.quantities import Measured, Sources, measure
 from replication.reported import Claim, Ledger, Part, Reported, load_ledger, load_tables
+from replication.reported.bands import quantity_band
 from replication.results import FULL_SCALE, ResultSet
 
 POWER = 0.8
@@ -19,10 +20,12 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class PartResult:
-    """The verdict on one part. `failed`: contradicted, and the ledger does not excuse it."""
+    """The verdict on one part. band: what it was judged by, the part's as long as nothing was
+    measured. failed: contradicted, and the ledger does not excuse it."""
 
     part: Part
     status: Status
+    band: Band | None
     interval: Interval | None = None
     questions: int | None = None
     seeds: dict[str, list[int]] | None = None
@@ -46,13 +49,23 @@ class ClaimResult:
         return any(part.failed for part in self.parts)
 
 
-def _status(part: Part, found: Measured, scale: str) -> Status:
+def _band(part: Part, interval: Interval | None, sources: Sources) -> Band | None:
+    """The part's band; one of printed cells at full scale with the paired error as measured, as
+    `replication.cells` has it."""
+    if not part.of_cells or interval is None or sources.results.scale != FULL_SCALE:
+        return part.band
+    return quantity_band(
+        part.quantity, part.benchmarks, sources.reported, standard_error=interval.standard_error
+    )
+
+
+def _status(part: Part, found: Measured, band: Band | None, scale: str) -> Status:
     full = scale == FULL_SCALE or part.scale_free
     rule = part.full if full else part.reduced
     if found.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
         return Status.INCONCLUSIVE
     holds = Status.REPRODUCED if full else Status.DIRECTION_HOLDS
-    status = compare.judge(found.interval, rule, part.band, holds)
+    status = compare.judge(found.interval, rule, band, holds)
     return Status.INCONCLUSIVE if found.undecided and not status.holds else status
 
 
@@ -62,13 +75,14 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
     scale = sources.results.scale
     found = measure(part, sources)
     if found.missing:
-        return PartResult(part, Status.NOT_RUN, note=found.missing)
+        return PartResult(part, Status.NOT_RUN, part.band, note=found.missing)
     resolvable = None
     if found.interval is not None and found.resolves:
         resolvable = compare.minimum_detectable_difference(
             found.interval.standard_error, POWER, level=sources.ledger.level
         )
-    status, expected = _status(part, found, scale), part.expected[scale]
+    band = _band(part, found.interval, sources)
+    status, expected = _status(part, found, band, scale), part.expected[scale]
     known = expected.outcome == "known_deviation"
     remarks = [found.note] if found.note else []
     if status is Status.CONTRADICTED and known and found.excusable:
@@ -88,6 +102,7 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
     return PartResult(
         part=part,
         status=status,
+        band=band,
         interval=found.interval,
         questions=found.questions,
         seeds=found.seeds,
@@ -146,7 +161,7 @@ def verify(
 
 
 def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
-    part, interval = result.part, result.interval
+    part, interval, band = result.part, result.interval, result.band
     rule = part.full if (scale == FULL_SCALE or part.scale_free) else part.reduced
     expected = part.expected.get(scale)
     return {
@@ -165,8 +180,7 @@ def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
             "level": interval.level,
             "standard_error": interval.standard_error,
         },
-        "band": part.band
-        and {"low": part.band.low, "high": part.band.high, "reason": part.band.reason},
+        "band": band and {"low": band.low, "high": band.high, "reason": band.reason},
         "rule": rule
         and {
             "above": rule.above,

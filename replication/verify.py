@@ -72,14 +72,15 @@ def _measured(result: PartResult) -> str:
     )  # fmt: skip
 
 
-def _band(part: Part) -> str:
+def _band(result: PartResult) -> str:
     """The band, or what a part without one must lie above or below."""
-    if part.band is None:
+    part, band = result.part, result.band
+    if band is None:
         rule = part.reduced or part.full
         sides = [("above", rule.above), ("below", rule.below)] if rule else []
         needs = [f"{name} {value:g}" for name, value in sides if value is not None]
         return " and ".join(needs) or "none"
-    return "[" + ", ".join(format_number(part, e) for e in (part.band.low, part.band.high)) + "]"
+    return "[" + ", ".join(format_number(part, e) for e in (band.low, band.high)) + "]"
 
 
 class _Printer:
@@ -138,7 +139,7 @@ def _claim_measured(result: ClaimResult) -> str:
 
 def _claim_band(result: ClaimResult) -> str:
     run = [part for part in result.parts if part.status is not Status.NOT_RUN]
-    bands = [_band(part.part) for part in run or result.parts]
+    bands = [_band(part) for part in run or result.parts]
     return " / ".join(dict.fromkeys(bands))
 
 
@@ -152,7 +153,7 @@ def _part_pieces(result: PartResult) -> list[str]:
     return [
         reported.ljust(14),
         f"measured {_measured(result)}".ljust(30),
-        f"band {_band(part)}".ljust(19),
+        f"band {_band(result)}".ljust(19),
         _resolvable(result).ljust(15),
         part.text,
     ]

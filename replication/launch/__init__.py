@@ -81,7 +81,8 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
 
     Raises:
         InputError: for a file that is missing, of another kind than TYPES, of another number of
-            processes than can be, or that sets a precision of its own.
+            processes than can be, that sets a precision of its own, or that the optimizer does
+            not go with.
     """
     if not Path(launch.config).is_file():
         raise InputError(
@@ -104,6 +105,15 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
         )
     if kind == "FSDP" and (config.get("fsdp_config") or {}).get("fsdp_version") != 2:
         raise InputError(f"{launch.config}: fsdp_config.fsdp_version must be 2")
+    if kind == "FSDP" and launch.optimizer == "adamw_bnb_8bit":
+        raise InputError(
+            f"train.launch.optimizer is 'adamw_bnb_8bit', and {launch.config} is for FSDP2, whose "
+            "shards bitsandbytes cannot update; use adamw_torch_fused, or ddp.yaml or zero3.yaml"
+        )
+    if kind == "DEEPSPEED" and "mixed_precision" in config:
+        raise InputError(
+            f"{launch.config}: remove mixed_precision; accelerate takes none with a DeepSpeed file"
+        )
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         raise InputError(
             f"{launch.config} is for DeepSpeed, which is not installed: pip install deepspeed, or "

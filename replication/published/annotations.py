@@ -58,9 +58,10 @@ def find_annotations(
         path = Path(hf_hub_download(repository, name, repo_type="dataset", revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
+        at = "" if revision is None else f" at revision {revision!r}"
         raise InputError(
-            f"annotation file {name!r} of the data set {repository!r} cannot be downloaded "
-            f"({reason}); check the network, or put the path of a local copy into "
+            f"annotation file {name!r} of the data set {repository!r}{at} cannot be downloaded "
+            f"({reason}); check the name and the network, or put the path of a local copy into "
             "data.training.files"
         ) from error
     return AnnotationFile(name, path, repository, file_sha256(path))

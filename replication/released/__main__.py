@@ -6,7 +6,7 @@
 Checkpoints and data come from the hub; from --path, a directory of checkpoints; or from --mirror, a
 directory laid out as the hub's cache, and then the network is never asked. Finished benchmarks are
 kept, so an interrupted run goes on. Scores, answers and verdicts are written to results/released.
-Exit code 0; 1 if a cell is CONTRADICTED; 2 on bad input.
+Exit code 0; 1 if a cell is CONTRADICTED; 2 on bad input, or if nothing could be run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grace.errors import InputError
-from replication import evaluate_shard
+from replication import evaluate_shard, hub
 from replication.compare import Status
-from replication.io import write_json_atomic
+from replication.io import no_space, write_json_atomic
 from replication.params import FULL_SCALE, Params, parse_params
-from replication.released.checkpoints import choose
+from replication.released.checkpoints import choose, find_in, load_checkpoints
 from replication.released.evaluation import Attempt, Places, evaluate_checkpoint, prepare_data
 from replication.released.judging import as_text, judge, to_data
 from replication.results import ResultSet
 from replication.scale import scale_params
-from replication.tasks import get
+from replication.tasks import BENCHMARKS, get
 
 VERDICTS = "verdicts.json"
 
@@ -51,6 +51,16 @@ def verify(
     for option, folder in (("--path", places.path), ("--mirror", places.mirror)):
         if folder is not None and not folder.is_dir():
             raise InputError(f"{option}: {str(folder)!r} is no directory; correct it")
+    if places.path is not None and not any(find_in(one.repository, places.path) for one in chosen):
+        raise InputError(
+            f"--path: {str(places.path)!r} holds none of {', '.join(one.name for one in chosen)}; "
+            "a checkpoint is looked for as <owner>/<name>, <name>, or the directory itself"
+        )
+    if places.mirror is not None and not hub.is_mirror(places.mirror):
+        raise InputError(
+            f"--mirror: {str(places.mirror)!r} holds no repository; it has to be laid out as the "
+            "hub's cache (models--<owner>--<name>, datasets--...) or hold copies as <owner>/<name>"
+        )
     wanted = {c.name: [b for b in c.benchmarks() if b in (benchmarks or [b])] for c in chosen}
     names = list(dict.fromkeys(name for own in wanted.values() for name in own))
     data, missing = prepare_data(names, params, places)
@@ -71,6 +81,7 @@ def verify(
     cells = {attempt.checkpoint.name: judge(attempt, found) for attempt in attempts}
     write_json_atomic(places.results / VERDICTS, to_data(attempts, cells))
     print(as_text(attempts, cells))
+    print(f"written: {places.results / VERDICTS}")
     statuses = {cell.status for own in cells.values() for cell in own} - {Status.NOT_RUN}
     for status in (Status.CONTRADICTED, Status.INCONCLUSIVE, Status.REPRODUCED):
         if status in statuses:
@@ -85,8 +96,14 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--path", type=Path, help="a directory of checkpoints, or one checkpoint")
     parser.add_argument("--mirror", type=Path, help="a directory laid out as the hub's cache")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="default: all")
-    parser.add_argument("--benchmarks", nargs="+", metavar="NAME", help="default: the table's")
+    known = ", ".join(load_checkpoints())
+    parser.add_argument("--models", nargs="+", metavar="NAME", help=f"default: all of {known}")
+    parser.add_argument(
+        "--benchmarks",
+        nargs="+",
+        metavar="NAME",
+        help=f"of {', '.join(BENCHMARKS)}; default: the table's",
+    )
     parser.add_argument("--processes", default="all", help="default: one per GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--results", type=Path, default=Path("results") / "released")
@@ -107,7 +124,15 @@ def main(words: Sequence[str] | None = None) -> int:
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    return 1 if status is Status.CONTRADICTED else 0
+    except OSError as error:
+        told = no_space(error)
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        return 2
+    if status is Status.NOT_RUN:
+        print("error: nothing could be run; the reasons are above", file=sys.stderr)
+    return {Status.CONTRADICTED: 1, Status.NOT_RUN: 2}.get(status, 0)
 
 
 if __name__ == "__main__":

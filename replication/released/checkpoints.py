@@ -128,12 +128,19 @@ def find_files(checkpoint: Checkpoint, path: Path | None, mirror: Path | None) -
     return Files(model, _find(checkpoint.processor, path, mirror), base)
 
 
+def find_in(repository: str, path: Path, itself: bool = True) -> Path | None:
+    """A repository's directory below `path`, or (itself) `path` where it is a checkpoint; None if
+    there is none."""
+    places = [path / repository, path / repository.rpartition("/")[2]]
+    for place in [*places, path] if itself else places:
+        if (place / "config.json").is_file():
+            return place
+    return None
+
+
 def _find(repository: str, path: Path | None, mirror: Path | None, itself: bool = False) -> Path:
-    if path is not None:
-        places = [path / repository, path / repository.rpartition("/")[2]]
-        for place in [*places, path] if itself else places:
-            if (place / "config.json").is_file():
-                return place
+    if path is not None and (found := find_in(repository, path, itself)) is not None:
+        return found
     if hub.online(mirror):
         return hub.fetch(repository, "model", FILES)
     found = hub.cached(repository, "model", mirror)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,7 @@ from replication import compare
 from replication.compare import Band, Interval, Rule, Status
 from replication.released.checkpoints import Checkpoint
 from replication.released.evaluation import Attempt
-from replication.reported import AVERAGE, load_ledger, load_tables
+from replication.reported import AVERAGE, load_ledger
 from replication.reported.bands import band
 from replication.results import ResultSet
 from replication.tasks import PRINTED
@@ -28,12 +30,6 @@ class Cell:
     reason: str = ""
 
 
-def cell_band(table: str, run: str, column: str) -> Band:
-    """The band of a printed cell."""
-    found = load_tables().table(table)
-    return band(found, found.row(run), column)
-
-
 def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
     """A checkpoint's cells, in the order of the table's columns.
 
@@ -41,12 +37,13 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
     lies outside, otherwise INCONCLUSIVE; NOT RUN, with the reason, for what was not measured.
     """
     checkpoint, table = attempt.checkpoint, attempt.checkpoint.reported
+    row = table.row(checkpoint.run)
     names = {shown: name for name, shown in PRINTED.items()}
     cells = []
     for column in table.columns:
         average = column == AVERAGE
         benchmarks = table.averaged_benchmarks if average else [table.benchmark(column)]
-        reported = table.row(checkpoint.run).values[column]
+        reported = row.values[column]
         interval = _interval(results, checkpoint, benchmarks, column)
         if interval is None:
             reasons = [
@@ -58,7 +55,7 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
                 reason = "not every benchmark was run" if average else "not asked for"
             cells.append(Cell(column, reported, None, None, Status.NOT_RUN, reason))
             continue
-        found = cell_band(table.id, checkpoint.run, column)
+        found = band(table, row, column)
         status = compare.judge(interval, Rule(within_band=True), found, Status.REPRODUCED)
         cells.append(Cell(column, reported, interval, found, status, found.reason))
     return cells
@@ -110,21 +107,51 @@ def to_data(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> dic
 
 
 def as_text(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> str:
-    """One line per cell: column, reported, measured with interval, band, status, and why not."""
-    lines = []
+    """A line for each cell that was measured; what was not run, once for every reason; counts."""
+    lines, statuses = [], Counter[Status]()
     for attempt in attempts:
-        checkpoint = attempt.checkpoint
-        lines.append(f"{checkpoint.name} ({checkpoint.repository}), {checkpoint.table}")
-        for cell in cells[checkpoint.name]:
-            reported = "" if cell.reported is None else f"{cell.reported:.1f}"
-            if cell.interval is None:
-                lines.append(f"  {cell.column:<15} {reported:>6}  {'not run':<20} {cell.reason}")
-                continue
-            i, b = cell.interval, cell.band
-            measured = f"{i.point:.1f} [{i.low:.1f}, {i.high:.1f}]"
-            band = f"[{b.low:.1f}, {b.high:.1f}]" if b else "no band"
+        checkpoint, own = attempt.checkpoint, cells[attempt.checkpoint.name]
+        statuses.update(cell.status for cell in own)
+        lines.append(
+            f"{checkpoint.name}: {checkpoint.repository}, against row {checkpoint.run} of "
+            f"{checkpoint.table}"
+        )
+        measured = [_line(cell) for cell in own if cell.interval is not None]
+        if measured:
+            failed = attempt.missing.get("")
+            lines += _wrapped(f"measured before, not this time: {failed}") if failed else []
             lines.append(
-                f"  {cell.column:<15} {reported:>6}  {measured:<20} {band:<14} {cell.status.value}"
+                f"  {'cell':<15} {'reported':>8}  {'measured [95 %]':<20} {'band':<14} status"
             )
+        lines += measured
+        reasons: dict[str, list[str]] = {}
+        for cell in own:
+            if cell.interval is None:
+                reasons.setdefault(cell.reason, []).append(cell.column)
+        for reason, columns in reasons.items():
+            which = "all cells" if len(columns) == len(own) else ", ".join(columns)
+            lines += _wrapped(f"not run: {which}: {reason}")
         lines.append("")
+    counts = [f"{statuses[one]} {one.value}" for one in Status if statuses[one]]
+    lines.append(f"{statuses.total()} cells of {len(attempts)} checkpoints: {', '.join(counts)}")
     return "\n".join(lines)
+
+
+def _line(cell: Cell) -> str:
+    reported = "" if cell.reported is None else f"{cell.reported:.1f}"
+    interval, ends = cell.interval, cell.band
+    assert interval is not None and ends is not None  # it was measured
+    measured = f"{interval.point:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
+    tolerated = f"[{ends.low:.1f}, {ends.high:.1f}]"
+    return f"  {cell.column:<15} {reported:>8}  {measured:<20} {tolerated:<14} {cell.status.value}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        96,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

@@ -22,15 +22,23 @@ from replication.costs import (
     traffic_bytes,
 )
 from replication.io import read_json, write_text_atomic
-from replication.params import FULL_SCALE, Params, parse_params
-from replication.plan import Resources, load_resources, make_plan, shape_of, training_load
+from replication.params import FULL_SCALE, Params, parse_params, section
+from replication.plan import (
+    Resources,
+    checkpoint_bytes,
+    load_resources,
+    make_plan,
+    shape_of,
+    sources,
+    training_load,
+)
 from replication.reported import load_tables
 from replication.scale import ROOT, scale_params
 from replication.scaling import AXES, OUT
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"
-NAMES = ("tables", "operations", "memory", "logits", "growth")
+NAMES = ("tables", "inputs", "operations", "memory", "logits", "growth")
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -65,6 +73,22 @@ def tables(params: Params, resources: Resources) -> str:
     return _markdown(head, rows)
 
 
+def inputs(params: Params, resources: Resources) -> str:
+    """What the downloads are made of, and where each size is from."""
+    rows = []
+    for source in sources(params):
+        weights = shape_of(source).parameters
+        size = _gigabytes(checkpoint_bytes(source, resources))
+        rows.append((source, size, f"computed: {weights:,} weights in bfloat16"))
+    corpus = resources.corpora[section(params.data, "data").training.repository or ""]
+    rows.append(("conversations", _gigabytes(corpus["bytes"]), corpus["source"]))
+    for kind, entries in (("images", corpus["images"]), ("benchmark", resources.benchmarks)):
+        for name, entry in entries.items():
+            start = "estimated: " if entry.get("estimated") else ""
+            rows.append((f"{kind} {name}", _gigabytes(entry["bytes"]), start + entry["source"]))
+    return _markdown(("download", "GB", "from"), rows)
+
+
 def _dearest(params: Params, family: str) -> tuple[Any, Any, Any]:
     student = shape_of(params.baseline[family].source or "")
     return student, shape_of(params.teacher[family].source or ""), family
@@ -92,7 +116,8 @@ def operations(params: Params, resources: Resources) -> str:
 
 
 def memory(params: Params, resources: Resources) -> str:
-    """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less."""
+    """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less, of
+    which FSDP2 has one (`replication.launch.read_launch_config`)."""
     rows = []
     for family in params.families:
         student, teacher, _ = _dearest(params, family)
@@ -100,7 +125,10 @@ def memory(params: Params, resources: Resources) -> str:
         for wrapper in WRAPPERS:
             ranks = 1 if wrapper == "single" else params.train.devices
             cells = []
-            for optimizer, bits in (("adamw_torch_fused", 16), ("adamw_bnb_8bit", 4)):
+            whole, small = OPTIMIZERS
+            if wrapper == "fsdp2":
+                small = whole
+            for optimizer, bits in ((whole, 16), (small, 4)):
                 found = rank_memory(
                     student,
                     load,
@@ -113,7 +141,7 @@ def memory(params: Params, resources: Resources) -> str:
                     ranks=ranks,
                     precision=Precision(optimizer=optimizer, teacher_bits=bits),
                 )
-                if optimizer == next(iter(OPTIMIZERS)):
+                if bits == 16:
                     parts = ("weights", "gradients", "optimizer", "communication", "teacher")
                     cells += [_gigabytes(found[part]) for part in parts]
                     step = found["activations"] + found["casts"] + found["vocabulary"]
@@ -191,6 +219,7 @@ def contents(measured: Mapping[str, Any]) -> dict[str, str]:
     resources = load_resources()
     return {
         "tables": tables(params, resources),
+        "inputs": inputs(params, resources),
         "operations": operations(params, resources),
         "memory": memory(params, resources),
         "logits": logits(params, resources),

@@ -1,4 +1,4 @@
-"""The tolerance band of every reported cell, and of its difference from another row.
+"""The tolerance band of every reported cell, and of what the ledger makes of several of them.
 
 Data: benchmarks.yaml. The half-width of a cell's band is the sum of
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
@@ -39,6 +39,7 @@ from replication.reported.reading import (
 from replication.reported.tables import (
     AVERAGE,
     FOLDER,
+    PrintedCell,
     Reported,
     ReportedRow,
     ReportedTable,
@@ -54,6 +55,7 @@ __all__ = [
     "difference_rule",
     "load_facts",
     "parse_facts",
+    "quantity_band",
     "sampling_error",
 ]
 
@@ -323,12 +325,6 @@ def sampling_error(
     return _pooled([one.standard_error(v) for one, v in zip(chosen, values, strict=True)])
 
 
-def _paired_error(first: float, second: float, facts: Facts) -> float:
-    """The standard error of a paired difference as long as it is not measured (see
-    `Facts.correlation`)."""
-    return math.sqrt(first**2 + second**2 - 2.0 * facts.correlation * first * second)
-
-
 @dataclass(frozen=True)
 class _Width:
     """The parts of a half-width, in the cell's unit, and what they rest on."""
@@ -376,42 +372,52 @@ def _furthest(readings: Sequence[Reading]) -> str:
     return f"{one.source}: {one.values[0]:g} and {one.values[1]:g}"
 
 
-def _training(row: ReportedRow, chosen: Sequence[Benchmark], facts: Facts) -> float:
-    if row.role in PUBLISHED:
-        return 0.0
+Weighted = Sequence[tuple[PrintedCell, float]]
+
+
+def _difference(first: PrintedCell, second: PrintedCell) -> Weighted:
+    return [(first, 1.0), (second, -1.0)]
+
+
+def _training(chosen: Sequence[Benchmark], facts: Facts) -> float:
     return _pooled([facts.training_spread(one.name) for one in chosen])
 
 
-def _cell_width(table: ReportedTable, row: ReportedRow, column: str, facts: Facts) -> _Width:
+def _cell_width(cell: PrintedCell, facts: Facts) -> _Width:
+    table, row, column = cell
     chosen = _benchmarks(table, column, facts)
     return _Width(
         sampling=_Z * sampling_error(table, row, column, facts),
         harness=_pooled([one.harness_spread for one in chosen]),
-        training=_training(row, chosen, facts),
+        training=0.0 if row.role in PUBLISHED else _training(chosen, facts),
         print=UNIT / 2,
         basis=_basis(chosen),
         harness_basis=_furthest(chosen[0].harness) if len(chosen) == 1 else "as of its cells",
     )
 
 
-def _difference_width(
-    table: ReportedTable,
-    row: ReportedRow,
-    against: ReportedRow,
-    column: str,
-    facts: Facts,
-    *,
-    standard_error: float | None = None,
+def _contrast_width(
+    cells: Weighted, facts: Facts, *, standard_error: float | None = None
 ) -> _Width:
-    chosen = _benchmarks(table, column, facts)
-    errors = [sampling_error(table, one, column, facts) for one in (row, against)]
+    """Of a sum of cells with weights that add up to none: 1 and −1 for a difference.
+
+    Weights w and errors e of answers that correlate by ρ: the variance is
+    (1 − ρ) Σ(w e)² + ρ (Σ w e)². A training's spread is that of two of them, so it counts
+    sqrt(Σw² / 2) times, wholly in a difference and half in the mean of four. A harness's shift of a
+    difference is none of chance and does not average out.
+    """
+    first = cells[0][0]
+    chosen = _benchmarks(first.table, first.column, facts)
+    errors = [weight * sampling_error(*cell, facts) for cell, weight in cells]
+    unpaired = math.hypot(*errors)
     if standard_error is None:
-        error = _paired_error(errors[0], errors[1], facts)
+        shared = facts.correlation * (sum(errors) ** 2 - unpaired**2)
+        error = math.sqrt(unpaired**2 + shared)
         basis = f"{_basis(chosen)}, answers taken to correlate by {facts.correlation:g}"
     elif not (math.isfinite(standard_error) and standard_error >= 0):
         raise InputError(f"standard error is {standard_error}: give a number that is not negative")
     else:
-        error = min(standard_error, math.hypot(*errors))  # no less alike than unpaired answers
+        error = min(standard_error, unpaired)  # no less alike than unpaired answers
         basis = f"{_basis(chosen)}, paired error as measured"
     single = chosen[0] if len(chosen) == 1 else None
     if single is None:
@@ -420,15 +426,22 @@ def _difference_width(
         source = _furthest(single.differences)
     else:
         source = f"{facts.kept:.2f} of {_furthest(single.harness)}"
-    made = row if row.role not in PUBLISHED else against
+    trained = any(cell.row.role not in PUBLISHED for cell, _ in cells)
+    counted = math.sqrt(sum(weight**2 for _, weight in cells) / 2)
     return _Width(
         sampling=_Z * error,
         harness=_pooled([facts.difference_spread(one.name) for one in chosen]),
-        training=_training(made, chosen, facts),
-        print=UNIT,
+        training=_training(chosen, facts) * counted if trained else 0.0,
+        print=sum(abs(weight) for _, weight in cells) * UNIT / 2,
         basis=basis,
         harness_basis=source,
     )
+
+
+def _contrast_band(cells: Weighted, facts: Facts, *, standard_error: float | None = None) -> Band:
+    value = sum(weight * _value(*cell) for cell, weight in cells)
+    excess = sum(weight * _misprint(*cell) for cell, weight in cells)
+    return _around(value, excess, _contrast_width(cells, facts, standard_error=standard_error))
 
 
 def _misprint(table: ReportedTable, row: ReportedRow, column: str) -> float:
@@ -451,31 +464,15 @@ def _around(value: float, excess: float, width: _Width) -> Band:
     return Band(low - width.total, high + width.total, reason)
 
 
-def _retention_width(
-    table: ReportedTable, row: ReportedRow, column: str, facts: Facts, reported: Reported
-) -> _Width:
-    """Retention is 100 · (1 + difference / baseline): its width is the difference's, in percent of
-    the baseline."""
-    name = table.benchmark(column)
-    for other in reported.tables.values():
-        runs = {one.run for one in other.rows}
-        if other.quantity != "score" or other.family != table.family or row.run not in runs:
-            continue
-        for printed in other.benchmark_columns:
-            if other.benchmark(printed) == name and {row.run, "baseline"} <= runs:
-                base = other.row("baseline")
-                run = other.row(row.run or "")
-                width = _difference_width(other, run, base, printed, facts)
-                scaled = width.times(100.0 / _value(other, base, printed))
-                return _Width(
-                    scaled.sampling,
-                    scaled.harness,
-                    scaled.training,
-                    UNIT / 2,
-                    scaled.basis,
-                    scaled.harness_basis,
-                )
-    raise InputError(f"{table.short}: no table prints {name} of {row.key} and its baseline")
+def _ratio_band(
+    run: PrintedCell, base: PrintedCell, facts: Facts, printed: float | None = None
+) -> Band:
+    """Of 100 · run / base = 100 · (1 + difference / base): the difference's, in percent of the
+    baseline. printed: the ratio where it is printed itself, and so rounded once."""
+    factor = 100.0 / _value(*base)
+    width = _contrast_width(_difference(run, base), facts).times(factor)
+    width = replace(width, print=width.print * factor if printed is None else UNIT / 2)
+    return _around(factor * _value(*run) if printed is None else printed, 0.0, width)
 
 
 def band(
@@ -494,9 +491,12 @@ def band(
     value = _value(table, row, column)
     if table.quantity != "score":
         tables = load_tables() if reported is None else reported
-        return _around(value, 0.0, _retention_width(table, row, column, facts, tables))
-    width = _cell_width(table, row, column, facts)
-    return _around(value, _misprint(table, row, column), width)
+        benchmarks = [table.benchmark(column)]
+        run = _cell(tables, table.family, row.key, benchmarks)
+        base = _cell(tables, table.family, "baseline", benchmarks)
+        return _ratio_band(run, base, facts, value)
+    cell = PrintedCell(table, row, column)
+    return _around(value, _misprint(*cell), _cell_width(cell, facts))
 
 
 def difference_band(
@@ -515,10 +515,75 @@ def difference_band(
     also for a standard error that is no number, or a table that holds no scores.
     """
     facts = load_facts() if facts is None else facts
-    value = _value(table, row, column) - _value(table, against, column)
-    excess = _misprint(table, row, column) - _misprint(table, against, column)
-    width = _difference_width(table, row, against, column, facts, standard_error=standard_error)
-    return _around(value, excess, width)
+    cells = _difference(PrintedCell(table, row, column), PrintedCell(table, against, column))
+    return _contrast_band(cells, facts, standard_error=standard_error)
+
+
+def quantity_band(
+    quantity: Mapping[str, Any],
+    benchmarks: Sequence[str],
+    reported: Reported,
+    facts: Facts | None = None,
+    *,
+    standard_error: float | None = None,
+) -> Band:
+    """The tolerance band of a quantity of the ledger that follows from printed cells: a value, a
+    difference or a ratio of two (also of different tables), the share of a gap, a main effect.
+
+    quantity: see `replication.reported.ledger`. benchmarks: what it is over. standard_error: as in
+    `difference_band`, of differences and main effects.
+
+    Raises InputError for a quantity of another kind, or of cells that the paper does not print.
+    """
+    facts = load_facts() if facts is None else facts
+    kind, family = quantity["kind"], quantity["family"]
+
+    def cell(run: str) -> PrintedCell:
+        return _cell(reported, family, run, benchmarks)
+
+    if kind == "value":
+        return band(*cell(quantity["run"]), facts, reported)
+    if kind == "difference":
+        cells = _difference(cell(quantity["run"]), cell(quantity["against"]))
+        return _contrast_band(cells, facts, standard_error=standard_error)
+    if kind == "main_effect":
+        design = reported.table(quantity["table"]).design()
+        share = 2.0 / len(design)
+        cells = [
+            (cell(run), share if quantity["component"] in components else -share)
+            for components, run in design.items()
+        ]
+        return _contrast_band(cells, facts, standard_error=standard_error)
+    if kind == "ratio":
+        return _ratio_band(
+            cell(quantity["run"]),
+            cell(quantity["against"]),
+            facts,
+            _printed_ratio(reported, family, quantity["run"], benchmarks),
+        )
+    if kind == "gap_closed":
+        run, base, teacher = (cell(quantity[key]) for key in ("run", "baseline", "teacher"))
+        gap = _value(*teacher) - _value(*base)
+        found = _contrast_band(_difference(run, base), facts)
+        return Band(
+            found.low / gap, found.high / gap, f"{found.reason}; in parts of a gap of {gap:.1f}"
+        )
+    raise InputError(f"a quantity of kind {kind!r} does not follow from printed cells")
+
+
+def _cell(reported: Reported, family: str, run: str, benchmarks: Sequence[str]) -> PrintedCell:
+    found = reported.find_printed(family, run, benchmarks)
+    if found is None:
+        raise InputError(f"no table prints {run} of {family} on {', '.join(benchmarks)}")
+    return found
+
+
+def _printed_ratio(
+    reported: Reported, family: str, run: str, benchmarks: Sequence[str]
+) -> float | None:
+    """The retention that a table prints of a run; None where it has to follow from scores."""
+    found = reported.find_printed(family, run, benchmarks, "retention")
+    return None if found is None else _value(*found)
 
 
 def difference_rule(
@@ -531,8 +596,9 @@ def difference_rule(
     """What must be true of a measured difference: inside the band, and, where the printed one
     exceeds its own sampling error, on its side of zero."""
     facts = load_facts() if facts is None else facts
+    cells = _difference(PrintedCell(table, row, column), PrintedCell(table, against, column))
     value = _value(table, row, column) - _value(table, against, column)
-    width = _difference_width(table, row, against, column, facts)
+    width = _contrast_width(cells, facts)
     if abs(value) <= width.sampling:
         return Rule(within_band=True)
     if value > 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.compare import LEVEL, RESAMPLES, Band, Rule
+from replication.reported.bands import quantity_band
 from replication.reported.reading import (
     expect_choice,
     expect_list,
@@ -20,6 +21,7 @@ from replication.reported.reading import (
 from replication.reported.tables import COMPONENTS, FOLDER, Reported, load_tables
 from replication.results import SCALES
 
+OF_CELLS = "cells"
 OUTCOMES = ("holds", "inconclusive-ok", "known_deviation", "undecidable")
 
 # kind of quantity -> required keys, optional keys
@@ -69,7 +71,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Part:
-    """One decidable part of a claim: a quantity, its band, its rules, what is expected of it."""
+    """One decidable part of a claim: a quantity, its band, its rules, what is expected of it.
+
+    of_cells: the band is that of the printed cells, as long as nothing was measured.
+    """
 
     id: str
     text: str
@@ -78,6 +83,7 @@ class Part:
     benchmarks: tuple[str, ...]
     reported: float | None
     band: Band | None
+    of_cells: bool
     full: Rule | None
     reduced: Rule | None
     scales: tuple[str, ...]
@@ -254,7 +260,16 @@ def _parse_parts(
     def part(suffix: str, text: str, one: dict[str, Any], number: Any) -> Part:
         place = f"{where}{suffix}"
         value = None if number is None else expect_number(number, f"{place}.reported")
-        band = _parse_band(data["band"], value, f"{place}.band") if "band" in data else None
+        band: Band | None = None
+        of_cells = isinstance(data.get("band"), str)
+        if of_cells:
+            expect_choice(data["band"], (OF_CELLS,), f"{place}.band")
+            try:
+                band = quantity_band(one, benchmarks, reported)
+            except InputError as error:
+                raise InputError(f"{place}.band: {error}") from error
+        elif "band" in data:
+            band = _parse_band(data["band"], value, f"{place}.band")
         if band is None and any(rule and rule.within_band for rule in (full, reduced)):
             raise InputError(f"{place} has a rule 'within_band' but no band")
         return Part(
@@ -265,6 +280,7 @@ def _parse_parts(
             benchmarks=benchmarks,
             reported=value,
             band=band,
+            of_cells=of_cells,
             full=full,
             reduced=reduced,
             scales=scales,

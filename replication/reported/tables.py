@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grace.errors import InputError
 from replication.reported.reading import (
@@ -147,6 +147,14 @@ class ReportedTable:
         return value
 
 
+class PrintedCell(NamedTuple):
+    """Where a number stands."""
+
+    table: ReportedTable
+    row: ReportedRow
+    column: str
+
+
 @dataclass(frozen=True)
 class Statement:
     """A figure in running text, and how it follows from other printed numbers."""
@@ -224,11 +232,13 @@ class Reported:
         printed = [table.short for table in self.tables.values()]
         return [*printed, *self.own_tables, *self.summaries]
 
-    def printed_cell(self, family: str, run: str, benchmarks: Collection[str]) -> float | None:
-        """What the paper prints for a model: its score on one benchmark, or the average of several;
-        None if no table prints it."""
+    def find_printed(
+        self, family: str, run: str, benchmarks: Collection[str], quantity: str = "score"
+    ) -> PrintedCell | None:
+        """Where the paper prints a model's score (or retention) on one benchmark, or the average of
+        several; None if no table prints it."""
         for table in self.tables.values():
-            if table.family != family or table.quantity != "score":
+            if table.family != family or table.quantity != quantity:
                 continue
             rows = [row for row in table.rows if row.run == run]
             for column in table.columns if rows else ():
@@ -236,8 +246,13 @@ class Reported:
                 names = table.averaged_benchmarks if average else [table.benchmark(column)]
                 same = set(names) == set(benchmarks) and average == (len(benchmarks) > 1)
                 if same and rows[0].values[column] is not None:
-                    return rows[0].values[column]
+                    return PrintedCell(table, rows[0], column)
         return None
+
+    def printed_cell(self, family: str, run: str, benchmarks: Collection[str]) -> float | None:
+        """What stands there; None if no table prints it."""
+        found = self.find_printed(family, run, benchmarks)
+        return None if found is None else found.row.values[found.column]
 
     def named_runs(self) -> Iterator[tuple[str, str, str]]:
         """(table, family, run) for every run that a table needs."""

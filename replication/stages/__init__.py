@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grace.errors import InputError
+from replication.io import no_space
 from replication.params import FULL_SCALE, PARAMS_FILE, Params, load_params
 
 _LIVE = "its teacher answers while the student is trained, and its outputs are not kept"
@@ -69,6 +70,12 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
             function(params, *(arguments[word] for word in words))
         except InputError as error:
             print("error:", " ".join(str(error).split()), file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            told = no_space(error)
+            if told is None:
+                raise
+            print(f"error: {told}", file=sys.stderr)
             sys.exit(2)
 
     return main

@@ -1,5 +1,6 @@
 """Processes of a test that train together on CPUs (gloo), as `accelerate launch` starts them."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -8,7 +9,16 @@ from typing import Any
 
 # a server that has imported the libraries once; the processes of every test are its forks
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["grace.training", "grace.teacher", "replication.fitting"])
+_QWEN = "transformers.models.qwen2_vl"
+CONTEXT.set_forkserver_preload(
+    [
+        *("grace.training", "grace.teacher", "replication.fitting"),
+        *("replication.launch", "replication.stages.train"),
+        *(f"{_QWEN}.modeling_qwen2_vl", f"{_QWEN}.processing_qwen2_vl"),
+        *(f"{_QWEN}.image_processing_qwen2_vl", f"{_QWEN}.video_processing_qwen2_vl"),
+        "torch.distributed.checkpoint",
+    ]
+)
 
 
 def free_port() -> int:
@@ -47,6 +57,7 @@ def run(function: Callable[..., None], *arguments: Any, **options: Any) -> None:
 def _enter(function, arguments, rank, ranks, port, wrapper) -> None:
     import torch
 
+    gc.freeze()  # collections need not look at what the server holds
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     if ranks > 1:
@@ -59,25 +70,29 @@ def _enter(function, arguments, rank, ranks, port, wrapper) -> None:
             "MASTER_PORT": str(port),
         }
     if wrapper == "fsdp2":
-        _shard_on_cpus()
+        os.environ |= FSDP2
+        shard_on_cpus()
     function(*arguments)
     if ranks > 1:
         torch.distributed.destroy_process_group()
 
 
-def _shard_on_cpus() -> None:
-    """The environment of fsdp2.yaml. accelerate turns FSDP on for accelerators only: a group of
-    CPUs is called one of accelerators, and the rest is the library's own."""
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+"""What of the environment the launcher makes of fsdp2.yaml."""
+
+
+def shard_on_cpus() -> None:
+    """accelerate turns FSDP on for accelerators only: a group of CPUs is called one of
+    accelerators, and the rest is the library's own."""
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    os.environ |= {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_RESHARD_AFTER_FORWARD": "true",
-        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    }
     original = PartialState.__init__
 
     def initialise(self, *arguments, **options):

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import multiprocessing
 import pickle
 import re
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ranks
 import torch
 from annotated import build, draw, mixed, talk
 from hypothesis import given, settings
@@ -384,7 +384,7 @@ def digest(directory, processor, config):
 
 def test_two_processes_read_the_same(qwen):
     given = (qwen.directory, qwen.processor, qwen.config)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=ranks.CONTEXT) as pool:
         assert pool.submit(digest, *given).result() == digest(*given)
     assert len(counts_of(qwen.directory)) == 1
 
@@ -407,6 +407,8 @@ def test_one_counts_while_the_others_wait(qwen, monkeypatch):
 def test_counting_in_processes_changes_nothing(qwen, monkeypatch):
     alone = qwen.data()
     monkeypatch.setattr("grace.shards._ALONE", 1)
+    # processes that have the libraries already
+    monkeypatch.setattr("grace.shards.multiprocessing.get_context", lambda _: ranks.CONTEXT)
     many = alone._make_counts()
     monkeypatch.undo()
     assert many.tobytes() == alone._make_counts().tobytes()
@@ -442,23 +444,23 @@ def resident():
 
 
 def test_memory_is_bounded(tmp_path, family, monkeypatch):
-    """Were the tokens of 20,000 conversations of text kept, they would take some 30 MB."""
-    texts = [talk(1, seed=k, length=20) for k in range(40)]
+    """Were the tokens of 5,000 conversations of text kept, they would take some 30 MB."""
+    texts = [talk(1, seed=k, length=80) for k in range(40)]
     records = []
-    for k in range(20_000):
+    for k in range(5_000):
         question, answer = (dict(turn) for turn in texts[k % 40])
         question["value"] += f" {k}"
         answer["value"] += f" {k}"
         records.append({"id": k, "conversations": [question, answer]})
     small = family("llava")
     config = small.model().config
-    ShardedConversations(build(tmp_path / "few", records[:3_000]), small.processor, config)
-    directory = build(tmp_path / "all", records, shard_size=1_000)
+    ShardedConversations(build(tmp_path / "few", records[:750]), small.processor, config)
+    directory = build(tmp_path / "all", records, shard_size=250)
     records.clear()
     monkeypatch.setattr("grace.shards._ALONE", 100_000)  # count in this process
     before = resident()
     data = ShardedConversations(directory, small.processor, config)
-    taken = range(0, 20_000, 8)
+    taken = range(0, 5_000, 8)
     assert sum(len(data.tokens(k)[0]) for k in taken) == sum(data.lengths[k] for k in taken)
     assert resident() - before < 12e6
 

@@ -6,7 +6,11 @@ accelerate launch --module launched <group> <run> <seed>
 import importlib
 import os
 import signal
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grace"))
+import ranks
 
 import replication.launch
 from grace.data import ConversationDataset
@@ -51,4 +55,6 @@ def _arm(dotted: str, call: int, rank: int) -> None:
 if __name__ == "__main__":
     from replication.launch.__main__ import main
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        ranks.shard_on_cpus()
     main()

@@ -310,6 +310,101 @@ def test_retention_is_the_difference_in_percent_of_the_baseline():
     assert half(found) == pytest.approx((half(difference) - 0.1) / 0.643 + 0.05)
 
 
+LEDGER = reported.load_ledger()
+PARTS = {part.id: part for claim in LEDGER.claims for part in claim.parts}
+
+
+def same_cell(part):
+    """The cell, or difference from the baseline, that is the part's quantity; None without one."""
+    for cell in cells_of(REPORTED):
+        quantity = part.quantity
+        wanted = (quantity["family"], quantity["run"], quantity.get("against"), part.benchmarks)
+        against = cell.against.run if cell.against else None
+        if cell.table.quantity == "retention" and part.kind == "ratio":
+            against = "baseline"
+        elif part.kind != ("difference" if cell.against else "value"):
+            continue
+        found = (cell.table.family, cell.row.run, against, tuple(cell.benchmarks))
+        if found == wanted:
+            return cell
+    return None
+
+
+def test_a_claims_band_is_that_of_its_cells():
+    """Wherever the ledger and the cells judge one quantity. C14's margin is the claim itself."""
+    checked = set()
+    for part in PARTS.values():
+        if part.kind not in ("value", "difference", "ratio") or part.band is None:
+            continue
+        assert part.of_cells, part.id
+        cell = same_cell(part)
+        if cell is None:
+            continue
+        if cell.against is None:
+            found = bands.band(cell.table, cell.row, cell.column)
+        else:
+            found = bands.difference_band(cell.table, cell.row, cell.against, cell.column)
+        assert (part.band.low, part.band.high) == pytest.approx((found.low, found.high)), part.id
+        assert part.band.reason == found.reason
+        checked.add(part.id)
+    assert checked == {
+        *("C01.difference", "C01.int4", "C02.difference", "C02.int4"),
+        *("C03.qwen2_vl", "C03.llava", "C03.qwen3_vl", "C08.llava", "C08.llava.value"),
+        "C17.mmbench",
+    }
+    assert not PARTS["C14.qwen3_vl"].of_cells
+
+
+def test_bands_of_what_follows_from_several_cells():
+    table, average = REPORTED.table("table3"), "Avg"
+    runs = table.design().values()
+    errors = [bands.sampling_error(table, table.row(run), average) for run in runs]
+    signs = [1 if "gdkd" in components else -1 for components in table.design()]
+    weighted = [sign / 4 * error for sign, error in zip(signs, errors, strict=True)]
+    spread = sum(
+        a * b * (1 if i == k else 0.5)
+        for i, a in enumerate(weighted)
+        for k, b in enumerate(weighted)
+    )
+    shifts = [FACTS.difference_spread(name) for name in table.averaged]
+    trained = [FACTS.training_spread(name) for name in table.averaged]
+    expected = Z * math.sqrt(spread) + math.hypot(*shifts) / 3 + math.hypot(*trained) / 6 + 0.1
+    effect = PARTS["C07.gdkd"]
+    assert half(effect.band) == pytest.approx(expected)
+    assert (effect.band.low + effect.band.high) / 2 == pytest.approx(effect.reported)
+
+    gap = PARTS["C04.qwen2_vl"].band  # of 7.6 points
+    difference = PARTS["C03.qwen2_vl"].band
+    assert (gap.low * 7.6, gap.high * 7.6) == pytest.approx((difference.low, difference.high))
+
+    ratio = PARTS["C17.gqa"].band  # printed nowhere: two rounded cells
+    table = REPORTED.table("table2")
+    difference = bands.difference_band(table, table.row("grace_int4"), table.row("baseline"), "GQA")
+    assert half(ratio) == pytest.approx(half(difference) / 0.62)
+    assert (ratio.low + ratio.high) / 2 == pytest.approx(100 * 61.2 / 62.0)
+
+    apart = PARTS["R01.llava"].band  # of two tables; Table 1's average is not its cells'
+    row = REPORTED.table("table1").row("grace_bf16")
+    cells = sum(row.values[name] for name in REPORTED.table("table1").averaged) / 7
+    assert apart.high - 1.8 == pytest.approx(cells - 67.2 - apart.low)
+
+
+def test_a_claim_is_judged_by_the_band_that_judges_its_cell(mixed):
+    """With the paired error as measured, by each with draws of its own."""
+    judged = {part.part.id: part for claim in verify.verify(mixed, "paper") for part in claim.parts}
+    cells = {cell.cell.id: cell for cell in Judge(mixed).all()}
+    for part, cell in (
+        ("C02.difference", "table4[grace_int4-vs-baseline-mmbench]"),
+        ("C02.int4", "table4[grace_int4-mmbench]"),
+        ("C03.qwen2_vl", "table4[grace_int4-vs-baseline-avg]"),
+    ):
+        found, expected = judged[part].band, cells[cell].band
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.05)
+        assert found.reason.partition("(")[2] == expected.reason.partition("(")[2]
+    assert "as measured" in judged["C02.difference"].band.reason
+    assert half(judged["C02.difference"].band) < half(PARTS["C02.difference"].band)
+
+
 def test_nothing_is_retained_of_a_baseline_that_scores_zero(tmp_path):
     cell = next(one for one in cells_of(REPORTED) if one.table.short == "retention")
     nothing = {name: 0.0 for name in cell.benchmarks}

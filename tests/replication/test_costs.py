@@ -200,8 +200,10 @@ def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
     assert point["least"] <= point["seconds"] <= point["greatest"]
     assert point["predicted_peak_bytes"] == pytest.approx(point["peak_bytes"], rel=0.2)
     out.write_text(out.read_text().replace(first["provenance"]["code"], "other"))
+    measured = []
+    monkeypatch.setattr(scaling, "measure", lambda trial: measured.append(trial) or point)
     run(out, said.append, axes)
-    assert len(said) == 2
+    assert len(said) == 2 and len(measured) == 1
 
 
 def test_seconds_are_those_of_the_steps_asked_for():

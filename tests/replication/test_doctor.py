@@ -26,9 +26,11 @@ from replication.doctor import (
     size,
 )
 from replication.params import parse_params
-from replication.plan import find_model, load_resources, make_plan, needs, shape_of
+from replication.plan import find_model, load_resources, make_plan, needs, questions, shape_of
 from replication.reported import load_tables
+from replication.reported.bands import load_facts
 from replication.scale import ROOT, scale_params
+from replication.tasks import PRINTED
 
 BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,
@@ -83,6 +85,19 @@ def test_what_is_missing_fails_with_its_mend(changes, check, mend):
     assert mend in found[check].mend and found[check].mend in text
 
 
+def test_checks_of_one_outcome_are_told_together():
+    found, text = examine(dataclasses.replace(BIG, hub=False))
+    missing = [one for one in found.values() if "can be reached" in one.text]
+    assert len(missing) == 6 + 1 + 14
+    assert text.count("neither the hub nor a cached copy can be reached") == 2
+    assert text.count("HF_ENDPOINT") == 2  # a checkpoint's local directory, a data set's local copy
+    words = " ".join(text.split())
+    for one in missing:
+        assert f"{one.check} ({one.size})" in words
+    assert words.endswith("scale paper cannot be run here as a whole: mend what failed")
+    assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices found
+
+
 def test_fewer_devices_are_a_warning():
     found, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
     assert found["devices"].status == WARNING
@@ -95,6 +110,9 @@ def test_reduced_scales_need_little(scale):
     assert {one.status for one in found.values()} == {OK}
     assert set(found) == {"packages", "devices", "main memory", "disk"}
     assert "table4" in text
+    assert f"make repro SCALE={scale}" in text
+    assert "download" not in text
+    assert ("training" in text) is (scale == "small")  # no logs of scale smoke are kept
     found, _ = examine(dataclasses.replace(BARE, disk=1e9), scale)
     assert found["disk"].status == FAILED
 
@@ -179,6 +197,18 @@ def test_every_resource_that_the_parameters_name_is_known():
     assert paper.data.training.repository in resources.corpora
     assert set(resources.benchmarks) == set(paper.data.benchmarks)
     assert resources.device("NVIDIA A100-PCIE-40GB").memory < resources.device("A100").memory
+
+
+def test_questions_are_those_of_the_bands_unless_more_rows_are_asked():
+    resources, facts = load_resources(), load_facts()
+    more = set()
+    for name, entry in resources.benchmarks.items():
+        scored = facts.benchmark(PRINTED[name]).measured[1]
+        asked = questions(name, resources)
+        assert (asked > scored) is ("questions" in entry), name
+        more |= {name} if asked > scored else set()
+    assert more == {"mme", "mmbench", "seedbench"}
+    assert questions("pope", resources) == 9000
 
 
 # ---------------------------------------------------------------------------------------- require

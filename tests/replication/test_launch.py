@@ -1,26 +1,29 @@
 """Launched training: checks before long work, runs that are killed and go on, and a real launch."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import launched
 import pytest
 import yaml
+from accelerate.commands import launch as launcher
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DeepSpeedPlugin
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from launched import ranks
 
 from grace.errors import InputError
 from grace.models import load_model
+from grace.training import check_deepspeed
 from replication.launch import check, command, read_launch_config
 from replication.params import PRESETS, Launch, parse_params
 from replication.scale import ROOT, merge, scale_params
-
-sys.path.insert(0, str(ROOT / "tests" / "grace"))
-import ranks
+from replication.stages.train import method_config
 
 GROUP, RUN, SEED = "qwen2_vl_runs", "grace_int4", 0
 LAUNCH = ROOT / "replication" / "launch"
@@ -79,6 +82,42 @@ def make(models, tmp_path_factory):
     return workspace
 
 
+@pytest.fixture(scope="module")
+def whole(make):
+    """The workspace of a run that nothing interrupts, each made once: of one process by hand, of
+    two under a wrapper by accelerate."""
+
+    @functools.cache
+    def run(wrapper: str) -> Path:
+        if wrapper == "single":
+            workspace = make(changed())
+            finish(workspace, ranks=1)
+        else:
+            params = two(wrapper, steps=4)
+            workspace = make(params)
+            launch(workspace, params)
+        return workspace
+
+    return run
+
+
+def launch(workspace, params):
+    """The real command, on CPUs."""
+    words = command(parse_params(params), GROUP, RUN, SEED)
+    words[words.index("replication.launch")] = "launched"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "replication")])
+    ended = subprocess.run(
+        words,
+        cwd=workspace,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+
+
 def start(workspace, kill=None, **options):
     return ranks.start(launched.train, workspace, GROUP, RUN, SEED, kill, **options)
 
@@ -127,29 +166,27 @@ MOMENTS = [
 ]
 
 
-def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make):
-    whole, cut = make(changed()), make(changed())
-    finish(whole, ranks=1)
+def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make, whole):
+    complete, cut = whole("single"), make(changed())
     for function, call, left in MOMENTS:
         killed(cut, function, call, ranks=1)
         assert checkpoints(cut) == left, function
     finish(cut, ranks=1)
     assert checkpoints(cut) == []
-    assert written(cut) == written(whole)
-    assert history(cut) == history(whole)
-    assert {"beta", "ema"} <= set(history(whole)[-1])
-    assert len(history(whole)) == 8
+    assert written(cut) == written(complete)
+    assert history(cut) == history(complete)
+    assert {"beta", "ema"} <= set(history(complete)[-1])
+    assert len(history(complete)) == 8
     again = time.monotonic()
     finish(cut, ranks=1)  # what is there already is kept
     assert time.monotonic() - again < 60
-    assert written(cut) == written(whole)
+    assert written(cut) == written(complete)
 
 
-def test_a_run_killed_from_outside_goes_on(make):
+def test_a_run_killed_from_outside_goes_on(make, whole):
     """Not at a chosen line: whenever the signal comes, the moment a checkpoint is being written
     and a while after included."""
-    whole, cut = make(changed(steps=6)), make(changed(steps=6))
-    finish(whole, ranks=1)
+    cut = make(changed())
     scratch = cut / "models/paper/.checkpoints" / GROUP / f"{RUN}-seed{SEED}"
     for name in ("partial", "checkpoint-2"):
         [process] = start(cut, ranks=1)
@@ -160,15 +197,14 @@ def test_a_run_killed_from_outside_goes_on(make):
         process.join()
         assert process.exitcode == -9
     finish(cut, ranks=1)
-    assert written(cut) == written(whole)
-    assert history(cut) == history(whole)
+    assert written(cut) == written(whole("single"))
+    assert history(cut) == history(whole("single"))
 
 
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
-def test_one_of_two_processes_killed(make, wrapper):
-    params = two(wrapper, steps=4)
-    whole, cut = make(params), make(params)
-    finish(whole, wrapper=wrapper)
+def test_one_of_two_processes_killed(make, whole, wrapper):
+    """Started by hand, and it ends as the run that accelerate launched."""
+    cut = make(two(wrapper, steps=4))
     killed(cut, "grace.training.GraceTrainer._finish_step", 3, rank=1, wrapper=wrapper)
     assert checkpoints(cut) == ["checkpoint-2"]
     # its part of the checkpoint, while the first process has written all of its own
@@ -176,38 +212,24 @@ def test_one_of_two_processes_killed(make, wrapper):
     assert checkpoints(cut) == ["checkpoint-2"]
     killed(cut, "replication.fitting.write_codes", 1, wrapper=wrapper)
     finish(cut, wrapper=wrapper)
-    assert written(cut) == written(whole)
-    assert history(cut) == history(whole)
+    assert written(cut) == written(whole(wrapper))
+    assert history(cut) == history(whole(wrapper))
     model = load_model(cut / "models" / "paper" / GROUP / RUN / f"seed{SEED}")
     assert not any("log_scale" in name for name, _ in model.named_parameters())
 
 
-def test_accelerate_launches_it(make):
-    """The real command with ddp.yaml, on CPUs."""
-    params = two("ddp", steps=2)
-    workspace = make(params)
-    words = command(parse_params(params), GROUP, RUN, SEED)
-    words[words.index("replication.launch")] = "launched"
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "replication")])
-    ended = subprocess.run(
-        words,
-        cwd=workspace,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr[-2000:]
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_accelerate_launches_it(whole, wrapper):
+    workspace = whole(wrapper)
     assert "quantized.safetensors" in written(workspace)
-    assert len(history(workspace)) == 2
+    assert len(history(workspace)) == 4
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2", "zero3"])
 def test_configuration_files_are_accelerates_own(name, monkeypatch):
     path = LAUNCH / f"{name}.yaml"
     config = load_config_from_file(str(path))
-    assert config.mixed_precision == "no"
+    assert config.mixed_precision == (None if name.startswith("zero") else "no")
     monkeypatch.chdir(ROOT)
     if name.startswith("zero"):
         file = config.deepspeed_config["deepspeed_config_file"]
@@ -222,6 +244,32 @@ def test_configuration_files_are_accelerates_own(name, monkeypatch):
     read_launch_config(Launch(str(path), 1 if name == "single" else 2))
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatch):
+    """As far as it goes without the package: the launcher's environment, and the plugin that every
+    process makes of it."""
+    monkeypatch.chdir(ROOT)
+    words = ["--config_file", f"replication/launch/zero{stage}.yaml", "--num_processes", "16"]
+    words += ["--main_process_port", "0", "--module", "replication.launch"]
+    given: list = []
+    monkeypatch.setattr(launcher, "deepspeed_launcher", given.append)
+    launcher.launch_command(launcher.launch_command_parser().parse_args(words))
+    _, environment = prepare_deepspeed_cmd_env(*given)
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    plugin = DeepSpeedPlugin()
+    plugin.set_mixed_precision("no")
+    assert plugin.zero_stage == stage
+    assert plugin.zero3_init_flag is False
+    assert plugin.zero3_save_16bit_model is (stage == 3)
+    content = plugin.deepspeed_config
+    assert content["bf16"] == content["fp16"] == {"enabled": False}
+    assert content["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
+    params = parse_params(scale_params("paper"))
+    check_deepspeed(content, method_config(params.train, params.runs[GROUP].models[RUN]))
+
+
 @pytest.mark.parametrize(
     ("content", "processes", "message"),
     [
@@ -230,6 +278,7 @@ def test_configuration_files_are_accelerates_own(name, monkeypatch):
         ({"distributed_type": "MULTI_GPU"}, 1, "processes is 1"),
         ({"distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}, 2, "train.bf16 decides"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, 2, "must be 2"),
+        ({"distributed_type": "DEEPSPEED", "mixed_precision": "no"}, 2, "remove mixed_precision"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(tmp_path, content, processes, message):
@@ -237,6 +286,16 @@ def test_configurations_that_do_not_fit_are_refused(tmp_path, content, processes
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=message):
         read_launch_config(Launch(str(path), processes))
+
+
+def test_moments_of_8_bits_are_refused_with_shards():
+    for wrapper in ("ddp", "fsdp2"):
+        launch = Launch(str(LAUNCH / f"{wrapper}.yaml"), 2, optimizer="adamw_bnb_8bit")
+        if wrapper == "ddp":
+            read_launch_config(launch)
+            continue
+        with pytest.raises(InputError, match=r"adamw_bnb_8bit.*fsdp2\.yaml.*adamw_torch_fused"):
+            read_launch_config(launch)
 
 
 @pytest.mark.parametrize(

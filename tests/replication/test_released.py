@@ -287,9 +287,18 @@ def test_what_cannot_be_had_is_not_run_with_the_reason(verify, places, mirror, t
     assert cells[fine]["MMBench"]["status"] != "NOT RUN"
     assert "ScienceQA' is not in mirror" in cells[fine]["ScienceQA"]["reason"]
     assert cells[fine]["AI2D"]["reason"] == "not asked for"
-    text = capsys.readouterr().out
-    assert text.count("not run") == 8 + 8 + 7
-    assert "is not in mirror" in text
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.count("not run: all cells: ") == 2
+    assert text.count(f"'{KNOWN[gone].repository}' is not in mirror") == 1
+    assert text.count("corrupt or truncated") == 1
+    assert text.count("ScienceQA' is not in mirror") == 1
+    assert "not run: HallusionBench, AI2D, MMMU, SEED, MMStar: not asked for" in text
+    assert "not run: Avg: not every benchmark was run" in text
+    assert "24 cells of 3 checkpoints: " in text and "23 NOT RUN" in text
+    measured = ResultSet(places.results, "paper")
+    cells = judging.judge(Attempt(KNOWN[fine], missing={"": "it is gone"}), measured)
+    text = judging.as_text([Attempt(KNOWN[fine], missing={"": "it is gone"})], {fine: cells})
+    assert "measured before, not this time: it is gone" in text
 
 
 # ---------------------------------------------------------------------------------------- verdicts
@@ -301,7 +310,7 @@ def test_what_cannot_be_had_is_not_run_with_the_reason(verify, places, mirror, t
 )
 def test_the_command_judges_and_exits(tmp_path, mirror, monkeypatch, capsys, band, status, code):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(judging, "cell_band", lambda *_: band)
+    monkeypatch.setattr(judging, "band", lambda *_: band)
     monkeypatch.setattr(command, "scale_params", lambda scale: merge(scale_params(scale), TINY))
     words = ["--mirror", str(mirror), "--models", QWEN[0], "--benchmarks", "mmbench"]
     assert command.main([*words, "--processes", "1", "--device", "cpu"]) == code
@@ -314,13 +323,6 @@ def test_the_command_judges_and_exits(tmp_path, mirror, monkeypatch, capsys, ban
     assert cell["measured"][1] <= cell["measured"][0] <= cell["measured"][2]
     scores = ResultSet("results/released", "paper").scores("qwen3_vl", QWEN[0])
     assert cell["measured"][0] == pytest.approx(scores.score("MMBench"))
-
-
-@pytest.mark.parametrize(("table", "run", "column"), [("table2", "grace_int4", "SQA")])
-def test_bands_hold_the_reported_value(table, run, column):
-    band = judging.cell_band(table, run, column)
-    assert band is not None
-    assert band.low <= load_tables().table(table).cell(run, column) <= band.high
 
 
 def test_an_interval_is_that_of_the_official_score(tmp_path):
@@ -372,6 +374,29 @@ def test_bad_words_are_one_line_and_exit_code_2(words, told, tmp_path, monkeypat
     assert told in text
     assert text.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "told"), [("--mirror", "no repo"), ("--path", "holds none of")])
+def test_an_empty_directory_is_refused_before_anything_is_looked_for(
+    tmp_path, capsys, option, told
+):
+    assert command.main([option, str(tmp_path), "--results", str(tmp_path / "results")]) == 2
+    text = capsys.readouterr().err
+    assert told in text and text.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_could_be_run_is_no_success(tmp_path, mirror, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    part = tmp_path / "hub"
+    part.mkdir()
+    source = next(mirror.glob("datasets--*MMBench"))
+    shutil.copytree(source, part / source.name, symlinks=True)
+    words = ["--mirror", str(part), "--benchmarks", "mmbench"]
+    assert command.main([*words, "--processes", "1", "--device", "cpu"]) == 2
+    said = capsys.readouterr()
+    assert "nothing could be run" in said.err
+    assert said.out.count("not run: all cells: ") == len(KNOWN)
 
 
 def test_one_checkpoint_as_path_needs_its_name(made, capsys):

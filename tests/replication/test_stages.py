@@ -24,6 +24,7 @@ from grace.models import family_of, load_model, load_processor
 from grace.quantization import CODES_FILE
 from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
 from grace.training import prepare_student
+from replication import stages
 from replication.fitting import fit, last_checkpoint, load_training_data, origin_of
 from replication.layout import Layout
 from replication.parallel import run_all
@@ -506,6 +507,27 @@ def test_the_command_itself(tmp_path, words, changes, told):
     assert told in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     assert time.monotonic() - started < 60
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+
+    def writing(place):
+        def main(params):
+            Path(place).write_text("x")
+
+        return stages.stage(main)
+
+    with pytest.raises(FileNotFoundError):  # only want of space is foreseen
+        writing("/dev/none/x")()
+    with pytest.raises(SystemExit) as ended:
+        writing("/dev/full")()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: no space is left") and said.count("\n") == 1
+    assert "run the same command again" in said
 
 
 def test_a_missing_parameter_file(tmp_path, stage):
