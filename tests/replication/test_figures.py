@@ -1,15 +1,18 @@
 """Figures: numbers are those of the result files, words are complete, text is legible."""
 
 import copy
+import importlib
 import itertools
 import json
 import math
 import shutil
+import sys
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import colors
@@ -264,6 +267,26 @@ def test_all_files_are_written_and_are_the_same_again(results, tmp_path):
         with Image.open(tmp_path / "first" / f"{name}.png") as opened:
             assert opened.width <= 7 * style.DPI
             assert not {"Software", "Creation Time"} & set(opened.info)
+
+
+def test_the_stage_draws_the_results_of_its_scale(results, tmp_path, monkeypatch):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(results, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["figures"])
+    importlib.import_module("replication.stages.figures").main()
+    folder = tmp_path / "results" / "small" / "figures"
+    assert {path.stem for path in folder.iterdir()} == set(figures.FIGURES)
+    for path in folder.glob("*.json"):
+        for source in json.loads(path.read_text())["sources"]:
+            assert (tmp_path / source).is_file()
+
+
+def test_every_figure_is_a_plot_of_dvc():
+    for pipeline in ("dvc.yaml", "replication/scales/paper.dvc.yaml"):
+        listed = yaml.safe_load((ROOT / pipeline).read_text())["plots"]
+        shown = [one for one in listed if isinstance(one, str)]
+        assert shown == [f"results/${{scale}}/figures/{name}.png" for name in figures.FIGURES]
 
 
 def test_without_results_a_figure_says_so_and_has_no_picture(tmp_path):

@@ -22,7 +22,7 @@ SWEEP = "controller"  # the table that lists the sweep's runs
 _DASHES = ("-", "--", ":")
 # Runs of a sweep may coincide: those drawn first are wider and lighter.
 _SWEPT: tuple[dict[str, Any], ...] = (
-    {"color": "#E08A4A", "linewidth": 5.0},
+    {"color": "#C07F4E", "linewidth": 5.0},
     {"color": style.COLORS["grace"], "linewidth": 3.0},
     {"color": "#6E3000", "linewidth": 1.2},
     {"color": style.GREY, "linewidth": 1.6, "linestyle": "--"},

@@ -28,8 +28,8 @@ OURS = "int4"
 _GIB = 2**30
 _MEASURED, _BANDWIDTH = "measured", "bandwidth floor"
 _REPORTED = "reported ratio × BF16 here"
-_HEIGHT = 0.15  # inches of one row at one batch size
-_APART = 0.27  # of the distance between two rows: that of two batch sizes
+_HEIGHT = 0.165  # inches of one row at one batch size
+_APART = 0.3  # of the distance between two rows: that of two batch sizes
 
 
 def draw(results: Path, scale: str, family: str) -> Figure:
