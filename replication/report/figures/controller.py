@@ -14,7 +14,6 @@ from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import FAMILIES, counted, source, standins
 from replication.reported import load_tables
-from replication.results import FULL_SCALE
 from replication.training_logs import Trajectory, logs_path, read_logs, trajectory_of
 
 RUN = "grace_int4"
@@ -87,12 +86,12 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             f"τ = {budget.tau:g}, to which the average should come. Dotted grey: β's bounds, "
             f"{budget.beta_min:g} and {budget.beta_max:g}. "
             + (
-                "Below: other step sizes η and other starts of β, one seed each; lines that "
-                "coincide are drawn over each other, wider ones below. "
+                "Below: other step sizes η and other starts of β; lines that coincide are drawn "
+                "over each other, wider ones below. "
                 if sweep
                 else ""
             )
-            + standins(scale, scale != FULL_SCALE)
+            + standins(scale, standin=False)
         ),
         alt="Line charts of β and of the averaged loss over training. At the last step: "
         + "; ".join(

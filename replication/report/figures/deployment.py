@@ -70,6 +70,11 @@ def draw(results: Path, scale: str, family: str) -> Figure:
         for part in variants.values()
         for batch in _batches({"": part})
     ]
+    prompts = [
+        len(part["time_to_first_token"]["values"])
+        for _, variants in found.values()
+        for part in variants.values()
+    ]
     return Figure(
         name="deployment",
         title="Speed and memory when deployed",
@@ -90,7 +95,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
         + " ".join(
             _in_words(built(model, report), variants) for model, (report, variants) in found.items()
         ),
-        n=f"{counted(repeats, 'run')} of tokens a point",
+        n=f"{counted(repeats, 'run')} of tokens a point; {counted(prompts, 'prompt')} a bar",
         units="tokens per second; seconds; GiB",
         sources=tuple(deployment_source(results, scale, model) for model in found),
         command=command_of(scale),

@@ -71,9 +71,9 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             f"Share of the questions of a type whose answer changes, {FAMILIES[family]}: to the "
             "left right answers that become wrong, to the right wrong ones that become right. "
             "Black: the change of the score, second model minus first, with its 95 % interval "
-            "(paired bootstrap over questions, and over seeds where there are several). The left "
-            "panel is quantization alone, the right one training and quantization together. Counts "
-            "are means over seeds. " + standins(scale, is_standin(table))
+            "(paired bootstrap over questions, and over seeds where there are several). Left: the "
+            "same distillation at 16 and at 4 bits; right: training and quantization together. "
+            "Counts are means over seeds. " + standins(scale, is_standin(table))
         ),
         alt="Bar chart of changed answers by question type. "
         + " ".join(

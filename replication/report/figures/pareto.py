@@ -145,7 +145,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
         _label(axes, points)
 
     devices = sorted({deployed[STUDENTS[name]][0]["device"] for name in panels})
-    whose = "the small models that stand for it" if standin else "the trained models"
+    whose = "the small models that stand for the architecture" if standin else "the trained models"
     return Figure(
         name="pareto",
         title="Accuracy against throughput and memory",
