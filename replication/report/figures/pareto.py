@@ -82,7 +82,7 @@ def _points(found: Mapping[str, Accuracy], variants: Mapping[str, Any]) -> list[
     points = []
     for one in found.values():
         part = variants.get(_variant(one) or "")
-        step = {"not_run": ""} if part is None else part["decode"].get("1", {"not_run": ""})
+        step: Any = {"not_run": ""} if part is None else part["decode"].get("1", {"not_run": ""})
         if part is not None and "not_run" not in step:
             label = style.LABELS[style.method_of(one.run)]
             points.append(
@@ -136,7 +136,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
     for axes, (name, points) in zip(all_axes, panels.items(), strict=True):
         _marks(axes, points, largest)
         style.heading(axes, names[name])
-        axes.set_xlabel(f"tokens/s at batch 1, {names[name]}, random weights")
+        axes.set_xlabel("tokens/s at batch 1, random weights")
         model = "small model on stand-ins" if standin else "trained model"
         axes.set_ylabel(f"accuracy, %,\nof the {model}")
     canvas.draw_without_rendering()  # where labels stand depends on the room that is left
@@ -211,7 +211,8 @@ def _marks(axes: Axes, points: Sequence[_Point], largest: int) -> None:
     axes.set_xlim(max(0.0, left - 0.12 * max(xs)), max(xs) * 1.32)
     low = min(point.accuracy.point - point.accuracy.reach[0] for point in points)
     high = max(point.accuracy.point + point.accuracy.reach[1] for point in points)
-    axes.set_ylim(low - 0.34 * (high - low), high + 0.12 * (high - low))
+    span = max(high - low, 0.1)
+    axes.set_ylim(low - 0.34 * span, high + 0.12 * span)
 
 
 def _label(axes: Axes, points: Sequence[_Point]) -> None:
