@@ -110,6 +110,15 @@ class Layout:
         """Speed and memory of a published architecture."""
         return self.results / "deploy" / model
 
+    def examples(self, family: str, kind: str) -> Path:
+        """Answers of a family that change, as "json" or as one picture, "png"."""
+        return self.results / "examples" / f"{family}.{kind}"
+
+    @property
+    def figures(self) -> Path:
+        """Directory of the figures."""
+        return self.results / "figures"
+
     def scores(self, folder: str) -> Path:
         """Scores of a folder's models."""
         return self.results / "scores" / folder

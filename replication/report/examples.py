@@ -1,8 +1,19 @@
-"""Questions whose answer changes from one run to another, as a picture."""
+"""Questions whose answer changes from one run to another, as data and as a picture.
+
+    {"family": "llava", "scale": "small", "pair": ["baseline", "grace_int4"],
+     "examples": [{"benchmark": "GQA", "skill": "counting", "question": "...", "target": "B",
+                   "first": "B", "second": "C", "lost": true, "image": "<PNG, base64>",
+                   "width": 64, "height": 64}, ...],
+     "standin": true, "sources": [...], "command": "..."}
+
+`first` and `second` are what the two runs of `pair` answered; an answer that is `lost` was right
+and became wrong, the others were wrong and became right.
+"""
 
 from __future__ import annotations
 
 import ast
+import base64
 import io
 import textwrap
 from collections.abc import Mapping
@@ -13,6 +24,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from grace.errors import InputError
+from replication.io import atomic_path, write_json_atomic
 from replication.results import ResultSet
 from replication.skills import RIGHT
 from replication.tasks import BENCHMARKS, PRINTED
@@ -106,6 +118,52 @@ def asked(question: Mapping[str, Any]) -> str:
     return "\n".join([text, *(f"{letter}. {o}" for letter, o in zip("ABCD", shown, strict=False))])
 
 
+def write(
+    examples: list[Example], results: ResultSet, family: str, pair: tuple[str, str], path: Path
+) -> None:
+    """Write the examples as JSON, images included, whole or not at all."""
+    scores = [results.scores(family, run) for run in pair]
+    shown = [
+        {
+            "benchmark": one.benchmark,
+            "skill": one.skill,
+            "question": one.question,
+            "target": one.target,
+            "first": one.first,
+            "second": one.second,
+            "lost": one.lost,
+            **_embedded(one.image),
+        }
+        for one in examples
+    ]
+    record = {
+        "family": family,
+        "scale": results.scale,
+        "pair": list(pair),
+        "standin": any(one.standin for one in scores if one is not None),
+        "examples": shown,
+        "sources": [
+            (
+                Path("results") / results.outcomes_file(family, run).relative_to(results.results)
+            ).as_posix()
+            for run in pair
+        ],
+        "command": f"python -m replication.scale {results.scale} repro examples@{family}",
+    }
+    write_json_atomic(path, record)
+
+
+def _embedded(image: bytes) -> dict[str, Any]:
+    """An image as PNG in base64, of its own size."""
+    with Image.open(io.BytesIO(image)) as opened:
+        width, height = opened.size
+        if opened.format != "PNG":
+            stored = io.BytesIO()
+            opened.convert("RGB").save(stored, "PNG", optimize=True)
+            image = stored.getvalue()
+    return {"image": base64.b64encode(image).decode("ascii"), "width": width, "height": height}
+
+
 def draw(examples: list[Example], pair: tuple[str, str], path: Path, columns: int = 4) -> None:
     """Write a sheet of examples as PNG: the image, the question, the true and both runs' answers.
     Without examples the sheet says so."""
@@ -121,10 +179,8 @@ def draw(examples: list[Example], pair: tuple[str, str], path: Path, columns: in
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
         sheet.paste(tile, (_GAP + column * (_WIDTH + _GAP), _GAP + row * height))
-    temporary = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(temporary, "PNG")
-    temporary.replace(path)
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, "PNG")
 
 
 def _tile(example: Example, pair: tuple[str, str]) -> Image.Image:

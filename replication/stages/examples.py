@@ -1,8 +1,8 @@
-"""Stage ``examples``: questions of a family that BF16 and INT4 answer differently, as a picture."""
+"""Stage ``examples``: questions of a family that BF16 and INT4 answer differently."""
 
 from replication.layout import Layout
 from replication.params import Params
-from replication.report.examples import draw, find_examples
+from replication.report.examples import draw, find_examples, write
 from replication.results import ResultSet
 from replication.stages import stage
 
@@ -14,7 +14,8 @@ def main(params: Params, name: str) -> None:
     layout, family = Layout(params), params.known_family(name)
     results = ResultSet(layout.results.parent, params.scale)
     found = find_examples(results, family, PAIR, layout.benchmarks, params.examples.each)
-    draw(found, PAIR, layout.results / "figures" / f"flips-{family}.png")
+    write(found, results, family, PAIR, layout.examples(family, "json"))
+    draw(found, PAIR, layout.examples(family, "png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Examples of changed answers: the right ones, with their own image, on one sheet."""
+"""Examples of changed answers: the right ones, with their own image, as data and on one sheet."""
 
+import base64
+import dataclasses
 import io
+import json
 
 import pandas as pd
 import pytest
@@ -8,7 +11,7 @@ from PIL import Image
 from synthetic_results import write_results
 
 from grace.errors import InputError
-from replication.report.examples import asked, draw, find_examples
+from replication.report.examples import asked, draw, find_examples, write
 from replication.results import ResultSet, outcomes_path
 from replication.standins.benchmarks import write_benchmark
 
@@ -50,6 +53,53 @@ def test_examples_are_the_first_changed_answers(world):
             options = [f"{letter}. {row[letter]}" for letter in "ABCD"]
             assert example.question.splitlines() == [row["question"], *options]
             assert example.image == rows.loc[int(identity)]["image"]["bytes"]
+
+
+def test_the_data_hold_every_example_and_its_image(world, tmp_path):
+    root, folder = world
+    results = ResultSet(root, "small")
+    found = find_examples(results, "qwen2_vl", PAIR, folder, each=2)
+    write(found, results, "qwen2_vl", PAIR, tmp_path / "qwen2_vl.json")
+    record = json.loads((tmp_path / "qwen2_vl.json").read_text())
+    assert (record["family"], record["scale"], record["pair"]) == ("qwen2_vl", "small", [*PAIR])
+    assert record["standin"]
+    assert record["command"].endswith("repro examples@qwen2_vl")
+    assert [root / name.removeprefix("results/") for name in record["sources"]] == [
+        results.outcomes_file("qwen2_vl", run) for run in PAIR
+    ]
+    rows = pd.read_parquet(folder / "mmbench.parquet")
+    assert len(record["examples"]) == len(found) > 0
+    for shown, example in zip(record["examples"], found, strict=True):
+        for key in ("benchmark", "skill", "question", "target", "first", "second", "lost"):
+            assert shown[key] == getattr(example, key)
+        with Image.open(io.BytesIO(base64.b64decode(shown["image"]))) as image:
+            assert image.format == "PNG"
+            assert image.size == (shown["width"], shown["height"])
+            same = [
+                image.convert("RGB").tobytes() == _pixels(given["bytes"]) for given in rows["image"]
+            ]
+        assert sum(same) == 1
+        assert rows["question"][same.index(True)] in shown["question"]
+
+
+def _pixels(image):
+    with Image.open(io.BytesIO(image)) as opened:
+        return opened.convert("RGB").tobytes()
+
+
+def test_an_image_of_another_format_becomes_png(world, tmp_path):
+    root, folder = world
+    results = ResultSet(root, "small")
+    (example, *_) = find_examples(results, "qwen2_vl", PAIR, folder, each=1)
+    stored = io.BytesIO()
+    Image.new("L", (12, 8), 77).save(stored, "JPEG")
+    given = dataclasses.replace(example, image=stored.getvalue())
+    write([given], results, "qwen2_vl", PAIR, tmp_path / "one.json")
+    (shown,) = json.loads((tmp_path / "one.json").read_text())["examples"]
+    assert (shown["width"], shown["height"]) == (12, 8)
+    with Image.open(io.BytesIO(base64.b64decode(shown["image"]))) as image:
+        assert image.format == "PNG"
+        assert image.getpixel((3, 3)) == (77, 77, 77)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from repository import ROOT, copy_repository, python
 from grace.quantization import CODES_FILE
 from replication.measurements import read_measurement
 from replication.params import parse_params
+from replication.report.figures import FIGURES
 from replication.reported import load_tables
 from replication.results import ResultSet
 from replication.stages.evaluate import jobs_of
@@ -122,6 +123,23 @@ def test_every_table_is_there_in_all_forms(replication):
         with (folder / f"{name}.csv").open() as file:
             assert all(value for line in csv.DictReader(file) for value in line.values()), name
     assert "stand-in" in (folder / "table4.md").read_text()
+
+
+def test_figures_and_examples_are_there_or_say_what_is_missing(replication):
+    folder = replication / "results" / "smoke" / "figures"
+    not_run = {"effects"}  # scale smoke trains one run of every kind
+    drawn = set(FIGURES) - not_run
+    kinds = {name: ("json", "png", "svg") if name in drawn else ("json",) for name in FIGURES}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{kind}" for name in kinds for kind in kinds[name]
+    }
+    for name in FIGURES:
+        record = json.loads((folder / f"{name}.json").read_text())
+        assert ("not_run" in record) == (name in not_run), name
+    for family in params_of(replication).families:
+        place = replication / "results" / "smoke" / "examples"
+        assert json.loads((place / f"{family}.json").read_text())["family"] == family
+        assert (place / f"{family}.png").is_file()
 
 
 def test_the_claims_are_judged(replication):

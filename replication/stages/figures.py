@@ -1,0 +1,16 @@
+"""Stage ``figures``: every figure, from tables, measurements, deployment and training logs."""
+
+from replication.layout import Layout
+from replication.params import Params
+from replication.report.figures import draw_all
+from replication.stages import stage
+
+
+@stage
+def main(params: Params) -> None:
+    layout = Layout(params)
+    draw_all(layout.results.parent, params.scale, layout.figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,527 @@
+"""Figures: numbers are those of the result files, words are complete, text is legible."""
+
+import copy
+import importlib
+import itertools
+import json
+import math
+import shutil
+import sys
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import colors
+from matplotlib.text import Annotation, Text
+from PIL import Image
+from repository import ROOT
+
+from grace.errors import InputError
+from replication.report import figures
+from replication.report.figures import NotRun, pareto, style
+from replication.report.figures import figure as figure_files
+
+SMALL = ROOT / "results" / "small"
+NAMES = sorted(figures.FIGURES)
+WORDS = ("title", "caption", "alt", "n", "units", "command")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The committed results that figures are drawn from, where they may be changed."""
+    root = tmp_path_factory.mktemp("figures") / "results"
+    for name in ("tables", "measurements", "deploy", "training"):
+        shutil.copytree(SMALL / name, root / "small" / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def drawn(results):
+    """All figures of the committed results, drawn once."""
+    return {name: draw(results, "small", "qwen2_vl") for name, draw in figures.FIGURES.items()}
+
+
+def read(*parts):
+    return json.loads(SMALL.joinpath(*parts).read_text())
+
+
+def table_rows(name):
+    """A table's rows from its CSV, the form that the figures do not read: {(run, column): row}."""
+    frame = pd.read_csv(SMALL / "tables" / f"{name}.csv", dtype=str, keep_default_na=False)
+    return {(row["run"], row["column"]): row for row in frame.to_dict("records")}
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+def test_accuracies_by_bits_are_the_table_s(drawn):
+    data, rows = drawn["bits"].data, table_rows("bits")
+    base = float(rows["baseline", "Avg"]["measured"])
+    assert data["baseline"]["accuracy"] == base
+    points = [point for method in data["methods"].values() for point in method]
+    assert {point["run"] for point in points} == {
+        run for run, _ in rows if run not in ("teacher", "baseline")
+    }
+    for point in points:
+        row = rows[point["run"], "Avg"]
+        assert point["accuracy"] == float(row["measured"])
+        assert point["low"] == pytest.approx(base + float(row["delta_low"]))
+        assert point["high"] == pytest.approx(base + float(row["delta_high"]))
+        assert point["n"] == int(row["n"])
+        assert str(point["bits"]) == row["bits"] or f"INT{point['bits']}" == row["bits"]
+
+
+def test_effects_are_the_table_s(drawn):
+    rows = {row["labels"][0]: row["cells"] for row in read("tables", "effects.json")["rows"]}
+    assert drawn["effects"].data["effects"].keys() == rows.keys()
+    for effect, cells in drawn["effects"].data["effects"].items():
+        for column, cell in cells.items():
+            for key, value in cell.items():
+                assert rows[effect][column][key] == value
+
+
+def test_changed_answers_are_counted_as_the_outcomes_say(drawn):
+    """From the outcomes themselves: the share of a type's questions, averaged over seeds."""
+    frames = {}
+    for run in ("grace_bf16", "grace_int4", "baseline"):
+        folder = "qwen2_vl" if run == "baseline" else "qwen2_vl_runs"
+        frame = pd.read_parquet(SMALL / "outcomes" / folder / f"{run}.parquet")
+        frames[run] = frame[frame["benchmark"].isin(["MMBench", "SEED-Bench", "ScienceQA"])]
+    for pair, types in drawn["flips"].data["pairs"].items():
+        first, second = (frames[run] for run in pair.split(" → "))
+        keys = ["benchmark", "question_id"]
+        if first["seed"].nunique() > 1:
+            keys.append("seed")
+        both = second.merge(first, on=keys, suffixes=("", "_before"))
+        before, after = both["credit_before"] >= 0.5, both["credit"] >= 0.5
+        lost, gained = (before & ~after), (~before & after)
+        assert {one["type"] for one in types} == set(both["skill"])
+        for one in types:
+            own = both["skill"] == one["type"]
+            assert one["lost_percent"] == pytest.approx(100 * lost[own].mean())
+            assert one["gained_percent"] == pytest.approx(100 * gained[own].mean())
+            assert one["low"] <= one["change"] <= one["high"]
+
+
+def test_entropies_are_the_measurements(drawn):
+    families = drawn["entropy_error"].data["families"]
+    assert set(families) == {"llava", "qwen2_vl", "qwen3_vl"}
+    for family, data in families.items():
+        found = read("measurements", f"entropy_error-{family}.json")
+        assert data["bin_entropy"] == found["data"]["bin_entropy"]
+        assert data["bin_error"] == found["data"]["bin_error"]
+        for name in ("pearson_r", "binned_r2"):
+            assert data[name].items() <= found["values"][name].items()
+        # the R² that is printed is that of the line that is drawn
+        r = np.corrcoef(data["bin_entropy"], data["bin_error"])[0, 1]
+        assert r**2 == pytest.approx(data["binned_r2"]["point"])
+
+
+def test_courses_are_those_of_the_training_logs(drawn):
+    data = drawn["controller"].data
+    logs = {f"{family}_runs/grace_int4": one for family, one in data["families"].items()}
+    logs |= {f"controller/{run}": one for run, one in data["sweep"].items()}
+    assert set(logs) >= {
+        f"controller/{path.name}" for path in (SMALL / "training" / "controller").iterdir()
+    }
+    for place, seeds in logs.items():
+        assert len(seeds) == len(list((SMALL / "training" / place).iterdir()))
+        for seed, course in seeds.items():
+            log = read("training", place, f"seed{seed}.json")
+            assert log["controller"]["tau"] == data["tau"]
+            for name in ("step", "beta", "ema"):
+                assert course[name] == [entry[name] for entry in log["history"]]
+
+
+def test_speeds_are_those_of_the_deployment_files(drawn):
+    assert {path.name for path in (SMALL / "deploy").iterdir()} == set(drawn["deployment"].data)
+    for model, data in drawn["deployment"].data.items():
+        found = read("deploy", model, "deploy.json")["models"][model]["variants"]
+        ran = {name for name, part in found.items() if "not_run" not in part}
+        assert set(data["variants"]) == ran
+        for name, one in data["variants"].items():
+            assert one["peak_bytes"] == found[name]["peak_bytes"]["batch 1"]
+            assert one["weight_bytes"] == found[name]["weight_bytes"]
+            for batch, speed in one["tokens_per_second"].items():
+                values = found[name]["decode"][batch]["tokens_per_second"]["values"]
+                assert speed["median"] == pytest.approx(np.median(values))
+                assert (speed["low"], speed["high"]) == (min(values), max(values))
+                floor = found[name]["decode"][batch]["floor_seconds"]
+                assert speed["floor"] * floor == pytest.approx(int(batch))
+
+
+def test_the_front_joins_speed_and_accuracy_of_equal_formats(drawn):
+    tables = {
+        "llava": ("table2", "table1"),
+        "qwen2_vl": ("table4", "bits"),
+        "qwen3_vl": ("qwen3vl",),
+    }
+    for family, data in drawn["pareto"].data.items():
+        rows = {}
+        for name in tables[family]:
+            rows = {**table_rows(name), **rows}
+        deployed = read("deploy", data["model"], "deploy.json")["models"][data["model"]]["variants"]
+        assert {point["run"] for point in data["points"]} >= {"baseline", "grace_int4", "qat_int4"}
+        for point in data["points"]:
+            part = deployed[point["variant"]]
+            assert point["accuracy"] == float(rows[point["run"], "Avg"]["measured"])
+            assert point["tokens_per_second"] == part["decode"]["1"]["tokens_per_second"]["median"]
+            assert point["peak_bytes"] == part["peak_bytes"]["batch 1"]
+            bits = {"bf16": 16, "int8": 8, "int4": 4, "nf4": 4}[point["variant"]]
+            assert bits == point["bits"]
+            assert (point["variant"] == "nf4") == (point["run"] == "nf4_int4")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_figure_shows_moves_with_its_results(results, drawn, tmp_path, name):
+    """A number changed in a source changes the picture: nothing is drawn from elsewhere."""
+    root = shutil.copytree(results, tmp_path / "results")
+    for source in drawn[name].sources:
+        path = tmp_path / source
+        path.write_text(json.dumps(raised(json.loads(path.read_text()))))
+    after = figures.FIGURES[name](root, "small", "qwen2_vl")
+    assert after.data != drawn[name].data
+    assert picture(after, tmp_path / "after.png") != picture(drawn[name], tmp_path / "before.png")
+
+
+_MOVED = {"measured", "bin_error", "ema", "median", "low", "high", "delta_low", "delta_high"}
+
+
+def raised(value, key=""):
+    """A result with its decisive numbers a little larger."""
+    if isinstance(value, dict):
+        return {name: raised(one, name) for name, one in value.items()}
+    if isinstance(value, list):
+        return [raised(one, key) for one in value]
+    number = isinstance(value, float)
+    return value * 1.01 + 0.001 if number and key in _MOVED else value
+
+
+def picture(figure, path):
+    style.save(figure.canvas, path, "png", "test")
+    with Image.open(path) as opened:
+        return opened.convert("RGB").tobytes()
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_says_what_it_is(drawn, name):
+    figure = drawn[name]
+    record = figure.record()
+    assert record["name"] == figure.name == name
+    for key in WORDS:
+        assert isinstance(record[key], str), key
+        assert len(record[key].split()) > (0 if key == "n" else 1), key
+        assert "  " not in record[key], key
+        assert "None" not in record[key] and "nan" not in record[key].split(), key
+    assert any(digit in figure.n for digit in "123456789")
+    assert figure.caption.endswith(".")
+    assert figure.alt.endswith(".")
+    assert record["command"] == "python -m replication.scale small repro figures"
+    assert figure.sources
+    for source in figure.sources:
+        assert (ROOT / source).is_file(), source
+    known = {claim["id"] for claim in read("claims.json")["claims"]}
+    assert set(figure.claims) <= known
+    assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
+
+
+@pytest.mark.parametrize("name", ["bits", "effects", "flips", "entropy_error", "pareto"])
+def test_a_figure_of_accuracies_says_that_they_are_of_standins(drawn, name):
+    assert "stand-ins" in drawn[name].caption
+    assert "scale small" in drawn[name].caption
+
+
+def test_a_figure_that_joins_two_models_says_so_at_its_axis(drawn):
+    figure = drawn["pareto"]
+    assert "two different models" in figure.caption
+    for axes in figure.canvas.axes:
+        assert "small model on stand-ins" in axes.get_ylabel()
+        assert "random weights" in axes.get_xlabel()
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeypatch):
+    """Once by the stage, where it runs, and once beside it, under settings of another's."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    shutil.copytree(results, tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["figures"])
+    importlib.import_module("replication.stages.figures").main()
+    matplotlib.rcParams["lines.linewidth"] = 7  # what others set changes nothing
+    matplotlib.rcParams["svg.hashsalt"] = "other"
+    done = figures.draw_all(results, "small", tmp_path / "second")
+    assert done == dict.fromkeys(figures.FIGURES, True)
+    written = tmp_path / "results" / "small" / "figures"
+    first = {path.name: path.read_bytes() for path in written.iterdir()}
+    second = {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert set(first) == {f"{n}.{kind}" for n in figures.FIGURES for kind in ("json", "svg", "png")}
+    assert first == second
+    assert sum(map(len, first.values())) < 3e6
+    for name in figures.FIGURES:
+        svg = first[f"{name}.svg"].decode()
+        assert "dc:date" not in svg
+        assert matplotlib.__version__ not in svg
+        with Image.open(written / f"{name}.png") as opened:
+            assert opened.width <= 7 * style.DPI
+            assert not {"Software", "Creation Time"} & set(opened.info)
+
+
+def test_every_figure_is_a_plot_of_dvc():
+    for pipeline in ("dvc.yaml", "replication/scales/paper.dvc.yaml"):
+        listed = yaml.safe_load((ROOT / pipeline).read_text())["plots"]
+        shown = [one for one in listed if isinstance(one, str)]
+        assert shown == [f"results/${{scale}}/figures/{name}.png" for name in figures.FIGURES]
+
+
+def test_without_results_a_figure_says_so_and_has_no_picture(tmp_path):
+    (tmp_path / "results" / "small").mkdir(parents=True)
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / "bits.png").write_bytes(b"of an earlier run")
+    done = figures.draw_all(tmp_path / "results", "small", folder)
+    assert done == dict.fromkeys(figures.FIGURES, False)
+    assert {path.suffix for path in folder.iterdir()} == {".json"}
+    for name in figures.FIGURES:
+        record = json.loads((folder / f"{name}.json").read_text())
+        assert record["name"] == name
+        assert len(record["not_run"].split()) > 3
+        assert record["title"] and record["command"]
+
+
+def without(root, *names):
+    for name in names:
+        path = root / "small" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return root
+
+
+def test_partial_results_draw_what_there_is(results, tmp_path):
+    """One figure's missing table takes no other figure with it, and panels are left out."""
+    root = shutil.copytree(results, tmp_path / "results")
+    gone = ["tables/bits.json", "measurements/entropy_error-llava.json", "training/controller"]
+    without(root, *gone)
+    done = figures.draw_all(root, "small", tmp_path / "figures")
+    assert [name for name, there in done.items() if not there] == ["bits"]
+    found = figures.FIGURES["entropy_error"](root, "small", "qwen2_vl")
+    assert set(found.data["families"]) == {"qwen2_vl", "qwen3_vl"}
+    courses = figures.FIGURES["controller"](root, "small", "qwen2_vl")
+    assert courses.data["sweep"] == {}
+    assert len(courses.canvas.axes) == 2
+    for one in (found, courses):
+        assert_legible(one)
+
+
+def test_runs_that_were_not_evaluated_are_named(results, tmp_path):
+    root = shutil.copytree(results, tmp_path / "results")
+    for name in ("flips", "effects", "bits"):
+        path = root / "small" / "tables" / f"{name}.json"
+        data = json.loads(path.read_text())
+        for row in data["rows"]:
+            for cell in row["cells"].values():
+                cell["measured"] = None
+        path.write_text(json.dumps(data))
+        with pytest.raises(NotRun):
+            figures.FIGURES[name](root, "small", "qwen2_vl")
+    with pytest.raises(NotRun, match="not in llava"):
+        figures.FIGURES["flips"](results, "small", "llava")
+    (root / "small" / "tables" / "flips.json").write_text("[]")
+    with pytest.raises(InputError, match="is no table"):
+        figures.FIGURES["flips"](root, "small", "qwen2_vl")
+
+
+def test_other_architectures_get_panels_of_their_own(results, tmp_path):
+    """As many models as were deployed, each beside the accuracies of its own family."""
+    root = shutil.copytree(results, tmp_path / "results")
+    given = read("deploy", "llava-1.5-7b", "deploy.json")
+    for model, factor in (("qwen2-vl-2b", 4.0), ("qwen3-vl-2b", 3.0)):
+        report = copy.deepcopy(given)
+        content = report["models"].pop("llava-1.5-7b")
+        for part in content["variants"].values():
+            for one in part["decode"].values():
+                speed = one["tokens_per_second"]
+                for key in ("median", "low", "high"):
+                    speed[key] *= factor
+        content["variants"]["nf4"] = {"label": "NF4", "not_run": "not here"}
+        report["models"][model] = content
+        path = root / "small" / "deploy" / model / "deploy.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(report))
+    front = figures.FIGURES["pareto"](root, "small", "qwen2_vl")
+    assert list(front.data) == ["qwen2_vl", "llava", "qwen3_vl"]
+    deployed = figures.FIGURES["deployment"](root, "small", "qwen2_vl")
+    assert set(deployed.data) == {"llava-1.5-7b", "qwen2-vl-2b", "qwen3-vl-2b"}
+    assert "nf4" not in deployed.data["qwen2-vl-2b"]["variants"]
+    for one in (front, deployed):
+        assert_legible(one)
+
+
+def test_a_model_built_in_part_is_marked_and_compared_with_nothing(results, tmp_path):
+    root = shutil.copytree(results, tmp_path / "results")
+    path = root / "small" / "deploy" / "llava-1.5-7b" / "deploy.json"
+    report = json.loads(path.read_text())
+    report["settings"]["layers"] = 1
+    path.write_text(json.dumps(report))
+    found = figures.FIGURES["deployment"](root, "small", "qwen2_vl")
+    assert "1 layer only" in found.canvas.axes[0].get_title("left")
+    assert_legible(figures.FIGURES["pareto"](root, "small", "qwen2_vl"))
+    labels = {label for axes in found.canvas.axes for label in axes.get_legend_handles_labels()[1]}
+    assert not any("reported" in label for label in labels)
+
+
+def test_numbers_that_are_not_finite_are_not_written(drawn, tmp_path):
+    broken = figures.Figure(**{**vars(drawn["bits"]), "data": {"value": math.nan}})
+    with pytest.raises(InputError, match="finite"):
+        figure_files.write(broken, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- looks ------------------------------------------------------------------------------------
+
+
+def shown_texts(canvas):
+    """Every text that is drawn: of axes, legends and notes; ticks in view only."""
+    hidden = set()
+    for axes in canvas.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not low - 1e-9 <= tick.get_loc() <= high + 1e-9:
+                    hidden |= {tick.label1, tick.label2}
+    return [
+        text
+        for text in canvas.findobj(Text)
+        if text.get_visible() and text.get_text().strip() and text not in hidden
+    ]
+
+
+def extent(text, renderer):
+    """Where a text's letters are, in pixels; of a note without its line."""
+    return Text.get_window_extent(text, renderer)
+
+
+def assert_legible(figure):
+    """Letters of 8 points or more that lie inside the canvas and not on each other."""
+    canvas = figure.canvas
+    assert canvas.get_figwidth() <= 7
+    canvas.draw_without_rendering()
+    renderer = canvas._get_renderer()
+    whole = canvas.bbox
+    boxes = []
+    for text in shown_texts(canvas):
+        assert text.get_fontsize() >= 8, text.get_text()
+        box = extent(text, renderer)
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1, f"{figure.name}: {text.get_text()!r}"
+        assert whole.y0 <= box.y0 and box.y1 <= whole.y1, f"{figure.name}: {text.get_text()!r}"
+        boxes.append((text.get_text(), box.padded(-0.5)))
+    for (first, one), (second, other) in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other), f"{figure.name}: {first!r} lies on {second!r}"
+    legends = [box for box in legend_boxes(canvas, renderer)]
+    for legend in legends:
+        for axes in canvas.axes:
+            for x, y in points_of(axes):
+                assert not legend.contains(x, y), f"{figure.name}: a legend covers a point"
+
+
+def legend_boxes(canvas, renderer):
+    found = [*canvas.legends, *(axes.get_legend() for axes in canvas.axes)]
+    return [legend.get_window_extent(renderer) for legend in found if legend is not None]
+
+
+def points_of(axes):
+    """The drawn points of an axes' lines, in pixels."""
+    for line in axes.lines:
+        if line.get_transform() == axes.transData:
+            yield from axes.transData.transform(line.get_xydata())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_is_legible(drawn, name):
+    assert_legible(drawn[name])
+    text = [one for one in shown_texts(drawn[name].canvas) if not isinstance(one, Annotation)]
+    assert len(text) > 5
+
+
+def test_no_mark_lies_outside_its_panel(drawn):
+    """Axes show every point; the closer panel of bits alone leaves out those that fall away."""
+    for name, figure in drawn.items():
+        figure.canvas.draw_without_rendering()
+        for number, axes in enumerate(figure.canvas.axes):
+            if (name, number) == ("bits", 1):
+                continue
+            box = axes.get_window_extent().padded(1)
+            for x, y in points_of(axes):
+                if np.isfinite((x, y)).all():
+                    assert box.contains(x, y), (name, number)
+
+
+def luminance(color):
+    linear = [
+        part / 12.92 if part <= 0.03928 else ((part + 0.055) / 1.055) ** 2.4
+        for part in colors.to_rgb(color)
+    ]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_colours_stand_out_and_markers_differ():
+    """WCAG: 3 to 1 for what is drawn, 4.5 to 1 for text, on white."""
+    assert set(style.COLORS) == set(style.MARKERS) == set(style.LABELS)
+    for name, color in style.COLORS.items():
+        assert 1.05 / (luminance(color) + 0.05) >= 3, name
+    for color in (style.INK, style.GREY):
+        assert 1.05 / (luminance(color) + 0.05) >= 4.5
+    for values in (style.COLORS, style.MARKERS, style.LABELS):
+        assert len(set(values.values())) == len(values)
+    assert style.SEQUENTIAL in matplotlib.colormaps
+
+
+def test_a_method_looks_the_same_everywhere(drawn):
+    """Every line that a legend calls by a method's name has its colour and marker."""
+    names = {label: method for method, label in style.LABELS.items()}
+    seen = set()
+    for figure in drawn.values():
+        for axes in figure.canvas.axes:
+            for container in axes.containers:
+                method = names.get(container.get_label())
+                if method:
+                    line = container[0]
+                    assert colors.same_color(line.get_color(), style.COLORS[method])
+                    assert line.get_marker() == style.MARKERS[method]
+                    seen.add(method)
+    assert seen >= {"rtn", "awq", "qat", "kd", "grace"}
+
+
+@given(
+    st.lists(st.floats(0, 10), min_size=1, max_size=8),
+    st.floats(0.01, 1.2),
+)
+def test_spread_labels_stand_apart_in_order(wanted, gap):
+    found = style.spread(wanted, gap, 0.0, 10.0)
+    ordered = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    places = [found[index] for index in ordered]
+    assert all(-1e-9 <= place <= 10 + 1e-9 for place in places)
+    assert all(b - a >= gap - 1e-9 for a, b in itertools.pairwise(places))
+    if all(abs(a - b) >= gap for a, b in itertools.combinations(wanted, 2)):
+        assert found == pytest.approx(wanted)
+
+
+def test_a_run_s_format_is_that_of_its_bits():
+    from replication.report.figures.reading import Accuracy
+
+    def variant(run, bits):
+        return pareto._variant(Accuracy(run, bits, 50.0, None, None, 10, 1))
+
+    assert variant("baseline", 16) == "bf16"
+    assert variant("grace_int4", 4) == "int4"
+    assert variant("nf4_int4", 4) == "nf4"
+    assert variant("llm_int8", 8) is None  # no kernel of ours: its speed was not measured
+    assert variant("teacher", 16) is None
+    assert variant("grace_int3", 3) is None
