@@ -6,11 +6,12 @@ results/<scale>/deploy/<model>/deploy.json               measured here (`replica
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.deploy.results import RESULT
+from replication.deploy.results import BASELINE, RESULT
 from replication.io import read_json
 from replication.recordings import RECORDED, slug_of
 
@@ -45,3 +46,26 @@ def deployment_reports(
             raise InputError(f"{path} is of device {report['device']!r}: its folder is {slug}")
         found.append(report)
     return found
+
+
+def ordered(variants: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's variants: BF16 and this project's own, then peers by name."""
+    first = [name for name in (BASELINE, "int8", "int4") if name in variants]
+    return {name: variants[name] for name in (*first, *sorted(set(variants) - set(first)))}
+
+
+def bandwidths(reports: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """By device, the best copy of any process on it, bytes/s: one floor for all that ran there."""
+    best: dict[str, float] = {}
+    for report in reports:
+        for model in report["models"].values():
+            for part in model["variants"].values():
+                rates = [best.get(report["device"], 0.0), *part.get("copy_bandwidth", ())]
+                if max(rates):
+                    best[report["device"]] = max(rates)
+    return best
+
+
+def floor_seconds(step: Mapping[str, Any], bandwidth: float) -> float:
+    """How long copying the bytes takes that a decode step has to read, at bytes/s."""
+    return float(step["bytes_per_step"]) / bandwidth

@@ -12,7 +12,12 @@ from replication import compare, designs
 from replication.compare import Interval
 from replication.deploy.results import BASELINE, Ratio, peak, ratios
 from replication.quantities import Sources
-from replication.report.deployments import deployment_reports
+from replication.report.deployments import (
+    bandwidths,
+    deployment_reports,
+    floor_seconds,
+    ordered,
+)
 from replication.report.scores import Comparisons, standin_notes
 from replication.reported import AVERAGE, COMPONENTS, ReportedTable, Summary
 from replication.skills import answers_by_skill, flips
@@ -293,19 +298,19 @@ def _deploy(sources: Sources) -> dict[str, Any]:
             _column(f"Of the floor, batch {batch}", "%", places=0),
         ]
     rows, notes = [], []
-    bandwidths = _bandwidths(reports)
+    best = bandwidths(reports)
     for report in reports:
         whole = report["settings"]["layers"] is None
         for model, found in report["models"].items():
             name = model if whole else f"{model}, {report['settings']['layers']} layers"
-            variants = {key: found["variants"][key] for key in _ordered(found["variants"])}
+            variants = ordered(found["variants"])
             for part in variants.values():
                 label = part["label"]
                 cells = {column["name"]: cell() for column in columns}
                 if "not_run" in part:
                     notes.append(f"Not run: {name}, {label}: {part['not_run']}.")
                 else:
-                    cells |= _deployed(part, bandwidths[report["device"]])
+                    cells |= _deployed(part, best[report["device"]])
                 rows.append({"labels": [name, label, report["evidence"]], "cells": cells})
             for key in variants:
                 against = ratios(variants, key) if key != BASELINE else {}
@@ -324,7 +329,7 @@ def _deploy(sources: Sources) -> dict[str, Any]:
         "the decoder, the vocabulary projection and the cache.",
         *(
             f"Bandwidth of {device}: {rate / 1e9:.0f} GB/s, the best copy of any process there."
-            for device, rate in bandwidths.items()
+            for device, rate in best.items()
         ),
         "Random weights: speed and memory do not depend on their values. The vision tower, the "
         "projector, the embeddings and the vocabulary projection are BF16 in every variant.",
@@ -342,24 +347,6 @@ def _deploy(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _ordered(variants: Mapping[str, Any]) -> list[str]:
-    """BF16 and this project's own, then peers by name."""
-    first = (BASELINE, "int8", "int4")
-    return [name for name in first if name in variants] + sorted(set(variants) - set(first))
-
-
-def _bandwidths(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """By device, the best copy of any process on it, bytes/s: one floor for all its rows."""
-    best: dict[str, float] = {}
-    for report in reports:
-        for model in report["models"].values():
-            for part in model["variants"].values():
-                rates = [best.get(report["device"], 0.0), *part.get("copy_bandwidth", ())]
-                if max(rates):
-                    best[report["device"]] = max(rates)
-    return best
-
-
 def _deployed(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
     most = peak(part)
     cells = {
@@ -370,8 +357,7 @@ def _deployed(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
     for batch, found in part["decode"].items():
         if "not_run" not in found:
             cells[f"Decoding, batch {batch}"] = _repeated(found["tokens_per_second"])
-            floor = found["bytes_per_step"] / bandwidth
-            share = floor / found["seconds_per_step"]["median"]
+            share = floor_seconds(found, bandwidth) / found["seconds_per_step"]["median"]
             cells[f"Of the floor, batch {batch}"] = cell(100 * share)
     return cells
 

@@ -11,10 +11,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from replication.deploy.results import BASELINE, peak, ratios
+from replication.report.deployments import bandwidths, deployment_reports, floor_seconds
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
     MODELS,
+    STUDENTS,
     built,
     counted,
     deployment_source,
@@ -33,11 +35,12 @@ _APART = 0.3  # of the distance between two rows: that of two batch sizes
 
 
 def draw(results: Path, scale: str, family: str) -> Figure:
-    """For each measured architecture: tokens a second by batch size, the time to the first token,
-    and memory. `family` changes nothing: all architectures are drawn.
+    """For each family's student: tokens a second by batch size, the time to the first token, and
+    memory. `family` changes nothing: all students are drawn.
 
     Raises NotRun where none was measured."""
-    found = deployments(results, scale, list(MODELS))
+    found = deployments(results, scale, list(STUDENTS.values()))
+    best = bandwidths(deployment_reports(results, scale))
     if not found:
         raise NotRun("no architecture was measured at this scale: run the stage deploy")
     printed = load_tables().deployment
@@ -52,7 +55,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
         first = canvas.add_subplot(grid[2 * index + 1, 0])
         memory = canvas.add_subplot(grid[2 * index + 1, 1])
         reference = printed if model == COMPARED and report["settings"]["layers"] is None else None
-        _decoding(decoding, variants, reference)
+        _decoding(decoding, variants, reference, best[report["device"]])
         _first_token(first, variants)
         _memory(memory, variants, reference)
         style.heading(decoding, built(model, report))
@@ -83,9 +86,10 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "the decoder's weights. Above: decoded tokens a second at the batch size that stands "
             "beside the point (the axis is logarithmic); bars are the least and greatest of the "
             "repeats, upright marks the memory-bandwidth floor: a step in the time in which the "
-            "machine copies the bytes that it has to read. Below: time to the first token of a "
-            "prompt of one image and 64 words, and peak memory of the process, in which the dark "
-            f"part is the weights. Diamonds: what the reported ratios of {MODELS[COMPARED]}, "
+            "machine copies the bytes that it has to read, at the best rate seen. Below: time to "
+            "the first token of a prompt of one image and 64 words, and peak memory of the "
+            "process, in which the dark part is the weights. Diamonds: what the reported ratios of "
+            f"{MODELS[COMPARED]}, "
             f"{printed['throughput_ratio_int4_over_bf16']:g} times the throughput and "
             f"{printed['memory_reduction_percent']} % less memory, make of the BF16 measured here; "
             "they were measured on an A100 with other kernels. Speed and memory do not depend on "
@@ -105,7 +109,9 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             model: {
                 "device": report["device"],
                 "layers": report["settings"]["layers"],
-                "variants": {name: _record(part) for name, part in variants.items()},
+                "variants": {
+                    name: _record(part, best[report["device"]]) for name, part in variants.items()
+                },
             }
             for model, (report, variants) in found.items()
         },
@@ -151,12 +157,17 @@ def _diamond(axes: Axes, x: float, y: float) -> None:
     )  # fmt: skip
 
 
-def _floor(batch: str, one: Mapping[str, Any]) -> float:
+def _floor(batch: str, one: Mapping[str, Any], bandwidth: float) -> float:
     """Tokens a second of steps that last as long as the floor."""
-    return int(batch) / float(one["floor_seconds"])
+    return int(batch) / floor_seconds(one, bandwidth)
 
 
-def _decoding(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, Any] | None) -> None:
+def _decoding(
+    axes: Axes,
+    variants: Mapping[str, Any],
+    reference: Mapping[str, Any] | None,
+    bandwidth: float,
+) -> None:
     batches = _batches(variants)
     axes.set_xscale("log")
     base = variants.get(BASELINE, {"decode": {}})["decode"].get("1", {"not_run": ""})
@@ -167,7 +178,7 @@ def _decoding(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, A
             if "not_run" in one:
                 continue
             y = row + (place - (len(batches) - 1) / 2) * _APART
-            speed, floor = one["tokens_per_second"], _floor(batch, one)
+            speed, floor = one["tokens_per_second"], _floor(batch, one, bandwidth)
             median = speed["median"]
             axes.errorbar(
                 median,
@@ -198,9 +209,12 @@ def _decoding(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, A
             lows.append(left)
             highs.append(max(floor, speed["high"]))
     _names(axes, variants)
+    ticks: tuple[int, ...] = (1, 2, 5)
     if lows:
         axes.set_xlim(min(lows) / 1.8, max(highs) * 1.25)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        if max(highs) > 200 * min(lows):
+            ticks = (1,)  # no room for more
+    axes.xaxis.set_major_locator(LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
@@ -231,14 +245,14 @@ def _memory(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, Any
     axes.set_xlabel("peak memory, GiB")
 
 
-def _record(part: Mapping[str, Any]) -> dict[str, Any]:
+def _record(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
     return {
         "label": part["label"],
         "peak_bytes": peak(part),
         "weight_bytes": part["weight_bytes"],
         "time_to_first_token": _spread(part["time_to_first_token"]),
         "tokens_per_second": {
-            batch: {**_spread(one["tokens_per_second"]), "floor": _floor(batch, one)}
+            batch: {**_spread(one["tokens_per_second"]), "floor": _floor(batch, one, bandwidth)}
             for batch, one in part["decode"].items()
             if "not_run" not in one
         },

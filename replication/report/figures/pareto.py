@@ -158,8 +158,8 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             f"Up: the average accuracy of {whose} on "
             + "; ".join(f"{listed(asked[name])} ({FAMILIES[name]})" for name in panels)
             + ". RTN, AWQ, GPTQ, QAT, naive KD and GRACE are stored alike at equal bits. Bars up: "
-            "the 95 % interval of the difference from the baseline; bars across: least and "
-            "greatest of the repeats. " + standins(scale, standin)
+            "the 95 % interval of the difference from the baseline; bars across, below the "
+            "points: a format's least and greatest of the repeats. " + standins(scale, standin)
         ),
         alt=(
             "Bubble chart. "
@@ -201,7 +201,6 @@ def _marks(axes: Axes, points: Sequence[_Point], largest: int) -> None:
         axes.errorbar(
             x,
             y,
-            xerr=[[max(0.0, x - point.speed["low"])], [max(0.0, point.speed["high"] - x)]],
             yerr=[[below], [above]],
             elinewidth=0.8,
             **{**style.marks(point.method), "markersize": 5.0},
@@ -246,11 +245,21 @@ def _label(axes: Axes, points: Sequence[_Point]) -> None:
             sum(xs) / len(xs), bottom + 0.3 * line, text, ha="center", va="bottom",
             color=style.GREY,
         )  # fmt: skip
-        floor = bottom + (text.count("\n") + 2) * line
+        floor = bottom + (text.count("\n") + 2) * line  # of the labels; bars across lie on it
         places = style.spread(
             [point.accuracy.point for point in column], line, floor, top - 0.5 * line
         )
-        x = max(point.speed["high"] for point in column) + 0.035 * (right - left)
+        x = max(xs) + 0.035 * (right - left)
+        for place, point in enumerate(formats.values()):
+            speed = point.speed
+            axes.errorbar(
+                speed["median"],
+                floor + (place - 0.4) * 0.4 * line,
+                xerr=[[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]],
+                color=style.GREY,
+                elinewidth=1.2,
+                capsize=2,
+            )
         for point, place in zip(column, places, strict=True):
             axes.annotate(
                 point.label,

@@ -10,7 +10,7 @@ from typing import Any
 from grace.errors import InputError
 from replication.deploy.results import RESULT
 from replication.io import read_json
-from replication.report.deployments import deployment_reports
+from replication.report.deployments import deployment_reports, ordered
 from replication.report.figures.figure import NotRun
 from replication.reported import AVERAGE
 from replication.results import FULL_SCALE, check_scale
@@ -125,7 +125,9 @@ def deployments(
     for report in deployment_reports(results, scale):
         for model, content in report["models"].items():
             ran = {
-                name: part for name, part in content["variants"].items() if "not_run" not in part
+                name: part
+                for name, part in ordered(content["variants"]).items()
+                if "not_run" not in part
             }
             if ran:
                 found[model] = (report, ran)
