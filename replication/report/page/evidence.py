@@ -14,10 +14,17 @@ _STAGE = re.compile(r"replication\.stages\.(\w+)(?: (\w\S*))?")
 
 @dataclass(frozen=True)
 class Origin:
-    """Files of one origin: ``provenance`` is that of the first, and all have the same."""
+    """Files of one commit, device, parameters and libraries, which are the first file's
+    ``provenance``; each has its own seeds."""
 
     provenance: Node
     files: list[Node]
+
+    @property
+    def commands(self) -> list[Node]:
+        """The different commands that wrote the files."""
+        found = (file["provenance"]["command"] for file in self.files)
+        return list({node.value: node for node in found}.values())
 
 
 class Evidence:
@@ -82,13 +89,14 @@ def stage_of(node: Node) -> str:
 
 
 def origins(nodes: Iterable[Node]) -> list[Origin]:
-    """Files by their origin: commit, parameters, libraries, device and command."""
+    """Files by their origin: commit, parameters, libraries and device."""
     groups: dict[str, list[Node]] = {}
     for node in nodes:
         if "provenance" not in node:
             continue
         known = node["provenance"].value
-        key = repr([known.get(name) for name in ("commit", "params_hash", "device", "command")])
+        names = ("commit", "dirty", "params_hash", "device", "python")
+        key = repr([known.get(name) for name in names])
         key += repr(sorted(known.get("versions", {}).items()))
         groups.setdefault(key, []).append(node)
     return [Origin(group[0]["provenance"], group) for group in groups.values()]

@@ -248,8 +248,8 @@ def _resolves(part: Part, node: Node) -> Markup:
 def _grid(claim: Node, parts: list[PartView]) -> Grid:
     heads = (
         ("Part", "words"), ("Reported", "num"), ("Measured, 95 % interval", "num"),
-        ("Drawn", "words"), ("Must lie", "words"), ("Resolves", "num"), ("Questions", "num"),
-        ("Seeds", "words"), ("Status", "words"),
+        ("Drawn", "words"), ("Status", "words"), ("Must lie", "words"), ("Resolves", "num"),
+        ("Questions", "num"), ("Seeds", "words"),
     )  # fmt: skip
     rows = []
     for view in parts:
@@ -261,11 +261,11 @@ def _grid(claim: Node, parts: list[PartView]) -> Grid:
                 Cell(view.reported, css="num"),
                 Cell(view.measured, css="num"),
                 Cell(view.bar or absent("none"), css="drawn"),
+                Cell(badge(view.status, node["status"])),
                 Cell(view.judged, css="words"),
                 Cell(_resolves(view.part, node), css="num"),
                 Cell(_n(node), css="num"),
                 Cell(_seeds(node), css="words small"),
-                Cell(badge(view.status, node["status"])),
             ]
         )
     head = [[Cell(one, head=True, css=css) for one, css in heads]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -112,7 +111,7 @@ def world_grid(world: Node) -> Grid:
     axis = Axis.over(values)
     rows = []
     for key, family in world.items():
-        line = [Cell(FAMILIES.get(key, key), head=True)]
+        line = [Cell(FAMILIES.get(key, key), head=True, css="words")]
         for name in names:
             found = family[name].value
             drawn = bar(axis, found["value"], found["low"], found["high"])
@@ -178,27 +177,22 @@ def training_grid(evidence: Evidence) -> Grid | None:
     return Grid("What every training took", [head], rows, tall=True)
 
 
-_GROWTH: Mapping[str, str] = {
-    "text_tokens": "text tokens",
-    "vocabulary": "vocabulary",
-    "width": "width",
-}
-
-
 def growth_grid(scaling: Node) -> Grid:
     """Time, memory and operations of one training step as one size grows."""
-    points = sorted(
-        scaling["points"].items(), key=lambda one: (one[0].split("=")[0], _size(one[0]))
-    )
+    sizes = {
+        f"{axis}={size.value}": size
+        for axis, values in scaling["settings"]["axes"].items()
+        for size in values
+    }
     rows = []
-    for name, point in points:
-        axis = name.partition("=")[0]
+    for name, size in sizes.items():
+        point, axis = scaling["points"][name], name.partition("=")[0]
         time = f"{point['seconds'].value:.2f} "
         time += f"[{point['least'].value:.2f}, {point['greatest'].value:.2f}]"
         rows.append(
             [
-                Cell(_GROWTH.get(axis, axis), head=True),
-                Cell(f"{_size(name):,}", css="num"),
+                Cell(axis.replace("_", " "), head=True, css="words"),
+                Cell(quoted(size, f"{size.value:,}"), css="num"),
                 Cell(quoted(point, time, "seconds", "least", "greatest"), css="num"),
                 Cell(_scaled(point["predicted_operations"], 1e-9, 1), css="num"),
                 Cell(_scaled(point["peak_bytes"], 1e-6, 0), css="num"),
@@ -210,7 +204,3 @@ def growth_grid(scaling: Node) -> Grid:
     head = [Cell("Varied", head=True, css="words")]
     head += [Cell(one, head=True, css="num") for one in heads]
     return Grid("Growth of time and memory of a training step", [head], rows)
-
-
-def _size(name: str) -> int:
-    return int(name.partition("=")[2])

@@ -72,7 +72,10 @@
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       for (const link of links.values()) link.removeAttribute("aria-current");
-      links.get(entry.target.id)?.setAttribute("aria-current", "true");
+      const link = links.get(entry.target.id);
+      link.setAttribute("aria-current", "true");
+      const list = link.closest("ul");
+      list.scrollLeft = link.offsetLeft - list.offsetLeft - 40;
     }
   }, { rootMargin: "-20% 0px -75% 0px" });
   for (const id of links.keys()) observer.observe(document.getElementById(id));

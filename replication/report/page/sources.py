@@ -100,12 +100,14 @@ def _parts(text: str) -> Markup:
     return escape(text)
 
 
-def quoted(node: Node, text: str, *fields: str, css: str = "", scale: float = 1.0) -> Markup:
+def quoted(
+    node: Node, text: str, *fields: str, css: str = "", scale: float = 1.0, pad: str = ""
+) -> Markup:
     """``text``, marked with the place it was read from.
 
     fields: the entries of a mapping whose numbers the text holds, in this order; none where the
     node itself is what the text says. scale: what the file's number was multiplied by, to say it
-    in another unit.
+    in another unit. pad: "range" or "spread", what other numbers of the column have behind them.
     """
     parts = [Markup('data-source="{}"').format(node.ref)]
     if fields:
@@ -114,9 +116,10 @@ def quoted(node: Node, text: str, *fields: str, css: str = "", scale: float = 1.
         parts.append(Markup('data-scale="{}"').format(f"{scale:g}"))
     if css:
         parts.append(Markup('class="{}"').format(css))
-    return Markup("<span {}>{}</span>").format(
-        Markup(" ").join(parts), _parts(text) if fields else text
-    )
+    shown = _parts(text) if fields else escape(text)
+    if pad and 'class="ci' not in shown:  # so that the column's numbers stand under each other
+        shown += Markup(' <span class="ci {}"></span>').format(pad)
+    return Markup("<span {}>{}</span>").format(Markup(" ").join(parts), shown)
 
 
 def plain(node: Node, css: str = "") -> Markup:

@@ -44,12 +44,12 @@ class TableView:
         return "source" in self.node and bool(self.node["source"].value)
 
 
-def _shown(node: Node, written: str, *fields: str) -> Markup:
+def _shown(node: Node, written: str, *fields: str, pad: str = "") -> Markup:
     """A cell's text, or the word that stands for what is missing."""
     if written in _WORDS:
         return absent(written)
     kept = [name for name in fields if node.value[name] is not None]
-    return quoted(node, written, *kept)
+    return quoted(node, written, *kept, pad=pad)
 
 
 def _sides(node: Node, cell: Node) -> list[tuple[Node, str]]:
@@ -60,16 +60,17 @@ def _sides(node: Node, cell: Node) -> list[tuple[Node, str]]:
     return found + [(cell["recorded"][one["id"]], text.NOT_RECORDED) for one in recordings]
 
 
-def _measured(side: Node, missing: str) -> Markup:
+def _measured(side: Node, missing: str, pad: str = "") -> Markup:
     written = text.measured_text(side.value, missing)
-    return _shown(side, written, "measured", "measured_low", "measured_high", "seed_spread")
+    fields = ("measured", "measured_low", "measured_high", "seed_spread")
+    return _shown(side, written, *fields, pad=pad)
 
 
-def _delta(row: Mapping[str, Any], side: Node, missing: str) -> Markup:
+def _delta(row: Mapping[str, Any], side: Node, missing: str, pad: str = "") -> Markup:
     if row["role"] == "baseline":
         return absent("reference")
     written = text.delta_measured_text(side.value, missing)
-    return _shown(side, written, "delta_measured", "delta_low", "delta_high")
+    return _shown(side, written, "delta_measured", "delta_low", "delta_high", pad=pad)
 
 
 def _delta_reported(row: Mapping[str, Any], cell: Node) -> Markup:
@@ -151,9 +152,9 @@ def _headline(node: Node, column: Node) -> Grid:
             [
                 _method(row),
                 Cell(reported, css="num"),
-                *(Cell(_measured(*side), css="num spread") for side in sides),
+                *(Cell(_measured(*side, pad="spread"), css="num spread") for side in sides),
                 Cell(_delta_reported(row.value, cell), css="num"),
-                *(Cell(_delta(row.value, *side), css="num range") for side in sides),
+                *(Cell(_delta(row.value, *side, pad="range"), css="num range") for side in sides),
                 Cell(_bar(axis, cell.value) or absent("none"), css="drawn"),
                 Cell(evidence, css="words small"),
             ]
@@ -203,21 +204,23 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
     return Grid(f"{node['title'].value}. {what}", head, rows, marked=_marked(node))
 
 
-def _summary_heading(column: Node, what: str = "") -> Markup:
+def _summary_heading(column: Node) -> Markup:
     mark = Markup('<abbr title="stand-in benchmark">*</abbr>') if column["standin"].value else ""
     unit = f", {column['unit'].value}" if column["unit"].value else ""
-    return Markup("{}{}{}{}").format(plain(column["name"]), mark, what, unit)
+    return Markup("{}{}{}").format(plain(column["name"]), mark, unit)
 
 
 def _summary(node: Node) -> Grid:
     """A table that holds no scores."""
     columns, has_reported = list(node["columns"]), node["has_reported"].value
-    head = [Cell(plain(one), head=True, css="words") for one in node["labels"]]
+    deep = 2 if has_reported else 1
+    head = [[Cell(plain(one), head=True, rows=deep, css="words") for one in node["labels"]]]
     for column in columns:
-        if has_reported:
-            head.append(Cell(_summary_heading(column, " reported"), head=True, css="num"))
-        words = _summary_heading(column, " measured" if has_reported else "")
-        head.append(Cell(words, head=True, css="num"))
+        css = "group" if has_reported else "num"
+        head[0].append(Cell(_summary_heading(column), head=True, columns=deep, css=css))
+    if has_reported:
+        sides = ("reported", "measured") * len(columns)
+        head.append([Cell(one, head=True, css="num") for one in sides])
     axes, kinds = {}, {}
     for column in columns:
         cells = [row["cells"][column["name"].value] for row in node["rows"].value]
@@ -252,15 +255,17 @@ def _summary(node: Node) -> Grid:
                 written = text.summary_reported_text(column.value, cell.value)
                 line.append(Cell(_shown(cell, written, "reported"), css="num start"))
             written = text.summary_measured_text(column.value, cell.value)
-            shown = _shown(cell, written, "measured", "low", "high", "seed_spread")
+            kind = kinds[column["name"].value]
+            pad = kind.removeprefix("num").strip()
+            shown = _shown(cell, written, "measured", "low", "high", "seed_spread", pad=pad)
             value = cell.value
             drawn = bar(
                 axes[column["name"].value],
                 value["measured"], value["low"], value["high"], value["reported"],
             )  # fmt: skip
-            line.append(Cell(stacked(shown, drawn), css=kinds[column["name"].value]))
+            line.append(Cell(stacked(shown, drawn), css=kind))
         rows.append(line)
-    return Grid(node["title"].value, [head], rows, tall=len(rows) > _TALL)
+    return Grid(node["title"].value, head, rows, tall=len(rows) > _TALL)
 
 
 def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Node], list[Node]]:
