@@ -22,13 +22,18 @@ from page_world import (
     words,
 )
 from repository import ROOT
+from synthetic_results import GOOD, write_results
 
 from grace.errors import InputError
+from replication.io import write_json_atomic
 from replication.report.page import build
 from replication.report.page.bars import Axis, bar
 from replication.report.page.figures import FIGURES
 from replication.report.page.sources import Node, quoted
+from replication.report.tables import build_tables, write
 from replication.reported import load_ledger, load_tables
+from replication.verdicts import verify
+from replication.verify import document
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +292,57 @@ def test_what_files_say_is_text_not_markup(tmp_path):
     page = build(root, "small")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;" in page
+
+
+# --- other results --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_what_was_not_run_is_said(tmp_path, scale):
+    """A scale with a few runs of one family: every table and claim is there, nothing is blank."""
+    runs = {name: GOOD[name] for name in ("teacher", "baseline", "qat_int4", "grace_int4")}
+    results = write_results(tmp_path / "results", runs, seed=1, n=60, scale=scale)
+    known = ROOT / "results/small/scores/qwen2_vl/baseline.json"
+    for path in (results / scale / "scores").glob("*/*.json"):
+        record = json.loads(path.read_text())
+        record["provenance"] = json.loads(known.read_text())["provenance"]
+        path.write_text(json.dumps(record))
+    for table in build_tables(results, scale):
+        write(table, results / scale / "tables")
+    ledger = load_ledger()
+    verdicts = document(verify(results, scale, ledger), [], scale, ledger)
+    write_json_atomic(results / scale / "claims.json", verdicts)
+    write_json_atomic(results / scale / "scores.json", {f"qwen2_vl-{name}": {} for name in runs})
+    page = parse(without_scripts(build(tmp_path, scale)))
+    assert wrong(tmp_path, page) == []
+    statuses = {one.get("data-status") for one in page.xpath("//li[@data-status]")}
+    assert "not-run" in statuses
+    assert "not run" in words(page.xpath("//article[@id='table-table2']")[0])
+    for cell in page.iterfind(".//td"):
+        assert words(cell) or cell.find(".//svg") is not None
+
+
+def test_recordings_stand_beside_what_was_measured(tmp_path):
+    root = make_root(tmp_path)
+    path = own(root, "tables/table4.json")
+    data = json.loads(path.read_text())
+    recording = {"id": "gpu", "device": "A GPU", "standin": True, "seeds": [1, 3]}
+    data["recordings"] = [recording]
+    for row in data["rows"]:
+        for cell in row["cells"].values():
+            other = {key: cell[key] for key in cell if "reported" not in key}
+            other["measured"] = cell["measured"] - 7.0
+            cell["recorded"] = {"gpu": other}
+    path.write_text(json.dumps(data))
+    page = parse(without_scripts(build(root, "small")))
+    assert wrong(root, page) == []
+    for column in ("Avg", "MMBench"):
+        source = f"results/small/tables/table4.json#/rows/2/cells/{column}/recorded/gpu"
+        cell = data["rows"][2]["cells"][column]
+        shown = page.xpath(f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]")
+        assert words(shown[0]).startswith(f"{cell['measured'] - 7.0:.1f}")
+    (article,) = page.xpath("//article[@id='table-table4']")
+    assert "recorded, A GPU" in words(article)
 
 
 # --- bad input ------------------------------------------------------------------------------------

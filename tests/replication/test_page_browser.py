@@ -135,10 +135,11 @@ def test_without_javascript_all_is_there(visit):
 
 
 def test_print_opens_everything(visit):
-    page = visit()
+    page = visit(width=718)  # A4 with the margins that browsers take
     page.emulate_media(media="print")
     assert page.locator("nav:visible, #filters:visible").count() == 0
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0
+    assert overflow(page) <= 0
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     assert page.locator("details[open]").count() == 0

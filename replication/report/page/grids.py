@@ -20,13 +20,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. caption: what it shows, for those who cannot see it. tall: it scrolls by itself."""
+    """A table. caption: what it shows, for those who cannot see it. tall: it scrolls by itself.
+    wide: it needs small print on paper. marked: rows set apart."""
 
     caption: str
     head: list[list[Cell]]
     rows: list[list[Cell]]
     tall: bool = False
-    marked: frozenset[int] = field(default_factory=frozenset)  # rows set apart
+    wide: bool = False
+    marked: frozenset[int] = field(default_factory=frozenset)
 
 
 def stacked(*parts: Markup | str) -> Markup:

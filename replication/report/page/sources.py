@@ -127,9 +127,10 @@ def plain(node: Node, css: str = "") -> Markup:
     return quoted(node, str(node.value), css=css)
 
 
-def counted(node: Node) -> Markup:
-    """How many entries a node has."""
-    return Markup('<span data-source="{}" data-count>{}</span>').format(node.ref, len(node))
+def counted(node: Node, text: str = "") -> Markup:
+    """How many entries a node has, or a text that says it."""
+    shown = text or f"{len(node)}"
+    return Markup('<span data-source="{}" data-count>{}</span>').format(node.ref, shown)
 
 
 def shortened(node: Node, length: int = 12) -> Markup:

@@ -13,7 +13,7 @@ from replication.report import text
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
-from replication.report.page.sources import Node, absent, plain, quoted
+from replication.report.page.sources import Node, absent, counted, plain, quoted
 from replication.reported import AVERAGE, Reported
 
 _TALL = 24  # a table of more rows scrolls by itself
@@ -130,6 +130,7 @@ def _has_deltas(node: Node) -> bool:
 def _headline(node: Node, column: Node) -> Grid:
     """One column of a table of scores, spread out: levels, differences and their intervals."""
     devices, name = _recorded_heads(node), column["name"].value
+    recordings = node.value.get("recordings", [])
     axis = _axis(node, [column])
     unit = column["unit"].value
     heads = [
@@ -141,10 +142,11 @@ def _headline(node: Node, column: Node) -> Grid:
     for row in node["rows"]:
         cell = row["cells"][name]
         sides = _sides(node, cell)
+        said: Markup | str = text.evidence_text(row.value, recordings)
+        if not recordings:
+            said = counted(row["seeds"], said)
         evidence = stacked(
-            Markup('<span data-source="{}" data-count>{}</span>').format(
-                row["seeds"].ref, text.evidence_text(row.value, node.value.get("recordings", []))
-            ),
+            said,
             Markup("<code>{}</code>").format(plain(row["run"])) if row["run"].value else "",
         )
         reported = _shown(cell, text.reported_text(row.value, cell.value), "reported")
@@ -201,7 +203,7 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
         ],
     ]
     what = "Levels, with differences from the baseline below" if deltas else "Levels"
-    return Grid(f"{node['title'].value}. {what}", head, rows, marked=_marked(node))
+    return Grid(f"{node['title'].value}. {what}", head, rows, wide=True, marked=_marked(node))
 
 
 def _summary_heading(column: Node) -> Markup:
