@@ -126,7 +126,7 @@ def world_grid(world: Node) -> Grid:
             )
             for name, node in family["checks"].items()
         ]
-        line.append(Cell(stacked(*checks), css="words small"))
+        line.append(Cell(stacked(*checks), css="words small checks"))
         rows.append(line)
     numbers = (*names.values(), "Least lead over chance, points")
     head = [

@@ -184,7 +184,8 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
             cell = row["cells"][column["name"].value]
             level = _shown(cell, text.reported_text(row.value, cell.value), "reported")
             compared = deltas and row["role"].value != "baseline"
-            below = _delta_reported(row.value, cell) if compared else ""
+            printed = cell["reported"].value is not None
+            below = _delta_reported(row.value, cell) if compared and printed else ""
             line.append(Cell(stacked(level, below), css="num start"))
             for index, side in enumerate(_sides(node, cell)):
                 below = _delta(row.value, *side) if compared else ""
