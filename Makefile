@@ -19,11 +19,12 @@ RELEASED ?=
 
 DOCTOR ?=
 
-.PHONY: setup doctor repro verify-claims verify-released rehearsal bench tune readme test test-fast lint help
+.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme test test-fast lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
+	@echo "make report [SCALE=...]               the page of results, from the results that there are"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
@@ -47,6 +48,9 @@ doctor: setup
 
 repro: setup
 	$(BIN)/python -m replication.scale $(SCALE) repro
+
+report: setup
+	$(BIN)/python -m replication.scale $(SCALE) repro --single-item report
 
 verify-claims: setup
 	$(BIN)/python -m replication.verify --scale $(SCALE)

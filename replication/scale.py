@@ -33,7 +33,7 @@ from replication.pipeline import PIPELINE_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "small"
-_SHARED = ("grace", "replication", "recorded", ".dvcignore")
+_SHARED = ("grace", "replication", "recorded", "results/scaling", ".dvcignore")
 _CONFIG = """[core]
     no_scm = True
     analytics = false
@@ -108,7 +108,9 @@ def link(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sources = {name: name for name in _SHARED} | {PIPELINE_FILE.name: pipeline_of(params["scale"])}
     for name, source in sources.items():
-        place, target = folder / name, os.path.relpath(root / source, folder.resolve())
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(root / source, place.parent.resolve())
         if place.is_symlink() and os.readlink(place) != target:
             place.unlink()
         if not place.is_symlink():

@@ -29,24 +29,24 @@ def _is_ours(row: Mapping[str, Any]) -> bool:
     return bool(row["ours"])
 
 
-def _reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+def reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
     return _number(cell["reported"], NONE if _is_ours(row) else NOT_REPORTED)
 
 
-def _measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
+def measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
     text = _number(cell["measured"], missing)
     if cell["measured_low"] is not None:
         text += f" [{cell['measured_low']:.1f}, {cell['measured_high']:.1f}]"
     return text if cell["seed_spread"] is None else f"{text} ± {cell['seed_spread']:.1f}"
 
 
-def _delta_reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+def delta_reported_text(row: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
     if cell["delta_reported"] is None:
         return NONE if _is_ours(row) else NOT_REPORTED
     return signed(cell["delta_reported"])
 
 
-def _delta_measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
+def delta_measured_text(cell: Mapping[str, Any], missing: str = NOT_RUN) -> str:
     if cell["delta_measured"] is None:
         return missing
     text = signed(cell["delta_measured"])
@@ -59,7 +59,7 @@ def bits_text(row: Mapping[str, Any]) -> str:
     return "BF16" if row["bits"] == 16 else f"INT{row['bits']}"
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def method_text(row: Mapping[str, Any]) -> str:
     if row["role"] in ("teacher", "baseline"):
         return f"{row['method']} ({row['role']})"
     return f"{row['method']}{' †' if _is_ours(row) else ''}"
@@ -69,7 +69,7 @@ def _seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
 
 
-def _evidence(row: Mapping[str, Any], recordings: Sequence[Mapping[str, Any]]) -> str:
+def evidence_text(row: Mapping[str, Any], recordings: Sequence[Mapping[str, Any]]) -> str:
     if row["evidence"] == QUOTED:
         return "reported, not rerun"
     text = NOT_RUN
@@ -102,9 +102,9 @@ def _score_cells(data: Mapping[str, Any], row: Mapping[str, Any], name: str) -> 
     cell = row["cells"][name]
     others = [cell["recorded"][one["id"]] for one in _recordings(data)]
     return [
-        _reported_text(row, cell),
-        _measured_text(cell),
-        *(_measured_text(other, NOT_RECORDED) for other in others),
+        reported_text(row, cell),
+        measured_text(cell),
+        *(measured_text(other, NOT_RECORDED) for other in others),
     ]
 
 
@@ -113,9 +113,9 @@ def _delta_cells(data: Mapping[str, Any], row: Mapping[str, Any], name: str) -> 
     cell = row["cells"][name]
     others = [cell["recorded"][one["id"]] for one in _recordings(data)]
     return [
-        _delta_reported_text(row, cell),
-        _delta_measured_text(cell),
-        *(_delta_measured_text(other, NOT_RECORDED) for other in others),
+        delta_reported_text(row, cell),
+        delta_measured_text(cell),
+        *(delta_measured_text(other, NOT_RECORDED) for other in others),
     ]
 
 
@@ -158,10 +158,10 @@ def score_markdown(data: Mapping[str, Any]) -> str:
         score_lines[0] += _score_heads(data, column)
     score_lines[0].append("Evidence")
     for row in data["rows"]:
-        line = [bits_text(row), _method(row)]
+        line = [bits_text(row), method_text(row)]
         for name in names:
             line += _score_cells(data, row, name)
-        score_lines.append([*line, _evidence(row, _recordings(data))])
+        score_lines.append([*line, evidence_text(row, _recordings(data))])
     sized = [f"{_heading(column)} {column['n']}" for column in columns if column["n"]]
     text = [f"# {data['title']}", "", f"Scale `{data['scale']}`, family `{data['family']}`."]
     if sized:
@@ -175,7 +175,7 @@ def score_markdown(data: Mapping[str, Any]) -> str:
         for row in data["rows"]:
             if row["role"] == "baseline":
                 continue
-            line = [bits_text(row), _method(row)]
+            line = [bits_text(row), method_text(row)]
             for name in names:
                 line += _delta_cells(data, row, name)
             delta_lines.append(line)
@@ -372,7 +372,7 @@ def score_tex(data: Mapping[str, Any]) -> str:
     second = ["Bits", "Method", *["reported", "measured", *recorded] * len(columns)]
     body = []
     for row in data["rows"]:
-        line = [bits_text(row), _method(row)]
+        line = [bits_text(row), method_text(row)]
         for name in names:
             line += _score_cells(data, row, name)
         body.append(line)
@@ -385,7 +385,7 @@ def score_tex(data: Mapping[str, Any]) -> str:
         for row in data["rows"]:
             if row["role"] == "baseline":
                 continue
-            line = [bits_text(row), _method(row)]
+            line = [bits_text(row), method_text(row)]
             for name in names:
                 line += _delta_cells(data, row, name)
             deltas.append(line)
@@ -418,7 +418,7 @@ def _places(value: float | None, places: int, missing: str) -> str:
     return missing if value is None else f"{value:,.{places}f}".replace("-", "−")
 
 
-def _summary_reported(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+def summary_reported_text(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
     if cell["reported"] is None:
         return NOT_REPORTED
     if column["signed"]:
@@ -426,7 +426,7 @@ def _summary_reported(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str
     return _places(cell["reported"], column["places"], NOT_REPORTED)
 
 
-def _summary_measured(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
+def summary_measured_text(column: Mapping[str, Any], cell: Mapping[str, Any]) -> str:
     if cell["measured"] is None:
         return NOT_RUN
 
@@ -461,8 +461,8 @@ def _summary_grid(data: Mapping[str, Any]) -> list[list[str]]:
         for column in data["columns"]:
             cell = row["cells"][column["name"]]
             if data["has_reported"]:
-                line.append(_summary_reported(column, cell))
-            line.append(_summary_measured(column, cell))
+                line.append(summary_reported_text(column, cell))
+            line.append(summary_measured_text(column, cell))
         lines.append(line)
     return lines
 

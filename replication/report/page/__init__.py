@@ -1,0 +1,93 @@
+"""One self-contained page with everything that was measured at a scale.
+
+    text = build(Path("."), "small")
+
+It prints what the result files say and computes nothing of its own: every number carries the file
+and the place in it (``data-source``). It loads nothing, and needs no JavaScript.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from replication.report.page.evidence import Evidence
+from replication.report.page.figures import figure_views, galleries
+from replication.report.page.ledger import (
+    FAMILIES,
+    MEANING,
+    PAPER,
+    PHRASES,
+    badge,
+    claim_views,
+    slug,
+)
+from replication.report.page.overview import (
+    CONTROLS,
+    SCALING,
+    growth_grid,
+    overview,
+    training_grid,
+    world_grid,
+)
+from replication.report.page.sources import Files, counted, plain, shortened
+from replication.report.page.tables import table_views
+from replication.reported import load_ledger, load_tables
+from replication.results import check_scale
+
+_FOLDER = Path(__file__).resolve().parent
+_COSTS = ("cost", "deploy")  # tables that stand in the section of costs
+
+
+def build(root: Path, scale: str) -> str:
+    """The page of a scale as HTML.
+
+    root: the directory that holds ``results``.
+
+    Raises:
+        InputError: for an unknown scale, and for result files that are missing or wrong in
+            themselves. A figure, a gallery, or the checks of the small world may be missing; the
+            page says so.
+    """
+    files, reported = Files(root, check_scale(scale)), load_tables()
+    evidence = Evidence(files, reported)
+    verdicts = files.need("claims.json", "claims")
+    claims = claim_views(verdicts, load_ledger(), evidence)
+    tables = table_views(evidence, reported)
+    world, scaling = files.find(f"{files.results}/world.json"), files.find(SCALING)
+    return _render(
+        scale=scale,
+        verdicts=verdicts,
+        claims=claims,
+        overview=overview(verdicts, claims, evidence),
+        printed=[one for one in tables if one.printed],
+        own=[one for one in tables if not one.printed and one.name not in _COSTS],
+        costs=[one for one in tables if one.name in _COSTS],
+        figures=figure_views(files),
+        galleries=galleries(files),
+        controls=[one for one in claims if one.id in CONTROLS],
+        world=None if world is None else world_grid(world),
+        training=training_grid(evidence),
+        growth=None if scaling is None else growth_grid(scaling),
+        scaling=scaling,
+    )
+
+
+def _render(**content: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    tools = {"badge": badge, "slug": slug, "plain": plain, "counted": counted, "short": shortened}
+    names = {**FAMILIES, PAPER: "the paper's own numbers"}
+    known = {"meaning": MEANING, "phrases": PHRASES, "families": names}
+    assets = {
+        name: (_FOLDER / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")
+    }
+    page = environment.get_template("page.html")
+    return page.render(**content, **tools, **known, assets=assets)

@@ -1,0 +1,448 @@
+"""The page: every number is that of its file, it loads nothing, and works without JavaScript."""
+
+import base64
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from page_world import (
+    FIGURE,
+    NOT_RUN,
+    SVG,
+    agrees,
+    disagreement,
+    make_root,
+    numbers,
+    own,
+    parse,
+    png,
+    without_scripts,
+    words,
+)
+from repository import ROOT
+from synthetic_results import GOOD, write_results
+
+from grace.errors import InputError
+from replication.io import write_json_atomic
+from replication.report.page import build
+from replication.report.page.bars import Axis, bar
+from replication.report.page.figures import FIGURES
+from replication.report.page.sources import Node, quoted
+from replication.report.tables import build_tables, write
+from replication.reported import load_ledger, load_tables
+from replication.verdicts import verify
+from replication.verify import document
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def text(root):
+    return build(root, "small")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return parse(without_scripts(text))
+
+
+def wrong(root, page) -> list[str]:
+    files: dict = {}
+    found = (disagreement(root, one, files) for one in page.iterfind(".//*[@data-source]"))
+    return [one for one in found if one]
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def test_every_number_with_a_source_is_that_of_its_file(root, page):
+    assert len(page.findall(".//*[@data-source]")) > 4000
+    assert wrong(root, page) == []
+
+
+@pytest.mark.parametrize("index", [0, 400, 1200, 2400])
+def test_a_number_that_is_not_its_files_is_found(root, text, index):
+    """The test above can fail: one printed digit is changed."""
+    page = parse(without_scripts(text))
+    fields = [one for one in page.iterfind(".//*[@data-fields]") if numbers(words(one))]
+    element = fields[index]
+    first = numbers(words(element))[0]
+    digit = re.search(r"\d", first)[0]
+    element.text = element.text.replace(digit, str((int(digit) + 5) % 10), 1)
+    assert len(wrong(root, page)) == 1
+
+
+def test_numbers_in_cells_have_a_source(text):
+    """Outside of what names its source a cell of numbers holds no digit."""
+    page, checked = parse(without_scripts(text)), 0
+    for cell in page.iterfind(".//td"):
+        if "num" not in (cell.get("class") or "").split():
+            continue
+        for part in cell.findall(".//*[@data-source]"):
+            part.clear()
+        assert not re.search(r"\d", words(cell)), words(cell)
+        checked += 1
+    assert checked > 2000
+
+
+def test_every_measured_and_reported_number_of_every_table_is_printed(root, page):
+    printed = {
+        (one.get("data-source"), name)
+        for one in page.iterfind(".//*[@data-fields]")
+        for name in one.get("data-fields").split()
+    }
+    for name in load_tables().short_names():
+        file = f"results/small/tables/{name}.json"
+        data = json.loads((root / file).read_text())
+        for index, row in enumerate(data["rows"]):
+            for column, cell in row["cells"].items():
+                place = column.replace("~", "~0").replace("/", "~1")
+                for key in ("reported", "measured", "delta_measured", "low", "high"):
+                    if cell.get(key) is not None:
+                        source = f"{file}#/rows/{index}/cells/{place}"
+                        assert (source, key) in printed, (source, key)
+
+
+def test_another_number_in_a_file_is_another_number_on_the_page(tmp_path):
+    root = make_root(tmp_path)
+    path = own(root, "tables/table4.json")
+    data = json.loads(path.read_text())
+    data["rows"][2]["cells"]["Avg"]["measured"] = 12.3456
+    path.write_text(json.dumps(data))
+    source = "results/small/tables/table4.json#/rows/2/cells/Avg"
+    page = parse(build(root, "small"))
+    (cell,) = page.xpath(f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]")
+    assert words(cell).startswith("12.3")
+    assert wrong(root, page) == []
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 4))
+def test_rounding_is_recognised(value, places):
+    assert agrees(f"{value:+,.{places}f}".replace("-", "−"), value)
+    assert not agrees(f"{value + 2 * 10.0**-places:.{places}f}", value)
+
+
+# --- content --------------------------------------------------------------------------------------
+
+
+def test_the_sections_stand_in_their_order(page):
+    order = [one.get("id") for one in page.iterfind(".//main/section")]
+    wanted = ["summary", "ledger", "tables", "figures", "controls", "costs", "rerun"]
+    assert order == wanted
+    assert [one.get("href")[1:] for one in page.iterfind(".//nav//a")] == wanted
+
+
+def test_every_claim_and_part_is_there_with_its_status(root, page):
+    claims = json.loads((root / "results/small/claims.json").read_text())["claims"]
+    shown = page.xpath("//li[@data-status]")
+    assert [one.get("id") for one in shown] == [claim.id for claim in load_ledger().claims]
+    for claim, element in zip(claims, shown, strict=True):
+        slug = claim["status"].lower().replace(" ", "-")
+        assert element.get("data-status") == slug
+        badge = element.xpath(".//div[@class='top']//span[contains(@class, 'badge')]")[0]
+        assert words(badge) == claim["status"]
+        assert badge.xpath(".//use/@href") == [f"#shape-{slug}"]
+        assert claim["reported"] in words(element)
+        assert "python -m replication.scale small repro" in words(element)
+        for part in claim["parts"]:
+            assert part["id"] in words(element)
+            assert " ".join(part["note"].split()) in words(element)
+            if part["band"]:
+                assert " ".join(part["band"]["reason"].split()) in words(element)
+
+
+def test_commands_name_the_stages_that_measure(page):
+    def command(id_):
+        return words(page.xpath(f"//*[@id='{id_}']//p[@class='command'][last()]/code")[-1])
+
+    assert command("C03").split()[5:] == [
+        *("evaluate@llava", "evaluate@llava_runs", "evaluate@qwen2_vl", "evaluate@qwen2_vl_runs"),
+        *("evaluate@qwen3_vl", "evaluate@qwen3_vl_runs", "claims"),
+    ]
+    assert command("C09").split()[5:] == ["deploy@llava-1.5-7b", "claims"]
+    assert command("C12").split()[5:] == [
+        *("gate_covariance@llava", "gate_covariance@qwen2_vl", "gate_covariance@qwen3_vl"),
+        "claims",
+    ]
+    assert command("C13").split()[5:] == ["train@qwen2_vl_runs", "claims"]
+    assert command("C16").split()[5:] == ["claims"]
+    assert command("table-table4").endswith("repro tables")
+
+
+def test_every_table_is_there_once_with_its_notes_and_origin(root, page):
+    names = load_tables().short_names()
+    assert sorted(page.xpath("//article[@class='table']/@id")) == sorted(
+        f"table-{n}" for n in names
+    )
+    for name in names:
+        data = json.loads((root / f"results/small/tables/{name}.json").read_text())
+        (article,) = page.xpath(f"//article[@id='table-{name}']")
+        for note in data["footnotes"]:
+            assert " ".join(note.split()) in words(article)
+        origins = article.xpath(".//dl[@class='origin']")
+        assert origins or name == "cost", name
+        for origin in origins:
+            said = words(origin)
+            for label in ("Files, seeds", "Commit", "Parameters", "Device", "Versions", "Commands"):
+                assert label in said
+        if any(column["standin"] for column in data["columns"]):
+            assert article.xpath(".//thead//abbr[text()='*']"), name
+
+
+def test_figures_are_shown_or_say_why_not(root, page):
+    shown = [one.get("id") for one in page.xpath("//article[@class='figure']")]
+    assert shown == [f"figure-{name}" for name in FIGURES]
+    for name, content, kind in (
+        ("pareto", SVG.encode(), "svg+xml"),
+        ("bits", png((0, 90, 180), (40, 20)), "png"),
+    ):
+        (image,) = page.xpath(f"//article[@id='figure-{name}']//img")
+        head, _, data = image.get("src").partition(",")
+        assert head == f"data:image/{kind};base64"
+        assert base64.b64decode(data) == content
+        assert image.get("alt") == FIGURE["alt"]
+        said = words(page.xpath(f"//article[@id='figure-{name}']")[0])
+        for part in (FIGURE["caption"], "6,000", "GiB", FIGURE["sources"][0], FIGURE["command"]):
+            assert part in said
+    assert NOT_RUN in words(page.xpath("//article[@id='figure-attention']")[0])
+    absent = page.xpath("//article[@id='figure-effects']")[0]
+    assert "there is no results/small/figures/effects.json" in words(absent)
+    assert not absent.xpath(".//img")
+
+
+def test_the_gallery_shows_question_image_and_both_answers(page):
+    (item,) = page.xpath("//ul[@class='gallery']/li")
+    said = words(item)
+    for part in ("Right, then wrong", "MMBench*", "attribute", "What colour? A. red B. <blue>"):
+        assert part in said
+    answers = [(words(pair[0]), words(pair[1])) for pair in item.findall(".//dl/div")]
+    assert answers == [("True", "A"), ("baseline", "A"), ("grace_int4", "B")]
+    (image,) = item.xpath(".//img")
+    assert base64.b64decode(image.get("src").partition(",")[2]) == png((250, 10, 10))
+    assert (image.get("width"), image.get("height")) == ("8", "6")
+
+
+# --- form -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_loaded_and_no_anchor_is_missing(text):
+    page = parse(text)
+    ids = page.xpath("//@id")
+    assert len(ids) == len(set(ids))
+    for link in page.xpath("//@href"):
+        assert link[0] == "#" or link == "https://arxiv.org/abs/2601.22709", link
+        assert link[0] != "#" or link[1:] in ids, link
+    assert page.xpath("//@src") == page.xpath("//img/@src")
+    assert all(source.startswith("data:image/") for source in page.xpath("//img/@src"))
+    assert not page.xpath("//link | //iframe | //object | //embed | //base | //script[@src]")
+    assert not page.xpath("//@*[starts-with(name(), 'on')]")
+    (style,) = page.xpath("//style/text()")
+    assert "url(" not in style and "@import" not in style
+    (script,) = page.xpath("//script/text()")
+    assert not re.search(r"fetch|XMLHttpRequest|import\(|https?:|eval", script)
+    (policy,) = page.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")
+    assert policy.startswith("default-src 'none'")
+
+
+def test_images_have_words_and_the_page_is_small(text, page):
+    for image in page.iterfind(".//img"):
+        assert image.get("alt").strip()
+    for drawing in page.iterfind(".//svg"):
+        assert drawing.get("aria-hidden") == "true"
+    assert len(text.encode()) < 5e6
+
+
+def test_without_javascript_everything_but_the_filters_is_shown(page):
+    assert [one.get("id") for one in page.xpath("//*[@hidden]")] == ["filters"]
+    assert not page.xpath("//*[contains(@style, 'display')]")
+    assert not page.xpath("//noscript")
+
+
+def test_no_cell_is_empty(page):
+    for cell in page.iterfind(".//td"):
+        assert words(cell) or cell.find(".//svg") is not None, cell.getparent()
+
+
+def test_columns_of_a_table_are_as_many_in_every_row(page):
+    for table in page.iterfind(".//table"):
+        widths, open_ = set(), []
+        for row in table.iterfind(".//tr"):
+            width = sum(int(cell.get("colspan", 1)) for cell in row) + len(open_)
+            widths.add(width)
+            open_ = [rows - 1 for rows in open_ if rows > 1]
+            open_ += [n - 1 for cell in row if (n := int(cell.get("rowspan", 1))) > 1]
+        assert len(widths) == 1, words(table.find("caption"))
+
+
+def test_the_page_is_the_same_twice(root, text):
+    assert build(root, "small") == text
+
+
+def test_what_files_say_is_text_not_markup(tmp_path):
+    root = make_root(tmp_path)
+    path = own(root, "claims.json")
+    data = json.loads(path.read_text())
+    data["claims"][0]["text"] = "<script>alert(1)</script> & <b>"
+    path.write_text(json.dumps(data))
+    page = build(root, "small")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;" in page
+
+
+# --- other results --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", ["smoke", "paper"])
+def test_what_was_not_run_is_said(tmp_path, scale):
+    """A scale with a few runs of one family: every table and claim is there, nothing is blank."""
+    runs = {name: GOOD[name] for name in ("teacher", "baseline", "qat_int4", "grace_int4")}
+    results = write_results(tmp_path / "results", runs, seed=1, n=60, scale=scale)
+    known = ROOT / "results/small/scores/qwen2_vl/baseline.json"
+    for path in (results / scale / "scores").glob("*/*.json"):
+        record = json.loads(path.read_text())
+        record["provenance"] = json.loads(known.read_text())["provenance"]
+        path.write_text(json.dumps(record))
+    for table in build_tables(results, scale):
+        write(table, results / scale / "tables")
+    ledger = load_ledger()
+    verdicts = document(verify(results, scale, ledger), [], scale, ledger)
+    write_json_atomic(results / scale / "claims.json", verdicts)
+    write_json_atomic(results / scale / "scores.json", {f"qwen2_vl-{name}": {} for name in runs})
+    page = parse(without_scripts(build(tmp_path, scale)))
+    assert wrong(tmp_path, page) == []
+    statuses = {one.get("data-status") for one in page.xpath("//li[@data-status]")}
+    assert "not-run" in statuses
+    assert "not run" in words(page.xpath("//article[@id='table-table2']")[0])
+    for cell in page.iterfind(".//td"):
+        assert words(cell) or cell.find(".//svg") is not None
+
+
+def test_recordings_stand_beside_what_was_measured(tmp_path):
+    root = make_root(tmp_path)
+    path = own(root, "tables/table4.json")
+    data = json.loads(path.read_text())
+    recording = {"id": "gpu", "device": "A GPU", "standin": True, "seeds": [1, 3]}
+    data["recordings"] = [recording]
+    for row in data["rows"]:
+        for cell in row["cells"].values():
+            other = {key: cell[key] for key in cell if "reported" not in key}
+            other["measured"] = cell["measured"] - 7.0
+            cell["recorded"] = {"gpu": other}
+    path.write_text(json.dumps(data))
+    page = parse(without_scripts(build(root, "small")))
+    assert wrong(root, page) == []
+    for column in ("Avg", "MMBench"):
+        source = f"results/small/tables/table4.json#/rows/2/cells/{column}/recorded/gpu"
+        cell = data["rows"][2]["cells"][column]
+        shown = page.xpath(f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]")
+        assert words(shown[0]).startswith(f"{cell['measured'] - 7.0:.1f}")
+    (article,) = page.xpath("//article[@id='table-table4']")
+    assert "recorded, A GPU" in words(article)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_missing_file_names_the_stage(tmp_path):
+    root = make_root(tmp_path)
+    (root / "results/small/claims.json").unlink()
+    with pytest.raises(InputError, match="run the stage claims first"):
+        build(root, "small")
+    with pytest.raises(InputError, match="scale"):
+        build(root, "large")
+
+
+def test_the_world_and_the_growth_may_be_missing(tmp_path):
+    root = make_root(tmp_path)
+    (root / "results/small/world.json").unlink()
+    (root / "results/scaling").unlink()
+    page = build(root, "small")
+    assert "Is the small world fit" not in page
+    assert "How a training step grows" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda figures: (figures / "pareto.svg").unlink(), "run the stage figures again"),
+        (
+            lambda figures: (figures / "pareto.json").write_text(
+                json.dumps({**FIGURE, "title": "t", "alt": " "})
+            ),
+            "say what the figure shows",
+        ),
+        (lambda figures: (figures / "pareto.json").write_text("{"), "cannot be read as JSON"),
+        (
+            lambda figures: (figures.parent / "examples/qwen2_vl.json").write_text(
+                json.dumps({"family": "x", "pair": ["a", "b"], "examples": [{"image": "Zm9v"}]})
+            ),
+            "no PNG",
+        ),
+    ],
+)
+def test_figures_and_examples_that_are_wrong_are_named(tmp_path, change, said):
+    root = make_root(tmp_path)
+    change(root / "results/small/figures")
+    with pytest.raises(InputError, match=said):
+        build(root, "small")
+
+
+def test_a_part_that_the_ledger_lacks_is_named(tmp_path):
+    root = make_root(tmp_path)
+    path = own(root, "claims.json")
+    data = json.loads(path.read_text())
+    data["claims"][0]["parts"][0]["id"] = "C01.other"
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"C01\.other is in no ledger"):
+        build(root, "small")
+
+
+def test_the_stage_writes_the_page(text, tmp_path, monkeypatch):
+    from replication.stages import report
+
+    root = make_root(tmp_path)
+    (root / "params.yaml").symlink_to(ROOT / "params.yaml")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("sys.argv", ["report"])
+    report.main()
+    assert (root / "results/small/report.html").read_text(encoding="utf-8") == text
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9))
+def test_bars_keep_order_and_stay_inside(values):
+    axis = Axis.over(values)
+    ordered = sorted([*values, 0.0])
+    places = [float(axis.place(value)) for value in ordered]
+    assert places == sorted(places)
+    assert min(places) >= 0
+    assert max(places) <= 120
+    drawn = bar(axis, ordered[0], ordered[0], ordered[-1], ordered[-1])
+    assert drawn.count("<circle") == drawn.count("<path") == 1
+    assert drawn.count("<line") == 2
+
+
+def test_a_bar_without_numbers_has_no_point():
+    assert bar(None, 1.0) == ""
+    assert Axis.over([None, None]) is None
+    assert "circle" not in bar(Axis.over([1.0]), None)
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_pointers_lead_back(first, second):
+    """RFC 6901: ~ and / in names are escaped."""
+    node = Node("f.json", {first: {second: 1}})[first][second]
+    tokens = [t.replace("~1", "/").replace("~0", "~") for t in node.pointer.split("/")[1:]]
+    assert (tokens, node.value) == ([first, second], 1)
+
+
+def test_quoted_text_is_escaped():
+    shown = quoted(Node("f.json", "<b>", '/a"b'), "<b>")
+    assert str(shown) == '<span data-source="f.json#/a&#34;b">&lt;b&gt;</span>'

@@ -1,0 +1,145 @@
+"""The page in a browser: nothing is asked of a network, nothing overflows, filters work, and
+axe-core finds no barrier in either colour scheme. Chromium is `GRACE_CHROMIUM`, or found."""
+
+import os
+import shutil
+
+import pytest
+from page_world import make_root
+
+from replication.report.page import build
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = os.environ.get("GRACE_CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+SCHEMES = ("light", "dark")
+WIDTHS = (1280, 360)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: install it, or set GRACE_CHROMIUM to its path")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    folder = make_root(tmp_path_factory.mktemp("page"))
+    path = folder / "report.html"
+    path.write_text(build(folder, "small"), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """A function that opens the page; what it asked of a network, or complained of, fails."""
+    contexts, said = [], []
+
+    def open_page(width=1280, scheme="light", **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, **options
+        )
+        contexts.append(context)
+
+        def route(request):
+            url = request.request.url
+            if url == address or url.startswith("data:"):
+                request.continue_()
+            else:
+                said.append(f"asked for {url}")
+                request.abort()
+
+        context.route("**/*", route)
+        page = context.new_page()
+        page.on("console", lambda one: said.append(one.text) if one.type == "error" else None)
+        page.on("pageerror", lambda one: said.append(str(one)))
+        page.goto(address)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def overflow(page) -> int:
+    return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_nothing_overflows(visit, width, scheme):
+    page = visit(width, scheme)
+    assert overflow(page) <= 0
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    assert overflow(page) <= 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_axe_finds_no_barrier(visit, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = visit(1280, scheme)
+    opened = ", ".join(f"#{id_} details" for id_ in ("C03", "C16", "table-table4", "table-flips"))
+    page.locator(opened).evaluate_all("(all) => { for (const one of all) one.open = true; }")
+    found = Axe().run(page, options={"runOnly": RULES}).response["violations"]
+    assert [(one["id"], one["nodes"][0]["target"]) for one in found] == []
+
+
+def test_filters_hide_and_show_claims(visit):
+    page = visit()
+    claims = page.locator(".claim")
+    every = claims.count()
+    assert page.locator(".claim:visible").count() == every
+    contradicted = page.locator(".claim[data-status=contradicted]").count()
+    page.uncheck("input[value=contradicted]")
+    assert page.locator(".claim:visible").count() == every - contradicted
+    assert page.locator("#shown").inner_text() == f"{every - contradicted} of {every} claims shown."
+    page.check("input[value=contradicted]")
+    page.select_option("select[name=family]", "llava")
+    of_family = page.locator(".claim[data-families~=llava]").count()
+    assert 0 < of_family < every
+    assert page.locator(".claim:visible").count() == of_family
+    page.select_option("select[name=family]", "")
+    assert page.locator(".claim:visible").count() == every
+
+
+def test_the_switch_changes_the_colours(visit):
+    page = visit(scheme="light")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.click("button.theme")
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.click("button.theme")
+    assert page.evaluate(colour) == light
+    assert visit(scheme="dark").evaluate(colour) == dark
+
+
+def test_without_javascript_all_is_there(visit):
+    page = visit(java_script_enabled=False)
+    assert page.locator(".claim:visible").count() == page.locator(".claim").count() > 20
+    assert page.locator("#filters:visible").count() == 0
+    page.locator("#C03 summary").click()
+    assert page.locator("#C03 details table:visible").count() == 1
+
+
+def test_print_opens_everything(visit):
+    page = visit(width=718)  # A4 with the margins that browsers take
+    page.emulate_media(media="print")
+    assert page.locator("nav:visible, #filters:visible").count() == 0
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    assert overflow(page) <= 0
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
