@@ -19,7 +19,7 @@ RELEASED ?=
 
 DOCTOR ?=
 
-.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme test test-fast lint help
+.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -31,6 +31,7 @@ help:
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
+	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
 	@echo "make lint                             ruff and mypy"
 
@@ -70,6 +71,9 @@ tune: setup
 
 readme: setup
 	$(BIN)/python -m replication.report.readme
+
+docs: setup
+	$(BIN)/python -m replication.documentation
 
 # A file of tests stays in one process: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -35,7 +35,9 @@ from grace.errors import InputError
 from grace.models import Family, family_of
 
 FORMAT = 1
+"""Version of the directory's layout, which the index states."""
 INDEX_FILE = "index.json"
+"""Name of the file that lists the shards, with their records and hashes."""
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -161,6 +163,7 @@ class Shards:
 
     @property
     def ids(self) -> list[str]:
+        """The id of every record, by position."""
         parts = (self.batch(shard).column("id").to_pylist() for shard in range(len(self.files)))
         return [identity for part in parts for identity in part]
 
@@ -419,7 +422,8 @@ class ShardedConversations(Dataset):
         return self._supervised.tolist()
 
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and labels of a sample."""
+        """Token ids and labels of a sample, (S,) each; a label is IGNORE_INDEX where nothing is
+        supervised."""
         sample = self._sample(self._record(index))
         return sample.input_ids, sample.labels
 

@@ -23,7 +23,12 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory that `grace train` wrote")
     parser.add_argument("--out", required=True, help="directory to write")
-    parser.add_argument("--format", choices=("compressed-tensors", "awq"), required=True)
+    parser.add_argument(
+        "--format",
+        choices=("compressed-tensors", "awq"),
+        required=True,
+        help="of the checkpoint, as above",
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,

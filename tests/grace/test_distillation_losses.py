@@ -125,6 +125,42 @@ def test_dkd_with_the_teachers_own_weight_is_the_full_divergence(data, temperatu
 
 
 @SETTINGS
+@given(tokens(bound=8.0), st.data())
+def test_proposition_3_2_bounds_the_students_information(data, draw):
+    """I(Z_S; Y_T) >= I(X; Y_T) - E[KL(P_T || P_S)] (Eq. 9), over a finite X.
+
+    What the student sees of x is z(x), and P_S depends on it alone. Equality where P_S is what z
+    tells of the teacher's answer.
+    """
+    logits, teacher, _ = data
+    count = len(teacher)
+    seen = np.array(draw.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    weight = np.array(draw.draw(st.lists(st.integers(1, 9), min_size=count, max_size=count)))
+    share = weight / weight.sum()
+    said = np.stack([softmax(row) for row in teacher])
+
+    def information(groups):
+        """Between the group of x and the teacher's answer."""
+        total = 0.0
+        for group in set(groups):
+            inside = groups == group
+            mass = share[inside].sum()
+            total += mass * kl(share[inside] @ said[inside] / mass, share @ said)
+        return total
+
+    whole, kept = information(np.arange(count)), information(seen)
+
+    def bound(student):
+        divergence = kd(torch.as_tensor(student), torch.as_tensor(teacher), temperature=1.0)
+        return whole - float(share @ divergence.numpy())
+
+    first = [np.flatnonzero(seen == group)[0] for group in seen]
+    assert kept >= bound(logits[first]) - 1e-9
+    best = [share[seen == g] @ said[seen == g] / share[seen == g].sum() for g in seen]
+    assert kept == pytest.approx(bound(np.log(np.stack(best))), abs=1e-9)
+
+
+@SETTINGS
 @given(tokens(bound=100.0), TEMPERATURES, st.booleans())
 def test_never_negative_and_zero_at_the_teacher(data, temperature, decoupled):
     student, teacher, target = data

@@ -1,0 +1,349 @@
+"""The documents say what is there: names, docstrings, equations, links, paths, commands."""
+
+import importlib
+import inspect
+import itertools
+import re
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import griffe
+import pytest
+import yaml
+
+from grace.cli import parser
+from grace.training import METHODS
+from replication.documentation import MODULES, PAGE, anchor, load, markdown, page, public
+from replication.reported.bands import load_facts
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recorded/README.md"]
+DOCUMENTS = [path for path in DOCUMENTS if path.is_file()]
+names = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+
+# ---------------------------------------------------------------------------------- the API page
+
+
+def test_the_page_is_that_of_the_sources():
+    assert page() == PAGE.read_text(encoding="utf-8"), "run `make docs`"
+
+
+def test_the_page_covers_every_module():
+    package = load()
+    covered = {module.removeprefix("grace.").partition(".")[0] for module in MODULES}
+    assert covered | {"cli"} == set(package.modules)
+
+
+# Their files belong to the committed results, which a change of a docstring would invalidate.
+UNDOCUMENTED = {
+    "grace.teacher.CachedTeacher.outputs",
+    "grace.teacher.LiveTeacher.outputs",
+    "grace.training.EpochLengthGroupedSampler.set_epoch",
+    "grace.training.MethodConfig.needs_teacher",
+    "grace.training.Objective.state",
+    "grace.training.Teacher.outputs",
+}
+SHAPELESS = {
+    "grace.data.ConversationDataset.pixels",
+    "grace.data.ConversationDataset.tokens",
+    "grace.int4.PackedLinear.mismatches",
+    "grace.int4.PackedLinear.packed_tensors",
+    "grace.int4.backends.Backend.dense",
+    "grace.int4.backends.Backend.mismatches",
+    "grace.models.Family.tokens_per_image",
+    "grace.models.LlavaFamily.tokens_per_image",
+    "grace.models.Qwen2VLFamily.tokens_per_image",
+}
+_SHAPE = re.compile(
+    r"\([^()]*,[^()]*\)|\(\w\)|[Ss]calar|one-element|of that shape|[Ii]nverse of|[Ss]ee `|:meth:"
+)
+
+
+def described():
+    """Every public function, class, method and property: its path, what it is, its docstring."""
+    package = load()
+    for module in MODULES:
+        runtime = importlib.import_module(module)
+        for name, item in public(package, module).items():
+            if isinstance(item, griffe.Attribute):
+                continue
+            here = getattr(runtime, name)
+            yield f"{module}.{name}", item, inspect.getdoc(here)
+            if not isinstance(item, griffe.Class):
+                continue
+            for member in item.members.values():
+                callable_ = isinstance(member, griffe.Function) or "property" in member.labels
+                if callable_ and not member.name.startswith("_"):
+                    told = inspect.getdoc(getattr(here, member.name))  # a base's where it has none
+                    yield f"{module}.{name}.{member.name}", member, told
+
+
+def test_every_public_name_says_what_it_is():
+    without = {path for path, _, told in described() if not told or len(told.split()) < 3}
+    assert without == UNDOCUMENTED
+
+
+def test_arrays_have_their_shapes_written():
+    def arrays(item):
+        given = [item.annotation] if isinstance(item, griffe.Attribute) else [
+            *(one.annotation for one in item.parameters), getattr(item, "returns", None)
+        ]  # fmt: skip
+        return any(re.search(r"Tensor|ndarray", str(one)) for one in given)
+
+    without = {
+        path
+        for path, item, told in described()
+        if arrays(item) and path not in UNDOCUMENTED and not _SHAPE.search(told)
+    }
+    assert without == SHAPELESS
+
+
+def test_a_docstring_becomes_markdown():
+    text = (
+        "What it does to `x` (Eq. 1)::\n\n    y = 2 * x\n\nx: (N,), of a\n    long kind.\n"
+        "y, z: others.\n\nArgs:\n    a: one <b> of\n        two.\n\nReturns:\n    (N,) in nats.\n\n"
+        "See :meth:`other` and K~."
+    )
+    assert markdown(text) == (
+        "What it does to `x` (Eq. 1):\n\n    y = 2 * x\n\n- `x`: (N,), of a\n  long kind.\n"
+        "- `y`, `z`: others.\n\n**Args**\n\n- `a`: one \\<b> of\n  two.\n\n**Returns**\n\n"
+        "(N,) in nats.\n\nSee `other` and K\\~."
+    )
+
+
+# ------------------------------------------------------------------------------ what is in the text
+
+
+@cache
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"(?ms)^```.*?^```", "", text)
+
+
+def inline(path: Path) -> list[str]:
+    """What stands between backticks, line breaks as spaces."""
+    plain = re.sub(r"(?m)^    .*$", "", without_code(text_of(path)))
+    return [" ".join(found.split()) for found in re.findall(r"(?<!`)`([^`]+)`(?!`)", plain)]
+
+
+def blocks(path: Path) -> list[str]:
+    """The lines of code blocks."""
+    text = text_of(path).replace("\\\n", " ")
+    lines = re.findall(r"(?m)^ {4,}(.*)$", text)
+    for block in re.findall(r"(?ms)^```(?:bash|sh)?\n(.*?)^```", text):
+        lines += block.splitlines()
+    return [line.strip() for line in lines]
+
+
+def commands(path: Path) -> list[str]:
+    """Command lines: of code blocks, and inline."""
+    return [*blocks(path), *inline(path)]
+
+
+@cache
+def tracked() -> frozenset[str]:
+    asked = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True)
+    return frozenset(listed.stdout.splitlines())
+
+
+@names
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(path))):
+        if re.match(r"https?://", target):
+            continue
+        file, _, place = target.partition("#")
+        other = (path.parent / file).resolve() if file else path
+        assert other.exists(), target
+        if place:
+            headings = re.findall(r"(?m)^#+ (.+)$", without_code(text_of(other)))
+            assert place in {anchor(heading) for heading in headings}, target
+
+
+_TOP = ("grace", "replication", "tests", "docs", "recorded", "requirements", "results/small")
+
+
+@names
+def test_paths_exist(path):
+    for found in inline(path):
+        token = re.sub(r"<scale>", "small", found).rstrip("/")
+        if re.fullmatch(r"[\w./<>{},*@-]+", token) and token.startswith(
+            tuple(f"{t}/" for t in _TOP)
+        ):
+            file = re.sub(r"<[^>]*>", "*", token.partition("::")[0])
+            braces = re.split(r"\{([^}]*)\}", file)
+            choices = [
+                part.split(",") if place % 2 else [part] for place, part in enumerate(braces)
+            ]
+            for one in itertools.product(*choices):
+                pattern = "".join(one)
+                if pattern.startswith("recorded/"):
+                    continue  # made by an import
+                assert list(ROOT.glob(pattern)), f"{found}: there is no {pattern}"
+        elif re.fullmatch(r"[\w-]+\.(?:py|sh|yaml)", token):
+            assert any(Path(name).name == token for name in tracked()), found
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is defined in the sources."""
+    package, *rest = dotted.split(".")
+    found = packages()[package]
+    for name in rest:
+        found = found.final_target if found.is_alias else found
+        options = [found]
+        if found.is_class:
+            options += found.mro()
+        found = next((one.members[name] for one in options if name in one.members), None)
+        if found is None:
+            return False
+    return True
+
+
+@cache
+def packages():
+    return {
+        name: griffe.load(name, search_paths=[ROOT], allow_inspection=False)
+        for name in ("grace", "replication")
+    }
+
+
+@names
+def test_dotted_names_are_defined(path):
+    for found in inline(path):
+        named = re.fullmatch(r"((?:grace|replication)(?:\.\w+)+)(?:\(.*\))?", found)
+        if named:
+            assert resolves(named[1]), found
+
+
+def module_text(module: str) -> str:
+    """The source of what `python -m` runs."""
+    place = ROOT.joinpath(*module.split("."))
+    if place.is_dir():
+        assert (place / "__main__.py").is_file(), f"{module} is not run by python -m"
+        return "".join(file.read_text(encoding="utf-8") for file in sorted(place.glob("*.py")))
+    return place.with_suffix(".py").read_text(encoding="utf-8")
+
+
+def check_flags(module: str, words: list[str]) -> None:
+    text = module_text(module)
+    for word in words:
+        if re.match(r"--[a-z]", word):
+            flag = word.partition("=")[0]
+            assert f'"{flag}"' in text, f"python -m {module} has no {flag}"
+
+
+@names
+def test_modules_and_their_flags_exist(path):
+    for line in commands(path):
+        asked = re.match(r"(?:\.venv/bin/)?python -m (\S+)(.*)", line)
+        if asked and asked[1].partition(".")[0] in ("grace", "replication"):
+            check_flags(asked[1], shlex.split(asked[2], comments=True))
+
+
+@names
+def test_make_targets_and_variables_exist(path):
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?m)^([a-z][\w-]*):", makefile))
+    variables = set(re.findall(r"(?m)^(?:export )?(\w+) \??:?=", makefile)) | {"HF_HUB_OFFLINE"}
+    for line in commands(path):
+        if not re.match(r"(?:[A-Z_]+=\S+ )*make( |$)", line):
+            continue
+        words = shlex.split(line.partition("make")[2].split("|")[0], comments=True)
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals:
+                assert name in targets, line
+                continue
+            assert name in variables, line
+            if "--" in value:
+                (module,) = re.findall(rf"-m (\S+)[^\n]*\$\({name}\)", makefile)
+                check_flags(module, value.split())
+
+
+@names
+def test_grace_commands_are_taken_by_the_parser(path):
+    for line in blocks(path):
+        if re.match(r"grace (?!.*(\.\.\.|--help))", line):
+            parser().parse_args(shlex.split(line, comments=True)[1:])
+
+
+@cache
+def settings() -> list[dict]:
+    files = ["params.yaml", "replication/scales/paper.yaml"]
+    files += [str(file.relative_to(ROOT)) for file in ROOT.glob("replication/scales/presets/*")]
+    return [yaml.safe_load((ROOT / file).read_text()) for file in files]
+
+
+@names
+def test_settings_exist(path):
+    """What looks like a parameter, such as `train.launch.config`, is one at some scale."""
+
+    def there(content, keys):
+        for key in keys:
+            if not isinstance(content, dict) or key not in content:
+                return False
+            content = content[key]
+        return True
+
+    sections = {key for content in settings() for key in content}
+    for found in inline(path):
+        keys = found.partition(":")[0].split(".")
+        if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+(: .*)?", found) and keys[0] in sections:
+            if keys[-1] in ("py", "md", "json", "yaml", "parquet"):
+                continue
+            assert any(there(content, keys) for content in settings()), found
+
+
+# -------------------------------------------------------------------------------------- equations
+
+
+def test_every_equation_has_a_function_and_a_test():
+    text = text_of(ROOT / "docs" / "method.md")
+    rows = re.findall(r"(?m)^\| ([\d–, ]+) \|[^|]*\| ([^|]*) \| ([^|]*) \|$", text)
+    numbers = set()
+    for equations, functions, tests in rows:
+        for part in equations.split(", "):
+            first, _, last = part.partition("–")
+            numbers |= set(range(int(first), int(last or first) + 1))
+        assert re.findall(r"`([\w.]+)`", functions)
+        assert all(map(resolves, re.findall(r"`([\w.]+)`", functions)))
+        references = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        assert references
+        for file, name in references:
+            assert re.search(rf"(?m)^def {name}\(", (ROOT / file).read_text()), name
+    assert numbers == {*range(1, 7), *range(8, 22)}  # there is no method in Eq. 7
+
+
+def test_the_methods_names_exist():
+    """Names without a module are public names of grace, or their members."""
+    package = load()
+    known = {"grace", "Trainer", *METHODS}
+    for module in MODULES:
+        for name, item in public(package, module).items():
+            known |= {name, *item.members, *(f"{name}.{member}" for member in item.members)}
+    logged = {"skipped_steps", "degenerate_images"}
+    source = (ROOT / "grace" / "training.py").read_text()
+    assert all(f'logs["{name}"]' in source for name in logged)
+    stages = {file.stem for file in (ROOT / "replication" / "stages").glob("*.py")}
+    for found in inline(ROOT / "docs" / "method.md"):
+        name = re.fullmatch(r"([A-Za-z_][\w.]*)(\(.*\))?", found)
+        if name and not re.match(r"(grace|replication)\.", name[1]):
+            assert name[1] in known | logged | stages, found
+
+
+def test_the_wide_bands_readings_are_those_of_the_facts():
+    text = text_of(ROOT / "docs" / "deviations.md")
+    part = text.partition("## Behind the wide bands")[2].partition("\n## ")[0]
+    facts, seen = load_facts(), set()
+    for line in part.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split(" | ")]
+        if cells[0] in facts.benchmarks:
+            widest = max(facts.benchmark(cells[0]).harness, key=lambda one: one.apart)
+            assert cells[2] == "{:g} and {:g}".format(*widest.values)
+            seen.add(cells[0])
+    assert {"SEED-Bench", "TextVQA", "HallusionBench", "POPE"} <= seen

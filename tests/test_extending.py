@@ -1,0 +1,301 @@
+"""docs/extending.md: its examples are run as printed, and what they add is used."""
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import (
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    TrainingArguments,
+)
+
+from grace.data import ConversationDataset
+from grace.distillation import DistillationConfig, kd
+from grace.export import load_packed, save_compressed_tensors, save_packed
+from grace.generation import generate
+from grace.int4 import BACKENDS, PackedLinear, effective_bits, pack
+from grace.models import FAMILIES
+from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
+from grace.teacher import LiveTeacher
+from grace.training import GraceTrainer, MethodConfig, prepare_student
+from replication.params import parse_params
+from replication.scale import scale_params
+from replication.stages.train import method_config
+from replication.standins.schemas import features_of
+from replication.tasks import BENCHMARKS, PRINTED
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def example(heading):
+    """The names that the Python under a heading defines."""
+    part = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+    names: dict = {"__name__": "example"}
+    exec(compile(code, "docs/extending.md", "exec"), names)
+    return names
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """As they were, afterwards."""
+    kept = [(one, dict(one)) for one in (FAMILIES, BACKENDS, BENCHMARKS, PRINTED)]
+    yield
+    for registry, content in kept:
+        registry.clear()
+        registry.update(content)
+
+
+def fit(place, kind, model, data, collate, method, teacher=None, steps=1):
+    arguments = TrainingArguments(
+        str(place),
+        max_steps=steps,
+        learning_rate=0.01,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        report_to=[],
+    )
+    trainer = kind(model, arguments, data, collate, method=method, teacher=teacher)
+    trainer.train()
+    return trainer
+
+
+# ----------------------------------------------------------------------------------------- family
+
+
+def qwen2_5_vl(small, seed, layers):
+    """A small random model with the tokens of the small Qwen2-VL."""
+    tokenizer = small.processor.tokenizer
+    number = tokenizer.convert_tokens_to_ids
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 128,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "initializer_range": 0.06,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [8, 12, 12],
+            },
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "out_hidden_size": 128,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+        tie_word_embeddings=True,
+        image_token_id=number("<|image_pad|>"),
+        video_token_id=number("<|video_pad|>"),
+        vision_start_token_id=number("<|vision_start|>"),
+        vision_end_token_id=number("<|vision_end|>"),
+    )
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def test_a_family(tmp_path, family, conversations):
+    example("A model family")
+    small = family("qwen2_vl")
+    adapter = FAMILIES["qwen2_5_vl"]
+    student, teacher = qwen2_5_vl(small, 1, layers=2), qwen2_5_vl(small, 2, layers=3)
+    data = ConversationDataset(conversations, small.processor, student.config, limit=8)
+    method = MethodConfig("grace", 4, QuantSpec(4, 64), DistillationConfig())
+    names = prepare_student(student, method)
+    assert len(names) == 2 * 7
+    before = {name: value.clone() for name, value in student.named_parameters()}
+    frozen = LiveTeacher(teacher, adapter, relational=True, tokenizer=small.processor.tokenizer)
+    collate = small.collator()
+    collate.family = adapter
+    trainer = fit(tmp_path, GraceTrainer, student, data, collate, method, frozen, steps=2)
+    logged = [line for line in trainer.state.log_history if "gdkd" in line]
+    assert all(line["rcka"] > 0 and line["degenerate_images"] == 0 for line in logged)
+    moved = {n for n, v in student.named_parameters() if not torch.equal(v, before[n])}
+    assert not moved & adapter.tower_parameters(student).keys()
+    assert {f"{name}.log_scale" for name in names} <= moved
+    assert any(name.startswith("model.visual.merger.") for name in moved)
+
+    exact = bake(student)
+    student.eval().requires_grad_(False)
+    question = small.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where?"}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    inputs = dict(small.processor(text=[question], images=[picture], return_tensors="pt"))
+    expected = student.generate(**inputs, max_new_tokens=4, do_sample=False)
+    assert torch.equal(generate(student, inputs, 4), expected)
+
+    save_compressed_tensors(student, tmp_path / "exported", codes=exact)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "exported")
+    loaded.hf_quantizer.compressor.decompress_model(loaded)
+    for name in names:
+        assert torch.equal(loaded.get_submodule(name).weight, student.get_submodule(name).weight)
+
+    pack(student, exact, backend="reference")
+    assert torch.equal(generate(student, inputs, 4), expected)
+
+
+# --------------------------------------------------------------------------------------- back end
+
+
+def test_a_back_end(tmp_path, make_model):
+    example("A back end for packed weights")
+    model, other = make_model(3), make_model(3)
+    for one in (model, other):
+        prepare(one, QuantSpec(4, 64))
+    exact = {name: (layer.codes(), layer.scales()) for name, layer in fake_quant_layers(model)}
+    names = pack(model, backend="bytes")
+    pack(other, backend="reference")
+    x = torch.randn(5, 128, generator=torch.Generator().manual_seed(0))
+    for name in names:
+        ours, theirs = model.get_submodule(name), other.get_submodule(name)
+        assert ours.backend == "bytes"
+        assert ours.mismatches(*exact[name]) == 0
+        weight = exact[name][0].double() * exact[name][1].double().repeat_interleave(64, 1)
+        bias = 0 if ours.bias is None else ours.bias.double()
+        torch.testing.assert_close(
+            ours(x).double(), x.double() @ weight.T + bias, rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-6, atol=1e-6)
+    scales = 32 / 64  # bits a weight: float32 for groups of 64
+    assert effective_bits(model).packed_bits == pytest.approx(8 + scales)
+    save_packed(model, tmp_path / "packed")
+    loaded = load_packed(tmp_path / "packed", backend="reference")
+    for name, layer in loaded.named_modules():
+        if isinstance(layer, PackedLinear):
+            assert torch.equal(layer.codes(), exact[name][0])
+
+
+# ------------------------------------------------------------------------------------------- loss
+
+
+def test_a_loss(tmp_path, make_model, small_data):
+    kind = example("A loss")["WithReverseKD"]
+    data, collate, adapter = small_data
+    settings = DistillationConfig(adaptive=False)
+
+    def first(trainer_kind, **attributes):
+        """The loss of the first step, and the scales after it."""
+        model = make_model(1)
+        method = MethodConfig("grace", 4, QuantSpec(4, 64), settings)
+        prepare_student(model, method)
+        teacher = LiveTeacher(make_model(2, num_hidden_layers=3), adapter, relational=True)
+        made = type("Made", (trainer_kind,), attributes)
+        trainer = fit(tmp_path, made, model, data, collate, method, teacher)
+        return trainer.state.log_history[0]["loss"], model, teacher
+
+    plain, before, teacher = first(GraceTrainer)
+    none, after, _ = first(kind, reverse_weight=0.0)
+    assert none == plain
+    for (name, one), (_, two) in zip(
+        before.named_parameters(), after.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, two), name
+    more, moved, _ = first(kind, reverse_weight=0.5)
+    model = make_model(1)
+    prepare_student(model, MethodConfig("grace", 4, QuantSpec(4, 64), settings))
+    batch = collate([data[index] for index in range(4)])
+    student = LiveTeacher(model, adapter, relational=False).outputs(batch).logits
+    term = kd(teacher.outputs(batch).logits, student).mean()
+    assert more - plain == pytest.approx(0.5 * term.item(), rel=1e-3)
+    assert any(
+        not torch.equal(one, two)
+        for one, two in zip(after.parameters(), moved.parameters(), strict=True)
+    )
+
+
+@pytest.fixture
+def small_data(family, conversations, make_model):
+    """Four samples, so that a step sees them all."""
+    small = family("qwen2_vl")
+    data = ConversationDataset(conversations, small.processor, make_model(1).config, limit=4)
+    return data, small.collator(), small.adapter
+
+
+# -------------------------------------------------------------------------------------------- run
+
+
+def test_a_run():
+    lines = DOCUMENT.partition("\n## A run\n")[2].partition("\n## ")[0]
+    block = "\n".join(re.findall(r"(?m)^    (.*)$", lines))
+    added = yaml.safe_load(block)["runs"]["gates"]["models"]
+    content = scale_params("small")
+    content["runs"]["gates"]["models"] |= added
+    params = parse_params(content)
+    (name,) = added
+    group, run = params.find_run("qwen2_vl", name)
+    assert group == "gates"
+    method = method_config(params.train, run)
+    assert method.distillation is not None
+    assert (method.method, method.bits, method.distillation.kappa) == ("grace", 4, 8.0)
+    base = method_config(params.train, params.find_run("qwen2_vl", "grace_int4")[1])
+    assert base.distillation is not None
+    assert base.distillation.kappa == 1.0
+    assert base.quantization == method.quantization
+
+
+# -------------------------------------------------------------------------------------- benchmark
+
+
+def test_a_benchmark(tmp_path, make_model, processor, monkeypatch):
+    lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+    from replication.evaluation import evaluate_model
+
+    example("A benchmark")
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), (90, 20, 30)).save(content, "PNG")
+    image = {"bytes": content.getvalue(), "path": None}
+    answers = ["A", "C", "2", "no", "B", "D"]
+    rows = [
+        {"question": f"how many {place} ?", "answer": answer, "image": image}
+        for place, answer in enumerate(answers)
+    ]
+    table = pa.Table.from_pylist(rows, schema=features_of(rows[0]).arrow_schema)
+    pq.write_table(table, tmp_path / "realworldqa.parquet")
+    given = list(answers)
+
+    def said(self, requests):
+        return [given[request.args[3]] for request in requests]
+
+    monkeypatch.setattr(lmms_model.ChatModel, "generate_until", said)
+    model = make_model(1).eval()
+    for place, credits in ((None, [1.0] * 6), (2, [1.0, 1.0, 0.0, 1.0, 1.0, 1.0])):
+        if place is not None:
+            given[place] = "zebra"
+        found = evaluate_model(model, ["realworldqa"], tmp_path, processor=processor)
+        assert found.outcomes["credit"].tolist() == credits
+        assert found.outcomes["target"].tolist() == answers
+        assert found.scores["realworldqa"]["score"] == pytest.approx(100 * np.mean(credits))
