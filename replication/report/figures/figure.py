@@ -1,0 +1,89 @@
+"""What a figure is: numbers, words and a drawing, and how it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+
+from replication.io import atomic_path, write_json_atomic
+from replication.report.figures import style
+
+PICTURES = ("svg", "png")
+
+
+class NotRun(Exception):  # noqa: N818 (no error: a state that results may be in)
+    """Results that a figure shows are missing; the message says which."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, with words for readers who see nothing else of this project.
+
+    name: of its files. caption: what is drawn, and what may not be read from it. alt: what it
+    shows, for those who cannot see it. n: what the numbers rest on. units: of every axis. sources:
+    the result files behind it, relative to the repository. command: what makes it. paper: the
+    figure of the paper that it repeats, if any. claims: the ids that it bears on. data: the numbers
+    drawn.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    n: str
+    units: str
+    sources: tuple[str, ...]
+    command: str
+    paper: str | None
+    claims: tuple[str, ...]
+    data: Mapping[str, Any] = field(repr=False)
+    canvas: matplotlib.figure.Figure = field(repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """The content of its JSON file."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "caption": self.caption,
+            "alt": self.alt,
+            "n": self.n,
+            "units": self.units,
+            "sources": list(self.sources),
+            "command": self.command,
+            "paper": self.paper,
+            "claims": list(self.claims),
+            "data": dict(self.data),
+        }
+
+
+def command_of(scale: str, stage: str = "figures") -> str:
+    """The command that makes a scale's figures."""
+    return f"python -m replication.scale {scale} repro {stage}"
+
+
+def write(figure: Figure, folder: Path) -> None:
+    """Write <folder>/<name>.{json,svg,png}, each whole or not at all.
+
+    Raises InputError for a number that is not finite.
+    """
+    write_json_atomic(folder / f"{figure.name}.json", figure.record())
+    for kind in PICTURES:
+        with atomic_path(folder / f"{figure.name}.{kind}") as temporary:
+            style.save(figure.canvas, temporary, kind, figure.name)
+
+
+def write_not_run(name: str, why: str, scale: str, folder: Path) -> None:
+    """Write the JSON of a figure without results, and remove pictures of an earlier run."""
+    record = {
+        "name": name,
+        "title": name.replace("_", " ").capitalize(),
+        "not_run": why,
+        "command": command_of(scale),
+    }
+    write_json_atomic(folder / f"{name}.json", record)
+    for kind in PICTURES:
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
