@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure as Canvas
 
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
@@ -26,12 +25,8 @@ def draw(results: Path, scale: str, family: str) -> Figure:
     """
     found = observed.read(results, scale, family)
     scenes = found.data["scenes"]
-    layers = {
-        name: _chosen(len(scenes[0]["models"][name]["attention"])) for name in observed.SHOWN
-    }
-    maps = [
-        {name: _maps(scene, name, layers[name]) for name in observed.SHOWN} for scene in scenes
-    ]
+    layers = {name: _chosen(len(scenes[0]["models"][name]["attention"])) for name in observed.SHOWN}
+    maps = [{name: _maps(scene, name, layers[name]) for name in observed.SHOWN} for scene in scenes]
     top = max(float(one.max()) for row in maps for group in row.values() for one in group)
 
     colours = observed.colours(0.0, 100 * top)
@@ -110,10 +105,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
                     "question": scene["question"],
                     "target": scene["options"][scene["target"]],
                     "answers": {name: _answer(scene, name) for name in observed.SHOWN},
-                    "maps": {
-                        name: [one.tolist() for one in group]
-                        for name, group in row.items()
-                    },
+                    "maps": {name: [one.tolist() for one in group] for name, group in row.items()},
                 }
                 for scene, row in zip(scenes, maps, strict=True)
             ],
@@ -123,7 +115,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "overlap": {name: observed.numbers(value) for name, value in overlaps.items()},
             "overlap_gain": observed.numbers(gain),
         },
-        canvas=page.canvas,
+        canvas=page.sheet.canvas,
     )
 
 
@@ -154,29 +146,20 @@ class _Page:
         for name, chosen in layers.items():
             self.left[name] = x
             x += _TILE * len(chosen) + _GAP
-        self.width = max(style.WIDTH, x - _GAP + _EDGE)
+        width = max(style.WIDTH, x - _GAP + _EDGE)
         self.row = _TILE + 2 * _LINE + 0.09
         self.head = 2 * _LINE + 0.03
         self.bars = self.head + self.row * scenes + 0.14
-        self.height = self.bars + _BARS + 0.92
-        self.canvas: Canvas = style.canvas(self.width, self.height)
-        self.canvas.set_layout_engine("none")
+        self.sheet = observed.Sheet(width, self.bars + _BARS + 0.92)
+        self.rest = width - self.left[observed.SHOWN[0]] - _EDGE
         for name, chosen in layers.items():
             middle = self.left[name] + _TILE * len(chosen) / 2
-            self._text(middle, 0.02, observed.label(name), weight="bold", ha="center")
+            self.sheet.text(middle, 0.02, observed.label(name), weight="bold", ha="center")
             for place, layer in enumerate(chosen):
                 text = f"layer {layer + 1}" if place == 0 else f"{layer + 1}"
-                self._text(self.left[name] + _TILE * (place + 0.5), _LINE + 0.02, text, ha="center")
-
-    def _text(self, x: float, y: float, text: str, **options: Any) -> None:
-        self.canvas.text(
-            x / self.width, 1 - y / self.height, text, va="top", fontsize=style.SMALL, **options
-        )
-
-    def _axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        low = 1 - (y + height) / self.height
-        box = (x / self.width, low, width / self.width, height / self.height)
-        return self.canvas.add_axes(box)
+                self.sheet.text(
+                    self.left[name] + _TILE * (place + 0.5), _LINE + 0.02, text, ha="center"
+                )
 
     def _top(self, index: int) -> float:
         return self.head + self.row * index + _LINE
@@ -184,10 +167,10 @@ class _Page:
     def write_question(self, index: int, scene: dict[str, Any]) -> None:
         """The question above its row, and under each model's maps what it answers."""
         target = scene["options"][scene["target"]]
-        self._text(_EDGE, self._top(index) - _LINE, f"{scene['question']} ({target})")
+        self.sheet.text(_EDGE, self._top(index) - _LINE, f"{scene['question']} ({target})")
         for name, chosen in self.layers.items():
             right = scene["models"][name]["answer"] == scene["target"]
-            self._text(
+            self.sheet.text(
                 self.left[name] + _TILE * len(chosen) / 2,
                 self._top(index) + _TILE,
                 f"{_answer(scene, name)} {'✓' if right else '✗'}",
@@ -195,16 +178,16 @@ class _Page:
             )
 
     def image(self, index: int) -> Axes:
-        return self._axes(_EDGE, self._top(index), _TILE - 0.03, _TILE - 0.03)
+        return self.sheet.axes(_EDGE, self._top(index), _TILE - 0.03, _TILE - 0.03)
 
     def tile(self, index: int, name: str, place: int) -> Axes:
         x = self.left[name] + _TILE * place + 0.015
-        return self._axes(x, self._top(index), _TILE - 0.03, _TILE - 0.03)
+        return self.sheet.axes(x, self._top(index), _TILE - 0.03, _TILE - 0.03)
 
     def draw_bars(self, shares: dict[str, list[Any]]) -> None:
         """Share of attention on the image, each bar under its column."""
         first = self.left[observed.SHOWN[0]]
-        axes = self._axes(first, self.bars, self.width - first - _EDGE, _BARS)
+        axes = self.sheet.axes(first, self.bars, self.rest, _BARS)
         for name, values in shares.items():
             places = [self.left[name] - first + _TILE * (at + 0.5) for at in range(len(values))]
             axes.bar(
@@ -215,14 +198,14 @@ class _Page:
                 color=style.COLORS[style.method_of(name)],
                 error_kw={"ecolor": style.INK, "elinewidth": 1.2, "capsize": 2},
             )
-        axes.set_xlim(0, self.width - first - _EDGE)
+        axes.set_xlim(0, self.rest)
         axes.set_xticks([])
         axes.grid(axis="x", visible=False)
-        axes.set_ylabel("attention on\nthe image, %")
+        axes.set_ylabel("on the image, %")
 
     def draw_scale(self, colours: ScalarMappable) -> None:
         """What the colours of the maps mean."""
         first = self.left[observed.SHOWN[0]]
-        axes = self._axes(first, self.bars + _BARS + 0.24, self.width - first - _EDGE, 0.12)
-        self.canvas.colorbar(colours, cax=axes, orientation="horizontal")
+        axes = self.sheet.axes(first, self.bars + _BARS + 0.24, self.rest, 0.12)
+        self.sheet.canvas.colorbar(colours, cax=axes, orientation="horizontal")
         axes.set_xlabel("maps: attention on a visual token, %")

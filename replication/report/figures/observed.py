@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from replication.compare import Interval
@@ -20,7 +21,7 @@ from replication.report.figures.figure import NotRun
 from replication.report.figures.reading import source
 from replication.tasks import PRINTED
 
-_DARK = 0.45  # of a colour that is left over a black pixel
+_DARK = 0.6  # of a colour that is left over a black pixel
 
 SHOWN = ("teacher", "baseline", "grace_int4")
 """Models of which scenes are shown."""
@@ -86,6 +87,26 @@ def frame(axes: Axes) -> None:
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_linewidth(0.6)
+
+
+class Sheet:
+    """A figure with everything at a place of its own, in inches from the upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.canvas: Canvas = style.canvas(width, height)
+        self.canvas.set_layout_engine("none")
+
+    def text(self, x: float, y: float, text: str, **options: Any) -> None:
+        """Text whose upper left corner is (x, y), unless the options say otherwise."""
+        options = {"va": "top", "fontsize": style.SMALL} | options
+        self.canvas.text(x / self.width, 1 - y / self.height, text, **options)
+
+    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes that fill this box."""
+        low = 1 - (y + height) / self.height
+        box = (x / self.width, low, width / self.width, height / self.height)
+        return self.canvas.add_axes(box)
 
 
 def span(interval: Interval, digits: int, factor: float = 1.0) -> str:

@@ -14,9 +14,9 @@ from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
 from replication.report.figures.reading import FAMILIES, standins
 
-_ORDER = ("baseline", "sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4", "grace_int4")
+ORDER = ("baseline", "sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4", "grace_int4")
 
-_MAPS = 4.9  # inches
+_EDGE, _LEFT, _TILE, _GAP, _ROW = 0.06, 0.72, 1.05, 0.08, 0.22  # inches
 
 
 def draw(results: Path, scale: str, family: str) -> Figure:
@@ -36,30 +36,35 @@ def draw(results: Path, scale: str, family: str) -> Figure:
         for scene in scenes
     ]
     low = min(float(one.min()) for row in maps for one in row.values())
-    alike = {name: found.values[f"cka.{name}"] for name in _ORDER if f"cka.{name}" in found.values}
+    alike = {name: found.values[f"cka.{name}"] for name in ORDER if f"cka.{name}" in found.values}
     gains = {
         name: found.values[f"cka_gain.{name}"]
         for name in alike
         if f"cka_gain.{name}" in found.values
     }
 
-    below = 0.7 + 0.22 * len(alike)
-    canvas = style.canvas(style.WIDTH, _MAPS + below)
-    upper, lower = canvas.subfigures(2, 1, height_ratios=[_MAPS, below])
     colours = observed.colours(low, 1.0)
-    grid = upper.subplots(1 + len(observed.SHOWN), len(scenes), squeeze=False)
-    for place, (scene, row) in enumerate(zip(scenes, maps, strict=True)):
-        image = observed.image_of(scene)
-        observed.show_image(grid[0, place], image)
-        for axes, values in zip(grid[1:, place], row.values(), strict=True):
-            observed.show_map(axes, image, values, colours)
-        for axes in grid[:, place]:
+    maps_end = _EDGE + _TILE * (1 + len(observed.SHOWN))
+    forest = maps_end + 0.85
+    width = max(style.WIDTH, _LEFT + _TILE * len(scenes) + _EDGE)
+    sheet = observed.Sheet(width, forest + _ROW * len(alike) + 0.5)
+    for line, name in enumerate(("image", *observed.SHOWN)):
+        y = _EDGE + _TILE * line
+        said = name if name == "image" else observed.label(name).replace(" ", "\n")
+        sheet.text(_EDGE, y + _TILE / 2, said, va="center")
+        for place, (scene, row) in enumerate(zip(scenes, maps, strict=True)):
+            axes = sheet.axes(_LEFT + _TILE * place, y, _TILE - _GAP, _TILE - _GAP)
+            image = observed.image_of(scene)
+            if name == "image":
+                observed.show_image(axes, image)
+            else:
+                observed.show_map(axes, image, row[name], colours)
             _outline(axes, scene["anchor"], scene["grid"], image.size)
-    for axes, name in zip(grid[:, 0], ("image", *observed.SHOWN), strict=True):
-        axes.set_ylabel(name if name == "image" else observed.label(name).replace(" ", "\n"))
-    bar = upper.colorbar(colours, ax=list(grid.flat), location="bottom", aspect=40)
-    bar.set_label("cosine similarity with the outlined token")
-    _draw_alike(lower.subplots(), alike)
+    bar = sheet.axes(_LEFT, maps_end + 0.08, width - _LEFT - _EDGE - 0.1, 0.12)
+    sheet.canvas.colorbar(colours, cax=bar, orientation="horizontal")
+    bar.set_xlabel("cosine similarity with the outlined token")
+    names = 1.15  # inches that they take
+    _draw_alike(sheet.axes(names, forest, width - names - 0.2, _ROW * len(alike)), alike)
 
     student = observed.SHOWN[-1]
     return Figure(
@@ -106,7 +111,7 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "cka": {name: observed.numbers(one) for name, one in alike.items()},
             "cka_gain": {name: observed.numbers(one) for name, one in gains.items()},
         },
-        canvas=canvas,
+        canvas=sheet.canvas,
     )
 
 
