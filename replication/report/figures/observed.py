@@ -99,8 +99,8 @@ class Sheet:
 
     def text(self, x: float, y: float, text: str, **options: Any) -> None:
         """Text whose upper left corner is (x, y), unless the options say otherwise."""
-        options = {"va": "top", "fontsize": style.SMALL} | options
-        self.canvas.text(x / self.width, 1 - y / self.height, text, **options)
+        given: dict[str, Any] = {"va": "top", "fontsize": style.SMALL} | options
+        self.canvas.text(x / self.width, 1 - y / self.height, text, **given)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Axes that fill this box."""
