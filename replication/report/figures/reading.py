@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,12 @@ def standins(scale: str, standin: bool) -> str:
             "stand for; levels are not comparable with reported ones, signs and orders are."
         )
     return " ".join(said)
+
+
+def counted(numbers: Iterable[int], word: str) -> str:
+    """'1 seed', '3 seeds', '1 to 3 seeds'."""
+    low, high = min(found := list(numbers)), max(found)
+    return f"{low if low == high else f'{low} to {high}'} {word}{'' if high == 1 else 's'}"
 
 
 def listed(words: Sequence[str]) -> str:
