@@ -61,8 +61,8 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "visual token gets of all attention, on one scale, darker where the image is; the "
             "rest goes to text. The scenes are the first that were drawn by a fixed seed, not "
             "chosen; the answer that is asked for stands behind the question, each model's under "
-            "its maps. Bars: what the whole image gets, with its 95 % interval (bootstrap over questions, and over seeds where "
-            "there are several). "
+            "its maps. Bars: what the whole image gets, with its 95 % interval (bootstrap over "
+            "questions, and over seeds where there are several). "
             f"{len(scenes)} scenes prove nothing; over all questions the maps, averaged over "
             "layers, overlap with the teacher's by "
             + " and ".join(

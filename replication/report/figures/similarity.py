@@ -74,10 +74,10 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "Top: cosine similarity of one visual token (outlined) with every visual token of the "
             f"image, hidden states at the penultimate decoder layer, {FAMILIES[family]}; darker "
             "where the image is. The token is the one whose part of the image varies most; the "
-            "scenes are the first that were drawn by a fixed seed, not chosen. Bottom: linear CKA of the visual tokens of a "
-            "student and the teacher, what the relational loss of GRACE raises, 1 being the same "
-            "relations; mean over images, with its 95 % interval (bootstrap over images, and over "
-            "seeds where there are several). "
+            "scenes are the first that were drawn by a fixed seed, not chosen. Bottom: linear CKA "
+            "of the visual tokens of a student and the teacher, what the relational loss of GRACE "
+            "raises, 1 being the same relations; mean over images, with its 95 % interval "
+            "(bootstrap over images, and over seeds where there are several). "
             + observed.verdict(gains[student], "CKA")
             + " A CKA that is higher shows that a loss was learned, not that answers are better. "
             + standins(scale, True)
