@@ -32,7 +32,8 @@ REDUCED_ONLY = ("standins", "vision", "features", "language")
 
 _AT_LEAST_ONE = frozenset(
     {
-        *("accumulation", "batch_size", "bins", "devices", "evaluation", "images"),
+        *("accumulation", "batch_size", "bins", "conversations", "devices", "evaluation"),
+        *("images", "scenes"),
         *("logging_steps", "max_new_tokens", "max_length", "processes", "questions"),
         *("resamples", "samples", "save_steps", "train", "turns", "vocab_size"),
     }
@@ -305,6 +306,19 @@ class GateCovariance:
 
 
 @dataclass(frozen=True)
+class Internals:
+    """What is looked at inside trained models: whose, on how many questions (of which the first
+    ``scenes`` are shown), at how many training conversations, in how many bins."""
+
+    families: list[str]
+    seed: int
+    scenes: int
+    samples: int
+    conversations: int
+    bins: int
+
+
+@dataclass(frozen=True)
 class Examples:
     """How many changed answers of each kind and benchmark are shown."""
 
@@ -389,6 +403,7 @@ class Params:
     world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
+    internals: Internals
     export: Export
     deploy: Deploy
     examples: Examples
@@ -503,6 +518,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     _check_ptq(params, source)
     _check_evaluate(params, source)
     _check_tuning(params, source)
+    _check_internals(params, source)
     return params
 
 
@@ -806,6 +822,22 @@ def _check_tuning(params: Params, source: str) -> None:
                 distillation=candidate.distillation,
             )  # fmt: skip
             _check_run(params.train, run, f"{where}.candidates.{method}[{index}]")
+
+
+def _check_internals(params: Params, source: str) -> None:
+    chosen, where = params.internals, f"{source}: internals"
+    if not chosen.families or len(set(chosen.families)) != len(chosen.families):
+        raise InputError(f"{where}.families is {chosen.families}; name each once, and at least one")
+    for family in chosen.families:
+        if family not in params.families:
+            raise InputError(
+                unknown(f"{where}.families names {family!r}, which", family, params.families)
+            )
+    if chosen.samples < max(2, chosen.scenes):
+        raise InputError(
+            f"{where}.samples is {chosen.samples}; an interval needs at least 2, and of them the "
+            f"first {chosen.scenes} (scenes) are shown"
+        )
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:

@@ -57,6 +57,7 @@ NEEDS = {
     "evaluate": ("lmms_eval",),
     "entropy_error": ("lmms_eval",),
     "export": ("compressed_tensors", "lmms_eval"),
+    "internals": ("lmms_eval",),
 }
 """Packages that a stage needs beyond those that train."""
 
@@ -103,6 +104,8 @@ def recorded_params(
     of_families = [(params, name) for name in ("vision", "teacher", "baseline")]
     for section, name in (*of_families, (params["world"], "teacher_gap")):
         section[name] = {family: section[name][family] for family in known if family in chosen}
+    looked = params["internals"]["families"]
+    params["internals"]["families"] = [family for family in looked if family in chosen]
     groups = {"runs": params["runs"], "ptq": params["ptq"]["groups"]}
     for section in groups.values():
         for name in [name for name, group in section.items() if group["family"] not in chosen]:

@@ -25,6 +25,7 @@ NOT_AT_FULL_SCALE = {
     "gate_covariance": _LIVE,
     "examples": "it shows stand-in questions",
     "export": "it asks stand-in questions",
+    "internals": "it asks stand-in questions",
     "world": "it measures the small world",
 }
 """Stages that scale paper has no use for, and why."""

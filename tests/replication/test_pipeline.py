@@ -264,6 +264,7 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "ptq": [*params.ptq.groups],
         "evaluate": [*params.evaluate.benchmarks],
         "deploy": [*params.deploy.models],
+        "internals": params.internals.families,
     }
     names = set()
     for name, stage in PIPELINE.items():

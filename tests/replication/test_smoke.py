@@ -75,6 +75,10 @@ def test_every_result_is_there_and_valid(replication):
             found = read_measurement(replication / "results", "smoke", f"{name}-{family}")
             assert found.n
         assert found.values["mismatches"].point == found.values["differing"].point == 0
+    for family in params.internals.families:
+        found = read_measurement(replication / "results", "smoke", f"internals-{family}")
+        assert found.n["questions"] == params.internals.samples
+        assert len(found.data["scenes"]) == params.internals.scenes
     for model in params.deploy.models:
         found = read_measurement(replication / "results", "smoke", f"deploy-{model}")
         assert found.data["layers"] == params.deploy.layers

@@ -27,6 +27,7 @@ from grace.training import prepare_student
 from replication import stages
 from replication.fitting import fit, last_checkpoint, load_training_data, origin_of
 from replication.layout import Layout
+from replication.measurements import read_measurement
 from replication.parallel import run_all
 from replication.params import load_params, parse_params
 from replication.scale import merge, scale_params
@@ -54,6 +55,7 @@ TINY = {
     "baseline": {**OTHERS, FAMILY: {**STEPS, "text": TEXT}},
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
     "evaluate": {"batch_size": 30},
+    "internals": {"families": [FAMILY], "scenes": 2, "samples": 3, "conversations": 20},
     "tuning": {"questions": 10, "benchmarks": ["mmbench"]},
     "world": {"asserted": False, "teacher_gap": OTHERS},
 }
@@ -223,6 +225,30 @@ def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     seen = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["image"].to_pylist()
     assert len(asked) == 10
     assert not {image["bytes"] for image in seen} & {image["bytes"] for image in used}
+
+
+def test_what_is_in_trained_models_is_measured_and_measured_alike(spoilt, stage, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one process: imports take long
+    assert stage(spoilt, "internals", FAMILY)[0] == 0
+    path = spoilt / "results" / "smoke" / "measurements" / f"internals-{FAMILY}.json"
+    first = path.read_bytes()
+    found = read_measurement(spoilt / "results", "smoke", f"internals-{FAMILY}")
+    layers = {"teacher": 3, "baseline": 2, RUN: 2}
+    shares = {f"visual_share.{name}.{k + 1}" for name, n in layers.items() for k in range(n)}
+    alike = {"cka.baseline", f"cka.{RUN}", f"cka_gain.{RUN}"}
+    assert set(found.values) == {*shares, *alike, *(n.replace("cka", "overlap") for n in alike)}
+    assert found.n["questions"] == 3
+    assert len(found.data["scenes"]) == 2
+    for scene in found.data["scenes"]:
+        for name, count in layers.items():
+            attention = np.array(scene["models"][name]["attention"])
+            assert attention.shape == (count, np.prod(scene["grid"]))
+            assert ((attention > 0) & (attention < 1)).all()
+    weights = found.data["distributions"]["weights"]
+    assert sum(weights["before"]["counts"]) == sum(weights["after"]["counts"])
+    assert len(first) < 250_000
+    assert stage(spoilt, "internals", FAMILY)[0] == 0
+    assert path.read_bytes() == first
 
 
 def test_the_cached_outputs_are_the_teacher_s(built):
@@ -463,6 +489,31 @@ CASES = {
         "whose they are",
     ),
     "template without a prompt": (f"train {GROUP}", prompt_never, "writes no generation prompt"),
+    "no student to look into": (
+        f"internals {FAMILY}",
+        lambda w: remove(trained(w)),
+        "does not exist",
+    ),
+    "no gates to count": (
+        f"internals {FAMILY}",
+        lambda w: remove(data(w, FAMILY, "teacher_outputs")),
+        "run the stage teacher_outputs",
+    ),
+    "no questions to ask": (
+        f"internals {FAMILY}",
+        lambda w: remove(data(w, "standins", "mmbench.parquet")),
+        "run the stage standins",
+    ),
+    "too few questions to ask": (
+        f"internals {FAMILY}",
+        lambda w: write(w, tiny_params(internals={"samples": 31})),
+        "has 30 questions",
+    ),
+    "codes of another baseline": (
+        f"internals {FAMILY}",
+        lambda w: truncate(trained(w, "seed0", CODES_FILE)),
+        "cannot be read as safetensors",
+    ),
     "nothing to judge": ("world", lambda w: None, "must be evaluated"),
 }
 
@@ -547,6 +598,7 @@ def test_a_missing_parameter_file(tmp_path, stage):
         f"gate_covariance {FAMILY}",
         f"examples {FAMILY}",
         f"export {FAMILY}",
+        f"internals {FAMILY}",
         "world",
     ],
 )

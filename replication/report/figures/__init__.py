@@ -12,13 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from replication.report.figures import (
+    attention,
     bits,
     controller,
     deployment,
+    distributions,
     effects,
     entropy_error,
     flips,
     pareto,
+    similarity,
 )
 from replication.report.figures.figure import Figure, NotRun, write, write_not_run
 from replication.reported import load_tables
@@ -28,11 +31,14 @@ __all__ = ["FIGURES", "Figure", "NotRun", "draw_all"]
 FIGURES: dict[str, Callable[[Path, str, str], Figure]] = {
     "pareto": pareto.draw,
     "entropy_error": entropy_error.draw,
+    "attention": attention.draw,
+    "similarity": similarity.draw,
     "deployment": deployment.draw,
     "controller": controller.draw,
     "bits": bits.draw,
     "effects": effects.draw,
     "flips": flips.draw,
+    "distributions": distributions.draw,
 }
 """What draws a figure from the folder of results, the scale and a family, in the page's order.
 

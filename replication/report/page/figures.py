@@ -13,16 +13,16 @@ from grace.errors import InputError
 from replication.report.page.sources import Files, Node
 
 FIGURES = {
-    "pareto": "Accuracy against memory",
+    "pareto": "Accuracy against throughput and memory",
     "entropy_error": "The teacher's entropy and its errors",
-    "attention": "Where teacher and student look",
+    "attention": "Attention of the answer over the image",
     "similarity": "Similarity of visual tokens",
     "deployment": "Speed and memory when deployed",
     "controller": "The controller over training",
     "bits": "Bit widths",
     "effects": "Effects of the components",
     "flips": "Answers that change, by question type",
-    "distributions": "Weights and quantization",
+    "distributions": "Gates, weights and scales",
 }
 """The figures in the page's order, and what they are called where they were not drawn."""
 _TYPES = {"svg": "image/svg+xml", "png": "image/png"}

@@ -1,0 +1,211 @@
+"""Where the answer looks: its attention over the image, layer by layer (the paper's Figure 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+
+from replication.report.figures import observed, style
+from replication.report.figures.figure import Figure, command_of
+from replication.report.figures.reading import FAMILIES, standins
+
+_MOST = 4  # layers of a model that are shown
+_EDGE, _TILE, _GAP, _LINE, _BARS = 0.06, 0.5, 0.13, 0.17, 1.1  # inches
+
+
+def draw(results: Path, scale: str, family: str) -> Figure:
+    """One row a scene: the image, then a map a layer for teacher, baseline and INT4 GRACE; below,
+    how much of its attention each layer spends on images at all.
+
+    Raises NotRun where nothing was measured inside the family's models.
+    """
+    found = observed.read(results, scale, family)
+    scenes = found.data["scenes"]
+    layers = {name: _chosen(len(scenes[0]["models"][name]["attention"])) for name in observed.SHOWN}
+    maps = [{name: _maps(scene, name, layers[name]) for name in observed.SHOWN} for scene in scenes]
+    top = max(float(one.max()) for row in maps for group in row.values() for one in group)
+
+    colours = observed.colours(0.0, 100 * top)
+    page = _Page(layers, len(scenes))
+    for index, (scene, row) in enumerate(zip(scenes, maps, strict=True)):
+        image = observed.image_of(scene)
+        page.write_question(index, scene)
+        observed.show_image(page.image(index), image)
+        for name, group in row.items():
+            for place, values in enumerate(group):
+                observed.show_map(page.tile(index, name, place), image, 100 * values, colours)
+    shares = {
+        name: [found.values[f"visual_share.{name}.{layer + 1}"] for layer in chosen]
+        for name, chosen in layers.items()
+    }
+    page.draw_bars(shares)
+    page.draw_scale(colours)
+
+    overlaps = {name: found.values[f"overlap.{name}"] for name in observed.SHOWN[1:]}
+    gain = found.values[f"overlap_gain.{observed.SHOWN[-1]}"]
+    whole = all(
+        len(chosen) == len(scenes[0]["models"][name]["attention"])
+        for name, chosen in layers.items()
+    )
+    return Figure(
+        name="attention",
+        title="Where the answer looks",
+        caption=(
+            "Attention from the position that predicts the answer's first token to the visual "
+            f"tokens, mean over heads, {FAMILIES[family]}, in "
+            f"{'every decoder layer' if whole else 'some of the decoder layers'}. Maps: what each "
+            "visual token gets of all attention, on one scale, darker where the image is; the "
+            "rest goes to text. The scenes are the first that were drawn by a fixed seed, not "
+            "chosen; the answer that is asked for stands behind the question, each model's under "
+            "its maps. Bars: what the whole image gets, with its 95 % interval (bootstrap over "
+            "questions, and over seeds where there are several). "
+            f"{len(scenes)} scenes prove nothing; over all questions the maps, averaged over "
+            "layers, overlap with the teacher's by "
+            + " and ".join(
+                f"{observed.span(value, 3)} ({observed.label(name)})"
+                for name, value in overlaps.items()
+            )
+            + ", 1 being the same map. "
+            + observed.verdict(gain, "overlap")
+            + " Attention shows where values are read, not why an answer is given. "
+            + standins(scale, True)
+        ),
+        alt=(
+            f"{len(scenes)} scenes with heat maps of attention by decoder layer. Share of "
+            "attention on the image: "
+            + "; ".join(
+                f"{observed.label(name)} "
+                + ", ".join(
+                    f"{100 * one.point:.0f} percent in layer {layer + 1}"
+                    for layer, one in zip(layers[name], values, strict=True)
+                )
+                for name, values in shares.items()
+            )
+            + "."
+        ),
+        n=(
+            f"{len(scenes)} scenes shown; bars and overlap over {found.n['questions']} questions "
+            f"of {observed.benchmark(found)}* and {found.n['seeds']} seed(s) of INT4 GRACE"
+        ),
+        units="percent of attention",
+        sources=(observed.source_of(results, scale, family),),
+        command=command_of(scale),
+        paper="Figure 3",
+        claims=(),
+        data={
+            "family": family,
+            "layers": {name: [layer + 1 for layer in chosen] for name, chosen in layers.items()},
+            "scenes": [
+                {
+                    "question_id": scene["question_id"],
+                    "question": scene["question"],
+                    "target": scene["options"][scene["target"]],
+                    "answers": {name: _answer(scene, name) for name in observed.SHOWN},
+                    "maps": {name: [one.tolist() for one in group] for name, group in row.items()},
+                }
+                for scene, row in zip(scenes, maps, strict=True)
+            ],
+            "visual_share": {
+                name: [observed.numbers(one) for one in values] for name, values in shares.items()
+            },
+            "overlap": {name: observed.numbers(value) for name, value in overlaps.items()},
+            "overlap_gain": observed.numbers(gain),
+        },
+        canvas=page.sheet.canvas,
+    )
+
+
+def _chosen(count: int) -> list[int]:
+    """The layers shown, from 0: all, or a few that are evenly apart, the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, _MOST))})
+
+
+def _maps(scene: dict[str, Any], name: str, layers: list[int]) -> list[np.ndarray]:
+    """What each visual token gets of a layer's attention, (rows, columns), from 0 to 1."""
+    attention = np.array(scene["models"][name]["attention"])[layers]
+    return list(attention.reshape(len(layers), *scene["grid"]))
+
+
+def _answer(scene: dict[str, Any], name: str) -> str:
+    """What a model says, the option in place of its letter."""
+    said = scene["models"][name]["answer"]
+    return scene["options"].get(said, said)
+
+
+class _Page:
+    """The layout: columns of tiles that the bars below stand under. Places in inches."""
+
+    def __init__(self, layers: dict[str, list[int]], scenes: int) -> None:
+        self.layers = layers
+        self.left = {}
+        x = _EDGE + _TILE + _GAP
+        for name, chosen in layers.items():
+            self.left[name] = x
+            x += _TILE * len(chosen) + _GAP
+        width = max(style.WIDTH, x - _GAP + _EDGE)
+        self.row = _TILE + 2 * _LINE + 0.09
+        self.head = 2 * _LINE + 0.03
+        self.bars = self.head + self.row * scenes + 0.14
+        self.sheet = observed.Sheet(width, self.bars + _BARS + 0.92)
+        self.rest = width - self.left[observed.SHOWN[0]] - _EDGE
+        for name, chosen in layers.items():
+            middle = self.left[name] + _TILE * len(chosen) / 2
+            self.sheet.text(middle, 0.02, observed.label(name), weight="bold", ha="center")
+            for place, layer in enumerate(chosen):
+                text = f"layer {layer + 1}" if place == 0 else f"{layer + 1}"
+                self.sheet.text(
+                    self.left[name] + _TILE * (place + 0.5), _LINE + 0.02, text, ha="center"
+                )
+
+    def _top(self, index: int) -> float:
+        return self.head + self.row * index + _LINE
+
+    def write_question(self, index: int, scene: dict[str, Any]) -> None:
+        """The question above its row, and under each model's maps what it answers."""
+        target = scene["options"][scene["target"]]
+        self.sheet.text(_EDGE, self._top(index) - _LINE, f"{scene['question']} ({target})")
+        for name, chosen in self.layers.items():
+            right = scene["models"][name]["answer"] == scene["target"]
+            self.sheet.text(
+                self.left[name] + _TILE * len(chosen) / 2,
+                self._top(index) + _TILE,
+                f"{_answer(scene, name)} {'✓' if right else '✗'}",
+                ha="center",
+            )
+
+    def image(self, index: int) -> Axes:
+        return self.sheet.axes(_EDGE, self._top(index), _TILE - 0.03, _TILE - 0.03)
+
+    def tile(self, index: int, name: str, place: int) -> Axes:
+        x = self.left[name] + _TILE * place + 0.015
+        return self.sheet.axes(x, self._top(index), _TILE - 0.03, _TILE - 0.03)
+
+    def draw_bars(self, shares: dict[str, list[Any]]) -> None:
+        """Share of attention on the image, each bar under its column."""
+        first = self.left[observed.SHOWN[0]]
+        axes = self.sheet.axes(first, self.bars, self.rest, _BARS)
+        for name, values in shares.items():
+            places = [self.left[name] - first + _TILE * (at + 0.5) for at in range(len(values))]
+            axes.bar(
+                places,
+                [100 * one.point for one in values],
+                width=0.6 * _TILE,
+                yerr=np.array([observed.reach(one) for one in values]).T * 100,
+                color=style.COLORS[style.method_of(name)],
+                error_kw={"ecolor": style.INK, "elinewidth": 1.2, "capsize": 2},
+            )
+        axes.set_xlim(0, self.rest)
+        axes.set_xticks([])
+        axes.grid(axis="x", visible=False)
+        axes.set_ylabel("on the image, %")
+
+    def draw_scale(self, colours: ScalarMappable) -> None:
+        """What the colours of the maps mean."""
+        first = self.left[observed.SHOWN[0]]
+        axes = self.sheet.axes(first, self.bars + _BARS + 0.24, self.rest, 0.12)
+        self.sheet.canvas.colorbar(colours, cax=axes, orientation="horizontal")
+        axes.set_xlabel("maps: attention on a visual token, %")
