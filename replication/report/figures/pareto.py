@@ -250,11 +250,11 @@ def _label(axes: Axes, points: Sequence[_Point]) -> None:
             [point.accuracy.point for point in column], line, floor, top - 0.5 * line
         )
         x = max(xs) + 0.035 * (right - left)
-        for place, point in enumerate(formats.values()):
+        for row, point in enumerate(formats.values()):
             speed = point.speed
             axes.errorbar(
                 speed["median"],
-                floor + (place - 0.4) * 0.4 * line,
+                floor + (row - 0.4) * 0.4 * line,
                 xerr=[[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]],
                 color=style.GREY,
                 elinewidth=1.2,
