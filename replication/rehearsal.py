@@ -117,6 +117,7 @@ def rehearsed(published: Path) -> dict[str, Any]:
     for name, kept in RUNS.items():
         runs[name] = {"models": _without(checked.runs[name].models, kept)}
     folders = {*checked.families, *RUNS, "llava_ptq"}
+    deploy = scale_params("smoke")["deploy"]
     return merge(
         params,
         {
@@ -149,7 +150,10 @@ def rehearsed(published: Path) -> dict[str, Any]:
                 "calibration": {"samples": 2},
                 "groups": {"qwen2_vl_ptq": None},
             },
-            "deploy": scale_params("smoke")["deploy"],
+            "deploy": {
+                **deploy,
+                "models": {**_without(checked.deploy.models, deploy["models"]), **deploy["models"]},
+            },
             "compare": {"resamples": 200},
         },
     )

@@ -38,6 +38,8 @@ def test_names_numbers_and_lengths_are_replaced_and_nothing_else(published):
     numbers |= {("ptq", "calibration", "samples")}
     assert changed | added <= names | numbers | {path for path in after if path[0] == "deploy"}
     assert changed >= names
+    models = {path[2] for path in after if path[:2] == ("deploy", "models")}
+    assert models == set(scale_params("smoke")["deploy"]["models"])
     assert before.keys() - after.keys() >= {("data", "training", "repository")}
     # of the hyperparameters none
     for path in before:
