@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
-from replication.report.figures.reading import FAMILIES, standins
+from replication.report.figures.reading import standins
+from replication.report.names import FAMILIES
 
 _MOST = 4  # layers of a model that are shown
 _EDGE, _TILE, _GAP, _LINE, _BARS = 0.06, 0.5, 0.13, 0.17, 1.1  # inches

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
-    FAMILIES,
     Accuracy,
     accuracies,
     averaged,
@@ -22,6 +21,7 @@ from replication.report.figures.reading import (
     standins,
     table_path,
 )
+from replication.report.names import FAMILIES
 
 TABLE = "bits"
 METHODS = ("rtn", "awq", "qat", "kd", "grace")

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from replication.io import read_json
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
-from replication.report.figures.reading import FAMILIES, counted, source, standins
+from replication.report.figures.reading import counted, source, standins
+from replication.report.names import FAMILIES
 from replication.reported import load_tables
 from replication.training_logs import Trajectory, logs_path, read_logs, trajectory_of
 

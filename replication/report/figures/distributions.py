@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
-from replication.report.figures.reading import FAMILIES, standins
+from replication.report.figures.reading import standins
+from replication.report.names import FAMILIES
 
 
 def draw(results: Path, scale: str, family: str) -> Figure:

@@ -9,7 +9,6 @@ from replication.quantities import signed
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
-    FAMILIES,
     counted,
     is_standin,
     listed,
@@ -18,6 +17,7 @@ from replication.report.figures.reading import (
     standins,
     table_path,
 )
+from replication.report.names import FAMILIES
 from replication.reported import AVERAGE
 
 TABLE = "effects"

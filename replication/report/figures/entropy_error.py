@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from replication.measurements import Measurement, measurement_path, read_measurement
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
-from replication.report.figures.reading import FAMILIES, listed, source, standins
+from replication.report.figures.reading import listed, source, standins
+from replication.report.names import FAMILIES
 from replication.reported import load_tables
 from replication.results import FULL_SCALE
 

@@ -13,13 +13,13 @@ from replication.quantities import signed
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
-    FAMILIES,
     is_standin,
     read_table,
     source,
     standins,
     table_path,
 )
+from replication.report.names import FAMILIES
 
 TABLE = "flips"
 PAIRS = ("grace_bf16 → grace_int4", "baseline → grace_int4")

@@ -13,7 +13,6 @@ from replication.deploy.results import peak
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
-    FAMILIES,
     STUDENTS,
     Accuracy,
     accuracies,
@@ -29,6 +28,7 @@ from replication.report.figures.reading import (
     standins,
     table_path,
 )
+from replication.report.names import FAMILIES
 
 TABLES = {
     "llava": ("table2", "table1"),

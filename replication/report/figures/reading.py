@@ -15,7 +15,6 @@ from replication.report.figures.figure import NotRun
 from replication.reported import AVERAGE
 from replication.results import FULL_SCALE, check_scale
 
-FAMILIES = {"llava": "LLaVA-1.5", "qwen2_vl": "Qwen2-VL", "qwen3_vl": "Qwen3-VL"}
 STUDENTS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-2b", "qwen3_vl": "qwen3-vl-2b"}
 """The published architecture that a family's student stands for."""
 MODELS = {"llava-1.5-7b": "LLaVA-1.5-7B", "qwen2-vl-2b": "Qwen2-VL-2B",

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from replication.compare import Interval
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
-from replication.report.figures.reading import FAMILIES, standins
+from replication.report.figures.reading import standins
+from replication.report.names import FAMILIES
 
 ORDER = ("baseline", "sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4", "grace_int4")
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from replication.report.names import FAMILIES
 from replication.report.page.evidence import Evidence
 from replication.report.page.figures import figure_views, galleries
 from replication.report.page.ledger import (
-    FAMILIES,
     MEANING,
     PAPER,
     PHRASES,

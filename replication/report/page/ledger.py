@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from grace.errors import InputError
 from replication.compare import Status
+from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
@@ -34,7 +35,6 @@ PHRASES = {
     Status.NOT_RUN: "not run",
 }
 """A status after a number of claims."""
-FAMILIES = {"llava": "LLaVA-1.5", "qwen2_vl": "Qwen2-VL", "qwen3_vl": "Qwen3-VL"}
 PAPER = "paper"  # of claims that are checked on the paper's own numbers
 _SHOWN = 5  # a claim's own line shows the numbers of no more parts
 
