@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TEXT
 from PIL import Image
+from shapes import TEXT
 from transformers import (
     AutoModelForImageTextToText,
     Qwen2_5_VLConfig,

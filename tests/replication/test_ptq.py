@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TEXT, VISION
 from safetensors import safe_open
 from safetensors.torch import load_file
+from shapes import TEXT, VISION
 
 from grace.data import ConversationDataset
 from grace.errors import InputError

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import TEXT, VISION
 from repository import ROOT, python
+from shapes import TEXT, VISION
 
 from grace.data import Collator
 from grace.errors import InputError

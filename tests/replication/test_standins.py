@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import VISIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
+from shapes import VISIONS
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
