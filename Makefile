@@ -19,7 +19,7 @@ RELEASED ?=
 
 DOCTOR ?=
 
-.PHONY: setup doctor repro verify-claims verify-released rehearsal bench tune readme test test-fast lint help
+.PHONY: setup doctor repro verify-claims verify-released rehearsal bench tune readme test test-fast fuzz lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -31,6 +31,7 @@ help:
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make test                             run the tests"
+	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make lint                             ruff and mypy"
 
 setup: $(STAMP)
@@ -72,6 +73,9 @@ test: setup
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not slow"
+
+fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
 
 lint: setup
 	$(BIN)/ruff check .

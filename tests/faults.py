@@ -115,7 +115,8 @@ def killed(folder: Path, run: Callable[[], Any]) -> list[dict[str, bytes]]:
         with unwatched():
             now = contents(folder)
         now = {n: previous[n] if previous.get(n) == c else c for n, c in now.items()}
-        torn = {name: content for name, content in now.items() if previous.get(name) != content}
+        known = set(previous.values())  # under another name: renamed, and that is never half done
+        torn = {name: content for name, content in now.items() if content not in known}
         if torn:
             found.append({**now, **{name: b"" for name in torn}})
             found.append({**now, **{name: made[: len(made) // 2] for name, made in torn.items()}})
@@ -125,6 +126,7 @@ def killed(folder: Path, run: Callable[[], Any]) -> list[dict[str, bytes]]:
 
     with watched(folder, keep):
         run()
+        keep("")  # what the last change began
     return found
 
 
@@ -159,9 +161,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def is_temporary(name: str) -> bool:
     """Whether a path is of a file, or in a folder, that is not under its final name."""
-    return any(
-        part.startswith(".") and part.endswith((".tmp", ".old")) for part in Path(name).parts
-    )
+    return any(part.startswith(".") or part.endswith((".tmp", ".old")) for part in Path(name).parts)
 
 
 def settled(state: dict[str, bytes]) -> dict[str, bytes]:

@@ -40,7 +40,7 @@ JUDGED = {
     "replication/scale.py:alone": "a lock file, with the number of a process",
     "replication/scale.py:main": "each file by atomic_path",
     "replication/stages/features.py:main": RENAMED,
-    "replication/stages/vision.py:main": "the processor of a stage whose outputs DVC removes before "
+    "replication/stages/vision.py:main": "of a stage whose outputs DVC removes before "
     "it runs, and believes when it has ended",
     "replication/standins/benchmarks.py:png": "into memory",
     "replication/tasks/__init__.py:write_task_file": "a task file in a folder that is thrown away",

@@ -114,10 +114,12 @@ def load_packed(
     }
     for key, value in expected.items():
         found = state.get(key)
-        if found is not None and found.shape != value.shape:
+        if found is None:
+            continue
+        if found.shape != value.shape or found.is_floating_point() != value.is_floating_point():
             raise InputError(
-                f"{file}: {key} has shape {tuple(found.shape)}, the model needs "
-                f"{tuple(value.shape)}: write the directory again"
+                f"{file}: {key} is {found.dtype} {tuple(found.shape)}, the model needs "
+                f"{value.dtype} {tuple(value.shape)}: write the directory again"
             )
     report = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()

@@ -12,6 +12,8 @@ import yaml
 from grace.errors import InputError
 from replication.io import is_number, shown
 
+_DEEPEST = 100
+
 
 def nearest(name: Any, names: Collection[str]) -> str:
     """' (did you mean ...?)' for a misspelt name, or the list of valid names."""
@@ -74,11 +76,22 @@ def read_yaml(path: str | Path) -> Any:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot be read ({reason})") from error
     try:
+        _check_depth(text)
         return yaml.load(text, Loader=_UniqueKeys)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # the library's constructors fail with types of their own
         raise InputError(f"{path}: not valid YAML ({error})") from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse a text nested so deep that the compiled loader, which recurses, would crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_UniqueKeys):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise InputError(f"it is nested more than {_DEEPEST} deep")
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

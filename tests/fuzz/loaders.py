@@ -475,8 +475,8 @@ def model_config(valid: Valid) -> Loader:
 
     def load() -> None:
         config = check_model_directory(directory)
-        assert config is not None
-        family_of(config["model_type"])
+        assert isinstance(config, dict)
+        family_of(str(config.get("model_type")))
 
     return Loader(json_file(json.loads(path.read_text())), written(path, load), 60, 3_000)
 

@@ -34,9 +34,13 @@ def questions(small, conversations, count):
         if "pixel_values" in sample and prompt:
             ids = torch.from_numpy(ids[:prompt])[None]
             images = {n: sample[n] for n in small.adapter.image_inputs}
-            mask = torch.ones_like(ids)
-            found.append({"input_ids": ids, "attention_mask": mask, **images})
+            found.append(whole_inputs(small, ids, torch.ones_like(ids), images))
     return found[:count]
+
+
+def whole_inputs(small, ids, mask, images):
+    kinds = small.adapter.token_inputs(ids, small.processor.image_token_id)
+    return {"input_ids": ids, "attention_mask": mask, **kinds, **images}
 
 
 def left_padded(small, asked):
@@ -52,11 +56,7 @@ def left_padded(small, asked):
         return torch.cat(rows)
 
     images = {n: torch.cat([one[n] for one in asked]) for n in small.adapter.image_inputs}
-    return {
-        "input_ids": padded("input_ids", pad),
-        "attention_mask": padded("attention_mask", 0),
-        **images,
-    }
+    return whole_inputs(small, padded("input_ids", pad), padded("attention_mask", 0), images)
 
 
 def answers_to(model, inputs):

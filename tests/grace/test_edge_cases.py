@@ -23,6 +23,8 @@ class Samples(Dataset):
 
     def __init__(self, data, samples):
         self.family, self.processor, self.samples = data.family, data.processor, samples
+        self.lengths = [len(sample["input_ids"]) for sample in samples]
+        self.supervised = [int((s["labels"][1:] != IGNORE_INDEX).sum()) for s in samples]
 
     def __len__(self):
         return len(self.samples)
@@ -129,7 +131,9 @@ def test_all_labels_masked(tmp_path, small, teacher, data, method):
 
 def test_answers_of_one_token(tmp_path, small, teacher, data):
     """The answer and the end token are supervised; without an end token to learn, the one is."""
-    turns = [{"from": "human", "value": "red"}, {"from": "gpt", "value": "circle"}]
+    encode = small.processor.tokenizer.encode
+    word = next(one for one in ("yes", "no", "1", "A") if len(encode(one)) == 1)
+    turns = [{"from": "human", "value": "red"}, {"from": "gpt", "value": word}]
     ids, labels = (torch.tensor(part).numpy() for part in Encoder(small.processor)(turns, []))
     spoken = labels[labels != IGNORE_INDEX]
     assert spoken[-1] == small.processor.tokenizer.eos_token_id and len(spoken) == 2

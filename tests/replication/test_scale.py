@@ -160,7 +160,8 @@ def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
         "import pathlib, subprocess, sys, time\n"
         "from replication.scale import alone\n"
         "with alone('smoke', pathlib.Path(sys.argv[1])) as lock:\n"
-        "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,))\n"
+        "    quiet = subprocess.DEVNULL\n"
+        "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,), stdout=quiet)\n"
         "    print(child.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -168,7 +169,7 @@ def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
     first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     child = int(first.stdout.readline())
     first.kill()
-    first.communicate()
+    first.wait()
     with pytest.raises(InputError, match=f"process {first.pid}"), alone("smoke", tmp_path):
         pass
     os.kill(child, signal.SIGKILL)
