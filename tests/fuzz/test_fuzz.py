@@ -9,17 +9,12 @@ import warnings
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from loaders import LOADERS, Valid
+from loaders import LOADERS, Valid, expected
 from transformers.utils import logging
 
 from grace.errors import InputError
 
 PATIENCE = 60  # seconds, after which a loader hangs
-PENDING = {
-    "conversations": "grace.data looks at the columns' names, and not at what they hold",
-    "model_config": "grace.models takes a config.json that is no mapping",
-    "teacher_outputs": "grace.teacher does not expect every error of a damaged array",
-}
 
 
 @pytest.fixture
@@ -28,18 +23,11 @@ def valid(family, conversations, tmp_path, monkeypatch):
     return Valid(family, conversations, tmp_path)
 
 
-def known(name):
-    """The loaders that still raise other errors."""
-    if name not in PENDING:
-        return name
-    return pytest.param(name, marks=pytest.mark.xfail(reason=PENDING[name], strict=False))
-
-
 def hangs(*_):
     raise AssertionError(f"hangs: more than {PATIENCE} seconds")
 
 
-@pytest.mark.parametrize("name", [known(name) for name in LOADERS])
+@pytest.mark.parametrize("name", expected(*LOADERS))
 def test_a_result_or_an_input_error(name, valid, capsys):
     loader = LOADERS[name](valid)
     thorough = settings.get_current_profile_name() == "fuzz"
