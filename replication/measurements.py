@@ -61,7 +61,7 @@ def _interval(value: Any, where: str) -> Interval:
         raise InputError(f"{where} must hold {', '.join(_INTERVAL_KEYS)}")
     for key, number in value.items():
         if not is_number(number):
-            raise InputError(f"{where}.{key} is {shown(number)}: expected a finite number")
+            raise InputError(f"{where}.{key} is {shown(number)}: expected a number")
     try:
         found = Interval(**{key: float(number) for key, number in value.items()})
     except InputError as error:
