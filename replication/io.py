@@ -7,7 +7,7 @@ import math
 import reprlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from grace.errors import InputError
 from grace.files import atomic_path
@@ -60,7 +60,7 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[int | float]:
     """Whether a decoded value is a number (true and false are none), finite, and in a float's
     range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -115,8 +115,13 @@ def killed(folder: Path, run: Callable[[], Any]) -> list[dict[str, bytes]]:
         with unwatched():
             now = contents(folder)
         now = {n: previous[n] if previous.get(n) == c else c for n, c in now.items()}
-        known = set(previous.values())  # under another name: renamed, and that is never half done
-        torn = {name: content for name, content in now.items() if content not in known}
+        # what was there under a name that is gone was renamed, and that is never half done
+        moved = {content for name, content in previous.items() if name not in now}
+        torn = {
+            name: content
+            for name, content in now.items()
+            if previous.get(name) != content and content not in moved
+        }
         if torn:
             found.append({**now, **{name: b"" for name in torn}})
             found.append({**now, **{name: made[: len(made) // 2] for name, made in torn.items()}})

@@ -195,7 +195,7 @@ def shards_of_conversations() -> Case:
         assert [found[place]["id"] for place in range(len(found))][:1] == ["a"]
 
     log = "target.images.jsonl"  # lines are added to it, and torn ones read over
-    return Case(prepare, run, read_as(read), every=2, keeps=True, beside=(log,))
+    return Case(prepare, run, read_as(read), every=5, keeps=True, beside=(log,))
 
 
 def measured_crossovers(monkeypatch) -> Case:
@@ -433,7 +433,7 @@ def test_a_process_that_is_ended_leaves_a_whole_file(name, tmp_path):
         f"    write_json_atomic({str(path)!r}, {{'values': [turn] * 50_000}})\n"
         "    print(turn, flush=True)\n"
     )
-    for wait in random.Random(name).choices(range(1, 40), k=3):
+    for wait in random.Random(name).choices(range(1, 40), k=2):
         child = subprocess.Popen(
             [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

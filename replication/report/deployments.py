@@ -96,5 +96,5 @@ def _is_spread(value: Any) -> bool:
     """Whether a value is a median between its ends, all positive, and the repeats behind it."""
     if not isinstance(value, Mapping) or not isinstance(value.get("values"), list):
         return False
-    ends = [value.get(key) for key in ("low", "median", "high")]
+    ends: list[Any] = [value.get(key) for key in ("low", "median", "high")]
     return all(is_number(one) and one > 0 for one in ends) and ends == sorted(ends)
