@@ -8,8 +8,8 @@ import time
 import warnings
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from loaders import LOADERS, Valid, expected
+from hypothesis import HealthCheck, Phase, given, settings
+from loaders import LOADERS, PENDING, Valid, expected
 from transformers.utils import logging
 
 from grace.errors import InputError
@@ -38,6 +38,7 @@ def test_a_result_or_an_input_error(name, valid, capsys):
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate] if name in PENDING else settings().phases,
     )
     @given(loader.inputs)
     def check(given):
