@@ -19,7 +19,7 @@ RELEASED ?=
 
 DOCTOR ?=
 
-.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast lint help
+.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -33,6 +33,7 @@ help:
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
+	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make lint                             ruff and mypy"
 
 setup: $(STAMP)
@@ -83,6 +84,9 @@ test: setup
 
 test-fast: setup
 	$(PYTEST) -m "not slow"
+
+fuzz: setup
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,14 @@ from grace.errors import InputError
 from grace.models import Family, Span, family_of
 
 IGNORE_INDEX = -100
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))),
+    ]
+)
+"""Columns of a parquet file of conversations."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 _SLOT = "\ue000"  # private-use character: stands for a turn's text while the template is rendered
 
@@ -96,7 +104,7 @@ class Encoder:
 
     def _pieces(self, conversations: Sequence[dict[str, str]]) -> Iterator[tuple[list[int], bool]]:
         """Tokens of prompts and answers in turn, and whether they are supervised."""
-        turns = [_parse_turn(index, turn) for index, turn in enumerate(conversations)]
+        turns = [_parse_turn(index, turn) for index, turn in enumerate(conversations or [])]
         if not turns or turns[-1][0] != "assistant":
             raise InputError("a conversation must end with an answer from 'gpt'")
         key = tuple((role, images) for role, images, _ in turns)
@@ -183,8 +191,8 @@ class Encoder:
 
 
 def _parse_turn(index: int, turn: dict[str, str]) -> tuple[str, int, str]:
-    speaker = turn.get("from")
-    if speaker not in _ROLES or "value" not in turn:
+    speaker = turn.get("from") if isinstance(turn, dict) else None
+    if speaker not in _ROLES or not isinstance(turn.get("value"), str):
         raise InputError(
             f"turn {index} of a conversation is {turn!r}; it needs 'from' (one of "
             f"{', '.join(_ROLES)}) and 'value'"
@@ -334,7 +342,14 @@ def _read_parquet(path: Path, columns: Sequence[str]) -> pa.Table:
         )
     if table.num_rows == 0:
         raise InputError(f"{str(path)!r} has no records; rebuild it")
-    return table.select(list(columns))
+    try:
+        table = table.select(list(columns)).cast(SCHEMA)
+        table.validate(full=True)  # the texts are Unicode
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} holds no conversations in the LLaVA schema ({error}); rebuild it"
+        ) from error
+    return table
 
 
 @dataclass

@@ -322,16 +322,15 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
     check_model_directory(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except Exception as error:  # the library fails with many types, its parts with their own
+        if type(error).__name__ == "SafetensorError":
+            raise InputError(
+                f"the weights in {str(path)!r} are corrupt ({error}); rebuild the directory"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"cannot load a model from {str(path)!r}: {str(error).splitlines()[0]}; "
-            "rebuild the directory or name another"
-        ) from error
-    except Exception as error:  # safetensors raises its own type for a truncated file
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(
-            f"the weights in {str(path)!r} are corrupt ({error}); rebuild the directory"
+            f"cannot load a model from {str(path)!r}: {reason}; rebuild the directory or name "
+            "another"
         ) from error
     return model
 
@@ -385,10 +384,12 @@ def check_model_directory(path: str | Path) -> dict[str, Any] | None:
         raise InputError(f"{str(path)!r} is not a model directory: it has no config.json")
     try:
         content = json.loads(config.read_text())
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{str(config)!r} is not valid JSON ({error}); rebuild the directory"
         ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(config)!r} holds no mapping; rebuild the directory")
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{str(path)!r} has no *.safetensors weights; rebuild the directory")
     return content

@@ -13,7 +13,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import tempfile
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,17 +20,19 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from grace.data import IGNORE_INDEX, Encoder
 from grace.errors import InputError
+from grace.files import atomic_path
 from grace.models import Family, family_of
 
 FORMAT = 1
@@ -70,8 +71,21 @@ _ALONE = 20_000  # fewer conversations than that are not worth further processes
 _REMEMBERED = 1024  # texts whose tokens an encoder keeps
 
 
+def is_inside(path: str) -> bool:
+    """Whether a path is relative, names a file and cannot lead out of the folder it is put in."""
+    parts = PurePosixPath(path).parts
+    unsafe = path.startswith("/") or path.endswith("/") or "\\" in path or "\0" in path
+    return bool(parts) and not unsafe and ".." not in parts
+
+
 def locate_image(path: str, root: str | Path, folders: Mapping[str, str]) -> Path:
-    """Where an image lies: its first folder may have a place of its own, else it is below root."""
+    """Where an image lies: its first folder may have a place of its own, else it is below root.
+
+    Raises:
+        InputError: for a path that leads out of the folder.
+    """
+    if not is_inside(path):
+        raise InputError(f"image path {path!r} leads out of the image folder; correct the record")
     first, _, rest = path.partition("/")
     if rest and first in folders:
         return Path(folders[first]) / rest
@@ -83,6 +97,38 @@ def write_shard(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     batch = pa.RecordBatch.from_pylist(list(records), schema=SCHEMA)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         writer.write_batch(batch)
+
+
+def _entry(shard: Mapping[str, Any]) -> tuple[str, int, str]:
+    """(file, records, sha256) of a shard. Raises ValueError for anything else."""
+    file, count, digest = (shard[key] for key in ("file", "records", "sha256"))
+    if not isinstance(file, str) or not is_inside(file) or "/" in file:
+        raise ValueError(f"{str(file)[:80]!r} is no file of the directory")
+    if type(count) is not int or not 0 < count < 2**31:
+        raise ValueError(f"{file} has {str(count)[:80]} records")
+    if not isinstance(digest, str):
+        raise ValueError(f"{file} has no hash")
+    return file, count, digest
+
+
+def _fault(batch: pa.RecordBatch) -> str | None:
+    """What a batch of SCHEMA holds that no conversation has; None if there is nothing of the kind.
+
+    An image path that leads out of its folder is refused where it is used.
+    """
+    waiting = [(name, batch.column(name)) for name in SCHEMA.names]
+    while waiting:
+        name, column = waiting.pop()
+        if column.null_count:
+            return f"a {name} that is null"
+        if pa.types.is_list(column.type):
+            waiting.append((name, column.flatten()))
+        elif pa.types.is_struct(column.type):
+            fields = (column.type.field(place).name for place in range(column.type.num_fields))
+            waiting += [(f"{name}.{part}", column.field(part)) for part in fields]
+        elif pa.types.is_integer(column.type) and len(column) and pc.min(column).as_py() < 1:
+            return f"an {name} below 1"
+    return None
 
 
 class Shards:
@@ -100,23 +146,27 @@ class Shards:
         path = self.directory / INDEX_FILE
         try:
             self.index = json.loads(path.read_text(encoding="utf-8"))
-            shards = [
-                (str(s["file"]), int(s["records"]), s["sha256"]) for s in self.index["shards"]
-            ]
+            shards = [_entry(shard) for shard in self.index["shards"]]
             version = self.index["format"]
+            places = self.index.get("images", {})
+            texts = [places.get("root", "."), *places.get("folders", {}).values()]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("the places of its images are no texts")
         except FileNotFoundError as error:
             raise InputError(
                 f"{str(self.directory)!r} holds no conversations (it has no {INDEX_FILE}); build "
                 "it or correct the path"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{str(path)!r} cannot be read ({error!r}); build it again") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            reason = str(error)[:200]
+            raise InputError(f"{str(path)!r} cannot be read ({reason}); build it again") from error
         if version != FORMAT:
             raise InputError(
                 f"{str(self.directory)!r} is of format {version!r}, this version reads {FORMAT}; "
                 "build it again"
             )
         self.files = [file for file, _, _ in shards]
+        self._digests = [digest for _, _, digest in shards]
         self._ends = np.cumsum([records for _, records, _ in shards]).tolist()
         content = json.dumps([list(shard) for shard in shards])
         self.sha256 = hashlib.sha256(content.encode()).hexdigest()
@@ -135,7 +185,7 @@ class Shards:
         return range(self._ends[shard - 1] if shard else 0, self._ends[shard])
 
     def batch(self, shard: int) -> pa.RecordBatch:
-        """A shard, mapped into memory.
+        """A shard, mapped into memory; its bytes and values are checked when it is opened.
 
         Raises:
             InputError: when it is missing or broken.
@@ -143,15 +193,21 @@ class Shards:
         if shard not in self._open:
             path = self.directory / self.files[shard]
             try:
-                made = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
-            except (OSError, pa.ArrowException) as error:
+                content = pa.memory_map(str(path)).read_buffer()
+                digest = hashlib.sha256(content).hexdigest()
+                made = pa.ipc.open_file(content).get_batch(0)
+                made.validate(full=True)  # offsets that lead out of the file are not followed
+            except (OSError, pa.ArrowException, IndexError) as error:
                 raise InputError(
                     f"shard {str(path)!r} cannot be read ({error}); build the directory again"
                 ) from error
-            if made.schema != SCHEMA or made.num_rows != len(self.range_of(shard)):
+            same = made.schema == SCHEMA and made.num_rows == len(self.range_of(shard))
+            if not same or digest != self._digests[shard]:
                 raise InputError(
                     f"shard {str(path)!r} is not what {INDEX_FILE} says; build the directory again"
                 )
+            if fault := _fault(made):
+                raise InputError(f"shard {str(path)!r} has {fault}; build the directory again")
             self._open[shard] = made
         return self._open[shard]
 
@@ -465,7 +521,10 @@ class ShardedConversations(Dataset):
         return sample
 
     def _image(self, identity: str, path: str) -> Image.Image:
-        place = locate_image(path, self._root, self._folders)
+        try:
+            place = locate_image(path, self._root, self._folders)
+        except InputError as error:
+            raise InputError(f"record {identity!r}: {error}") from error
         try:
             with Image.open(place) as image:
                 return image.convert("RGB")
@@ -500,7 +559,8 @@ class ShardedConversations(Dataset):
                 known = self._read_counts(cache)  # another process may have been faster
                 if known is None:
                     known = self._make_counts()
-                    _save(cache, known)
+                    with atomic_path(cache) as temporary, temporary.open("wb") as file:
+                        np.save(file, known)
             return known
         except OSError as error:
             warnings.warn(
@@ -558,13 +618,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield  # closing the file gives the lock back
-
-
-def _save(path: Path, counts: np.ndarray) -> None:
-    handle, name = tempfile.mkstemp(suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, counts)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -211,7 +211,7 @@ class CachedTeacher:
             self._offsets = np.load(directory / "offsets.npy")
             self._logits = np.load(directory / "logits.npy", mmap_mode="r")
             self._grams = np.load(directory / "grams.npy", mmap_mode="r")
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged array fails with types of its own
             raise InputError(
                 f"teacher outputs in {str(path)!r} cannot be read ({error}); compute them again"
             ) from error
@@ -219,7 +219,7 @@ class CachedTeacher:
             self.identity = Identity(**meta["teacher"])
             self.sha256 = str(meta["sha256"])
             covered = int(meta["samples"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"teacher outputs in {str(path)!r} do not say whose they are; compute them again"
             ) from error

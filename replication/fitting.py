@@ -327,5 +327,9 @@ def save_model(
     processor.save_pretrained(temporary)
     if also is not None:
         also(temporary)
-    shutil.rmtree(path, ignore_errors=True)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)  # a part of it, if removing it were interrupted, would pass for it
     temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

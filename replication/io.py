@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import reprlib
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from grace.errors import InputError
+from grace.files import atomic_path
 
 
 def no_space(error: OSError) -> str | None:
@@ -24,28 +23,6 @@ def no_space(error: OSError) -> str | None:
         f"no space is left{where} ({error.strerror}); free some and run the same command again: "
         "what is finished is kept"
     )
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to `path` when the block ends well.
-
-    On any exception the temporary file is removed and whatever was at `path` stays as it was.
-    Folders that are missing are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
@@ -84,10 +61,46 @@ def write_json_atomic(path: str | Path, value: Any) -> Path:
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is missing or is not JSON."""
+    """The content of a JSON file. Raises InputError if it is missing or is not JSON, or holds a
+    number that is not finite or too large for a float."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        return json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a decoded value is a number (true and false are none), finite, and in a float's
+    range."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if not is_number(value):
+        raise ValueError(f"the number {text[:20]}... is too large")
+    return value
+
+
+def _real(text: str) -> float:
+    value = float(text)
+    if not is_number(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 6, 8, 8
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: its repr, short however large or deep the value is."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a very large {type(value).__name__}"

@@ -30,7 +30,7 @@ from replication.association import (
     pearson_interval,
 )
 from replication.compare import LEVEL, RESAMPLES, Interval
-from replication.io import read_json, write_json_atomic
+from replication.io import is_number, read_json, shown, write_json_atomic
 from replication.results import EVIDENCE, check_scale
 
 _KEYS = {"name", "scale", "method", "n", "values", "provenance"}
@@ -60,8 +60,8 @@ def _interval(value: Any, where: str) -> Interval:
     if not isinstance(value, dict) or set(value) != set(_INTERVAL_KEYS):
         raise InputError(f"{where} must hold {', '.join(_INTERVAL_KEYS)}")
     for key, number in value.items():
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise InputError(f"{where}.{key} is {number!r}: expected a number")
+        if not is_number(number):
+            raise InputError(f"{where}.{key} is {shown(number)}: expected a number")
     try:
         found = Interval(**{key: float(number) for key, number in value.items()})
     except InputError as error:
@@ -82,7 +82,7 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
         raise InputError(f"{where} {what}")
     for key in ("name", "method"):
         if not isinstance(record[key], str) or not record[key]:
-            raise InputError(f"{where}.{key} is {record[key]!r}: expected text")
+            raise InputError(f"{where}.{key} is {shown(record[key])}: expected text")
     check_scale(record["scale"])
     for key in ("n", "values", "provenance"):
         if not isinstance(record[key], dict) or not (
@@ -91,10 +91,14 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
             raise InputError(f"{where}.{key} must be a mapping that is not empty")
     for key, count in record["n"].items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{where}.n.{key} is {count!r}: expected a positive whole number")
+            raise InputError(f"{where}.n.{key} is {shown(count)}: expected a positive whole number")
     evidence = record.get("evidence", "measured")
     if evidence not in EVIDENCE:
-        raise InputError(f"{where}.evidence is {evidence!r}: choose one of {', '.join(EVIDENCE)}")
+        raise InputError(
+            f"{where}.evidence is {shown(evidence)}: choose one of {', '.join(EVIDENCE)}"
+        )
+    if not isinstance(record.get("data", {}), dict):
+        raise InputError(f"{where}.data is {shown(record['data'])}: expected a mapping")
     return Measurement(
         name=record["name"],
         scale=record["scale"],

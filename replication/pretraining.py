@@ -106,7 +106,8 @@ def _download(source: str, target: Path, what: str) -> None:
     temporary = target.with_name(target.name + ".tmp")
     if Path(source).is_dir():
         check_model_directory(Path(source))
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # perhaps of another source
+        shutil.copytree(source, temporary)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         return

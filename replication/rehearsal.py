@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from grace.errors import InputError
 from replication.io import write_json_atomic
 from replication.params import Standins, parse_params, section
-from replication.scale import ROOT, merge, prepare, run_dvc, scale_params
+from replication.scale import ROOT, alone, merge, prepare, run_dvc, scale_params
 
 FOLDER = Path(".scales") / "rehearsal"
 CONVERSATIONS = 8  # three epochs of two steps
@@ -167,13 +168,14 @@ def _without(names: Iterable[str], kept: Collection[str]) -> dict[str, None]:
 def rehearse(folder: Path, words: list[str]) -> int:
     """Run dvc on the rehearsal; returns its exit code."""
     published = folder.resolve() / "published"
-    if not published.is_dir():
-        write_published(published)
-    params = rehearsed(published)
-    parse_params(params, "parameters of the rehearsal")
-    prepare(folder, params)
-    os.environ |= {"HF_HUB_CACHE": str(published / "hub"), "HF_HUB_OFFLINE": "1"}
-    return run_dvc(folder, *words)
+    with alone(folder.name) if words[:1] == ["repro"] else nullcontext() as lock:
+        if not published.is_dir():
+            write_published(published)
+        params = rehearsed(published)
+        parse_params(params, "parameters of the rehearsal")
+        prepare(folder, params)
+        os.environ |= {"HF_HUB_CACHE": str(published / "hub"), "HF_HUB_OFFLINE": "1"}
+        return run_dvc(folder, *words, lock=lock)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from grace.errors import InputError
 from replication.compare import Answers
-from replication.io import atomic_path, read_json, write_json_atomic
+from replication.io import atomic_path, is_number, read_json, shown, write_json_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,7 +53,7 @@ _SCORE_KEYS = {"family", "run", "method", "bits", "scale", "standin", "seeds", "
 def check_scale(scale: str) -> str:
     """`scale` if it is one of SCALES. Raises InputError with the valid names otherwise."""
     if scale not in SCALES:
-        raise InputError(f"unknown scale {scale!r}: choose one of {', '.join(SCALES)}")
+        raise InputError(f"unknown scale {shown(scale)}: choose one of {', '.join(SCALES)}")
     return scale
 
 
@@ -130,8 +130,8 @@ class RunScores:
 
 
 def _number(value: Any, where: str, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where} is {value!r}: expected a finite number")
+    if not is_number(value):
+        raise InputError(f"{where} is {shown(value)}: expected a finite number")
     if not low <= value <= high:
         raise InputError(f"{where} is {value}: expected a number from {low:g} to {high:g}")
     return float(value)
@@ -154,7 +154,7 @@ def _check_entries(benchmarks: Any, where: str) -> dict[str, dict[str, Any]]:
         _number(entry["standard_error"], f"{place}.standard_error", 0.0, math.inf)
         _number(entry["chance"], f"{place}.chance", 0.0, top)
         if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or entry["n"] < 1:
-            raise InputError(f"{place}.n is {entry['n']!r}: expected a positive whole number")
+            raise InputError(f"{place}.n is {shown(entry['n'])}: expected a positive whole number")
     return benchmarks
 
 
@@ -172,17 +172,19 @@ def validate_scores(record: Any, where: str = "scores") -> RunScores:
         raise InputError(f"{where} lacks {', '.join(sorted(missing))}")
     for key in ("family", "run", "method"):
         if not isinstance(record[key], str) or not record[key]:
-            raise InputError(f"{where}.{key} is {record[key]!r}: expected a name")
+            raise InputError(f"{where}.{key} is {shown(record[key])}: expected a name")
     check_scale(record["scale"])
     if isinstance(record["bits"], bool) or not isinstance(record["bits"], int):
-        raise InputError(f"{where}.bits is {record['bits']!r}: expected a whole number")
+        raise InputError(f"{where}.bits is {shown(record['bits'])}: expected a whole number")
     if not isinstance(record["standin"], bool):
-        raise InputError(f"{where}.standin is {record['standin']!r}: expected true or false")
+        raise InputError(f"{where}.standin is {shown(record['standin'])}: expected true or false")
     if not isinstance(record["provenance"], dict):
         raise InputError(f"{where}.provenance is not a mapping")
     evidence = record.get("evidence", "measured")
     if evidence not in EVIDENCE:
-        raise InputError(f"{where}.evidence is {evidence!r}: choose one of {', '.join(EVIDENCE)}")
+        raise InputError(
+            f"{where}.evidence is {shown(evidence)}: choose one of {', '.join(EVIDENCE)}"
+        )
     if not isinstance(record["seeds"], dict) or not record["seeds"]:
         raise InputError(f"{where}.seeds must map seeds to scores")
     seeds: dict[int, dict[str, dict[str, Any]]] = {}
@@ -206,6 +208,8 @@ def validate_scores(record: Any, where: str = "scores") -> RunScores:
         if shape is not None and sizes != shape:
             raise InputError(f"{place}: benchmarks or their n differ from the first seed's")
         shape = sizes
+        if seed in seeds:
+            raise InputError(f"{place}: seed {seed} is there twice")
         seeds[seed] = benchmarks
     return RunScores(
         family=record["family"],
@@ -365,14 +369,15 @@ def read_outcomes(
         raise InputError(f"{path}: no such file")
     try:
         table = pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
+    except Exception as error:  # a damaged file fails with types of its own
         raise InputError(f"{path}: cannot be read as parquet ({error})") from error
     missing = set(OUTCOME_COLUMNS) - set(table.column_names)
     if missing:
         raise InputError(f"{path}: lacks columns {', '.join(sorted(missing))}")
     try:
         table = table.select(list(OUTCOME_COLUMNS)).cast(_outcome_schema())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        table.validate(full=True)  # the texts are Unicode
+    except (pa.ArrowException, KeyError) as error:
         raise InputError(f"{path}: {error}") from error
     return _to_outcomes(table, str(path))
 

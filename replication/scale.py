@@ -9,17 +9,20 @@ Scale paper has no small world to make, and a pipeline of its own, of the same s
 """
 
 import argparse
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grace.errors import InputError
-from replication.io import write_text_atomic
+from replication.io import atomic_path, write_text_atomic
 from replication.params import (
     FULL_SCALE,
     PARAMS_FILE,
@@ -118,13 +121,49 @@ def link(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
     write_text_atomic(folder / PARAMS_FILE, yaml.safe_dump(params, sort_keys=False))
 
 
-def run_dvc(folder: Path, *words: str) -> int:
-    """Run dvc in a workspace; returns its exit code."""
+@contextmanager
+def alone(name: str, root: Path = ROOT) -> Iterator[int]:
+    """Keep a second run of the pipeline from a workspace while this block runs; yields the lock,
+    for the processes that are to hold it as long as they live.
+
+    Raises:
+        InputError: where a run is under way.
+    """
+    path = root / ".scales" / f"{name}.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InputError(
+                f"a run of {name} is under way (process {file.read().strip()}); wait until it "
+                "ends, or end it: the next one goes on where it stopped"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield file.fileno()  # the system gives the lock back when its last holder ends
+
+
+def run_dvc(folder: Path, *words: str, lock: int | None = None) -> int:
+    """Run dvc in a workspace; returns its exit code.
+
+    lock: see :func:`alone`.
+    """
     # this interpreter's dvc, and this interpreter for the stages, whatever the PATH says
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.call(
-        [sys.executable, "-m", "dvc", *words], cwd=folder, env={**os.environ, "PATH": path}
+        [sys.executable, "-m", "dvc", *words],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        pass_fds=() if lock is None else (lock,),
     )
+
+
+def _copy(source: str, target: str) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def main() -> None:
@@ -135,15 +174,18 @@ def main() -> None:
     parser.add_argument("scale", help=", ".join(SCALES))
     parser.add_argument("dvc", nargs=argparse.REMAINDER, help="words for dvc, such as: repro")
     arguments = parser.parse_args()
+    scale, words = arguments.scale, arguments.dvc
     try:
-        folder = workspace(arguments.scale)
+        scale_params(scale)  # before anything is written
+        with alone(scale) if words[:1] == ["repro"] else nullcontext() as lock:
+            folder = workspace(scale)
+            code = run_dvc(folder, *words, lock=lock)
+            results, shown = folder / "results" / scale, ROOT / "results" / scale
+            if folder != ROOT and results.is_dir():
+                shutil.copytree(results, shown, dirs_exist_ok=True, copy_function=_copy)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    code = run_dvc(folder, *arguments.dvc)
-    results = folder / "results" / arguments.scale
-    if folder != ROOT and results.is_dir():
-        shutil.copytree(results, ROOT / "results" / arguments.scale, dirs_exist_ok=True)
     sys.exit(code)
 
 

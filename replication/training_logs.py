@@ -22,7 +22,7 @@ import numpy as np
 
 from grace.errors import InputError
 from replication.compare import LEVEL, Interval
-from replication.io import read_json
+from replication.io import is_number, read_json
 from replication.results import check_scale
 
 BUDGET_TOLERANCE = 0.1  # of tau: how far above it the average may end
@@ -89,8 +89,7 @@ def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[in
 
 
 def _positive(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def cost_of(log: Mapping[str, Any]) -> Cost | None:
@@ -106,19 +105,21 @@ def cost_of(log: Mapping[str, Any]) -> Cost | None:
 
 def trajectory_of(log: Mapping[str, Any]) -> Trajectory | None:
     """The controller's trajectory in a training log; None where it or its settings are absent."""
-    settings = log.get("controller")
+    settings, history = log.get("controller"), log.get("history")
+    logged = ("step", "beta", "ema")
     entries = [
         entry
-        for entry in log.get("history", [])
-        if isinstance(entry, dict) and {"step", "beta", "ema"} <= set(entry)
+        for entry in (history if isinstance(history, list) else [])
+        if isinstance(entry, dict) and all(is_number(entry.get(name)) for name in logged)
     ]
     if not isinstance(settings, dict) or not entries:
         return None
-    if not {"tau", "beta_min", "beta_max"} <= set(settings):
+    if not all(is_number(settings.get(name)) for name in ("tau", "beta_min", "beta_max")):
         return None
 
     def column(name: str) -> np.ndarray:
-        return np.array([float(entry.get(name, math.nan)) for entry in entries])
+        found = (entry.get(name) for entry in entries)
+        return np.array([float(value) if is_number(value) else math.nan for value in found])
 
     return Trajectory(
         step=column("step"),

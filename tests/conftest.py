@@ -22,6 +22,7 @@ from replication.standins.models import build_model, build_processor
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("local", deadline=None)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 torch.set_num_threads(1)
 

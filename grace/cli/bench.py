@@ -45,6 +45,7 @@ def run(given: argparse.Namespace) -> None:
     from grace.cli.models import check_free, device_of, open_image
     from grace.errors import InputError
     from grace.export.packed import PACKED_FILE
+    from grace.files import atomic_path
     from grace.models import check_model_directory
 
     open_image(given.image)
@@ -63,7 +64,8 @@ def run(given: argparse.Namespace) -> None:
             found[name] = pool.apply(measure, (path, vars(given)))
     print("\n".join(table(found)))
     if given.json is not None:
-        Path(given.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        with atomic_path(given.json) as temporary:
+            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(path: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,8 @@ def atomic_directory(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary directory beside `path`, renamed to `path` when the block ends well.
 
     On any exception the temporary directory is removed and what was at `path` stays as it was.
+    Every file is on the disk before the directory gets its name: a full disk or quota is an error
+    here, and never a shorter file.
 
     Raises InputError where something is at `path` already; with `overwrite`, where that is no
     model directory (nothing else is ever replaced).
@@ -36,6 +38,10 @@ def atomic_directory(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    os.fsync(content.fileno())
         _put(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -116,7 +122,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises InputError, naming the file, if it is missing or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not an object")
@@ -140,6 +146,8 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         promised = read_json(index).get("weight_map", {})
+        if not isinstance(promised, dict):
+            raise InputError(f"{index}: weight_map is no mapping; fetch the directory again")
         lacking = sorted(set(promised) - tensors.keys())
         if lacking:
             raise InputError(

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from grace.errors import InputError
-from grace.export.checkpoint import atomic_directory
+from grace.export.checkpoint import atomic_directory, read_json
 from grace.int4 import Int4Linear, Int8Linear, PackedLinear
 from grace.int4.backends import AUTO
 from grace.int4.layouts import WeightShape, unpack_plain
 
 PACKED_FILE = "packed.safetensors"
 _LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
+_DEPTHS = ("num_hidden_layers", "depth")
 
 
 def save_packed(
@@ -83,12 +84,13 @@ def load_packed(
     directory = Path(path)
     file = directory / PACKED_FILE
     state, bits = _read(file)
+    _check_depth(read_json(directory / "config.json"), len(state), directory)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         kind: Any = AutoModelForImageTextToText
         with init_empty_weights(include_buffers=False):
-            model = kind.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+            model = kind.from_config(config, trust_remote_code=False)
+    except Exception as error:  # the library's classes fail with types of their own
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{directory}: its configuration makes no model ({reason})") from error
     for name, width in bits.items():
@@ -112,10 +114,12 @@ def load_packed(
     }
     for key, value in expected.items():
         found = state.get(key)
-        if found is not None and found.shape != value.shape:
+        if found is None:
+            continue
+        if found.shape != value.shape or found.is_floating_point() != value.is_floating_point():
             raise InputError(
-                f"{file}: {key} has shape {tuple(found.shape)}, the model needs "
-                f"{tuple(value.shape)}: write the directory again"
+                f"{file}: {key} is {found.dtype} {tuple(found.shape)}, the model needs "
+                f"{value.dtype} {tuple(value.shape)}: write the directory again"
             )
     report = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
@@ -125,8 +129,28 @@ def load_packed(
             raise InputError(f"{file}: {what} {min(keys)}: write the directory again")
     model.config.dtype = next(iter(model.parameters())).dtype
     if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(directory)
+        except Exception as error:  # the library's own errors have no common base
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{directory}: generation_config.json cannot be read ({reason}): write it again"
+            ) from error
     return model.eval().requires_grad_(False).to(device)
+
+
+def _check_depth(config: Any, tensors: int, directory: Path) -> None:
+    """Refuse, before it is built, a model of more layers than its file has tensors."""
+    waiting = [config]
+    while waiting:
+        for key, value in waiting.pop().items():
+            if isinstance(value, dict):
+                waiting.append(value)
+            elif key in _DEPTHS and isinstance(value, int | float) and not value <= tensors:
+                raise InputError(
+                    f"{directory / 'config.json'}: {key} is {value}, but the file has {tensors} "
+                    "tensors: write the directory again"
+                )
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
@@ -143,9 +167,12 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
         with safe_open(file, framework="pt") as content:
             state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
             bits = json.loads((content.metadata() or {}).get("bits", "null"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: corrupt or truncated ({error}); write it again") from error
-    if not isinstance(bits, dict) or not bits or not set(bits.values()) <= set(_LAYERS):
+    known = isinstance(bits, dict) and all(
+        type(width) is int and width in _LAYERS for width in bits.values()
+    )
+    if not known or not bits:
         raise InputError(f"{file}: does not say how many bits which layer has; write it again")
     return state, bits
 

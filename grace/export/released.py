@@ -263,10 +263,17 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{file}: corrupt or truncated ({reason}); fetch it again") from error
     if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+        isinstance(key, str) and _is_plain(value) for key, value in content.items()
     ):
-        raise InputError(f"{file}: expected tensors by name")
+        raise InputError(f"{file}: expected tensors by name, dense and in memory")
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with a number at every place: none that is sparse, or only
+    described."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided
+    return plain and value.device.type == "cpu" and not value.is_quantized
 
 
 def _sidecar_spec(

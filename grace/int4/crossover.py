@@ -163,7 +163,7 @@ def _read() -> dict[str, int]:
     """The file's crossovers; none where it is missing or damaged."""
     try:
         content: Any = json.loads(crossover_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         return {}

@@ -119,6 +119,8 @@ def _elements(name: str, file: TextIO) -> Iterator[Any]:
                 whole, reason = False, error.msg
             except RecursionError:
                 raise broken("it is nested too deep") from None
+            except ValueError as error:  # such as a number of thousands of digits
+                raise broken(str(error)) from None
             if not whole:
                 if len(text) - at > _LARGEST:
                     raise broken(reason)

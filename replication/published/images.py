@@ -141,8 +141,10 @@ def _read_cache(path: Path) -> dict[str, Seen]:
             for line in file:
                 try:
                     name, *seen = json.loads(line)
-                    known[name] = Seen(*seen)
-                except (ValueError, TypeError):
+                    *numbers, reason = seen
+                    if reason in (None, *REASONS) and all(type(n) is int for n in numbers):
+                        known[name] = Seen(*seen)
+                except (ValueError, TypeError, RecursionError):
                     continue  # the line that an interruption tore
     except FileNotFoundError:
         pass

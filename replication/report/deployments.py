@@ -12,7 +12,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.deploy.results import BASELINE, RESULT
-from replication.io import read_json
+from replication.io import is_number, read_json, shown
 from replication.recordings import RECORDED, slug_of
 
 _KEYS = {"name", "evidence", "settings", "device", "models", "provenance"}
@@ -35,8 +35,8 @@ def deployment_reports(
     found = []
     for path in (*measured, *brought):
         report = read_json(path)
-        if not isinstance(report, dict) or not set(report) >= _KEYS:
-            raise InputError(f"{path} is no deployment result: measure it again")
+        if fault := _fault(report):
+            raise InputError(f"{path} is no deployment result ({fault}): measure it again")
         wanted = RECORDED if path in brought else "measured"
         if report["evidence"] != wanted:
             raise InputError(
@@ -69,3 +69,58 @@ def bandwidths(reports: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 def floor_seconds(step: Mapping[str, Any], bandwidth: float) -> float:
     """How long copying the bytes takes that a decode step has to read, at bytes/s."""
     return float(step["bytes_per_step"]) / bandwidth
+
+
+def _fault(report: Any) -> str:
+    """What a deployment result lacks of what is read of it; "" if nothing."""
+    if not isinstance(report, dict) or not set(report) >= _KEYS:
+        return f"it is no mapping with {', '.join(sorted(_KEYS))}"
+    settings, models = report["settings"], report["models"]
+    if not isinstance(report["device"], str):
+        return f"its device is {shown(report['device'])}"
+    if not isinstance(settings, dict) or not isinstance(settings.get("layers", ""), int | None):
+        return "its settings say nothing of layers"
+    if not isinstance(models, dict):
+        return "its models are no mapping"
+    for model, found in models.items():
+        variants = found.get("variants") if isinstance(found, dict) else None
+        if not isinstance(variants, dict):
+            return f"{model} has no variants"
+        for name, part in variants.items():
+            if fault := _part_fault(part):
+                return f"{model}, {name}: {fault}"
+    return ""
+
+
+def _part_fault(part: Any) -> str:
+    if not isinstance(part, dict) or not isinstance(part.get("label"), str):
+        return "it has no label"
+    if "not_run" in part:
+        return "" if isinstance(part["not_run"], str) else "not_run is no reason"
+    peaks, decode = part.get("peak_bytes"), part.get("decode")
+    if not isinstance(peaks, dict) or not isinstance(decode, dict):
+        return "it has no peak_bytes or no decode"
+    bytes_of = [part.get("weight_bytes"), *(peak for peak in peaks.values() if peak is not None)]
+    if not all(is_number(one) and one > 0 for one in bytes_of):
+        return "a number of bytes is not positive"
+    rates = part.get("copy_bandwidth", [])
+    if not isinstance(rates, list) or not all(is_number(rate) and rate > 0 for rate in rates):
+        return "copy_bandwidth is no list of rates"
+    spreads = [part.get("time_to_first_token")]
+    for batch, one in decode.items():
+        if not batch.isdecimal() or not isinstance(one, dict):
+            return f"decode has {shown(batch)}"
+        if "not_run" in one:
+            continue
+        if not is_number(one.get("bytes_per_step")) or one["bytes_per_step"] <= 0:
+            return "bytes_per_step is not positive"
+        spreads.append(one.get("tokens_per_second"))
+    return "" if all(map(_is_spread, spreads)) else "a measured value has no repeats and ends"
+
+
+def _is_spread(value: Any) -> bool:
+    """Whether a value is a median between its ends, all positive, and the repeats behind it."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("values"), list):
+        return False
+    ends: list[Any] = [value.get(key) for key in ("low", "median", "high")]
+    return all(is_number(one) and one > 0 for one in ends) and ends == sorted(ends)

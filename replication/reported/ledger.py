@@ -16,6 +16,7 @@ from replication.reported.reading import (
     expect_mapping,
     expect_number,
     expect_text,
+    expect_texts,
     read_yaml,
 )
 from replication.reported.tables import COMPONENTS, FOLDER, Reported, load_tables
@@ -232,8 +233,21 @@ def _parse_parts(
     ):
         if key in quantity:
             expect_choice(quantity[key], names, f"{where}.quantity.{key}")
+    for key in (
+        "family",
+        "run",
+        "against",
+        "baseline",
+        "teacher",
+        "name",
+        "value",
+        "unit",
+        "model",
+    ):
+        if key in quantity:
+            expect_text(quantity[key], f"{where}.quantity.{key}")
     if "runs" in quantity:
-        expect_list(quantity["runs"], f"{where}.quantity.runs")
+        expect_texts(quantity["runs"], f"{where}.quantity.runs")
     if "table" in quantity:
         reported.table(quantity["table"])
     benchmarks = (
@@ -242,7 +256,10 @@ def _parse_parts(
         else ()
     )
     scales = tuple(
-        expect_choice(scale, SCALES, f"{where}.scales") for scale in data.get("scales", SCALES)
+        expect_choice(scale, SCALES, f"{where}.scales")
+        for scale in (
+            expect_list(data["scales"], f"{where}.scales") if "scales" in data else SCALES
+        )
     )
     expected = {**inherited, **_parse_expected(data.get("expected", {}), f"{where}.expected")}
     for scale in scales:

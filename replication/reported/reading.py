@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,15 @@ from typing import Any
 import yaml
 
 from grace.errors import InputError
+from replication.io import is_number, shown
+
+_DEEPEST = 100
 
 
-def nearest(name: str, names: Collection[str]) -> str:
+def nearest(name: Any, names: Collection[str]) -> str:
     """' (did you mean ...?)' for a misspelt name, or the list of valid names."""
-    close = difflib.get_close_matches(str(name), sorted(names), n=1)
+    text = name if isinstance(name, str) else shown(name)
+    close = difflib.get_close_matches(text, sorted(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else f" (valid: {', '.join(sorted(names))})"
 
 
@@ -27,7 +30,7 @@ def expect_mapping(
     allowed = {*required, *optional}
     for key in value:
         if key not in allowed:
-            raise InputError(f"{where}: unknown key {key!r}{nearest(key, allowed)}")
+            raise InputError(f"{where}: unknown key {shown(key)}{nearest(key, allowed)}")
     for key in required:
         if key not in value:
             raise InputError(f"{where} lacks {key!r}")
@@ -40,21 +43,28 @@ def expect_list(value: Any, where: str) -> list[Any]:
     return value
 
 
+def expect_texts(value: Any, where: str) -> list[str]:
+    """A list of texts, perhaps an empty one."""
+    if not isinstance(value, list):
+        raise InputError(f"{where} must be a list, not {type(value).__name__}")
+    return [expect_text(one, f"{where}[{index}]") for index, one in enumerate(value)]
+
+
 def expect_text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where} is {value!r}: expected text")
+        raise InputError(f"{where} is {shown(value)}: expected text")
     return value
 
 
 def expect_number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{where} is {value!r}: expected a finite number")
+    if not is_number(value):
+        raise InputError(f"{where} is {shown(value)}: expected a finite number")
     return float(value)
 
 
 def expect_choice(value: Any, names: Collection[str], where: str) -> str:
     if not isinstance(value, str) or value not in names:
-        raise InputError(f"{where}: unknown {value!r}{nearest(value, names)}")
+        raise InputError(f"{where}: unknown {shown(value)}{nearest(value, names)}")
     return value
 
 
@@ -62,12 +72,26 @@ def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file. InputError if it is missing, not YAML, or has a key twice."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason})") from error
     try:
+        _check_depth(text)
         return yaml.load(text, Loader=_UniqueKeys)
-    except yaml.YAMLError as error:
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # the library's constructors fail with types of their own
         raise InputError(f"{path}: not valid YAML ({error})") from error
+
+
+def _check_depth(text: str) -> None:
+    """Refuse a text nested so deep that the compiled loader, which recurses, would crash."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_UniqueKeys):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise InputError(f"it is nested more than {_DEEPEST} deep")
 
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -78,6 +102,8 @@ def _unique_mapping(loader: Any, node: Any, deep: bool = False) -> dict[Any, Any
     found: dict[Any, Any] = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str | int | float | None):
+            raise InputError(f"line {key_node.start_mark.line + 1}: a key is {shown(key)}")
         if key in found:
             raise InputError(f"line {key_node.start_mark.line + 1}: key {key!r} appears twice")
         found[key] = loader.construct_object(value_node, deep=True)

@@ -15,6 +15,7 @@ from replication.reported.reading import (
     expect_mapping,
     expect_number,
     expect_text,
+    expect_texts,
     nearest,
     read_yaml,
 )
@@ -286,7 +287,7 @@ def _row_method(row: Mapping[str, Any], where: str) -> str:
 def _parse_own_rows(data: Any, where: str, noted: bool) -> tuple[OwnRow, ...]:
     """Rows of our own; `noted`: each says why it is there."""
     rows = []
-    for index, given in enumerate(data):
+    for index, given in enumerate(expect_list(data, where)):
         place = f"{where}[{index}]"
         needed = ("bits", "method", "run", *(["note"] if noted else ["role"]))
         raw = expect_mapping(given, place, needed, ("role", "note"))
@@ -335,14 +336,15 @@ def _parse_summary(name: str, data: Any) -> Summary:
     where = f"summaries.{name}"
     expect_choice(name, SUMMARIES, "summaries")
     data = expect_mapping(data, where, ("family", "title", *_SUMMARY_KEYS[name]))
-    pairs = tuple(tuple(pair) for pair in data.get("pairs", []))
+    given = expect_list(data["pairs"], f"{where}.pairs") if "pairs" in data else []
+    pairs = tuple(tuple(expect_texts(pair, f"{where}.pairs")) for pair in given)
     for pair in pairs:
         if len(pair) != 2:
             raise InputError(f"{where}.pairs: {list(pair)} is not a pair of runs")
     return Summary(
         id=name,
         pairs=pairs,  # type: ignore[arg-type]
-        runs=tuple(data.get("runs", ())),
+        runs=tuple(expect_texts(data.get("runs", []), f"{where}.runs")),
         **{
             key: expect_text(data[key], f"{where}.{key}")
             for key in ("family", "title", "table", "against")
@@ -390,7 +392,8 @@ def _parse_table(name: str, data: Any, aliases: dict, not_in_average: frozenset)
                 components=_components(raw),
             )
         )
-    controls = _parse_own_rows(data.get("controls", []), f"{where}.controls", noted=True)
+    place = f"{where}.controls"
+    controls = _parse_own_rows(data["controls"], place, noted=True) if "controls" in data else ()
     keys = [row.key for row in rows] + [control.run for control in controls]
     if len(set(keys)) != len(keys):
         raise InputError(f"{where} has two rows of one run")
@@ -422,6 +425,8 @@ def _parse_statement(data: Any, where: str) -> Statement:
     kind = data["from"].get("kind") if isinstance(data["from"], dict) else None
     kind = expect_choice(kind, _STATEMENT_KEYS, f"{where}.from.kind")
     source = expect_mapping(data["from"], f"{where}.from", ("kind", *_STATEMENT_KEYS[kind]))
+    for key in _STATEMENT_KEYS[kind]:
+        expect_text(source[key], f"{where}.from.{key}")
     return Statement(
         id=expect_text(data["id"], f"{where}.id"),
         where=expect_text(data["where"], f"{where}.where"),
@@ -434,7 +439,8 @@ def _parse_statement(data: Any, where: str) -> Statement:
 def _parse_discrepancy(data: Any, where: str) -> Discrepancy:
     data = expect_mapping(data, where, ("id", "where", "text"), ("mismatches",))
     mismatches = []
-    for index, given in enumerate(data.get("mismatches", [])):
+    listed = expect_list(data["mismatches"], f"{where}.mismatches") if "mismatches" in data else []
+    for index, given in enumerate(listed):
         place = f"{where}.mismatches[{index}]"
         raw = expect_mapping(given, place, ("check", "printed", "recomputed"))
         mismatches.append(
@@ -465,10 +471,16 @@ def parse_tables(data: Any) -> Reported:
             "discrepancies",
         ),
     )
-    aliases, leave_out = data["benchmarks"], frozenset(data["not_in_average"])
-    for section in ("tables", "own_tables", "summaries"):
+    for section in ("benchmarks", "tables", "own_tables", "summaries", "deployment", "figures"):
         if not isinstance(data[section], dict):
             raise InputError(f"{section} must be a mapping")
+        for name in data[section]:
+            expect_text(name, section)
+    aliases = {
+        column: expect_text(name, f"benchmarks.{column}")
+        for column, name in data["benchmarks"].items()
+    }
+    leave_out = frozenset(expect_texts(data["not_in_average"], "not_in_average"))
     tables = {
         name: _parse_table(name, raw, aliases, leave_out) for name, raw in data["tables"].items()
     }
@@ -485,11 +497,11 @@ def parse_tables(data: Any) -> Reported:
         figures=data["figures"],
         statements=tuple(
             _parse_statement(raw, f"statements[{index}]")
-            for index, raw in enumerate(data["statements"])
+            for index, raw in enumerate(expect_list(data["statements"], "statements"))
         ),
         discrepancies=tuple(
             _parse_discrepancy(raw, f"discrepancies[{index}]")
-            for index, raw in enumerate(data["discrepancies"])
+            for index, raw in enumerate(expect_list(data["discrepancies"], "discrepancies"))
         ),
     )
     names = reported.short_names()

@@ -259,6 +259,13 @@ def test_official_verdict_on_known_answers(run, answering, template, right, read
         assert outcomes["credit"].tolist() == [float(name in right)] * score["n"]
 
 
+def test_one_question_is_all_or_nothing(run, answering):
+    for letter, expected in (("A", 100.0), ("B", 0.0)):
+        answering(lambda benchmark, row, letter=letter: letter)
+        score = run(["mmbench"], limit=1).scores["mmbench"]
+        assert (score["score"], score["n"], score["standard_error"]) == (expected, 1, 0.0)
+
+
 def test_mixed_answers_give_the_hand_counted_score(run, answering):
     """Six questions: right, right with a point, wrong, wrong, garbage, empty."""
     given = ["A", "B.", "A", "C", "?!", ""]

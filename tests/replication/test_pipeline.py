@@ -26,6 +26,7 @@ PARAMS = parse_params(RAW)
 FRAME = {
     "grace",
     "grace.errors",
+    "grace.files",
     "grace.torchvision_compat",
     "replication",
     "replication.io",

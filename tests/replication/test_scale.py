@@ -1,15 +1,20 @@
 """Scales: what a scale changes, and that running one leaves the committed files alone."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from repository import contents, copy_repository, python
+from repository import ROOT, contents, copy_repository, python
 
 from grace.errors import InputError
-from replication.scale import merge, scale_params, workspace
+from replication.scale import alone, merge, scale_params, workspace
 
 TREES = st.recursive(
     st.integers(0, 3) | st.none(),
@@ -130,3 +135,51 @@ def test_an_unknown_scale_is_one_line_and_exit_code_2(repository):
     assert len(lines) == 1
     assert lines[0].startswith("error: scale 'smal' is unknown; did you mean 'small'?")
     assert contents(repository) == before
+
+
+def test_a_second_run_is_refused_in_one_line(tmp_path, repository):
+    copied = shutil.copytree(repository, tmp_path / "copy")
+    with alone("smoke", copied):
+        before = contents(copied)
+        done = python("-m", "replication.scale", "smoke", "repro", cwd=copied)
+        assert contents(copied) == before
+        with pytest.raises(InputError, match="under way"), alone("smoke", copied):
+            pass
+        with alone("paper", copied):  # of another scale
+            pass
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"error: a run of smoke is under way (process {os.getpid()}); wait until it ends, or end "
+        "it: the next one goes on where it stopped"
+    )
+    with alone("smoke", copied):  # the first has ended
+        pass
+
+
+def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
+    script = (
+        "import pathlib, subprocess, sys, time\n"
+        "from replication.scale import alone\n"
+        "with alone('smoke', pathlib.Path(sys.argv[1])) as lock:\n"
+        "    quiet = subprocess.DEVNULL\n"
+        "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,), stdout=quiet)\n"
+        "    print(child.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    first = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(first.stdout.readline())
+    first.kill()
+    first.wait()
+    with pytest.raises(InputError, match=f"process {first.pid}"), alone("smoke", tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    for _ in range(100):
+        try:
+            with alone("smoke", tmp_path):
+                return
+        except InputError:
+            time.sleep(0.1)
+    pytest.fail("the lock outlives its holders")

@@ -96,7 +96,9 @@ def test_a_course_is_read_from_the_log_of_a_controller():
     history = [{"step": 0, "loss": 1.0}]
     for step in range(1, 30):
         beta = float(controller.update(2.0 / step))
-        history.append({"step": step, "epoch": 0.1 * step, "beta": beta, "ema": controller.ema})
+        history.append(
+            {"step": step, "epoch": 0.1 * step, "beta": beta, "ema": float(controller.ema)}
+        )
     settings = {"tau": 0.5, "beta_min": 0.1, "beta_max": 5.0}
     found = trajectory_of({"history": history, "controller": settings})
     assert len(found.beta) == 29
