@@ -189,18 +189,20 @@ def _least_squares_scales(
 
     block: (rows, groups, g) float32; largest: (rows, groups); buffer: overwritten, like block.
     """
-    # Errors are compared in units of max|W|, so no square over- or underflows.
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    codes, candidates, errors = torch.empty_like(block), [], []
-    for fraction in torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64).tolist():
-        scale = _round_scales(largest * (fraction / spec.qmax), spec)
+    fractions = torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64) / spec.qmax
+    fractions = fractions.to(device=largest.device, dtype=torch.float32)
+    candidates = _round_scales(largest * fractions.view(-1, 1, 1), spec)
+    inverse = candidates.reciprocal().unsqueeze(-1)
+    codes, errors = torch.empty_like(block), torch.empty_like(candidates)
+    for number in range(MSE_CANDIDATES):
         # |W - s q| = s |q - W / s|: the rounding residue, then one factor per group.
-        torch.mul(block, scale.reciprocal().unsqueeze(-1), out=buffer)
+        torch.mul(block, inverse[number], out=buffer)
         torch.round(buffer, out=codes).clamp_(spec.qmin, spec.qmax).sub_(buffer)
-        errors.append(torch.linalg.vector_norm(codes, dim=-1).mul_(scale / unit))
-        candidates.append(scale)
-    best = torch.stack(errors).argmin(0, keepdim=True)  # the first minimum, the smallest scale
-    return torch.stack(candidates).gather(0, best).squeeze(0)
+        torch.linalg.vector_norm(codes, dim=-1, out=errors[number])
+    # Errors are compared in units of max|W|, so no square over- or underflows.
+    errors.mul_(candidates / torch.where(largest > 0, largest, 1.0))
+    best = errors.argmin(0, keepdim=True)  # the first minimum, the smallest scale
+    return candidates.gather(0, best).squeeze(0)
 
 
 class _FakeQuantize(torch.autograd.Function):
