@@ -348,9 +348,9 @@ class _DistillationSums(torch.autograd.Function):
         keep = (ctx.dropped.to(whole) - 1).reshape(1, 1)
         # Chunked because some devices copy a half-precision operand to float32 for that; on a CPU
         # so small that the copy stays in its cache.
-        shape, device = gradient.shape, gradient.device
-        rows = max(1, _CACHED // shape[1]) if device.type == "cpu" else None
-        for part in chunks(*shape, grad_loss.dtype, BUFFERS, rows, device=device):
+        (tokens, vocab), device = gradient.shape, gradient.device
+        rows = max(1, _CACHED // vocab) if device.type == "cpu" else None
+        for part in chunks(tokens, vocab, grad_loss.dtype, BUFFERS, rows, device=device):
             gradient[part].mul_(factor).view(whole).bitwise_and_(keep)
         return gradient, None, None, None, None, None
 

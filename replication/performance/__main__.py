@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="with commas between (default: %(default)s)",
     )
     parser.add_argument("--quick", action="store_true", help="small sizes: only that it runs")
-    parser.add_argument("--repeats", type=int, default=5, help="of every way")
+    parser.add_argument("--repeats", type=int, default=4, help="of every way")
     parser.add_argument("--seed", type=int, default=41)
     parser.add_argument("--threads", type=int, default=0, help="of the CPU")
     parser.add_argument(

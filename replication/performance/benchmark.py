@@ -53,7 +53,7 @@ def run(
     out: str | Path,
     *,
     quick: bool = False,
-    repeats: int = 5,
+    repeats: int = 4,
     seed: int = 41,
     threads: int = 0,
     command: str,

@@ -38,7 +38,6 @@ DEFAULT = (
     Case("llava-1.5-7b", 2, 512),
     Case("qwen2-vl-2b", 1, 512),
     Case("qwen2-vl-2b", 2, 512),
-    Case("qwen2-vl-2b", 4, 512),
     Case("qwen2-vl-2b", 2, 512, autocast=True),
 )
 QUICK = (Case("qwen2-vl-2b", 1, 64, narrow=2), Case("qwen2-vl-2b", 1, 64, True, narrow=2))

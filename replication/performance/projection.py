@@ -27,7 +27,7 @@ class Case:
     vocabulary: int
 
 
-DEFAULT = (Case(1024, 128, 1536, 151_936), Case(1024, 256, 1536, 151_936))
+DEFAULT = (Case(1024, 256, 1536, 151_936),)
 QUICK = (Case(64, 16, 32, 1_000),)
 
 
