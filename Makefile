@@ -28,7 +28,7 @@ help:
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
-	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4"
+	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make docs                             write docs/api.md from the docstrings"
@@ -66,6 +66,7 @@ verify-released: setup
 
 bench: setup
 	$(BIN)/python -m replication.deploy $(BENCH)
+	$(BIN)/python -m replication.performance
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

@@ -10,9 +10,11 @@ import torch
 from grace.errors import InputError
 
 #: Bound on the vocabulary-wide working memory of a chunked loss, in bytes: 32 MiB, which is under
-#: 6 % of a bf16 logit tensor of 2,048 tokens x 151,936 classes and fits in the caches of server
-#: CPUs and GPUs.
+#: 6 % of a bf16 logit tensor of 2,048 tokens x 151,936 classes and fits in a GPU's cache.
 WORKSPACE_BYTES = 32 * 2**20
+
+#: What of it a CPU's caches hold beside all else: chunks on a CPU, where there are several.
+CACHED_BYTES = 8 * 2**20
 
 
 def check_number(
@@ -56,20 +58,36 @@ def full_precision(tensor: torch.Tensor) -> torch.autocast:
 
 
 def chunks(
-    tokens: int, vocab: int, dtype: torch.dtype, buffers: int, chunk_size: int | None
+    tokens: int,
+    vocab: int,
+    dtype: torch.dtype,
+    buffers: int,
+    chunk_size: int | None,
+    *,
+    device: torch.device,
 ) -> Iterator[slice]:
     """Slices over the tokens such that ``buffers`` (chunk, vocab) tensors fit in the bound."""
-    size = rows_per_chunk(tokens, vocab, dtype, buffers, chunk_size)
+    size = rows_per_chunk(tokens, vocab, dtype, buffers, chunk_size, device=device)
     for start in range(0, tokens, size):
         yield slice(start, min(start + size, tokens))
 
 
 def rows_per_chunk(
-    tokens: int, vocab: int, dtype: torch.dtype, buffers: int, chunk_size: int | None
+    tokens: int,
+    vocab: int,
+    dtype: torch.dtype,
+    buffers: int,
+    chunk_size: int | None,
+    *,
+    device: torch.device,
 ) -> int:
-    """Tokens per chunk: ``chunk_size``, or what `WORKSPACE_BYTES` allows, at least one."""
+    """Tokens per chunk: ``chunk_size``, or all if `WORKSPACE_BYTES` allows; otherwise as many as it
+    does allow, on a CPU as `CACHED_BYTES` does; at least one."""
     if chunk_size is None:
-        chunk_size = max(1, WORKSPACE_BYTES // (buffers * vocab * dtype.itemsize))
+        row = buffers * vocab * dtype.itemsize
+        chunk_size = max(1, WORKSPACE_BYTES // row)
+        if chunk_size < tokens and device.type == "cpu":
+            chunk_size = max(1, min(WORKSPACE_BYTES, CACHED_BYTES) // row)
     else:
         check_count("chunk_size", chunk_size, low=1)
     return max(1, min(chunk_size, tokens))

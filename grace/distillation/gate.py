@@ -33,7 +33,7 @@ def teacher_entropy(teacher_logits: torch.Tensor, *, chunk_size: int | None = No
     dtype = compute_dtype(teacher_logits)
     entropy = torch.empty(tokens, dtype=dtype, device=teacher_logits.device)
     with full_precision(teacher_logits):
-        for rows in chunks(tokens, vocab, dtype, 2, chunk_size):
+        for rows in chunks(tokens, vocab, dtype, 2, chunk_size, device=entropy.device):
             shifted = teacher_logits[rows].to(dtype, copy=True)
             entropy[rows] = entropy_of_rows(shifted, shifted, torch.empty_like(shifted))
     return entropy

@@ -43,6 +43,9 @@ from grace.errors import InputError
 #: (chunk, V) tensors in the working precision alive at once in a chunk.
 BUFFERS = 3
 
+_CACHED = 1 << 18  # elements: 1 MiB of float32
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class DistillationSums(NamedTuple):
     """What one micro-batch adds to the numerator and the denominator of Eq. 6."""
@@ -301,7 +304,8 @@ class _DistillationSums(torch.autograd.Function):
             gradient = torch.empty_like(student) if covered else torch.zeros_like(student)
         workspace: list[torch.Tensor] = []
         with full_precision(student):
-            for part in chunks(tokens, vocab, dtype, BUFFERS, options.chunk_size):
+            parts = chunks(tokens, vocab, dtype, BUFFERS, options.chunk_size, device=student.device)
+            for part in parts:
                 count = part.stop - part.start
                 if not workspace:
                     workspace = [terms.new_empty(count, vocab) for _ in range(BUFFERS)]
@@ -339,9 +343,15 @@ class _DistillationSums(torch.autograd.Function):
         # As a (1, 1) tensor the factor keeps its float32 precision against a half-precision
         # gradient; a scalar on a GPU would first be rounded to half precision, off by up to 0.4 %.
         factor = grad_loss.reshape(1, 1)
-        # Chunked because some devices copy a half-precision operand to float32 for that.
-        for part in chunks(len(gradient), gradient.shape[1], grad_loss.dtype, BUFFERS, None):
-            gradient[part].mul_(factor).masked_fill_(ctx.dropped, 0.0)
+        # All bits or none: cheaper than a fill under a mask, and exactly zero whatever is there.
+        whole = _INTEGERS[gradient.element_size()]
+        keep = (ctx.dropped.to(whole) - 1).reshape(1, 1)
+        # Chunked because some devices copy a half-precision operand to float32 for that; on a CPU
+        # so small that the copy stays in its cache.
+        (tokens, vocab), device = gradient.shape, gradient.device
+        rows = max(1, _CACHED // vocab) if device.type == "cpu" else None
+        for part in chunks(tokens, vocab, grad_loss.dtype, BUFFERS, rows, device=device):
+            gradient[part].mul_(factor).view(whole).bitwise_and_(keep)
         return gradient, None, None, None, None, None
 
 
@@ -377,8 +387,8 @@ def _chunk(
         student_part.scatter_(1, index, -torch.inf)
     teacher_top = teacher_part.amax(1, keepdim=True)
     student_top = student_part.amax(1, keepdim=True)
-    teacher_part.sub_(teacher_top).div_(temperature)
-    student_part.sub_(student_top).div_(temperature)
+    _divide(teacher_part.sub_(teacher_top), temperature)
+    _divide(student_part.sub_(student_top), temperature)
 
     torch.sub(teacher_part, student_part, out=ratio)
     if options.decoupled:
@@ -406,6 +416,11 @@ def _chunk(
         if target_gradient is not None:
             student_part.scatter_(1, index, target_gradient)
     return term[:, 0] * temperature**2, gate, student_part
+
+
+def _divide(x: torch.Tensor, divisor: float) -> torch.Tensor:
+    """x / divisor, in place. The inverse of a power of two is exact, and a product takes less."""
+    return x.mul_(1 / divisor) if math.frexp(divisor)[0] == 0.5 else x.div_(divisor)
 
 
 def _binary_kl(

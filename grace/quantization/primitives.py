@@ -11,8 +11,8 @@ that stores nothing weight-sized for the backward pass.
 
 Every function walks the weight in blocks of whole rows that fit in cache. A quantizer is a dozen
 element-wise operations and so bound by memory traffic: in blocks, the weight travels from main
-memory once per pass instead of once per operation, and temporaries stay below 64 MiB whatever the
-layer's size (one block, or one row where a row is longer).
+memory once per pass instead of once per operation, and temporaries are four blocks (or rows, where
+a row is longer) whatever the layer's size: 2 MiB on a CPU, 64 MiB elsewhere.
 
 The arithmetic is in float32 (float64 for float64 weights). s * q has at most 15 significant bits
 for bfloat16 scales and 18 for float16 scales, so it is exact in float32, on every device.
@@ -34,8 +34,9 @@ PERCENTILE = 0.99
 # scale dtype, and small enough that a weight which training moves off zero soon has a code.
 ZERO_GROUP_SCALE = 2.0**-14
 
-# Elements per block: 512 KiB of float32, so that the three buffers of a block share a CPU core's
-# L2 cache; and 16 MiB elsewhere, so that they fit a GPU's L2 and launches stay few.
+# Elements per block: 512 KiB of float32, so that the buffers of a block fit the L2 caches of a few
+# cores and an operation takes long beside its launch; and 16 MiB elsewhere, so that they fit a
+# GPU's L2 and launches stay few.
 _CPU_BLOCK = 1 << 17
 _DEVICE_BLOCK = 1 << 22
 
@@ -125,9 +126,9 @@ def fake_quantized_linear(
     x: (..., in); weight: (out, in); log_scale: (out, in / g); bias: (out,) or None. Computes and
     returns (..., out) in `dtype`, by default the weight's.
 
-    `F.linear` would keep What until the backward pass, and autograd would then hold What, its
-    gradient and the weight's gradient at once. Here What is computed anew in the backward pass
-    and dropped before the weight's gradient exists, so the peak is a plain linear's.
+    `F.linear` would keep What until the backward pass of every layer. Here it is computed anew
+    there, in the walk that turns its gradient into the weight's, and dropped after it: beyond a
+    plain linear's, the peak has one layer's What.
     """
     _check_shapes(weight, log_scale, spec)
     return _FakeQuantizedLinear.apply(x, weight, log_scale, bias, spec, dtype or weight.dtype)
@@ -189,18 +190,20 @@ def _least_squares_scales(
 
     block: (rows, groups, g) float32; largest: (rows, groups); buffer: overwritten, like block.
     """
-    # Errors are compared in units of max|W|, so no square over- or underflows.
-    unit = torch.where(largest > 0, largest, torch.ones_like(largest))
-    codes, candidates, errors = torch.empty_like(block), [], []
-    for fraction in torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64).tolist():
-        scale = _round_scales(largest * (fraction / spec.qmax), spec)
+    fractions = torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64) / spec.qmax
+    fractions = fractions.to(device=largest.device, dtype=torch.float32)
+    candidates = _round_scales(largest * fractions.view(-1, 1, 1), spec)
+    inverse = candidates.reciprocal().unsqueeze(-1)
+    codes, errors = torch.empty_like(block), torch.empty_like(candidates)
+    for number in range(MSE_CANDIDATES):
         # |W - s q| = s |q - W / s|: the rounding residue, then one factor per group.
-        torch.mul(block, scale.reciprocal().unsqueeze(-1), out=buffer)
+        torch.mul(block, inverse[number], out=buffer)
         torch.round(buffer, out=codes).clamp_(spec.qmin, spec.qmax).sub_(buffer)
-        errors.append(torch.linalg.vector_norm(codes, dim=-1).mul_(scale / unit))
-        candidates.append(scale)
-    best = torch.stack(errors).argmin(0, keepdim=True)  # the first minimum, the smallest scale
-    return torch.stack(candidates).gather(0, best).squeeze(0)
+        torch.linalg.vector_norm(codes, dim=-1, out=errors[number])
+    # Errors are compared in units of max|W|, so no square over- or underflows.
+    errors.mul_(candidates / torch.where(largest > 0, largest, 1.0))
+    best = errors.argmin(0, keepdim=True)  # the first minimum, the smallest scale
+    return candidates.gather(0, best).squeeze(0)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -251,17 +254,16 @@ class _FakeQuantizedLinear(torch.autograd.Function):
         grad_x = grad_weight = grad_theta = grad_bias = None
         # Autocast may be on around the caller's backward(); the forward pass chose the dtypes.
         with torch.autocast(grad.device.type, enabled=False):
-            if needs_x:
-                quantized = _forward(weight, log_scale, ctx.spec, grad.dtype)
-                grad_x = torch.matmul(grad, quantized).to(x_dtype)
-                del quantized  # before the weight's gradient is allocated
             rows = grad.reshape(-1, grad.shape[-1])
+            quantized = None
             if needs_weight or needs_scale:
                 grad_quantized = rows.t() @ x.reshape(-1, x.shape[-1])
                 if needs_weight:
                     # This gradient is ours: where the dtype allows, it becomes the weight's.
                     same = grad_quantized.dtype == weight.dtype
                     grad_weight = grad_quantized if same else torch.empty_like(weight)
+                if needs_x:
+                    quantized = torch.empty_like(weight, dtype=grad.dtype)
                 grad_theta = _backward(
                     grad_quantized,
                     weight,
@@ -269,7 +271,13 @@ class _FakeQuantizedLinear(torch.autograd.Function):
                     ctx.spec,
                     grad_weight=grad_weight,
                     needs_scale=needs_scale,
+                    quantized=quantized,
                 )
+                del grad_quantized
+            elif needs_x:
+                quantized = _forward(weight, log_scale, ctx.spec, grad.dtype)
+            if quantized is not None:
+                grad_x = torch.matmul(grad, quantized).to(x_dtype)
             if needs_bias:
                 grad_bias = rows.sum(0).to(bias_dtype)
         return grad_x, grad_weight, grad_theta, grad_bias, None, None
@@ -278,16 +286,16 @@ class _FakeQuantizedLinear(torch.autograd.Function):
 def _forward(weight: Tensor, log_scale: Tensor, spec: QuantSpec, dtype: torch.dtype) -> Tensor:
     scales = deployed_scales(log_scale, spec)
     quantized = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    # The arithmetic happens in the result itself where that is wide enough.
+    wide = dtype == _arithmetic(weight.dtype)
+    workspace = [] if wide else _workspace(weight, 1)
     for rows in _row_blocks(weight):
         scale = scales[rows].unsqueeze(-1)
         target = _grouped(quantized[rows], scale)
-        # The arithmetic happens in the result itself where that is wide enough.
-        buffer = target if dtype == _arithmetic(weight.dtype) else None
-        codes = _codes(weight[rows], scale, spec, out=buffer)
-        if buffer is None:
-            target.copy_(codes.mul_(scale))
-        else:
-            codes.mul_(scale)
+        buffer = target if wide else _part(workspace[0], target)
+        codes = _codes(weight[rows], scale, spec, out=buffer).mul_(scale)
+        if not wide:
+            target.copy_(codes)
     return quantized
 
 
@@ -299,19 +307,31 @@ def _backward(
     *,
     grad_weight: Tensor | None,
     needs_scale: bool,
+    quantized: Tensor | None = None,
 ) -> Tensor | None:
-    """Writes dL/dW into `grad_weight`, which may be `grad` itself, and returns dL/dtheta."""
+    """Writes dL/dW into `grad_weight`, which may be `grad` itself, and returns dL/dtheta.
+
+    quantized: What is written to it, if given: its codes are needed on the way.
+    """
     scales = deployed_scales(log_scale, spec)
-    grad_scale = torch.empty_like(scales, dtype=_arithmetic(weight.dtype)) if needs_scale else None
+    arithmetic = _arithmetic(weight.dtype)
+    grad_scale = torch.empty_like(scales, dtype=arithmetic) if needs_scale else None
+    workspace = _workspace(weight, 4)
     for rows in _row_blocks(weight):
         scale = scales[rows].unsqueeze(-1)
         block, grads = _grouped(weight[rows], scale), _grouped(grad[rows], scale)
-        inside = _ratio(block, scale)
-        clipped = inside.clamp(spec.qmin, spec.qmax)
+        inside, clipped, codes, spare = (_part(buffer, block) for buffer in workspace)
+        _ratio(block, scale, inside)
+        torch.clamp(inside, spec.qmin, spec.qmax, out=clipped)
         # 1.0 where W/s was not clipped, judged before rounding; a float, for bool is slow on CPUs.
         inside.eq_(clipped)
+        if grad_scale is not None or quantized is not None:
+            torch.round(clipped, out=codes)
+        if quantized is not None:
+            _grouped(quantized[rows], scale).copy_(torch.mul(codes, scale, out=spare))
+        if grads.dtype != arithmetic:
+            grads = spare.copy_(grads)  # once, where each product would do so for itself
         if grad_scale is not None:
-            codes = clipped.round()
             codes.addcmul_(clipped, inside, value=-1)  # q - W/s inside, q outside
             grad_scale[rows] = codes.mul_(grads).sum(-1)
         if grad_weight is not None:
@@ -337,6 +357,19 @@ def _ratio(block: Tensor, scale: Tensor, out: Tensor | None = None) -> Tensor:
     if out is None:
         out = torch.empty(block.shape, dtype=_arithmetic(block.dtype), device=block.device)
     return out.copy_(block).div_(scale)
+
+
+def _workspace(weight: Tensor, buffers: int) -> list[Tensor]:
+    """Room for the largest of `_row_blocks`, so that no block allocates."""
+    first = next(_row_blocks(weight), slice(0, 0))
+    size = (first.stop - first.start) * weight.shape[1]
+    dtype = _arithmetic(weight.dtype)
+    return [torch.empty(size, dtype=dtype, device=weight.device) for _ in range(buffers)]
+
+
+def _part(buffer: Tensor, block: Tensor) -> Tensor:
+    """As much of a buffer as a block takes, in its shape."""
+    return buffer[: block.numel()].view(block.shape)
 
 
 def _arithmetic(dtype: torch.dtype) -> torch.dtype:

@@ -318,9 +318,15 @@ def test_nothing_waits_for_the_device_and_the_workspace_is_bounded(monkeypatch):
 
 
 def test_default_chunks_respect_the_documented_bound():
-    size = _common.rows_per_chunk(2048, 151_936, torch.float32, 3, None)
+    sizes = (2048, 151_936, torch.float32, 3, None)
+    size = _common.rows_per_chunk(*sizes, device=torch.device("meta"))
     assert size > 1 and size * 3 * 4 * 151_936 <= _common.WORKSPACE_BYTES
     assert _common.WORKSPACE_BYTES < 0.1 * 2048 * 151_936 * 2
+    size = _common.rows_per_chunk(*sizes, device=torch.device("cpu"))
+    assert size > 1 and size * 3 * 4 * 151_936 <= _common.CACHED_BYTES
+    # what fits at once is one chunk everywhere
+    sizes = (5_000, 512, torch.float32, 3, None)
+    assert _common.rows_per_chunk(*sizes, device=torch.device("cpu")) == 5_000
 
 
 def test_a_second_backward_is_refused():
