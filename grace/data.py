@@ -358,7 +358,7 @@ class Collator:
 
     Beside the model's inputs a batch holds, all decided on the host: ``image_spans``;
     ``token_rows`` and ``token_columns`` (N), the positions whose NEXT token is supervised;
-    ``targets`` (N), those tokens.
+    ``targets`` (N), those tokens; ``indices``, the samples' places in the data set, a list.
     """
 
     family: Family
@@ -394,5 +394,5 @@ class Collator:
             "token_rows": rows,
             "token_columns": columns,
             "targets": labels[rows, columns + 1],
-            "indices": torch.tensor([sample["index"] for sample in samples]),
+            "indices": [sample["index"] for sample in samples],
         }

@@ -230,7 +230,7 @@ class CachedTeacher:
             )
 
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
-        indices = batch["indices"].tolist()
+        indices = batch["indices"]
         rows = [self._logits[self._offsets[i] : self._offsets[i + 1]] for i in indices]
         logits = torch.from_numpy(np.concatenate(rows)).view(torch.bfloat16)
         if len(logits) != len(batch["targets"]):

@@ -41,6 +41,5 @@ class ShuffledTeacher:
 
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
         """The outputs on the other samples, in the place of the batch's own."""
-        indices = batch["indices"]
-        others = indices.new_tensor(self.order[indices.cpu().numpy()])
+        others = self.order[batch["indices"]].tolist()
         return self.teacher.outputs({**batch, "indices": others})

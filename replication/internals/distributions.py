@@ -58,7 +58,7 @@ def gates(
     for start in range(0, len(picked), _PART):
         part = slice(start, start + _PART)
         targets = torch.empty(sum(supervised[part]), dtype=torch.long)  # only their number counts
-        batch = {"indices": torch.from_numpy(picked[part]), "targets": targets}
+        batch = {"indices": picked[part].tolist(), "targets": targets}
         found.append(confidence_gate(teacher.outputs(batch).logits.float(), kappa=kappa))
     return torch.cat(found).double().numpy()
 

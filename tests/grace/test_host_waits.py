@@ -13,7 +13,7 @@ from grace.data import Collator, ConversationDataset
 from grace.distillation import DistillationConfig, gated_decoupled_kd
 from grace.models import FAMILIES, family_of
 from grace.quantization import QuantSpec
-from grace.teacher import LiveTeacher
+from grace.teacher import CachedTeacher, LiveTeacher, write_teacher_outputs
 from grace.training import GraceTrainer, MethodConfig, prepare_student
 
 PACKAGE = Path(grace.__file__).parent
@@ -78,10 +78,17 @@ class BySteps(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("name", "model_type"),
-    [("qat", "llava"), ("kd", "llava"), *[("grace", name) for name in sorted(FAMILIES)]],
+    ("name", "model_type", "answers"),
+    [
+        ("qat", "llava", None),
+        ("kd", "llava", "live"),
+        ("grace", "llava", "cached"),
+        *[("grace", name, "live") for name in sorted(FAMILIES)],
+    ],
 )
-def test_training_waits_nowhere(tmp_path, monkeypatch, family, conversations, name, model_type):
+def test_training_waits_nowhere(
+    tmp_path, monkeypatch, family, conversations, name, model_type, answers
+):
     """Teacher, student, all terms, both passes, the controller, the optimizer; two micro-batches.
 
     Inside the vision towers and masks of the library there are waits of its own.
@@ -89,11 +96,18 @@ def test_training_waits_nowhere(tmp_path, monkeypatch, family, conversations, na
     small = family(model_type)
     model = small.model(1)
     data = ConversationDataset(conversations, small.processor, model.config)
-    distils = name != "qat"
-    method = MethodConfig(name, 4, QuantSpec(bits=4), DistillationConfig() if distils else None)
+    distillation = DistillationConfig() if answers else None
+    method = MethodConfig(name, 4, QuantSpec(bits=4), distillation)
     prepare_student(model, method)
     adapter = family_of(model_type)
-    teacher = LiveTeacher(small.model(2), adapter, relational=method.relational)
+    collate = Collator(adapter, model.config.image_token_id, small.processor.tokenizer.pad_token_id)
+    teacher = None
+    if answers:
+        teacher = LiveTeacher(small.model(2), adapter, relational=method.relational)
+    if answers == "cached":
+        batches = (collate([data[index]]) for index in range(len(data)))
+        write_teacher_outputs(teacher, batches, tmp_path / "outputs", lengths=data.supervised)
+        teacher = CachedTeacher(tmp_path / "outputs", samples=len(data))
     waits = HostWaits()
     seen = BySteps(waits)
     arguments = TrainingArguments(
@@ -111,14 +125,13 @@ def test_training_waits_nowhere(tmp_path, monkeypatch, family, conversations, na
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    collate = Collator(adapter, model.config.image_token_id, small.processor.tokenizer.pad_token_id)
     trainer = GraceTrainer(
         model,
         arguments,
         data,
         collate,
         method=method,
-        teacher=teacher if distils else None,
+        teacher=teacher,
         callbacks=[seen],
     )
     # On a CPU the cross-entropy is looked at after every step, which elsewhere is left to logging.

@@ -387,7 +387,7 @@ def test_cached_outputs_of_other_data_are_refused(tmp_path, make_model, dataset,
         CachedTeacher(tmp_path / "outputs", samples=49)
     with pytest.raises(InputError, match="cannot be read"):
         CachedTeacher(tmp_path / "nowhere", samples=1)
-    batch = {"indices": torch.tensor([0, 1]), "targets": torch.zeros(1, dtype=torch.long)}
+    batch = {"indices": [0, 1], "targets": torch.zeros(1, dtype=torch.long)}
     with pytest.raises(InputError, match="other data"):
         cached.outputs(batch)
 
