@@ -11,3 +11,6 @@ One module a part, at the published widths, with random values:
 `straightforward` holds what they are compared with, `measure` how. `python -m
 replication.performance` runs all of them and writes results/performance/performance.json.
 """
+
+OURS = "grace"
+"""Of several ways to do one thing, the one that the package computes."""

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 
 from replication.deploy.measure import Clock, spread
+from replication.performance import OURS
 
 Call = Callable[[], Any]
-
-OURS = "grace"
-"""Of several ways, the one that the package computes."""
 
 
 def side_by_side(calls: Mapping[str, Call], repeats: int, device: torch.device) -> dict[str, Any]:

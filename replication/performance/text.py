@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from replication.performance.measure import OURS
+from replication.performance import OURS
 
 _MIB = 2**20
-_TITLES = {
+TITLES = {
     "fake_quantization": "A training step of one decoder layer",
     "scale_search": "Start of the scales",
     "gated_distillation": "GDKD, forward and backward",
@@ -45,7 +45,7 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[Sequence[str]]]]:
     """(title, rows with the head first) of every part, then of the bounds."""
     found: list[tuple[str, list[Sequence[str]]]] = []
     bounds: list[Sequence[str]] = []
-    for name, title in _TITLES.items():
+    for name, title in TITLES.items():
         if (part := report["parts"].get(name)) is None:
             continue
         rows: list[Sequence[str]] = [_HEAD]
@@ -53,7 +53,7 @@ def tables(report: Mapping[str, Any]) -> list[tuple[str, list[Sequence[str]]]]:
             rows += [_cells(row, other) for other in sorted(row["ways"]) if other != OURS]
         found.append((title, rows))
         bounds += [
-            (one["what"], f"{one['at_most']:g}", _spread(one), _verdict(one))
+            (one["what"], f"{one['at_most']:g}", _spread(one), verdict(one))
             for one in part["bounds"]
         ]
     if bounds:
@@ -83,7 +83,7 @@ def _spread(values: Mapping[str, Any]) -> str:
     return median if low == high else f"{median} [{low}, {high}]"
 
 
-def _verdict(found: Mapping[str, Any]) -> str:
+def verdict(found: Mapping[str, Any]) -> str:
     if found["high"] <= found["at_most"]:
         return "held"
     if found["median"] <= found["at_most"]:

@@ -44,7 +44,8 @@ def make_root(folder: Path) -> Path:
     for path in (ROOT / "results" / "small").iterdir():
         if path.name not in ("figures", "examples", "report.html"):
             (small / path.name).symlink_to(path)
-    (folder / "results" / "scaling").symlink_to(ROOT / "results" / "scaling")
+    for name in ("performance", "scaling"):
+        (folder / "results" / name).symlink_to(ROOT / "results" / name)
     figures, examples = small / "figures", small / "examples"
     figures.mkdir()
     examples.mkdir()

@@ -357,13 +357,31 @@ def test_a_missing_file_names_the_stage(tmp_path):
         build(root, "large")
 
 
-def test_the_world_and_the_growth_may_be_missing(tmp_path):
+def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     root = make_root(tmp_path)
     (root / "results/small/world.json").unlink()
     (root / "results/scaling").unlink()
+    (root / "results/performance").unlink()
     page = build(root, "small")
     assert "Is the small world fit" not in page
     assert "How a training step grows" not in page
+    assert "Speed and memory of the method itself" not in page
+
+
+def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
+    root = make_root(tmp_path)
+    name = "results/performance/performance.json"
+    report = json.loads((root / name).read_text())
+    row = report["parts"]["gated_distillation"]["rows"][-1]
+    row["ways"]["straightforward"] = {"not_run": "needs 9 GiB"}
+    row["time"], row["memory"] = {}, {}
+    (root / "results/performance").unlink()
+    write_json_atomic(root / name, report)
+    page = parse(without_scripts(build(root, "small")))
+    (line,) = [one for one in page.iterfind(".//tr") if "not run: needs 9 GiB" in words(one)]
+    assert row["case"] in words(line)
+    assert f"{1000 * row['ways']['grace']['seconds']['median']:,.1f}" in words(line)
+    assert wrong(root, page) == []
 
 
 @pytest.mark.parametrize(

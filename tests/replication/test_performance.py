@@ -206,7 +206,7 @@ def test_a_fake_quantized_step_peaks_little_above_the_plain_one(autocast):
         step = fake_quantization.step_of(model, x, x, autocast)
         peaks[name] = held + measure.peak_allocated(step, CPU)
     assert peaks["grace"] <= fake_quantization.MEMORY * peaks["plain"]
-    assert peaks["straightforward"] > 2 * peaks["plain"]  # so the bound says something
+    assert peaks["straightforward"] > 1.5 * peaks["plain"]  # so the bound says something
 
 
 def test_the_loss_needs_one_gradient_and_a_workspace_that_does_not_grow():
@@ -338,7 +338,7 @@ def test_the_tables_say_what_the_report_says(report):
 )
 def test_a_bound_is_judged_by_all_rounds(values, verdict):
     found = measure.bound("x", 1.0, dict(zip(("low", "median", "high"), values, strict=True)))
-    assert text._verdict(found) == verdict
+    assert text.verdict(found) == verdict
 
 
 def test_what_does_not_fit_into_memory_is_not_run(monkeypatch):

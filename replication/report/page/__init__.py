@@ -30,6 +30,7 @@ from replication.report.page.overview import (
     training_grid,
     world_grid,
 )
+from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
 from replication.report.page.sources import Files, counted, plain, shortened
 from replication.report.page.tables import table_views
 from replication.reported import load_ledger, load_tables
@@ -55,6 +56,7 @@ def build(root: Path, scale: str) -> str:
     claims = claim_views(verdicts, load_ledger(), evidence)
     tables = table_views(evidence, reported)
     world, scaling = files.find(f"{files.results}/world.json"), files.find(SCALING)
+    speed = files.find(PERFORMANCE)
     return _render(
         scale=scale,
         verdicts=verdicts,
@@ -70,6 +72,9 @@ def build(root: Path, scale: str) -> str:
         training=training_grid(evidence),
         growth=None if scaling is None else growth_grid(scaling),
         scaling=scaling,
+        speed=speed,
+        bounds=None if speed is None else bounds_grid(speed),
+        parts=[] if speed is None else performance_grids(speed),
     )
 
 
