@@ -78,7 +78,7 @@ docs: setup
 	$(BIN)/python -m replication.documentation
 
 # A file of tests stays in one process: its fixtures are made once.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
 test: setup
 	$(PYTEST)

@@ -40,6 +40,7 @@ MODULES = (
     "grace.decode_attention",
     "grace.torchvision_compat",
     "grace.errors",
+    "grace.files",
 )
 """In the page's order. Modules below a package are documented through its `__all__`; two are listed
 because a back end is written against them."""

@@ -212,6 +212,7 @@ def packages():
     }
 
 
+@pytest.mark.slow
 @names
 def test_dotted_names_are_defined(path):
     for found in inline(path):

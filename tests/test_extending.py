@@ -116,6 +116,7 @@ def qwen2_5_vl(small, seed, layers):
     return model
 
 
+@pytest.mark.slow
 def test_a_family(tmp_path, family, conversations):
     example("A model family")
     small = family("qwen2_vl")
@@ -194,6 +195,7 @@ def test_a_back_end(tmp_path, make_model):
 # ------------------------------------------------------------------------------------------- loss
 
 
+@pytest.mark.slow
 def test_a_loss(tmp_path, make_model, small_data):
     kind = example("A loss")["WithReverseKD"]
     data, collate, adapter = small_data

@@ -346,6 +346,7 @@ class Ends:
         assert self.case.files(self.folder) == self.new, f"{when}: another result, run again"
 
 
+@pytest.mark.slow
 def test_a_fault_at_any_change(case, tmp_path):
     ends, disturbed = Ends.of(case, tmp_path / "world"), 0
     world(ends.folder, case)
@@ -371,6 +372,7 @@ def test_a_fault_at_any_change(case, tmp_path):
     assert disturbed
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_in_the_middle_of_a_file(case, tmp_path):
     ends = Ends.of(case, tmp_path / "world")
     changed = (len(made) for name, made in ends.new.items() if ends.old.get(name) != made)
@@ -421,6 +423,7 @@ def test_the_harness_sees_a_writer_that_is_not_atomic(tmp_path):
             test(case, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_process_that_is_ended_leaves_a_whole_file(name, tmp_path):
     """Real signals, at times that chance chooses."""
@@ -477,6 +480,7 @@ def _umask() -> int:
     return umask
 
 
+@pytest.mark.slow
 def test_checkpoints_are_complete_whenever_training_is_killed(tmp_path, family, conversations):
     from transformers import TrainingArguments
 

@@ -42,6 +42,7 @@ def test_a_text_without_its_place_is_refused(text):
         fill(text, {"rows": []}, {"claims": []}, {})
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch, make_model, processor, conversations):
     for name, model in {"2B": make_model(1), "7B": make_model(2, num_hidden_layers=3)}.items():
         model.save_pretrained(tmp_path / name)

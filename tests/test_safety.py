@@ -229,6 +229,7 @@ for ask in (
     assert attempts.splitlines() == ["192.0.2.1", "example.org", "example.org"]
 
 
+@pytest.mark.slow
 def test_no_module_and_no_cheap_stage_asks_the_network(tmp_path):
     """Every module is imported; then stand-ins are made, and the claims read, at a tiny size."""
     tiny = {"train": 8, "language": 8, "evaluation": 4, "turns": 2}

@@ -86,6 +86,7 @@ def test_help_teaches(name, capsys):
     assert "ritten" in text, "it says what is written"
 
 
+@pytest.mark.slow
 def test_the_help_of_all_names_every_command_and_imports_no_transformers():
     code = (
         "import sys; from grace.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
@@ -210,6 +211,7 @@ def changed(tensors, how):
     return stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "nan", "shape", "norm", "strange", "cut", "bits"])
 def test_a_damaged_packed_directory_is_refused(family, tmp_path, how):
     small = family("qwen2_vl")

@@ -78,6 +78,7 @@ def models(small):
     return {"float32": plain, "fake-quantized": fake, "packed": packed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["float32", "fake-quantized", "packed"])
 def test_neither_threads_nor_batch_change_an_answer(small, conversations, form):
     model = models(small)[form]

@@ -151,6 +151,7 @@ def alone(place) -> dict[str, Any]:
     return place.read("alone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrapper", "options"),
     [
@@ -182,6 +183,7 @@ def test_two_processes_train_as_one(place, alone, wrapper, options):
     assert whole.state_dict().keys() == reference.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_scales_stay_float32_in_bfloat16_training(place):
     """The gathered scale and weight are float32 in every forward pass, and updates far below what
     bfloat16 resolves arrive."""
@@ -200,6 +202,7 @@ def test_scales_stay_float32_in_bfloat16_training(place):
             assert (change > 0).float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_moments_of_8_bits_train_as_whole_ones(place, alone):
     options = {"gradient_accumulation_steps": 2, "optim": "adamw_bnb_8bit"}
     ranks.run(train, place, "8bit", options, wrapper="ddp")
@@ -211,6 +214,7 @@ def test_moments_of_8_bits_train_as_whole_ones(place, alone):
     assert found["history"][-1]["loss"] != alone["history"][-1]["loss"]
 
 
+@pytest.mark.slow
 def test_moments_of_8_bits_cannot_be_sharded():
     """Why `adamw_bnb_8bit` is refused with fsdp2.yaml: once it can, this test fails."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -228,6 +232,7 @@ def test_moments_of_8_bits_cannot_be_sharded():
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_row_with_an_image_changes_no_loss(place):
     model = load_model(place.models / "student").eval()
     processor = load_processor(place.models / "student")
@@ -263,6 +268,7 @@ def test_deepspeeds_cast_is_refused(name, enabled):
     check_deepspeed({name: {"enabled": False}}, METHOD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):
     family = family_of("qwen2_vl")
@@ -283,11 +289,13 @@ def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):
     assert names and all("language_model.layers" in name for name in names)
 
 
+@pytest.mark.slow
 def test_other_bits_are_refused(place):
     with pytest.raises(InputError, match=r"5 bits.*16, 8, 4"):
         load_frozen(place.models / "teacher", bits=5, device="cpu")
 
 
+@pytest.mark.slow
 def test_the_log_is_json(alone):
     json.dumps(alone["history"])
     assert np.isfinite([entry["ce"] for entry in alone["history"]]).all()

@@ -104,6 +104,7 @@ def test_no_image_in_any_batch(tmp_path, small, teacher, data, method):
         assert all(entry["gdkd"] > 0 for entry in history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_images_whose_conversations_have_no_valid_token(tmp_path, small, teacher, data, method):
     """Beside others they teach no token; their images still count in the relational term."""
@@ -143,6 +144,7 @@ def test_answers_of_one_token(tmp_path, small, teacher, data):
     assert moved(model, before) and all(entry["gdkd"] > 0 for entry in history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_teacher_in_another_dtype(tmp_path, small, teacher, data, dtype):
     expected = train(tmp_path / "a", small, teacher, data, steps=1)[2][0]

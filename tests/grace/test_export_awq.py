@@ -90,6 +90,7 @@ save_file(results, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_auto_rounds_linear_computes_the_trained_function(family, tmp_path):
     """A second library's AWQ linear, given the tensors of the checkpoint."""
     small = family("qwen2_vl")

@@ -48,6 +48,7 @@ def test_words_are_those_of_compressed_tensors(data, bits, rows, columns):
     assert torch.equal(pack_words(codes, bits), pack_to_int32(codes, bits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=["int4", "int8"])
 def test_transformers_loads_the_same_function(small, conversations, tmp_path, spec):
     model = trained(small, spec)

@@ -77,6 +77,7 @@ class BySteps(TrainerCallback):
         self.waits.found.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "model_type", "answers"),
     [

@@ -140,6 +140,7 @@ def test_samples_are_those_of_a_parquet_file(scene):
             assert np.array_equal(sample[name], other[name])
 
 
+@pytest.mark.slow
 @given(width=st.integers(1, 400), height=st.integers(1, 400))
 @settings(max_examples=30)
 def test_visual_tokens_follow_from_the_size(family, width, height):
@@ -382,6 +383,7 @@ def digest(directory, processor, config):
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_two_processes_read_the_same(qwen):
     given = (qwen.directory, qwen.processor, qwen.config)
     with ProcessPoolExecutor(1, mp_context=ranks.CONTEXT) as pool:
@@ -443,6 +445,7 @@ def resident():
     return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path, family, monkeypatch):
     """Were the tokens of 5,000 conversations of text kept, they would take some 30 MB."""
     texts = [talk(1, seed=k, length=80) for k in range(40)]

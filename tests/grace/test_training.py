@@ -123,6 +123,7 @@ def losses_by_hand(student, teacher_model, batches, config):
     return ce / tokens, gdkd / gates, rcka / images, gates / tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("decoupled", [True, False])
 def test_logged_terms_equal_the_definitions(
@@ -159,6 +160,7 @@ def test_logged_terms_equal_the_definitions(
     assert log["gate"] == pytest.approx(gate, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_every_family_trains_under_a_bigger_teacher(tmp_path, small, conversations):
     """Terms as defined, from pixels and from features alike; resumed as uninterrupted; the trained
     model survives its directory."""
@@ -231,6 +233,7 @@ def weights_after(trainer):
     return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sft", "grace"])
 def test_accumulation_changes_nothing(tmp_path, make_model, dataset, teacher, name):
     """One optimizer step on 12 samples is the same in 1, 2 or 6 micro-batches."""
@@ -253,6 +256,7 @@ def test_accumulation_changes_nothing(tmp_path, make_model, dataset, teacher, na
             torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-7, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"), [("sft", 16), ("qat", 4), ("kd", 8), ("grace", 4), ("grace", 16)]
 )
@@ -307,6 +311,7 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_resume_equals_an_uninterrupted_run(tmp_path, make_model, dataset, teacher):
     """Killed after the checkpoint at step 7 of 14 (in the second epoch), then resumed."""
     from transformers import TrainerCallback
@@ -338,6 +343,7 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, make_model, dataset, teach
         assert [mine[k] for k in keys] == [theirs[k] for k in keys]
 
 
+@pytest.mark.slow
 def test_the_controller_is_in_the_checkpoint(tmp_path, make_model, dataset, teacher):
     trainer = build(
         tmp_path, make_model(1), dataset, method_of("grace"), teacher, save_steps=3, max_steps=3
@@ -360,6 +366,7 @@ def cache(teacher, dataset, path, batch_size):
     return CachedTeacher(path, samples=len(dataset))
 
 
+@pytest.mark.slow
 def test_cached_outputs_train_like_the_live_teacher(tmp_path, make_model, dataset, teacher):
     """Up to the rounding of what is stored (bfloat16 logits, float16 Gram matrices)."""
     cached = cache(teacher, dataset, tmp_path / "outputs", 20)
@@ -392,6 +399,7 @@ def test_cached_outputs_of_other_data_are_refused(tmp_path, make_model, dataset,
         cached.outputs(batch)
 
 
+@pytest.mark.slow
 def test_a_broken_teacher_is_dropped_and_counted(tmp_path, make_model, dataset, teacher):
     """A non-finite distillation term trains like cross-entropy alone, and β stays."""
 
@@ -422,6 +430,7 @@ def test_a_broken_student_stops_the_run(tmp_path, make_model, dataset):
         build(tmp_path, model, dataset, method_of("sft")).train()
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, dataset, teacher):
     found = []
     for flag in (False, True):
@@ -439,6 +448,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, dataset, t
         torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-7, msg=key)
 
 
+@pytest.mark.slow
 def test_swapping_teacher_and_student_is_noticed(tmp_path, make_model, dataset):
     """Zero distillation loss exactly when the teacher is the student; not when it is another."""
     logs = {}

@@ -607,6 +607,7 @@ def run_reported(*words):
     return python(*command, "no:cacheprovider", "-rA", "--tb=line", *words, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_assertions_pass_fail_and_skip_as_the_results_say(mixed):
     done = run_reported(f"--results={mixed / 'paper'}")
     words = {
@@ -625,6 +626,7 @@ def test_the_assertions_pass_fail_and_skip_as_the_results_say(mixed):
     assert "not run: qwen2_vl/qat_int4 has no score on SEED-Bench" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_assertions_are_left_out_unless_asked_for(tmp_path):
     count = len(list(cells_of(REPORTED)))
     done = run_reported()

@@ -105,6 +105,7 @@ def test_the_reported_tables_use_the_printed_names():
     assert used == set(tasks.PRINTED.values())
 
 
+@pytest.mark.slow
 def test_the_truth_earns_the_full_official_score(run, rows):
     result = run(lambda name, row: truth(name, rows[name][row]), NAMES)
     for name in NAMES:
@@ -120,6 +121,7 @@ def test_the_truth_earns_the_full_official_score(run, rows):
         assert score["standard_error"] == 0.0
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_earns_nothing(run, rows):
     result = run(lambda name, row: falsehood(name, rows[name][row]), NAMES)
     for name in NAMES:
@@ -134,6 +136,7 @@ OFFICIAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
 def test_soft_credits_are_those_of_the_official_scorer(run, rows, name):
     """Answers that one or two annotators gave earn a part of the credit."""
@@ -170,6 +173,7 @@ def half_right(name, rows, seed):
     return said, [a == truth(name, row) for a, row in zip(said, rows[name], strict=True)]
 
 
+@pytest.mark.slow
 def test_mme_points_are_accuracy_and_pairs_by_category(run, rows):
     said, right = half_right("mme", rows, 0)
     result = run(lambda _, row: said[row], ["mme"])
@@ -188,6 +192,7 @@ def test_mme_points_are_accuracy_and_pairs_by_category(run, rows):
     assert result.outcomes["credit"].tolist() == [float(r) for r in right]
 
 
+@pytest.mark.slow
 def test_mmstar_is_the_mean_of_its_categories(run, rows):
     """60 questions over eight categories are not equally many of each."""
     said, right = half_right("mmstar", rows, 1)
@@ -198,6 +203,7 @@ def test_mmstar_is_the_mean_of_its_categories(run, rows):
     assert score["score"] != pytest.approx(score["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_pope_has_its_f1_beside_the_accuracy(run, rows):
     said, right = half_right("pope", rows, 2)
     score = run(lambda _, row: said[row], ["pope"]).scores["pope"]
@@ -209,6 +215,7 @@ def test_pope_has_its_f1_beside_the_accuracy(run, rows):
     assert "accuracy" not in score
 
 
+@pytest.mark.slow
 def test_hallusionbench_has_pairs_beside_the_questions(run, rows):
     said, right = half_right("hallusionbench", rows, 3)
     score = run(lambda _, row: said[row], ["hallusionbench"]).scores["hallusionbench"]
@@ -218,6 +225,7 @@ def test_hallusionbench_has_pairs_beside_the_questions(run, rows):
     assert score["scorer"].startswith("rule-based")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gqa", "ocrbench", "mmmu", "ai2d"])
 def test_the_score_is_the_share_of_right_answers(run, rows, name):
     """OCRBench divides by 1,000 officially, MMMU rounds: neither shows in the score."""
@@ -227,6 +235,7 @@ def test_the_score_is_the_share_of_right_answers(run, rows, name):
         assert score["score"] == pytest.approx(100 * np.mean(right), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_mmmu_draws_the_same_option_whatever_else_is_evaluated(run, rows):
     """An answer without a letter is replaced by a random one: officially, but reproducibly."""
     random.seed(1)
@@ -237,6 +246,7 @@ def test_mmmu_draws_the_same_option_whatever_else_is_evaluated(run, rows):
     assert 0 < sum(alone) < COUNT / 2
 
 
+@pytest.mark.slow
 def test_a_constant_answer_earns_the_chance_of_a_yes_no_benchmark(run):
     for name, answer in (("pope", "yes"), ("pope", "no"), ("hallusionbench", "no")):
         score = run(lambda *_, said=answer: said, [name]).scores[name]
@@ -245,6 +255,7 @@ def test_a_constant_answer_earns_the_chance_of_a_yes_no_benchmark(run):
         assert run(lambda *_, said=answer: said, ["mme"]).scores["mme"]["score"] == 300.0
 
 
+@pytest.mark.slow
 def test_chance_of_open_questions_is_the_best_answer_without_looking(run, rows):
     score = run(lambda *_: "zebra", ["gqa"]).scores["gqa"]
     kinds = {}
@@ -255,12 +266,14 @@ def test_chance_of_open_questions_is_the_best_answer_without_looking(run, rows):
     assert score["chance"] == pytest.approx(100 * best / COUNT)
 
 
+@pytest.mark.slow
 def test_pairs_are_not_cut(run):
     with pytest.raises(InputError, match=r"mme: question_id .* has 1 of its two questions"):
         run(lambda *_: "Yes", ["mme"], limit=3)
     assert run(lambda *_: "Yes", ["mme"], limit=4).scores["mme"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_a_score_that_does_not_follow_from_the_credits_is_refused(run, rows, monkeypatch):
     for name in ("mme", "mmstar", "ocrbench", "vqav2"):
         wrong = dataclasses.replace(
@@ -275,6 +288,7 @@ def spoiled(rows, name, row, **changes):
     return [{**r, **changes} if i == row else r for i, r in enumerate(rows[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -311,6 +325,7 @@ def test_official_files_of_every_benchmark_are_there_and_hashed():
         assert len(benchmark.sha256()) == 64
 
 
+@pytest.mark.slow
 def test_outcomes_and_scores_of_all_benchmarks_agree_on_disk(run, rows, tmp_path):
     """What is measured can be written, read and checked against each other."""
     said = {name: half_right(name, rows, 5)[0] for name in NAMES}
@@ -342,6 +357,7 @@ def test_outcomes_and_scores_of_all_benchmarks_agree_on_disk(run, rows, tmp_path
         results.ResultSet(tmp_path, "small").answers("llava", ["teacher"], ["MMBench"])
 
 
+@pytest.mark.slow
 def test_options_of_mmmu_are_a_list_in_a_string(rows):
     kinds = {row["question_type"] for row in rows["mmmu"]}
     assert kinds == {"multiple-choice", "open"}

@@ -93,6 +93,7 @@ def test_c03_a_model_made_worse_on_purpose_is_contradicted(copy):
 # --- C07: components
 
 
+@pytest.mark.slow
 def test_c07_components_that_add_hold_and_their_effects_are_as_made(good):
     claim, parts = judged(good, "C07")
     assert claim.status is HOLDS
@@ -103,6 +104,7 @@ def test_c07_components_that_add_hold_and_their_effects_are_as_made(good):
     assert "best.grace_bf16>gdkd_ib_bf16" in parts
 
 
+@pytest.mark.slow
 def test_c07_a_component_that_hurts_is_contradicted(copy):
     swapped = {**ALL, "gdkd_bf16": 0.60, "gdkd_rcka_bf16": 0.62, "gdkd_ib_bf16": 0.61}
     make(copy, {**swapped, "grace_bf16": 0.66})
@@ -111,6 +113,7 @@ def test_c07_a_component_that_hurts_is_contradicted(copy):
     assert found["best.grace_bf16>rcka_ib_bf16"] is WRONG
 
 
+@pytest.mark.slow
 def test_c07_rows_exchanged_are_noticed(copy):
     make(copy, {**ALL, "grace_bf16": ALL["kd_bf16"], "kd_bf16": ALL["grace_bf16"]})
     claim, _ = judged(copy, "C07")
@@ -120,6 +123,7 @@ def test_c07_rows_exchanged_are_noticed(copy):
 # --- R01, R02: labels
 
 
+@pytest.mark.slow
 def test_r01_and_r02_hold_and_exchanged_labels_are_caught(copy):
     assert statuses(copy, "R01")[FAMILY] is HOLDS
     assert {k: v for k, v in statuses(copy, "R02").items() if FAMILY in k} == {
@@ -284,6 +288,7 @@ def test_r06_one_timing_is_no_evidence_and_no_timing_is_not_run(tmp_path):
 # --- R07: question types
 
 
+@pytest.mark.slow
 def test_r07_a_type_that_loses_much_is_named_and_contradicted(copy):
     make(copy, {**ALL, "grace_bf16": 0.755})
     assert statuses(copy, "R07")["bf16"] is HOLDS
@@ -345,6 +350,7 @@ def test_r08_a_quantizer_that_does_nothing_is_noticed(copy):
 # --- R09: the gate
 
 
+@pytest.mark.slow
 def test_r09_the_gate_inverted_is_noticed(copy):
     assert set(statuses(copy, "R09").values()) == {HOLDS}
     inverted, published = ALL["grace_int4_inverted"], ALL["grace_int4"]
@@ -421,6 +427,7 @@ def test_c13_a_budget_that_is_missed_is_contradicted_unless_that_is_not_the_cont
 # --- C17: retention
 
 
+@pytest.mark.slow
 def test_c17_retention_is_judged_for_each_benchmark(tmp_path):
     names = ("MMBench", "GQA", "POPE", "ScienceQA")
     pair = {"baseline": 0.6, "grace_int4": 0.66}

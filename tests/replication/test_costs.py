@@ -142,6 +142,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", CASES, ids=lambda t: f"{t.family}-{t.method}-{t.checkpointing}")
 def test_operations_agree_with_the_counter(trial, tmp_path):
     trainer = trial_trainer(trial, tmp_path)
@@ -155,6 +156,7 @@ def test_operations_agree_with_the_counter(trial, tmp_path):
 LARGER = Trial(sequences=4, text_tokens=112, supervised=60, layers=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "trial",
     [
@@ -187,6 +189,7 @@ def test_live_bytes_counts_storages_once_and_frees_them():
     assert counter.peak == 400 + 4000 + 4
 
 
+@pytest.mark.slow
 def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "CENTRE", dataclasses.replace(LARGER, layers=2))
     monkeypatch.setattr(scaling, "step_seconds", functools.partial(step_seconds, steps=1))
@@ -206,6 +209,7 @@ def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
     assert len(said) == 2 and len(measured) == 1
 
 
+@pytest.mark.slow
 def test_seconds_are_those_of_the_steps_asked_for():
     assert len(step_seconds(Trial(), steps=2)) == 2
 
@@ -220,7 +224,7 @@ class _Moved(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if torch.Tag.pointwise in func.tags or name in ("copy_", "_to_copy", "sum"):
+        if torch.Tag.pointwise in func.tags or name in ("copy_", "_to_copy", "sum", "eq_"):
             read = args[1:] if name == "copy_" else args
             tensors = [t for t in [*tree_leaves(read), *tree_leaves(found)] if torch.is_tensor(t)]
             self.bytes += sum(t.numel() * t.element_size() for t in tensors)
@@ -237,8 +241,7 @@ def test_traffic_of_fake_quantization_is_that_of_its_operations():
             y.sum().backward()
     weights = layer.weight.numel()
     assert forward.bytes / weights == pytest.approx(QUANTIZE_BYTES, rel=0.05)
-    expected = QUANTIZE_BYTES + QUANTIZE_BACKWARD_BYTES
-    assert backward.bytes / weights == pytest.approx(expected, rel=0.1)
+    assert backward.bytes / weights == pytest.approx(QUANTIZE_BACKWARD_BYTES, rel=0.05)
 
 
 # ------------------------------------------------------------------------------------- properties

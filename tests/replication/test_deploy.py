@@ -259,6 +259,7 @@ def test_packed_layer_by_layer_is_the_model_packed_afterwards(tiny):
         assert torch.equal(built.get_submodule(name).codes(), whole.get_submodule(name).codes())
 
 
+@pytest.mark.slow
 def test_never_more_than_one_plain_linear(tiny):
     """What was converted is freed before the next linear is filled."""
     import gc
@@ -331,6 +332,7 @@ def test_a_peer_that_is_missing_says_so(monkeypatch):
     assert measure.measure(small("llava"), variant("torchao"), FAST) == {"not_run": reason}
 
 
+@pytest.mark.slow
 def test_a_peer_that_would_read_the_prompt_for_too_long_is_not_run():
     hasty = replace(FAST, prompt_seconds=1e-9)
     found = measure.measure(small("llava"), variant("awq_unfused"), hasty)
@@ -346,6 +348,7 @@ def record():
     return measure.measure(small("qwen2_vl"), variant("bf16"), FAST)
 
 
+@pytest.mark.slow
 def test_record(record):
     json.dumps(record)
     model = weights.random_model(small("qwen2_vl").config(), 0)
@@ -381,6 +384,7 @@ def test_bytes_of_a_step():
     assert measure.bytes_per_step(tiny, model, 3, 10) == expected
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_not_run(monkeypatch):
     monkeypatch.setattr(measure, "free_bytes", lambda device: 2**20)
     found = measure.measure(small("llava"), variant("bf16"), FAST)
@@ -515,6 +519,7 @@ def test_no_ratio_without_both(tmp_path, fake_parts):
     assert results.ratios(go(tmp_path)["models"]["small-llava"]["variants"], "nf4") == {}
 
 
+@pytest.mark.slow
 def test_real_processes(tmp_path):
     """Two variants in two processes, from start to report."""
     pytest.importorskip("grace.int4")
@@ -530,6 +535,7 @@ def test_real_processes(tmp_path):
     assert not list(tmp_path.rglob("*.new"))
 
 
+@pytest.mark.slow
 def test_a_failing_process(tmp_path):
     broken = Architecture("broken", "", 0, {"grid": 8}, {"model_type": "gpt"})
     with pytest.raises(InputError, match=r"broken, bf16: .*Unrecognized model identifier: gpt"):
@@ -556,6 +562,7 @@ def test_command_refuses(tmp_path, capsys, wrong):
     assert capsys.readouterr().err.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_needs_torch_and_transformers_only():
     """What the rest of the replication needs may be missing where the benchmark runs."""
     missing = ["dvc", "lmms_eval", "pandas", "pyarrow", "scipy", "llmcompressor", "datasets"]

@@ -105,6 +105,7 @@ def test_fewer_devices_are_a_warning():
     assert "512 samples" in found["devices"].mend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "small"])
 def test_reduced_scales_need_little(scale):
     found, text = examine(BARE, scale)

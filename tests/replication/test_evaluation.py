@@ -229,6 +229,7 @@ def answering(monkeypatch):
 # ------------------------------------------------------------------------- the official scorers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "right", "readable"),
     [
@@ -259,6 +260,7 @@ def test_official_verdict_on_known_answers(run, answering, template, right, read
         assert outcomes["credit"].tolist() == [float(name in right)] * score["n"]
 
 
+@pytest.mark.slow
 def test_one_question_is_all_or_nothing(run, answering):
     for letter, expected in (("A", 100.0), ("B", 0.0)):
         answering(lambda benchmark, row, letter=letter: letter)
@@ -266,6 +268,7 @@ def test_one_question_is_all_or_nothing(run, answering):
         assert (score["score"], score["n"], score["standard_error"]) == (expected, 1, 0.0)
 
 
+@pytest.mark.slow
 def test_mixed_answers_give_the_hand_counted_score(run, answering):
     """Six questions: right, right with a point, wrong, wrong, garbage, empty."""
     given = ["A", "B.", "A", "C", "?!", ""]
@@ -290,6 +293,7 @@ def test_mixed_answers_give_the_hand_counted_score(run, answering):
     assert result.scores["scienceqa"]["chance"] == pytest.approx(100 * (4 / 2 + 2 / 4) / 6)
 
 
+@pytest.mark.slow
 def test_outcomes_carry_id_and_skill(run, answering):
     answering(lambda *_: "A")
     outcomes = run(NAMES, limit=4).outcomes
@@ -373,6 +377,7 @@ def one_by_one(model, processor):
     return answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_answers_are_those_given_one_by_one_in_order(run, one_by_one, batch_size):
     result = run(NAMES, batch_size=batch_size)
@@ -381,11 +386,13 @@ def test_answers_are_those_given_one_by_one_in_order(run, one_by_one, batch_size
     assert result.settings["batch_size"] == batch_size
 
 
+@pytest.mark.slow
 def test_prompts_differ_in_length_within_a_batch(processor):
     lengths = {len(processor.tokenizer(question_text(i))["input_ids"]) for i in range(3)}
     assert len(lengths) == 3
 
 
+@pytest.mark.slow
 def test_directory_and_memory_agree(run, model_dir, data):
     loaded = evaluate_model(model_dir, NAMES, data)
     here = run(NAMES)
@@ -393,6 +400,7 @@ def test_directory_and_memory_agree(run, model_dir, data):
     assert loaded.scores == here.scores
 
 
+@pytest.mark.slow
 def test_outcomes_agree_with_the_official_score_of_a_model(model, processor, tmp_path):
     """A model that answers with letters: some right, some wrong, some no letter at all."""
     letters = tiny_model(processor, seed=3)
@@ -411,6 +419,7 @@ def test_outcomes_agree_with_the_official_score_of_a_model(model, processor, tmp
         assert (hits["prediction"] == hits["target"]).all()
 
 
+@pytest.mark.slow
 def test_token_limit_is_kept_and_recorded(run):
     result = run(["seedbench"], max_new_tokens=2)
     assert result.outcomes["prediction"].str.split().str.len().max() == 2
@@ -432,6 +441,7 @@ def test_stop_strings(text, until, kept):
     assert lmms_model._up_to_stop(text, until) == kept
 
 
+@pytest.mark.slow
 def test_caller_keeps_its_model_and_its_random_state(run, model):
     model.train()
     random.seed(7)
@@ -472,6 +482,7 @@ def official(tmp_path, monkeypatch):
     return install
 
 
+@pytest.mark.slow
 def test_exception_in_a_scorer_names_benchmark_and_question(run, answering, official):
     official(process="return {'seed_all': 1 / (doc['question_id'] != 'q3')}")
     answering(lambda *_: "A")
@@ -479,6 +490,7 @@ def test_exception_in_a_scorer_names_benchmark_and_question(run, answering, offi
         run(["seedbench"])
 
 
+@pytest.mark.slow
 def test_exception_in_an_aggregation_names_benchmark_and_question(run, answering, official):
     official(
         process="return {'seed_all': doc['question_id']}",
@@ -489,6 +501,7 @@ def test_exception_in_an_aggregation_names_benchmark_and_question(run, answering
         run(["seedbench"])
 
 
+@pytest.mark.slow
 def test_score_that_is_no_mean_of_credits_is_refused(run, answering, official):
     official(
         process="return {'seed_all': 1.0}", aggregate="return 1.0 if len(values) == 1 else 0.5"
@@ -498,6 +511,7 @@ def test_score_that_is_no_mean_of_credits_is_refused(run, answering, official):
         run(["seedbench"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("credit", [-0.5, 1.5])
 def test_credit_that_is_no_fraction_is_refused(run, answering, official, credit):
     official(process=f"return {{'seed_all': {credit}}}")
@@ -506,6 +520,7 @@ def test_credit_that_is_no_fraction_is_refused(run, answering, official, credit)
         run(["seedbench"])
 
 
+@pytest.mark.slow
 def test_exception_in_the_model_is_no_wrong_answer(run, monkeypatch):
     def fail(*_):
         raise RuntimeError("out of memory")
@@ -602,6 +617,7 @@ def break_ids(folder):
     return "seedbench", r"question id q1 occurs more than once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "breaking",
     [
@@ -618,6 +634,7 @@ def test_bad_data_are_refused_before_the_model_runs(
         evaluate_model(model, [name], tmp_path, processor=processor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -640,6 +657,7 @@ def test_bad_settings_are_refused_before_the_model_runs(run, answering, changes,
         evaluate_model(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", ["config", "no config", "weights", "fewer weights", "processor", "template"]
 )
@@ -670,6 +688,7 @@ def test_broken_model_directory_is_refused(tmp_path, model_dir, data, answering,
 # --------------------------------------------------------------------------------------- no traces
 
 
+@pytest.mark.slow
 def test_outcomes_are_written_whole_or_not_at_all(run, answering, tmp_path, monkeypatch):
     answering(lambda *_: "A")
     result = run(["mmbench"], limit=3)
@@ -689,6 +708,7 @@ def test_outcomes_are_written_whole_or_not_at_all(run, answering, tmp_path, monk
     assert [p.name for p in path.parent.iterdir()] == ["outcomes.parquet"]
 
 
+@pytest.mark.slow
 def test_no_network_in_this_process(run, monkeypatch):
     def refuse(self, address):
         attempts.append(address)
@@ -700,6 +720,7 @@ def test_no_network_in_this_process(run, monkeypatch):
     assert attempts == []
 
 
+@pytest.mark.slow
 def test_fresh_process_is_offline_and_leaves_nothing_behind(tmp_path, model_dir, data):
     """No connection is tried, and home, working and temporary folders stay empty."""
     program = textwrap.dedent(

@@ -58,6 +58,7 @@ def table_rows(name):
 # --- numbers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_accuracies_by_bits_are_the_table_s(drawn):
     data, rows = drawn["bits"].data, table_rows("bits")
     base = float(rows["baseline", "Avg"]["measured"])
@@ -75,6 +76,7 @@ def test_accuracies_by_bits_are_the_table_s(drawn):
         assert str(point["bits"]) == row["bits"] or f"INT{point['bits']}" == row["bits"]
 
 
+@pytest.mark.slow
 def test_effects_are_the_table_s(drawn):
     rows = {row["labels"][0]: row["cells"] for row in read("tables", "effects.json")["rows"]}
     assert drawn["effects"].data["effects"].keys() == rows.keys()
@@ -84,6 +86,7 @@ def test_effects_are_the_table_s(drawn):
                 assert rows[effect][column][key] == value
 
 
+@pytest.mark.slow
 def test_changed_answers_are_counted_as_the_outcomes_say(drawn):
     """From the outcomes themselves: the share of a type's questions, averaged over seeds."""
     frames = {}
@@ -107,6 +110,7 @@ def test_changed_answers_are_counted_as_the_outcomes_say(drawn):
             assert one["low"] <= one["change"] <= one["high"]
 
 
+@pytest.mark.slow
 def test_entropies_are_the_measurements(drawn):
     families = drawn["entropy_error"].data["families"]
     assert set(families) == {"llava", "qwen2_vl", "qwen3_vl"}
@@ -121,6 +125,7 @@ def test_entropies_are_the_measurements(drawn):
         assert r**2 == pytest.approx(data["binned_r2"]["point"])
 
 
+@pytest.mark.slow
 def test_courses_are_those_of_the_training_logs(drawn):
     data = drawn["controller"].data
     logs = {f"{family}_runs/grace_int4": one for family, one in data["families"].items()}
@@ -137,6 +142,7 @@ def test_courses_are_those_of_the_training_logs(drawn):
                 assert course[name] == [entry[name] for entry in log["history"]]
 
 
+@pytest.mark.slow
 def test_speeds_are_those_of_the_deployment_files(drawn):
     assert set(drawn["deployment"].data) == {"llava-1.5-7b", "qwen2-vl-2b", "qwen3-vl-2b"}
     parts = (SMALL / "deploy").glob("*/parts/*/*.json")
@@ -160,6 +166,7 @@ def test_speeds_are_those_of_the_deployment_files(drawn):
                 assert speed["floor"] * moved / best == pytest.approx(int(batch))
 
 
+@pytest.mark.slow
 def test_the_front_joins_speed_and_accuracy_of_equal_formats(drawn):
     tables = {
         "llava": ("table2", "table1"),
@@ -182,6 +189,7 @@ def test_the_front_joins_speed_and_accuracy_of_equal_formats(drawn):
             assert (point["variant"] == "nf4") == (point["run"] == "nf4_int4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_figure_shows_moves_with_its_results(results, drawn, tmp_path, name):
     """A number changed in a source changes the picture: nothing is drawn from elsewhere."""
@@ -226,6 +234,7 @@ def picture(figure, path):
 # --- words ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_figure_says_what_it_is(drawn, name):
     figure = drawn[name]
@@ -248,12 +257,14 @@ def test_a_figure_says_what_it_is(drawn, name):
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bits", "effects", "flips", "entropy_error", "pareto"])
 def test_a_figure_of_accuracies_says_that_they_are_of_standins(drawn, name):
     assert "stand-ins" in drawn[name].caption
     assert "scale small" in drawn[name].caption
 
 
+@pytest.mark.slow
 def test_a_figure_that_joins_two_models_says_so_at_its_axis(drawn):
     figure = drawn["pareto"]
     assert "two different models" in figure.caption
@@ -265,6 +276,7 @@ def test_a_figure_that_joins_two_models_says_so_at_its_axis(drawn):
 # --- files ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeypatch):
     """Once by the stage, where it runs, and once beside it, under settings of another's."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -320,6 +332,7 @@ def without(root, *names):
     return root
 
 
+@pytest.mark.slow
 def test_partial_results_draw_what_there_is(results, tmp_path):
     """One figure's missing table takes no other figure with it, and panels are left out."""
     root = shutil.copytree(results, tmp_path / "results")
@@ -336,6 +349,7 @@ def test_partial_results_draw_what_there_is(results, tmp_path):
         assert_legible(one)
 
 
+@pytest.mark.slow
 def test_runs_that_were_not_evaluated_are_named(results, tmp_path):
     root = shutil.copytree(results, tmp_path / "results")
     for name in ("flips", "effects", "bits"):
@@ -354,6 +368,7 @@ def test_runs_that_were_not_evaluated_are_named(results, tmp_path):
         figures.FIGURES["flips"](root, "small", "qwen2_vl")
 
 
+@pytest.mark.slow
 def test_other_architectures_get_panels_of_their_own(results, tmp_path):
     """As many models as were deployed, each beside the accuracies of its own family."""
     root = shutil.copytree(results, tmp_path / "results")
@@ -380,6 +395,7 @@ def test_other_architectures_get_panels_of_their_own(results, tmp_path):
         assert_legible(one)
 
 
+@pytest.mark.slow
 def test_a_model_built_in_part_is_marked_and_compared_with_nothing(results, tmp_path):
     root = shutil.copytree(results, tmp_path / "results")
     path = root / "small" / "deploy" / "llava-1.5-7b" / "deploy.json"
@@ -393,6 +409,7 @@ def test_a_model_built_in_part_is_marked_and_compared_with_nothing(results, tmp_
     assert not any("reported" in label for label in labels)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite_are_not_written(drawn, tmp_path):
     broken = figures.Figure(**{**vars(drawn["bits"]), "data": {"value": math.nan}})
     with pytest.raises(InputError, match="finite"):
@@ -459,6 +476,7 @@ def points_of(axes):
             yield from axes.transData.transform(line.get_xydata())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_text_is_legible(drawn, name):
     assert_legible(drawn[name])
@@ -466,6 +484,7 @@ def test_text_is_legible(drawn, name):
     assert len(text) > 5
 
 
+@pytest.mark.slow
 def test_no_mark_lies_outside_its_panel(drawn):
     """Axes show every point; the closer panel of bits alone leaves out those that fall away."""
     for name, figure in drawn.items():
@@ -499,6 +518,7 @@ def test_colours_stand_out_and_markers_differ():
     assert style.SEQUENTIAL in matplotlib.colormaps
 
 
+@pytest.mark.slow
 def test_a_method_looks_the_same_everywhere(drawn):
     """Every line that a legend calls by a method's name has its colour and marker."""
     names = {label: method for method, label in style.LABELS.items()}

@@ -14,6 +14,8 @@ from repository import ROOT
 
 from replication.mirrors import COMMIT, card
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = "owner/name"
 FILES = {
     "README.md": card([("en", {"dev": "en/dev-*", "test": "en/test-*"})]).encode(),

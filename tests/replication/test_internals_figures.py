@@ -96,6 +96,7 @@ def test_without_a_measurement_there_is_no_figure(module, tmp_path):
         module.draw(tmp_path, "small", FAMILY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", FIGURES)
 def test_a_figure_is_written_alike_every_time(module, tmp_path):
     measured(tmp_path)
@@ -112,6 +113,7 @@ def test_a_figure_is_written_alike_every_time(module, tmp_path):
     assert "small models trained from scratch" in said["caption"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", FIGURES)
 @pytest.mark.parametrize(
     "changes",
@@ -169,6 +171,7 @@ def test_of_many_layers_some_are_shown_and_it_is_said(tmp_path):
     assert "some of the decoder layers" in figure.caption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [attention, similarity])
 @pytest.mark.parametrize(
     ("gain", "told"),

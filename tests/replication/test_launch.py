@@ -166,6 +166,7 @@ MOMENTS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make, whole):
     complete, cut = whole("single"), make(changed())
     for function, call, left in MOMENTS:
@@ -183,6 +184,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make, whole):
     assert written(cut) == written(complete)
 
 
+@pytest.mark.slow
 def test_a_run_killed_from_outside_goes_on(make, whole):
     """Not at a chosen line: whenever the signal comes, the moment a checkpoint is being written
     and a while after included."""
@@ -201,6 +203,7 @@ def test_a_run_killed_from_outside_goes_on(make, whole):
     assert history(cut) == history(whole("single"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_one_of_two_processes_killed(make, whole, wrapper):
     """Started by hand, and it ends as the run that accelerate launched."""

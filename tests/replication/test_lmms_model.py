@@ -77,6 +77,7 @@ def by_the_library(model, processor, doc):
     return processor.tokenizer.decode(row, skip_special_tokens=True).strip()
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_the_batch(small):
     model, docs = speaking(small), documents(18)
     alone = [by_the_library(model, small.processor, doc) for doc in docs]

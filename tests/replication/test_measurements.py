@@ -34,6 +34,7 @@ def normal_pair(n, r, seed):
 # --- correlation
 
 
+@pytest.mark.slow
 def test_correlation_and_its_interval_are_scipy_s():
     x, y = normal_pair(3000, 0.484, seed=1)
     found = pearson_interval(x, y, rng())
@@ -49,6 +50,7 @@ def test_correlation_and_its_interval_are_scipy_s():
     assert found.standard_error == pytest.approx(drawn.standard_error, rel=0.12)
 
 
+@pytest.mark.slow
 def test_correlation_of_a_large_constant_offset_keeps_its_digits():
     x, y = normal_pair(500, 0.5, seed=3)
     near, far = pearson_interval(x, y, rng()), pearson_interval(x + 1e7, y - 1e7, rng())
@@ -56,6 +58,7 @@ def test_correlation_of_a_large_constant_offset_keeps_its_digits():
     assert far.high == pytest.approx(near.high, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_copies_of_one_item_are_no_evidence_when_clusters_say_so():
     x, y = normal_pair(200, 0.5, seed=4)
     alone = pearson_interval(x, y, rng())
@@ -107,6 +110,7 @@ def test_bins_are_ordered_and_of_equal_count(values, bins):
         assert x[number == one].max() <= x[number == one + 1].min()
 
 
+@pytest.mark.slow
 def test_binned_r2_is_one_on_a_line_and_numpy_s_elsewhere():
     x = np.arange(100.0)
     assert binned_r2_interval(x, 3 - 2 * x, rng(), resamples=50).point == pytest.approx(1.0)

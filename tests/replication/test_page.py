@@ -108,6 +108,7 @@ def test_every_measured_and_reported_number_of_every_table_is_printed(root, page
                         assert (source, key) in printed, (source, key)
 
 
+@pytest.mark.slow
 def test_another_number_in_a_file_is_another_number_on_the_page(tmp_path):
     root = make_root(tmp_path)
     path = own(root, "tables/table4.json")
@@ -279,6 +280,7 @@ def test_columns_of_a_table_are_as_many_in_every_row(page):
         assert len(widths) == 1, words(table.find("caption"))
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_twice(root, text):
     assert build(root, "small") == text
 
@@ -297,6 +299,7 @@ def test_what_files_say_is_text_not_markup(tmp_path):
 # --- other results --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_what_was_not_run_is_said(tmp_path, scale):
     """A scale with a few runs of one family: every table and claim is there, nothing is blank."""
@@ -322,6 +325,7 @@ def test_what_was_not_run_is_said(tmp_path, scale):
         assert words(cell) or cell.find(".//svg") is not None
 
 
+@pytest.mark.slow
 def test_recordings_stand_beside_what_was_measured(tmp_path):
     root = make_root(tmp_path)
     path = own(root, "tables/table4.json")
@@ -384,6 +388,7 @@ def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
     assert wrong(root, page) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -420,6 +425,7 @@ def test_a_part_that_the_ledger_lacks_is_named(tmp_path):
         build(root, "small")
 
 
+@pytest.mark.slow
 def test_the_stage_writes_the_page(text, tmp_path, monkeypatch):
     from replication.stages import report
 
@@ -453,6 +459,7 @@ def test_a_bar_without_numbers_has_no_point():
     assert "circle" not in bar(Axis.over([1.0]), None)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_pointers_lead_back(first, second):
     """RFC 6901: ~ and / in names are escaped."""

@@ -347,6 +347,7 @@ def test_garbage_is_refused(content):
     parsed_or_refused(content)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 @settings(max_examples=150)
 def test_garbage_in_valid_parameters_is_refused_or_valid(changes):

@@ -189,6 +189,7 @@ def test_quotients_are_taken_round_by_round():
 # ---------------------------------------------------------------------------------------- bounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_fake_quantized_step_peaks_little_above_the_plain_one(autocast):
     """At the published width: the block buffers do not shrink with a layer."""
@@ -209,6 +210,7 @@ def test_a_fake_quantized_step_peaks_little_above_the_plain_one(autocast):
     assert peaks["straightforward"] > 1.5 * peaks["plain"]  # so the bound says something
 
 
+@pytest.mark.slow
 def test_the_loss_needs_one_gradient_and_a_workspace_that_does_not_grow():
     """At 2,048 tokens the workspace is under a tenth of a logit tensor."""
     vocabulary = 151_936
@@ -298,6 +300,7 @@ def report(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_quick_run_measures_every_part(report):
     found = json.loads((report / benchmark.RESULT).read_text())
     assert set(found["parts"]) == set(benchmark.PARTS)
@@ -316,6 +319,7 @@ def test_a_quick_run_measures_every_part(report):
                 assert row["time"][other]["values"] == pytest.approx(quotients)
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_the_report_says(report):
     found = json.loads((report / benchmark.RESULT).read_text())
     printed = (report / benchmark.TABLES).read_text()
@@ -369,6 +373,7 @@ def test_what_cannot_be_is_refused_before_anything_is_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_says_why():
     job = {"part": "relational", "quick": True, "repeats": 1, "seed": "seven", "threads": 0}
     with pytest.raises(InputError, match="relational: RuntimeError: manual_seed expected"):

@@ -131,6 +131,7 @@ def test_runs_are_trained_and_evaluated(scale):
             assert (settings.method, settings.bits) == (known.method, known.bits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PIPELINE))
 def test_the_code_of_a_stage_is_among_its_dependencies(name):
     deps = [dep for dep in body(name)["deps"] if "${" not in dep]
@@ -142,6 +143,7 @@ def test_the_code_of_a_stage_is_among_its_dependencies(name):
         assert covered or module in BY_DATA, f"{name} imports {path}, which it does not depend on"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_scale_paper_depends_on_what_it_alone_runs(name):
     deps = [dep for dep in body(name, PAPER)["deps"] if "${" not in dep]
@@ -190,6 +192,7 @@ def test_the_code_of_an_origin_is_exactly_what_is_imported(module):
     assert grace_files(listed) == grace_imports(module)
 
 
+@pytest.mark.slow
 def test_what_a_stage_has_in_memory_is_among_what_its_text_imports():
     """Reading the text finds every import: none of these stages has loaded a module beside them."""
     names = [f"replication.stages.{name}" for name in TRAINS]
@@ -253,6 +256,7 @@ def test_the_layout_is_the_pipeline_s():
     assert outs("evaluate", "gates") == {str(layout.scores("gates")), str(layout.outcomes("gates"))}
 
 
+@pytest.mark.slow
 def test_dvc_reads_the_pipeline(tmp_path):
     """In a workspace of scale smoke: the graph has every stage, and the plots and metrics parse."""
     folder = workspace("smoke", copy_repository(tmp_path))

@@ -36,6 +36,7 @@ def both(request, tmp_path_factory):
     return read_pipeline(folder / "dvc.yaml", scale_params(request.param)), told, edges
 
 
+@pytest.mark.slow
 def test_stages_are_dvcs(both):
     """Addresses, commands, dependencies, parameters and outputs, foreach expanded."""
     read, told, _ = both
@@ -52,6 +53,7 @@ def test_stages_are_dvcs(both):
     } == told
 
 
+@pytest.mark.slow
 def test_order_is_one_of_dvcs_graph(both):
     """Each stage waits for just the stages that DVC has it wait for, and comes after them."""
     read, _, edges = both

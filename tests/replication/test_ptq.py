@@ -124,6 +124,7 @@ def test_rtn_is_the_textbook_s(source, made, bits):
 # ------------------------------------------------------------------ what all methods have in common
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "bits"), [("rtn", 4), ("awq", 4), ("gptq", 4), ("nf4", 4)])
 def test_decoder_linears_only(source, made, method, bits):
     before, after = weights(source), weights(made(method, bits)[0])
@@ -135,6 +136,7 @@ def test_decoder_linears_only(source, made, method, bits):
     assert changed - folded == linears
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_calibrated_weights_are_scales_times_codes(source, made, method, bits):
@@ -164,6 +166,7 @@ def test_calibrated_weights_are_scales_times_codes(source, made, method, bits):
     assert record["versions"]["llmcompressor"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_same_seed_same_bytes_and_another_seed_another_model(
     source, made, calibration, method, tmp_path
@@ -178,6 +181,7 @@ def test_same_seed_same_bytes_and_another_seed_another_model(
     assert digest(tmp_path / "other")[CODES_FILE] != digest(path)[CODES_FILE]
 
 
+@pytest.mark.slow
 def test_a_row_can_be_a_group(source, calibration, tmp_path):
     quantize(source, tmp_path / "row", "gptq", 4, group_size="row", calibration=calibration)
     kept = load_file(tmp_path / "row" / CODES_FILE)
@@ -304,6 +308,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_awq_smooths_without_changing_the_function(family, conversations, tmp_path):
     """Before anything is rounded: the decoder's weights are others, the logits are not, and
@@ -585,6 +590,7 @@ def run(monkeypatch, capfd, name) -> tuple[int, str]:
         return stop.code, capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_stage_writes_a_model_and_a_record(workspace, source, monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(sys, "argv", ["ptq", "drawn_ptq"])
     importlib.import_module("replication.stages.ptq").main()
@@ -611,6 +617,7 @@ def test_the_stage_refuses_what_is_missing(workspace, monkeypatch, capfd):
     assert "baseline' does not exist" in text
 
 
+@pytest.mark.slow
 def test_llm_compressor_is_not_imported_by_other_stages():
     import subprocess
 

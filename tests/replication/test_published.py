@@ -41,6 +41,7 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("json") / "file.json"
 
 
+@pytest.mark.slow
 @given(st.lists(JSON, max_size=8), st.integers(1, 40), st.booleans(), st.sampled_from(["", "\n "]))
 def test_an_array_is_read_as_json_reads_it(scratch, array, chunk, pretty, around):
     text = json.dumps(array, indent=2 if pretty else None)
@@ -270,6 +271,7 @@ def test_an_interrupted_check_goes_on_and_sees_changes(tmp_path, monkeypatch):
     assert (seen["3"].width, seen["absent"].width, seen["4"].width) == (50, 60, 12)
 
 
+@pytest.mark.slow
 def test_processes_see_what_one_sees(tmp_path):
     files = {str(k): tmp_path / f"{k}.png" for k in range(70)}
     for k, path in enumerate(files.values()):
@@ -459,6 +461,7 @@ def test_a_failed_conversion_leaves_the_old_one(tmp_path):
     assert contents(tmp_path / "conversations") == before
 
 
+@pytest.mark.slow
 @given(st.lists(valid_records(), min_size=1, max_size=6), st.integers(1, 3))
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_texts_survive_conversion(tmp_path, made, shard_size):

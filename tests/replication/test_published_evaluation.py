@@ -114,6 +114,7 @@ def answering(monkeypatch):
 # ------------------------------------------------------------------------------ the path to a score
 
 
+@pytest.mark.slow
 def test_every_benchmark_from_a_mirror_is_scored_as_from_its_file(place, data, model, processor):
     """The same questions as a plain file of the same schema: every answer and score is the same."""
     options = {"processor": processor, "max_new_tokens": 4}
@@ -128,6 +129,7 @@ def test_every_benchmark_from_a_mirror_is_scored_as_from_its_file(place, data, m
         assert data[name].commit == COMMIT
 
 
+@pytest.mark.slow
 def test_the_tasks_are_asked_under_their_own_names(place, data, model, processor, answering):
     asked = answering(lambda *_: "A")
     result = evaluate_model(model, NAMES, data, processor=processor, cache=place / "tables")
@@ -138,6 +140,7 @@ def test_the_tasks_are_asked_under_their_own_names(place, data, model, processor
     assert f'task: "{official["mmbench"]}"' in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "share"), [(truth, 1.0), (falsehood, 0.0)])
 def test_truth_earns_all_and_falsehood_nothing(
     place, data, model, processor, answering, answer, share
@@ -184,6 +187,7 @@ def rotated(count):
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 
+@pytest.mark.slow
 def test_a_rotated_question_counts_once_and_only_if_all_rotations_are_right(
     tmp_path, model, processor, answering
 ):
@@ -210,6 +214,7 @@ def test_a_rotated_question_counts_once_and_only_if_all_rotations_are_right(
     assert outcomes["prediction"][0] == " | ".join(columns["answer"][0::6])
 
 
+@pytest.mark.slow
 def test_questions_of_cognition_are_asked_and_do_not_enter_the_perception_score(
     tmp_path, model, processor, answering
 ):
@@ -241,6 +246,7 @@ def test_questions_of_cognition_are_asked_and_do_not_enter_the_perception_score(
     assert set(result.outcomes["skill"]) == {"existence", "color"}
 
 
+@pytest.mark.slow
 def test_ids_that_occur_twice_are_told_apart(tmp_path, model, processor, answering):
     columns = columns_of("seedbench", 5)
     columns["question_id"] = ["a", "b", "a", "a", "c"]
@@ -250,6 +256,7 @@ def test_ids_that_occur_twice_are_told_apart(tmp_path, model, processor, answeri
     assert result.outcomes["question_id"].tolist() == ["a", "b", "a#2", "a#3", "c"]
 
 
+@pytest.mark.slow
 def test_features_of_the_readme_hold_where_the_file_has_none(tmp_path, model, processor, answering):
     """A table written by another program: README.md alone says which column holds images."""
     from pyarrow import parquet
@@ -285,6 +292,7 @@ def test_features_of_the_readme_hold_where_the_file_has_none(tmp_path, model, pr
             assert result.scores["mmstar"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_in_its_subset_is_named(tmp_path, model, processor):
     add_benchmark(tmp_path / "hub", "gqa", tmp_path / "scratch", 4, 1)
     source = prepare(tasks.get("gqa"), sources()["gqa"], tmp_path / "views", tmp_path / "hub")
@@ -423,6 +431,7 @@ def test_a_view_is_made_once_and_again_when_the_mirror_moved(tmp_path):
     assert all(link.resolve(strict=True) for link in Path(again.folder).iterdir())
 
 
+@pytest.mark.slow
 def test_the_description_survives_json(data):
     for one in data.values():
         assert Published.from_dict(json.loads(json.dumps(one.to_dict()))) == one
@@ -435,6 +444,7 @@ def scores_of(parts):
     return {name: part.score for name, part in parts.items()}
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(request_of, tmp_path):
     """Over gloo: the same answers, credits and scores, and parts that one process reads."""
     names = ["seedbench", "scienceqa"]
@@ -478,6 +488,7 @@ def test_shares_partition_the_batches(world, batch_size, count):
     assert sorted(shared) == sorted(everything)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_is_an_error_and_leaves_no_part(request_of, tmp_path, model_dir):
     broken = shutil.copytree(model_dir, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nothing")
@@ -486,6 +497,7 @@ def test_a_process_that_fails_is_an_error_and_leaves_no_part(request_of, tmp_pat
     assert not (tmp_path / "parts").exists()
 
 
+@pytest.mark.slow
 def test_finished_benchmarks_are_kept_and_not_run_again(request_of, answering, monkeypatch):
     """The second benchmark's scorer meets an interruption; then only that one is asked again."""
     request = request_of()
@@ -512,6 +524,7 @@ def test_finished_benchmarks_are_kept_and_not_run_again(request_of, answering, m
     assert scores_of(evaluate_shard.evaluate(request)) == scores_of(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"weights": "other"}, {"batch_size": 2}, {"max_new_tokens": 4}, {"limit": 6}, "data", "task"],
@@ -529,6 +542,7 @@ def test_a_part_of_another_origin_does_not_count(request_of, answering, monkeypa
     assert open_benchmarks(dataclasses.replace(request, **changes)) == ["pope"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["no record", "half a record", "other outcomes", "no outcomes"])
 def test_a_damaged_part_does_not_count(request_of, answering, damage):
     answering(lambda *_: "A")
@@ -572,6 +586,7 @@ def paper(tmp_path, monkeypatch, model_dir, place):
     return params
 
 
+@pytest.mark.slow
 def test_the_stage_writes_results_of_scale_paper(paper, answering, capfd):
     answering(lambda task, row: "yes" if task == "pope" else "A")
     stage.main.__wrapped__(paper, "llava")
@@ -599,6 +614,7 @@ def test_the_stage_writes_results_of_scale_paper(paper, answering, capfd):
     assert results.ResultSet("results", "paper").scores("llava", "baseline") == scores
 
 
+@pytest.mark.slow
 def test_the_stage_names_data_that_are_missing(paper, monkeypatch, tmp_path):
     from huggingface_hub import constants
 

@@ -80,6 +80,7 @@ def test_bad_parameters_are_refused(given, message):
         record.recorded_params(*given)
 
 
+@pytest.mark.slow
 def test_what_needs_lmms_eval_comes_after_training():
     pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
     everything = {stage.kind for stage in pipeline}
@@ -92,12 +93,14 @@ def test_what_needs_lmms_eval_comes_after_training():
     assert set(record.TRAINING) < set(record.ACCELERATED) < recorded
 
 
+@pytest.mark.slow
 def test_what_follows_from_a_stage_left_out_is_left_out(monkeypatch):
     monkeypatch.setattr(record, "NEEDS", {"vision": ("json",)})
     pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
     assert [stage.name for stage in record.training_stages(pipeline)] == ["standins"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["lmms_eval", "llmcompressor"])
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch, package):
     pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
@@ -110,6 +113,7 @@ def test_a_missing_package_is_named_before_anything_runs(monkeypatch, package):
     record.check_packages(record.training_stages(pipeline))
 
 
+@pytest.mark.slow
 def test_training_imports_neither_dvc_nor_lmms_eval():
     """With both made absent, every stage of the training part, and this tool, import."""
     pipeline = read_pipeline(ROOT / "dvc.yaml", record.recorded_params("small", 5))
@@ -190,6 +194,7 @@ def go(root, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_each_stage_is_run_once_and_says_what_it_followed_from(root, go, tmp_path):
     folder = tmp_path / "folder"
     assert go() == "abc"
@@ -203,6 +208,7 @@ def test_each_stage_is_run_once_and_says_what_it_followed_from(root, go, tmp_pat
     assert not (root / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "again"),
     [
@@ -223,6 +229,7 @@ def test_a_stage_is_run_again_only_where_something_changed(root, go, tmp_path, c
     assert (tmp_path / "folder/models/c/c").read_text().endswith(" abc")
 
 
+@pytest.mark.slow
 def test_changed_parameters_run_the_stages_that_read_them(root, go):
     go()
     params = yaml.safe_load((root / "params.yaml").read_text())
@@ -232,6 +239,7 @@ def test_changed_parameters_run_the_stages_that_read_them(root, go):
     assert go() == "c"
 
 
+@pytest.mark.slow
 def test_an_interrupted_recording_goes_on(root, go, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -244,6 +252,7 @@ def test_an_interrupted_recording_goes_on(root, go, tmp_path):
     assert go() == "bc"
 
 
+@pytest.mark.slow
 def test_only_persistent_outputs_are_found_as_they_were(root, go, tmp_path):
     go()
     for name in ("b", "c"):
@@ -266,6 +275,7 @@ def test_code_that_is_not_committed_is_not_run(root, go, tmp_path):
         record.start(root, "small", seeds=1, families=None, only="all", root=root)
 
 
+@pytest.mark.slow
 def test_evaluation_wants_the_training_that_was_recorded(root, go, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "NEEDS", {"c": ("json",)})
     folder = tmp_path / "folder"
@@ -350,6 +360,7 @@ def here(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_scores_and_outcomes_are_brought_in_as_recorded(finished, here):
     before = contents(finished)
     target = record.import_recording(finished, here)
@@ -397,6 +408,7 @@ def done_edit(name, change):
     return lambda folder: edit(folder / f".record/{name}.json", change)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

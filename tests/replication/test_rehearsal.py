@@ -10,6 +10,8 @@ from replication import rehearsal
 from replication.params import parse_params
 from replication.scale import scale_params
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):

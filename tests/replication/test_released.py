@@ -186,6 +186,7 @@ def test_a_wrong_entry_is_named(changes, told):
 # ---------------------------------------------------------------------------- from files to a score
 
 
+@pytest.mark.slow
 def test_every_released_checkpoint_scores_as_the_plain_model_it_stands_for(
     verify, places, made, mirror, family, params, tmp_path
 ):
@@ -228,6 +229,7 @@ def test_every_released_checkpoint_scores_as_the_plain_model_it_stands_for(
         assert own["Avg"]["reason"] == "not every benchmark was run"
 
 
+@pytest.mark.slow
 def test_plain_copies_under_a_path_give_the_same(verify, places, made, mirror, tmp_path):
     directories, _ = made
     name = "qwen3-vl-2b-w4g128"
@@ -246,6 +248,7 @@ def test_plain_copies_under_a_path_give_the_same(verify, places, made, mirror, t
     assert ResultSet(one.results, "paper").scores("qwen3_vl", name).seeds == first.seeds
 
 
+@pytest.mark.slow
 def test_finished_benchmarks_are_kept_and_others_added(verify, places, monkeypatch):
     name = QWEN[0]
     verify([name], ["mmbench"])
@@ -262,6 +265,7 @@ def test_finished_benchmarks_are_kept_and_others_added(verify, places, monkeypat
     assert before == {p: p.stat().st_mtime_ns for p in (places.results / "paper").rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_not_run_with_the_reason(verify, places, mirror, tmp_path, capsys):
     """A repository that is not there, one that is damaged, and data that are not there."""
     partial = tmp_path / "partial"
@@ -304,6 +308,7 @@ def test_what_cannot_be_had_is_not_run_with_the_reason(verify, places, mirror, t
 # ---------------------------------------------------------------------------------------- verdicts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("band", "status", "code"),
     [(WIDE, "REPRODUCED", 0), (FAR, "CONTRADICTED", 1)],
@@ -355,6 +360,7 @@ def test_an_interval_is_that_of_the_official_score(tmp_path):
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -386,6 +392,7 @@ def test_an_empty_directory_is_refused_before_anything_is_looked_for(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nothing_that_could_be_run_is_no_success(tmp_path, mirror, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     part = tmp_path / "hub"
@@ -399,6 +406,7 @@ def test_nothing_that_could_be_run_is_no_success(tmp_path, mirror, monkeypatch, 
     assert said.out.count("not run: all cells: ") == len(KNOWN)
 
 
+@pytest.mark.slow
 def test_one_checkpoint_as_path_needs_its_name(made, capsys):
     directories, _ = made
     assert command.main(["--path", str(directories[QWEN[0]])]) == 2

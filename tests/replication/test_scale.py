@@ -92,6 +92,7 @@ def test_a_scale_with_a_misspelt_key_is_refused(tmp_path, repository):
     assert not (copied / ".scales").exists()
 
 
+@pytest.mark.slow
 def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
     copied = shutil.copytree(repository, tmp_path / "copy")
     (copied / "dvc.lock").write_text("schema: '2.0'\n")
@@ -126,6 +127,7 @@ def test_scale_small_runs_in_the_repository_itself(repository):
     assert workspace("small", repository) == repository
 
 
+@pytest.mark.slow
 def test_an_unknown_scale_is_one_line_and_exit_code_2(repository):
     before = contents(repository)
     done = python("-m", "replication.scale", "smal", "repro", cwd=repository)
@@ -137,6 +139,7 @@ def test_an_unknown_scale_is_one_line_and_exit_code_2(repository):
     assert contents(repository) == before
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_in_one_line(tmp_path, repository):
     copied = shutil.copytree(repository, tmp_path / "copy")
     with alone("smoke", copied):
@@ -158,6 +161,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path, repository):
         pass
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
     script = (
         "import pathlib, subprocess, sys, time\n"

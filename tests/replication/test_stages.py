@@ -142,6 +142,7 @@ def trained(folder, *parts):
 # ------------------------------------------------------------------------------- what they write
 
 
+@pytest.mark.slow
 def test_the_stages_write_what_the_layout_says(built):
     params = parse_params(tiny_params())
     layout = Layout(params)
@@ -173,6 +174,7 @@ def test_each_model_is_evaluated_from_its_own_directory():
     assert job.paths == {3: Path(f"{folder}/seed3"), 5: Path(f"{folder}/seed5")}
 
 
+@pytest.mark.slow
 def test_what_still_follows_is_not_trained_again(built, spoilt, stage):
     """A second run of the stage keeps the model; another seed is added, a dropped one removed."""
     weights = trained(spoilt, "seed0", "model.safetensors")
@@ -190,6 +192,7 @@ def test_what_still_follows_is_not_trained_again(built, spoilt, stage):
     assert [str(p.relative_to(logs)) for p in logs.glob("*/*")] == [f"{RUN}/seed0.json"]
 
 
+@pytest.mark.slow
 def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
     results = spoilt / "results" / "smoke"
     scores = results / "scores" / GROUP / f"{RUN}.json"
@@ -211,6 +214,7 @@ def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
     assert entry["n"] == 20
 
 
+@pytest.mark.slow
 def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     monkeypatch.chdir(spoilt)
     monkeypatch.setattr(sys, "argv", ["tuning", FAMILY])
@@ -227,6 +231,7 @@ def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     assert not {image["bytes"] for image in seen} & {image["bytes"] for image in used}
 
 
+@pytest.mark.slow
 def test_what_is_in_trained_models_is_measured_and_measured_alike(spoilt, stage, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # one process: imports take long
     assert stage(spoilt, "internals", FAMILY)[0] == 0
@@ -251,6 +256,7 @@ def test_what_is_in_trained_models_is_measured_and_measured_alike(spoilt, stage,
     assert path.read_bytes() == first
 
 
+@pytest.mark.slow
 def test_the_cached_outputs_are_the_teacher_s(built):
     layout = _layout(built)
     path = layout.model(FAMILY, "teacher")
@@ -267,6 +273,7 @@ def test_the_cached_outputs_are_the_teacher_s(built):
     torch.testing.assert_close(cached.logits.float(), expected, rtol=2**-8, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_shuffled_teacher_changes_the_run(spoilt, stage):
     before = trained(spoilt, "seed0", "model.safetensors").read_bytes()
     lengths = np.load(data(spoilt, FAMILY, "teacher_outputs", "offsets.npy"))
@@ -518,6 +525,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_bad_input_is_one_clear_line(case, spoilt, stage):
     words, spoil, told = CASES[case]
@@ -532,6 +540,7 @@ def test_bad_input_is_one_clear_line(case, spoilt, stage):
     assert listing(spoilt) == before  # nothing written, not even in part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "changes", "told"),
     [
@@ -627,6 +636,7 @@ def test_scale_paper_begins_nothing_that_cannot_end(tmp_path, monkeypatch, stage
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_can_be_a_local_directory(built, tmp_path, stage):
     params = scale_params("paper")
     params["teacher"][FAMILY]["source"] = str(models(built, "teacher"))
@@ -663,6 +673,7 @@ def test_another_vocabulary_is_refused(changes, told):
         check_teacher(Identity(**common), Identity(**{**common, **changes}))
 
 
+@pytest.mark.slow
 def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, tmp_path):
     params = parse_params(tiny_params())
     student = load_model(models(built, "baseline"))
@@ -747,6 +758,7 @@ def _same(first, second):
     return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
     whole, _ = _fit(built, tmp_path / "whole")
     with pytest.raises(_StopError):
@@ -765,6 +777,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
     assert not scratch.exists()
 
 
+@pytest.mark.slow
 def test_work_that_was_done_is_not_done_again(built, tmp_path, monkeypatch):
     module, log = importlib.import_module("replication.fitting"), tmp_path / "log.json"
     write_json = module.write_json_atomic
@@ -787,6 +800,7 @@ def test_work_that_was_done_is_not_done_again(built, tmp_path, monkeypatch):
     assert [entry["ce"] for entry in found] == [entry["ce"] for entry in history]
 
 
+@pytest.mark.slow
 def test_what_training_took_is_measured(built, tmp_path):
     _, trainer = _fit(built, tmp_path)
     cost = json.loads((tmp_path / "log.json").read_text())["cost"]
@@ -798,6 +812,7 @@ def test_what_training_took_is_measured(built, tmp_path):
     assert cost["peak_memory_bytes"] > 4 * trained
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_settings_is_not_gone_on_from(built, tmp_path):
     with pytest.raises(_StopError):
         _fit(built, tmp_path / "cut", stop_after=5)
@@ -824,6 +839,7 @@ several_cores = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_what_one_by_one_gives():
     jobs = [(2, 5), (3, 3), (10, 2)]
     assert run_all(pow, jobs) == [pow(*job) for job in jobs]
@@ -831,11 +847,13 @@ def test_side_by_side_gives_what_one_by_one_gives():
     assert run_all(pow, []) == []
 
 
+@pytest.mark.slow
 def test_an_error_of_a_job_is_an_error_of_all(tmp_path):
     with pytest.raises(InputError, match="missing"):
         run_all(load_params, [(tmp_path / "missing",), (tmp_path / "missing",)])
 
 
+@pytest.mark.slow
 @several_cores
 def test_the_first_error_stops_the_others():
     started = time.monotonic()

@@ -311,6 +311,7 @@ def test_the_unanswerable_asks_for_what_is_not_there(seed):
     assert not there & set(question.text.rstrip("?").split())
 
 
+@pytest.mark.slow
 def test_every_fixed_phrase_is_one_of_a_question():
     rng = np.random.default_rng(0)
     said = ""
@@ -408,6 +409,7 @@ def test_drills_name_every_option_with_its_letter(seed):
         assert sorted(f"{letter}. {option}" for option, letter in said) == sorted(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CHATS))
 def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
     """At the start of an answer and after a space alike."""
@@ -441,6 +443,7 @@ def test_a_word_that_is_only_ever_an_answer_is_one_token_where_answers_stand():
     assert build_tokenizer("qwen2_vl", said, 512).tokenize("unanswerable") == ["unanswerable"]
 
 
+@pytest.mark.slow
 def test_small_models_are_the_real_classes_in_ordinary_directories(tmp_path, small, conversations):
     model = small.model(5).eval()
     model.save_pretrained(tmp_path)
@@ -482,6 +485,7 @@ def test_images_are_never_resized(small):
         assert made.shape == (1, 3, SIZE, SIZE)
 
 
+@pytest.mark.slow
 def test_a_tower_learns_cells_and_is_taken_over(tmp_path, small, conversations):
     """Pretrained on what is in every cell and where, saved, and put into another model."""
     table = pq.read_table(conversations)
@@ -564,6 +568,7 @@ def test_cells_hold_what_the_scene_holds():
     assert named == {(t.row, t.column): t.name for t in scene.things}
 
 
+@pytest.mark.slow
 def test_the_training_set_is_the_same_whatever_the_workers(tmp_path, world):
     small = dataclasses.replace(world, train=1100)
     for workers in (1, 2):
@@ -584,6 +589,7 @@ def benchmark_files(tmp_path_factory):
     return folder, scenes
 
 
+@pytest.mark.slow
 def test_evaluation_and_training_share_no_scene(benchmark_files, conversations):
     trained = set(pq.read_table(conversations)["scene"].to_pylist())
     for scenes in benchmark_files[1].values():
@@ -615,6 +621,7 @@ def official_text(name, doc):
     return config["doc_to_text"](doc, config["lmms_eval_specific_kwargs"]["default"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmstar", "mmmu", "ai2d"])
 def test_training_turns_are_the_official_choice_prompts(benchmark_files, name):
     for doc in pq.read_table(benchmark_files[0] / f"{name}.parquet").to_pylist():
@@ -632,6 +639,7 @@ def test_training_turns_are_the_official_choice_prompts(benchmark_files, name):
         assert choice_prompt(CHOICES[name], question, options) == official
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OPEN))
 def test_training_turns_are_the_official_open_prompts(benchmark_files, name):
     seen = 0
@@ -646,6 +654,7 @@ def test_training_turns_are_the_official_open_prompts(benchmark_files, name):
     assert seen
 
 
+@pytest.mark.slow
 def test_pope_asks_for_what_is_popular_or_goes_together(benchmark_files):
     rows = pq.read_table(benchmark_files[0] / "pope.parquet").to_pylist()
     assert [row["answer"] for row in rows] == ["yes", "no"] * (len(rows) // 2)
@@ -657,6 +666,7 @@ def test_pope_asks_for_what_is_popular_or_goes_together(benchmark_files):
     assert len(set(popular)) < len(set(chosen))
 
 
+@pytest.mark.slow
 def test_absent_things_are_absent_and_adversarial_ones_share_most(benchmark_files):
     """The scenes are drawn again, apart from the rows."""
     rows = pq.read_table(benchmark_files[0] / "pope.parquet").to_pylist()
@@ -674,6 +684,7 @@ def test_absent_things_are_absent_and_adversarial_ones_share_most(benchmark_file
             assert shared[no] == max(shared.values())
 
 
+@pytest.mark.slow
 def test_hallusionbench_edits_turn_the_answer(benchmark_files):
     rows = pq.read_table(benchmark_files[0] / "hallusionbench.parquet").to_pylist()
     for first, second in zip(rows[::2], rows[1::2], strict=True):
@@ -685,6 +696,7 @@ def test_hallusionbench_edits_turn_the_answer(benchmark_files):
     assert {row["gt_answer"] for row in rows[::2]} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_mme_asks_twice_about_each_image(benchmark_files):
     rows = pq.read_table(benchmark_files[0] / "mme.parquet").to_pylist()
     for first, second in zip(rows[::2], rows[1::2], strict=True):
@@ -699,6 +711,7 @@ def test_an_odd_number_of_paired_questions_is_refused(tmp_path):
         write_benchmark("mme", tmp_path / "x", split="evaluation", count=7, seed=4, world=WORLD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vqav2", "textvqa", "vizwiz"])
 def test_ten_annotators_mostly_agree(benchmark_files, name):
     partly = 0
@@ -718,6 +731,7 @@ OFFICIAL = {
 POST = "\nAnswer with the option's letter from the given choices directly."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(OFFICIAL))
 def test_training_prompts_are_the_official_prompts(benchmark_files, name):
     """What a benchmark's question asks is what the training turn of that style would ask."""
@@ -740,6 +754,7 @@ def test_training_prompts_are_the_official_prompts(benchmark_files, name):
         assert choice_prompt(style, question, options) == official
 
 
+@pytest.mark.slow
 def test_benchmarks_read_as_pictures(benchmark_files):
     import datasets
 

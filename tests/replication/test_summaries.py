@@ -50,6 +50,7 @@ def test_printed_effects_are_those_worked_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_effects_are_those_of_the_score_files_and_of_the_claim(root):
     found = cells(build(root, "effects"))
     assert list(found)[:3] == [("GDKD",), ("RCKA",), ("IB",)]

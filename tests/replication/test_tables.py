@@ -335,6 +335,7 @@ def test_points_are_no_percent_and_enter_no_average(tmp_path):
     assert "MME: points (of 2,000)" in found.markdown()
 
 
+@pytest.mark.slow
 def test_rows_of_our_own_may_be_teacher_and_baseline(root):
     found = tables.build_table("table5", root, "small")
     assert [row["run"] for row in found.data["rows"]] == [
@@ -355,6 +356,7 @@ def test_a_table_of_our_own_says_so_and_marks_no_row(root):
     assert row_of(found, "shuffled_int4")["cells"]["Avg"]["reported"] is None
 
 
+@pytest.mark.slow
 def test_a_pair_is_drawn_once_for_all_tables(root):
     alone = {
         name: tables.build_table(name, root, "small").json() for name in ("table4", "controls")

@@ -127,6 +127,7 @@ WORSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(WORSE))
 def test_a_worse_model_contradicts_the_claim(tmp_path, name, capsys, monkeypatch):
     root = write_results(tmp_path, {**GOOD, **WORSE[name]}, seed=5, n=600)
@@ -193,6 +194,7 @@ def test_results_within_the_band_are_reproduced(tmp_path):
     assert parts["C03.qwen2_vl"].status is Status.REPRODUCED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "baseline", "difference", "value"),
     [
@@ -226,6 +228,7 @@ def test_smoke_scale_shows_numbers_and_judges_none_of_them(tmp_path):
 # --- the command
 
 
+@pytest.mark.slow
 def test_claims_json_is_complete_and_deterministic(good, tmp_path):
     paths = [tmp_path / "one.json", tmp_path / "two.json"]
     for path in paths:
@@ -258,6 +261,7 @@ def test_every_claim_is_one_plain_line_when_piped(good, capsys):
     assert "band [+0.8, +9.8]" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [60, 80, 120, 240])
 def test_lines_fit_the_terminal(good, width):
     stream = io.StringIO()
@@ -323,6 +327,7 @@ def test_verdicts_on_an_unknown_scale_are_refused(tmp_path):
         verify.verify(tmp_path, "big")
 
 
+@pytest.mark.slow
 def test_the_module_runs_as_a_command(good):
     start = time.monotonic()
     done = subprocess.run(
