@@ -153,6 +153,21 @@ class Objective(TrainerCallback, ExportableState):
             self.controller.load_state_dict(attributes["saved_controller"])
 
 
+class NoInputGradients(TrainerCallback):
+    """Takes off what gradient checkpointing has put on: hooks that make the output of every
+    embedding require a gradient, that of the frozen tower's patches too.
+
+    Without re-entrant checkpoints only adapters on a frozen model need them; here backward would
+    go through the whole tower, for gradients that nothing uses.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        """After the library has enabled checkpointing, before the first step."""
+        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if args.gradient_checkpointing and not reentrant:
+            model.disable_input_require_grads()
+
+
 class EpochLengthGroupedSampler(LengthGroupedSampler):
     """Groups samples of similar length; the order follows from the seed and the epoch alone."""
 
@@ -267,6 +282,7 @@ class GraceTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss below divides by the global token count
         self.method = method
         self.teacher = teacher
+        self.add_callback(NoInputGradients())
         self.objective: Objective | None = None
         if method.distillation is not None:
             self.objective = Objective(method.distillation)

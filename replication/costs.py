@@ -21,7 +21,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from grace.distillation._common import WORKSPACE_BYTES
 from grace.distillation.gated import BUFFERS
@@ -55,12 +54,11 @@ class Shape:
     """A vision-language model as the formulas see it; counts are of weights, tied ones once.
 
     linears: matrices of the decoder layers, without biases; last_linears: those of them whose
-    product ends a layer. projector: matrices applied to every visual token. tower_blocks,
-    tower_last: the same two of the tower's layers, applied to every patch, and tower_embedding that
-    of the patches. patches: a visual token is made of so many, token_pixels: of so many pixels.
-    image_tokens: visual tokens of an image where all come to one size, else 0. extra_patches: an
-    image's positions in the tower that become no visual token. tower_read: the tower's layers that
-    lead to what is read of it, where it gives access to its embeddings, else 0.
+    product ends a layer. projector: matrices applied to every visual token. tower_blocks: those of
+    the tower's layers, applied to every patch, and tower_embedding that of the patches. patches: a
+    visual token is made of so many, token_pixels: of so many pixels. image_tokens: visual tokens of
+    an image where all come to one size, else 0. extra_patches: an image's positions in the tower
+    that become no visual token.
     """
 
     name: str
@@ -79,10 +77,8 @@ class Shape:
     projector: int
     tower_parameters: int
     tower_blocks: int
-    tower_last: int
     tower_embedding: int
     tower_layers: int
-    tower_read: int
     tower_width: int
     patches: int
     token_pixels: int
@@ -111,7 +107,6 @@ class Shape:
         ]
         layers = getattr(vision, "depth", None) or vision.num_hidden_layers
         side = vision.patch_size * (vision.spatial_merge_size if merged else 1)
-        read = layers + 1 + getattr(config, "vision_feature_layer", -1)
         return cls(
             name=name or config.model_type,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -134,12 +129,10 @@ class Shape:
             ),
             tower_parameters=sum(parameter.numel() for parameter in tower.values()),
             tower_blocks=sum(tower[name].numel() for name in blocks),
-            tower_last=sum(tower[name].numel() for name in blocks if name.endswith("fc2.weight")),
             tower_embedding=sum(
                 tower[name].numel() for name in patches if name.endswith(".weight")
             ),
             tower_layers=layers,
-            tower_read=read if _has_embeddings(model.get_submodule(family.vision_tower)) else 0,
             tower_width=getattr(vision, "embed_dim", None) or vision.hidden_size,
             patches=vision.spatial_merge_size**2 if merged else 1,
             token_pixels=side**2,
@@ -174,18 +167,6 @@ class Shape:
     def scales(self, group_size: int | str) -> int:
         """Learned scales of the fake-quantized decoder, one for a group of input features."""
         return self.linears // (self.hidden if group_size == "row" else int(group_size))
-
-
-def _has_embeddings(tower: nn.Module) -> bool:
-    """Whether `enable_input_require_grads` finds embeddings in the tower."""
-    for module in tower.modules():
-        if isinstance(module, PreTrainedModel):
-            try:
-                module.get_input_embeddings()
-                return True
-            except NotImplementedError:
-                continue
-    return False
 
 
 def _weights(model: Any, names: list[str]) -> int:
@@ -261,17 +242,14 @@ def step_flops(
     checkpointing: bool = False,
     attention: str = "fused",
 ) -> dict[str, float]:
-    """Operations of a micro-batch of training, by part: forward, backward, recompute, tower,
-    teacher and rcka.
+    """Operations of a micro-batch of training, by part: forward, backward, recompute, teacher and
+    rcka.
 
     backward: a linear's is two products of its forward's size; that of attention two, and two and a
     half where a fused kernel makes the scores again (arXiv 2205.14135, appendix B). recompute:
     under gradient checkpointing every decoder layer once more. It stops at the last tensor that
     backward needs, which spares a plain linear's product at the end of a layer, but not a
-    fake-quantized one's. tower: what the frozen tower adds to its forward pass. Nothing without
-    checkpointing; with it transformers has every embedding's output require a gradient, the
-    patches' too (`enable_input_require_grads`; not Qwen3-VL's), and so backward goes through the
-    tower's layers.
+    fake-quantized one's. The frozen tower has a forward pass alone.
     rcka: the Gram matrices n² d of `cka`, and the student's once more for each of the two factors
     in backward.
     """
@@ -284,19 +262,12 @@ def step_flops(
         "forward": sum(forward.values()),
         "backward": 2 * trained + forward["attention"] * attended,
         "recompute": 0.0,
-        "tower": 0.0,
         "teacher": 0.0,
         "rcka": 0.0,
     }
     if checkpointing:
         spared = 0 if quantized else 2 * student.last_linears * load.positions
         found["recompute"] = forward["linears"] + forward["attention"] - spared
-        products = 2 * (2 * student.tower_blocks - student.tower_last)
-        read = student.tower_read / student.tower_layers
-        found["tower"] = read * (
-            products * _patches(student, load) * load.sequences
-            + (1 + attended) * forward["tower_attention"]
-        )
     if teacher is not None:
         found["teacher"] = sum(forward_flops(teacher, load).values())
         if relational:
@@ -520,9 +491,6 @@ def rank_memory(
     )
     kept = layer_bytes(student, load, autocast=precision.autocast, attention=attention)
     inputs = student.layers * 4 * student.hidden * load.positions
-    if checkpointing:  # gradients go through the tower, see `step_flops`
-        tower = student.tower_read * student.tower_width * _patches(student, load)
-        inputs += precision.bytes * tower * load.sequences
     found = {**state}
     found["activations"] = inputs + kept if checkpointing else student.layers * kept
     found["casts"] = 0.0

@@ -106,11 +106,11 @@ def operations(params: Params, resources: Resources) -> str:
         moved = traffic_bytes(student, load, teacher=teacher, quantized=True, checkpointing=True)
         times = {name: device.seconds(count) for name, count in flops.items()}
         times |= {name: device.seconds(0, count) for name, count in moved.items()}
-        parts = ("forward", "backward", "recompute", "tower", "teacher", "fake_quant", "vocabulary")
+        parts = ("forward", "backward", "recompute", "teacher", "fake_quant", "vocabulary")
         cells = [f"{1e3 * times[part] / load.sequences:,.0f}" for part in parts]
         alone = device.seconds(0, moved["fake_quant"]) / device.seconds(sum(flops.values()))
         rows.append((student.name, f"{load.tokens:.0f}", *cells, f"{100 * alone:.0f} %"))
-    head = ("student", "tokens", "forward", "backward", "recompute", "tower's backward", "teacher",
+    head = ("student", "tokens", "forward", "backward", "recompute", "teacher",
             "fake quantization", "vocabulary", "fake quantization / products")  # fmt: skip
     return _markdown(head, rows)
 

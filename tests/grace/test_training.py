@@ -422,6 +422,7 @@ def test_a_broken_teacher_is_dropped_and_counted(tmp_path, make_model, dataset, 
     assert all(math.isfinite(value) for value in log.values())
 
 
+@pytest.mark.slow
 def test_a_broken_student_stops_the_run(tmp_path, make_model, dataset):
     model = make_model(1)
     with torch.no_grad():
@@ -446,6 +447,28 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, dataset, t
         found.append(weights_after(trainer))
     for key, value in found[0].items():
         torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_leaves_the_tower_alone(tmp_path, make_model, dataset, reentrant):
+    """Nothing of the frozen tower is part of the backward pass, though the library asks for it;
+    re-entrant checkpoints need what it asks for."""
+    model = make_model(1)
+    seen = []
+    model.model.visual.blocks[0].register_forward_hook(
+        lambda module, given, found: seen.append(found.requires_grad)
+    )
+    trainer = build(
+        tmp_path,
+        model,
+        dataset,
+        method_of("sft"),
+        max_steps=1,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+    )
+    trainer.train()
+    assert seen and any(seen) == reentrant
 
 
 @pytest.mark.slow
