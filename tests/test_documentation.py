@@ -85,6 +85,7 @@ def test_every_public_name_says_what_it_is():
     assert without == UNDOCUMENTED
 
 
+@pytest.mark.slow
 def test_arrays_have_their_shapes_written():
     def arrays(item):
         given = [item.annotation] if isinstance(item, griffe.Attribute) else [
@@ -303,6 +304,7 @@ def test_settings_exist(path):
 # -------------------------------------------------------------------------------------- equations
 
 
+@pytest.mark.slow
 def test_every_equation_has_a_function_and_a_test():
     text = text_of(ROOT / "docs" / "method.md")
     rows = re.findall(r"(?m)^\| ([\d–, ]+) \|[^|]*\| ([^|]*) \| ([^|]*) \|$", text)

@@ -393,6 +393,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(case, tmp_path):
         ends.assert_mends(state, when)
 
 
+@pytest.mark.slow
 def test_every_state_that_a_kill_leaves(case, tmp_path):
     ends = Ends.of(case, tmp_path / "world")
     put(ends.folder, ends.old)

@@ -10,6 +10,8 @@ from grace.generation import generate
 from grace.int4 import pack
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 12
 
 
@@ -78,7 +80,6 @@ def models(small):
     return {"float32": plain, "fake-quantized": fake, "packed": packed}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("form", ["float32", "fake-quantized", "packed"])
 def test_neither_threads_nor_batch_change_an_answer(small, conversations, form):
     model = models(small)[form]

@@ -85,12 +85,14 @@ def moved(model, before):
     return any(not torch.equal(v, before[n]) for n, v in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch_of_one(tmp_path, small, teacher, data, method):
     model, before, _ = train(tmp_path, small, teacher, data, method, batch_size=1)
     assert moved(model, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_no_image_in_any_batch(tmp_path, small, teacher, data, method):
     """The relational term is zero, the others are what they are."""
@@ -118,6 +120,7 @@ def test_images_whose_conversations_have_no_valid_token(tmp_path, small, teacher
         assert beside[0]["gdkd"] == pytest.approx(alone[0]["gdkd"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_all_labels_masked(tmp_path, small, teacher, data, method):
     """Nothing to learn from is a loss of zero, not of 0 / 0, and for plain training no step."""

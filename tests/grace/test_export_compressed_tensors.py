@@ -76,6 +76,7 @@ def test_the_first_forward_pass_unpacks_by_itself(family, conversations, tmp_pat
     assert_same_answers(model, loaded, question(small, model, conversations))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_another_dtype_keeps_codes_and_scales(small, tmp_path, dtype):
     """Codes come from the float32 weights; the product is rounded once."""

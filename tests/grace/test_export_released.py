@@ -239,6 +239,7 @@ def test_llava_in_its_original_layout(family, tmp_path, kind):
         save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_exports(family, tmp_path):
     """Packed codes go through unchanged; learned float32 scales have to be rounded, if asked."""
     small = family("qwen2_vl")

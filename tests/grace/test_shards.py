@@ -183,6 +183,7 @@ def test_one_batch_mixes_them_all(scene):
             assert torch.allclose(together[batch["token_rows"] == index], alone, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_trainer_takes_them_unchanged(qwen):
     data = qwen.data()
     arguments = TrainingArguments(
@@ -223,6 +224,7 @@ def test_a_cut_keeps_the_last_answer_that_fits(labels, max_length):
     assert (labels[max(kept, 1) : max_length] == IGNORE_INDEX).all()
 
 
+@pytest.mark.slow
 def test_truncation_never_cuts_an_image(scene):
     """Every length there is, against the definition, image by image."""
     wholes = [scene.data()[index] for index in range(len(scene.records))]
@@ -406,6 +408,7 @@ def test_one_counts_while_the_others_wait(qwen, monkeypatch):
     assert len(counted) == 1
 
 
+@pytest.mark.slow
 def test_counting_in_processes_changes_nothing(qwen, monkeypatch):
     alone = qwen.data()
     monkeypatch.setattr("grace.shards._ALONE", 1)

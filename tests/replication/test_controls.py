@@ -82,6 +82,7 @@ def statuses(root, name):
 # --- C03: the falsifier stated in review
 
 
+@pytest.mark.slow
 def test_c03_a_model_made_worse_on_purpose_is_contradicted(copy):
     assert statuses(copy, "C03")[FAMILY] is HOLDS
     make(copy, {**ALL, "grace_int4": 0.57})
@@ -143,6 +144,7 @@ def test_r01_and_r02_hold_and_exchanged_labels_are_caught(copy):
         assert claim.failed
 
 
+@pytest.mark.slow
 def test_one_model_under_two_names_is_remarked(copy):
     relabel(copy, "grace_bf16", "grace_int4")
     _, parts = judged(copy, "R01")
@@ -153,10 +155,12 @@ def test_one_model_under_two_names_is_remarked(copy):
 # --- R03: the shuffled teacher
 
 
+@pytest.mark.slow
 def test_r03_a_shuffled_teacher_that_does_not_help_holds(good):
     assert statuses(good, "R03") == {"no_gain": HOLDS, "shuffled": HOLDS}
 
 
+@pytest.mark.slow
 def test_r03_an_unshuffled_teacher_labelled_shuffled_is_caught(copy):
     relabel(copy, "grace_int4", "shuffled_int4")
     claim, parts = judged(copy, "R03")
@@ -166,6 +170,7 @@ def test_r03_an_unshuffled_teacher_labelled_shuffled_is_caught(copy):
     assert claim.failed
 
 
+@pytest.mark.slow
 def test_r03_it_is_caught_where_grace_gains_nothing_too(copy):
     make(copy, {**ALL, "grace_int4": ALL["qat_int4"]})
     relabel(copy, "grace_int4", "shuffled_int4")
@@ -175,6 +180,7 @@ def test_r03_it_is_caught_where_grace_gains_nothing_too(copy):
 # --- R04: the sweep, and whether beta settles
 
 
+@pytest.mark.slow
 def test_r04_equal_runs_hold_and_a_run_that_stands_out_is_contradicted(copy):
     for name in SWEEP:
         relabel(copy, "grace_int4", f"grace_int4_{name}")
@@ -329,6 +335,7 @@ def rewrite(root, run, columns, right):
 # --- R08: bits
 
 
+@pytest.mark.slow
 def test_r08_holds_where_it_was_made_to(good):
     found = statuses(good, "R08")
     assert {found[f"breaks.{name}"] for name in ("rtn_int2", "awq_int2")} == {HOLDS}
@@ -337,6 +344,7 @@ def test_r08_holds_where_it_was_made_to(good):
     assert found["quantized.grace_int2"] is HOLDS
 
 
+@pytest.mark.slow
 def test_r08_a_quantizer_that_does_nothing_is_noticed(copy):
     relabel(copy, "baseline", "rtn_int2")
     relabel(copy, "grace_bf16", "grace_int2")
@@ -376,6 +384,7 @@ def measure(root, name, values, n=400):
     )
 
 
+@pytest.mark.slow
 def test_c11_is_decided_by_its_measurement(tmp_path):
     assert set(statuses(tmp_path, "C11").values()) == {NOT_RUN}
     rng = np.random.default_rng(3)

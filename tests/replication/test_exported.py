@@ -195,6 +195,7 @@ def test_the_claim_holds_when_every_family_is_deployed_as_trained(monkeypatch, t
     assert found.values["agreement"].point == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answers", "part"),
     [

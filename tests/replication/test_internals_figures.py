@@ -188,6 +188,7 @@ def test_the_caption_claims_what_the_interval_allows(module, gain, told, tmp_pat
     assert ("nothing more may be inferred" in caption) == (gain[1] <= 0 <= gain[2])
 
 
+@pytest.mark.slow
 def test_similarity_is_what_was_measured(tmp_path):
     content = measured(tmp_path)
     figure = similarity.draw(tmp_path, "small", FAMILY)

@@ -221,6 +221,7 @@ def test_one_of_two_processes_killed(make, whole, wrapper):
     assert not any("log_scale" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_accelerate_launches_it(whole, wrapper):
     workspace = whole(wrapper)

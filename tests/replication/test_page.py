@@ -361,6 +361,7 @@ def test_a_missing_file_names_the_stage(tmp_path):
         build(root, "large")
 
 
+@pytest.mark.slow
 def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     root = make_root(tmp_path)
     (root / "results/small/world.json").unlink()

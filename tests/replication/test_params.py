@@ -220,6 +220,7 @@ def test_scale_paper_lacks_nothing(path, told):
     assert told in refused(changed(path, base=scale_params("paper")))
 
 
+@pytest.mark.slow
 def test_scale_paper_is_the_published_set_up():
     params = parse_params(scale_params("paper"))
     train = params.train

@@ -98,6 +98,7 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------- round to nearest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_rtn_is_the_textbook_s(source, made, bits):
     path, record = made("rtn", bits)
@@ -191,6 +192,7 @@ def test_a_row_can_be_a_group(source, calibration, tmp_path):
 # -------------------------------------------------------------------------------------- calibration
 
 
+@pytest.mark.slow
 def test_the_draw_is_of_training_conversations_with_an_image(
     source, conversations, processor, tmp_path
 ):
@@ -223,6 +225,7 @@ def test_the_draw_is_of_training_conversations_with_an_image(
         Calibration(tmp_path / "mixed.parquet", 25, 0).draw(processor, config)
 
 
+@pytest.mark.slow
 def test_batches_hold_what_the_model_takes(source, calibration, processor):
     model = load_model(source)
     batches = list(calibration.draw(processor, model.config).batches(model))
@@ -254,6 +257,7 @@ def inputs_of(model, names, batches) -> dict[str, torch.Tensor]:
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_errs_less_than_rounding_to_the_same_grid(source, made, calibration, processor, bits):
     """|X (W - W^)^T|² on the calibration activations, which is what GPTQ minimizes. The first
@@ -357,6 +361,7 @@ def test_awq_smooths_without_changing_the_function(family, conversations, tmp_pa
         assert error < 0.5
 
 
+@pytest.mark.slow
 def test_awq_errs_less_than_round_to_nearest(source, made, calibration, processor):
     """On what it is calibrated on, the logits at 3 bits."""
     plain = load_model(source).eval()
@@ -388,6 +393,7 @@ NORMAL_FLOAT = np.array(
 )
 
 
+@pytest.mark.slow
 def test_nf4_is_the_nearest_of_sixteen_values(source, made):
     path, record = made("nf4", 4)
     before, after = weights(source), weights(path)
@@ -405,6 +411,7 @@ def test_nf4_is_the_nearest_of_sixteen_values(source, made):
     assert "calibration" not in record
 
 
+@pytest.mark.slow
 def test_llm_int8_is_evaluated_with_its_own_modules(source, made):
     """The directory loads, through the path that evaluates it, with int8 linears in the decoder
     and nowhere else, and they compute what arXiv 2208.07339 says."""
@@ -448,6 +455,7 @@ def test_llm_int8_is_evaluated_with_its_own_modules(source, made):
 # ---------------------------------------------------------------------------------------- bad input
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "bits", "text"),
     [
@@ -476,6 +484,7 @@ def test_every_method_has_its_bit_widths():
                     check_method(method, bits)
 
 
+@pytest.mark.slow
 def test_bad_directories_and_data_are_refused(source, conversations, calibration, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match=r"nowhere.* does not exist"):
@@ -602,6 +611,7 @@ def test_the_stage_writes_a_model_and_a_record(workspace, source, monkeypatch, c
     assert digest(workspace.model("drawn_ptq", "gptq_int3")) == digest(tmp_path / "direct")
 
 
+@pytest.mark.slow
 def test_the_stage_refuses_what_is_missing(workspace, monkeypatch, capfd):
     code, text = run(monkeypatch, capfd, "drawn_pt")
     assert code == 2

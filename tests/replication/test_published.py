@@ -51,6 +51,7 @@ def test_an_array_is_read_as_json_reads_it(scratch, array, chunk, pretty, around
         assert list(read_records(scratch)) == array
 
 
+@pytest.mark.slow
 @given(st.lists(JSON, max_size=4), st.data())
 def test_a_torn_array_is_refused(scratch, array, data):
     text = json.dumps(array)
@@ -503,6 +504,7 @@ def test_a_shard_of_another_size_is_refused(tmp_path):
         rows(target)
 
 
+@pytest.mark.slow
 def test_shards_are_mapped_not_read(tmp_path):
     before = pa.total_allocated_bytes()
     target = build(

@@ -466,6 +466,7 @@ def test_two_processes_give_what_one_gives(request_of, tmp_path):
     assert files == {f"{name}.{kind}" for name in names for kind in ("json", "parquet")}
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 30))
 def test_shares_partition_the_batches(world, batch_size, count):
     """No question is left out or asked twice, and every batch is one of a single process."""

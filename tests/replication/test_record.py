@@ -467,6 +467,7 @@ def test_the_command_refuses_with_one_line(here, capsys, tmp_path):
         record.main(["--import", "a", "--evaluate", "b"])
 
 
+@pytest.mark.slow
 def test_recordings_are_what_they_say(finished, here):
     target = record.import_recording(finished, here)
     shutil.copytree(target.parent, here / "recorded" / "other-device")
@@ -501,6 +502,7 @@ def shown(tmp_path_factory, finished):
     return plain, bare, both, recording
 
 
+@pytest.mark.slow
 def test_without_recordings_nothing_changes(shown):
     plain, bare, _, _ = shown
     for form in ("json", "markdown", "csv", "tex"):
@@ -508,6 +510,7 @@ def test_without_recordings_nothing_changes(shown):
         assert "recorded" not in getattr(plain, form)()
 
 
+@pytest.mark.slow
 def test_measured_numbers_stay_beside_recorded_ones(shown):
     plain, _, both, recording = shown
     own = tables.build_table("table4", recording.results.results, "small")
@@ -528,6 +531,7 @@ def test_measured_numbers_stay_beside_recorded_ones(shown):
             assert found["evidence"] == ("recorded" if row["run"] in RUNS else "not run")
 
 
+@pytest.mark.slow
 def test_every_form_shows_them(shown):
     _, _, both, recording = shown
     (told,) = both.data["recordings"]
@@ -565,6 +569,7 @@ def test_every_form_shows_them(shown):
             assert one[f"recorded_{SLUG}"] == one[f"recorded_{SLUG}_n"] == "not recorded"
 
 
+@pytest.mark.slow
 def test_a_row_that_was_only_recorded_says_so(tmp_path, shown):
     recorded = shown[3].results.results.parent
     table = tables.build_table("table4", tmp_path, "small", recorded)
@@ -574,6 +579,7 @@ def test_a_row_that_was_only_recorded_says_so(tmp_path, shown):
     assert "Measured at scale small" in text
 
 
+@pytest.mark.slow
 def test_retention_tables_show_them(shown, tmp_path):
     recorded = shown[3].results.results.parent
     built = tables.build_tables(tmp_path, "small", recorded)

@@ -10,6 +10,7 @@ from replication.scale import ROOT
 from replication.scaling import AXES, OUT
 
 
+@pytest.mark.slow
 def test_the_document_is_current():
     measured = json.loads((ROOT / OUT).read_text())
     text = DOCUMENT.read_text()

@@ -596,6 +596,7 @@ def test_a_missing_parameter_file(tmp_path, stage):
     assert "params.yaml" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

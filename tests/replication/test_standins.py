@@ -115,6 +115,7 @@ def test_objects_are_where_the_scene_says(seed):
         assert drawn == any(thing.color == color for thing in scene.shapes)
 
 
+@pytest.mark.slow
 @given(SEEDS)
 def test_diagrams_are_clean_and_label_every_shape(seed):
     scene = scene_of(seed, kind="diagram")
@@ -371,6 +372,7 @@ def test_choices_keep_their_share_and_every_style_is_trained():
         assert sum(text.endswith(mark) for text in opened) / len(opened) > 0.1
 
 
+@pytest.mark.slow
 def test_the_training_set_has_every_kind_of_image(tmp_path, world):
     write_training_set(tmp_path / "t.parquet", dataclasses.replace(world, train=300), workers=1)
     records = pq.read_table(tmp_path / "t.parquet").to_pylist()

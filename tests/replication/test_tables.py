@@ -107,6 +107,7 @@ def test_a_run_that_is_missing_is_not_run_everywhere(table):
             assert one["measured"] == one["n"] == one["delta_measured"] == "not run"
 
 
+@pytest.mark.slow
 def test_no_results_at_all_still_make_a_table(tmp_path):
     for name in reported.load_tables().tables:
         empty = tables.build_table(name, tmp_path, "small")

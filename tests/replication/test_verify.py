@@ -143,6 +143,7 @@ def test_a_worse_model_contradicts_the_claim(tmp_path, name, capsys, monkeypatch
     assert name in data["failed"]
 
 
+@pytest.mark.slow
 def test_baseline_and_run_exchanged_is_noticed(tmp_path):
     swapped = {**GOOD, "baseline": GOOD["grace_int4"], "grace_int4": GOOD["baseline"]}
     claims, parts = judged(write_results(tmp_path, swapped, seed=5, n=600))
@@ -151,6 +152,7 @@ def test_baseline_and_run_exchanged_is_noticed(tmp_path):
     assert claims["C04"].status is Status.CONTRADICTED
 
 
+@pytest.mark.slow
 def test_teacher_and_student_exchanged_is_noticed(tmp_path):
     swapped = {**GOOD, "teacher": GOOD["baseline"], "baseline": GOOD["teacher"]}
     claims, _ = judged(write_results(tmp_path, swapped, seed=5, n=600))
@@ -158,6 +160,7 @@ def test_teacher_and_student_exchanged_is_noticed(tmp_path):
     assert claims["C04"].status is Status.INCONCLUSIVE  # there is no gap to close
 
 
+@pytest.mark.slow
 def test_a_known_deviation_is_printed_and_does_not_fail(tmp_path, monkeypatch, capsys):
     raw = raw_ledger()
     for claim in raw["claims"]:
@@ -187,6 +190,7 @@ def at_full_scale(tmp_path, run, baseline=0.62):
     return write_results(tmp_path, pair, seed=6, n=6000, scale="paper", standin=False)
 
 
+@pytest.mark.slow
 def test_results_within_the_band_are_reproduced(tmp_path):
     _, parts = judged(at_full_scale(tmp_path, 0.775, 0.716), "paper")
     assert parts["C02.difference"].status is Status.REPRODUCED
@@ -215,6 +219,7 @@ def test_results_that_violate_a_band_are_not(tmp_path, run, baseline, difference
     assert verify.main(["--results", str(tmp_path), "--scale", "paper"]) == int(anything)
 
 
+@pytest.mark.slow
 def test_smoke_scale_shows_numbers_and_judges_none_of_them(tmp_path):
     root = write_results(tmp_path, {**GOOD, **WORSE["C02"]}, seed=5, n=60, scale="smoke")
     claims, parts = judged(root, "smoke")
