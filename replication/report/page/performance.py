@@ -12,11 +12,11 @@ from replication.report.page.sources import Node, absent, quoted
 PERFORMANCE = "results/performance/performance.json"
 _HEADS = (
     "Against",
-    "ms",
-    "Its ms",
+    "Ours, ms",
+    "Theirs, ms",
     "Time × [least, greatest]",
-    "Peak, MiB",
-    "Its peak, MiB",
+    "Ours, MiB",
+    "Theirs, MiB",
     "Memory ×",
 )
 _MS, _MIB = 1e3, 2.0**-20
@@ -25,10 +25,10 @@ _MS, _MIB = 1e3, 2.0**-20
 def bounds_grid(report: Node) -> Grid:
     """What was promised of every part, and what was found."""
     rows = []
-    for part in report["parts"]:
-        for one in part["bounds"]:
+    for name in TITLES:
+        for one in report["parts"][name]["bounds"] if name in report["parts"] else ():
             ends = [one[end].value for end in ("low", "median", "high")]
-            found = quoted(one["median"], f"{ends[1]:.3g}")
+            found = quoted(one["median"], f"{ends[1]:.3g}", pad="range")
             if ends[0] != ends[2]:
                 text = f"{ends[1]:.3g} [{ends[0]:.3g}, {ends[2]:.3g}]"
                 found = quoted(one, text, "median", "low", "high")
