@@ -2,8 +2,8 @@
 
 import fnmatch
 import os
-import shutil
 import sys
+import tempfile
 import zlib
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -122,14 +122,13 @@ def _run(names: list[str], workers: int) -> None:
 
 def _child(package: Package, task: str, names: list[str], workers: int, answer: Any) -> None:
     decorated.install()
-    # The tests' folders of temporary files, away from those of other runs.
-    temporary = package.folder / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    os.environ["TMPDIR"] = str(temporary)
     _enter(package)
     if task == "run":
-        _run(names, workers)
-    elif task == "generate":
+        # The tests' temporary files, away from those of other runs.
+        with tempfile.TemporaryDirectory(dir=package.folder) as folder:
+            os.environ["TMPDIR"] = tempfile.tempdir = folder
+            _run(names, workers)
+    else:
         from mutmut import __main__ as mutmut
 
         Path("mutants").mkdir(exist_ok=True)
@@ -137,7 +136,6 @@ def _child(package: Package, task: str, names: list[str], workers: int, answer: 
             mutmut.copy_src_dir()
             mutmut.create_mutants(workers)
     answer.send(_read())
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _ask(package: Package, task: str, names: list[str], workers: int) -> list[Found]:
