@@ -1,6 +1,7 @@
 """Runs mutmut over one package, in a folder of its own."""
 
 import fnmatch
+import gc
 import os
 import sys
 import tempfile
@@ -104,11 +105,18 @@ def _run(names: list[str], workers: int) -> None:
     import torch
     import transformers  # noqa: F401 (imported here, it is there in every process forked below)
     from mutmut import __main__ as mutmut
+    from mutmut.runners.harness import PytestRunner
     from mutmut.state import state
     from mutmut.workers.isolation import ForkServerRunner
 
     torch.set_num_threads(1)
-    submit = ForkServerRunner.submit
+    submit, warm_up = ForkServerRunner.submit, PytestRunner.warm_up
+
+    def warm_up_and_freeze(self: Any) -> None:
+        """pytest collects garbage at its end: not through all that each fork inherits."""
+        warm_up(self)
+        gc.collect()
+        gc.freeze()
 
     def shortest_first(
         self: Any, mutant_name: str, tests: list[str], cpu_time_limit: int, estimated_time: float
@@ -116,7 +124,7 @@ def _run(names: list[str], workers: int) -> None:
         tests = sorted(tests, key=lambda test: (state().duration_by_test[test], test))
         submit(self, mutant_name, tests, cpu_time_limit, estimated_time)
 
-    ForkServerRunner.submit = shortest_first
+    PytestRunner.warm_up, ForkServerRunner.submit = warm_up_and_freeze, shortest_first
     mutmut._run(names, workers)
 
 
