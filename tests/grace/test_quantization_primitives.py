@@ -1,5 +1,7 @@
 """The quantizer's arithmetic against closed forms in float64 and against PyTorch's own operator."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -297,20 +299,29 @@ def test_linear_equals_linear_on_the_fake_quantized_weight(problem, batch, with_
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("frozen", ["x", "weight", "theta", "bias"])
-def test_linear_skips_gradients_nobody_wants(frozen):
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=4))[:-1])
+def test_linear_makes_the_gradients_wanted_and_no_other(wanted):
     spec = QuantSpec(group_size=32)
-    leaves = {
-        "x": torch.linspace(-1, 1, 64).reshape(2, 32),
-        "weight": torch.linspace(-2, 2, 96).reshape(3, 32),
-        "theta": torch.full((3, 1), -1.0),
-        "bias": torch.ones(3),
-    }
-    for name, leaf in leaves.items():
-        leaf.requires_grad_(name != frozen)
-    x, weight, theta, bias = leaves.values()
-    fake_quantized_linear(x, weight, theta, bias, spec).sum().backward()
-    assert {name for name, leaf in leaves.items() if leaf.grad is None} == {frozen}
+
+    def leaves(needed):
+        made = (
+            torch.linspace(-1, 1, 64).reshape(2, 32),
+            torch.linspace(-2, 2, 96).reshape(3, 32),
+            torch.full((3, 1), -1.0),
+            torch.ones(3),
+        )
+        return [one.requires_grad_(need) for one, need in zip(made, needed, strict=True)]
+
+    found, full = leaves(wanted), leaves([True] * 4)
+    fake_quantized_linear(*found, spec).square().sum().backward()
+    x, weight, theta, bias = full
+    torch.nn.functional.linear(
+        x, fake_quantize(weight, theta, spec), bias
+    ).square().sum().backward()
+    for leaf, expected, need in zip(found, full, wanted, strict=True):
+        assert (leaf.grad is not None) == need
+        if need:
+            torch.testing.assert_close(leaf.grad, expected.grad, rtol=1e-5, atol=1e-5)
 
 
 def brute_force(weight, width, spec):

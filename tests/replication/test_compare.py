@@ -425,6 +425,51 @@ def test_a_ratio_needs_a_score_above_zero_in_every_resample(right, of):
     assert found.point == pytest.approx(100 * right / of / 0.004)
 
 
+@pytest.mark.filterwarnings("error")
+def test_resamples_without_a_gap_put_the_fraction_beyond_both_ends():
+    """A gap of 5 questions of 100: no gap in six resamples of a thousand, and what `run` does
+    there lies beyond the teacher (or the baseline, where `run` is worse)."""
+    teacher, run = np.zeros(100), np.zeros(100)
+    teacher[:5], run[:3], run[50:52] = 1, 1, 1
+    baseline = np.zeros(100)
+    baseline[60] = teacher[60] = 1
+    three = [answers(one) for one in (run, baseline, teacher)]
+    fraction, gap = gap_closed_interval(*three, ["b"], rng(5))
+    _, drawn = bootstrap_scores(three, ["b"], rng(5))
+    expected = []
+    for ours, base, theirs in drawn:
+        beyond = math.inf if ours >= base else -math.inf
+        expected.append((ours - base) / (theirs - base) if theirs > base else beyond)
+    assert 0 < np.isinf(expected).sum() < 250 and math.inf in expected and -math.inf in expected
+    assert gap.low > 0
+    assert fraction.point == pytest.approx(0.8)
+    ends = np.quantile(np.clip(expected, -100, 100), [0.025, 0.975])
+    assert (fraction.low, fraction.high) == pytest.approx(tuple(ends))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize("seed", range(12))
+def test_a_gap_that_is_above_zero_by_interpolation_alone_has_no_fraction(seed):
+    """Two resamples, one without a gap: between them the quantile is above zero, yet in one of
+    them there is nothing to close a part of, and the fraction has no end."""
+    baseline, teacher, run = answers([0, 0, 0]), answers([1, 0, 0]), answers([0.5, 0, 0])
+    arguments = ([run, baseline, teacher], ["b"], rng(seed), 2)
+    _, drawn = bootstrap_scores(*arguments)
+    gaps = drawn[:, 2] - drawn[:, 1]
+    fraction, gap = gap_closed_interval(
+        run, baseline, teacher, ["b"], rng(seed), resamples=2, level=0.9
+    )
+    assert (gap.low, gap.high) == pytest.approx(tuple(np.quantile(gaps, [0.05, 0.95])))
+    if (gaps > 0).all():
+        assert (fraction.low, fraction.point, fraction.high) == pytest.approx((0.5, 0.5, 0.5))
+    else:
+        assert fraction is None
+    # Both happen among these seeds, and so does a gap above zero with a resample at zero.
+    kinds = [bootstrap_scores([teacher], ["b"], rng(one), 2)[1][:, 0] for one in range(12)]
+    assert any((one > 0).all() for one in kinds)
+    assert any(one.min() == 0 < one.max() for one in kinds)
+
+
 def test_a_small_gap_above_zero_has_a_fraction():
     """Half a point, the same for every question: there is a gap, however small."""
     base = np.linspace(0.2, 0.6, 50)
