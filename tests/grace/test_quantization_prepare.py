@@ -229,8 +229,9 @@ def test_bake_without_fake_quantization_is_refused():
 
 def test_default_names_come_from_the_model_adapter(monkeypatch):
     models = pytest.importorskip("grace.models")
-    monkeypatch.setattr(models, "decoder_linears", lambda model: ["blocks.0.up", "blocks.1.down"])
     model, _ = make(0)
+    names = {model: ["blocks.0.up", "blocks.1.down"]}
+    monkeypatch.setattr(models, "decoder_linears", names.__getitem__)
     assert prepare(model, SPEC) == ["blocks.0.up", "blocks.1.down"]
     assert [name for name, _ in fake_quant_layers(model)] == ["blocks.0.up", "blocks.1.down"]
 
@@ -252,6 +253,15 @@ def test_baked_layers_keep_shape_bias_and_device():
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     assert not any(p.requires_grad and p.grad_fn for p in model.parameters())
     assert model.head.training and model.blocks[1].down.bias is not None
+
+
+def test_baking_draws_nothing_at_random():
+    """No new layer is initialised: the random numbers of whoever bakes stay the same."""
+    model, _ = make(0)
+    prepare(model, SPEC, NAMES)
+    before = torch.get_rng_state()
+    bake(model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_baking_leaves_no_graph_and_no_gradient_behind():

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grace.errors import InputError
 from grace.quantization import (
@@ -372,6 +373,25 @@ def test_mse_search_equals_brute_force(seed, group_size, bits, scale_dtype, shap
 
 
 @few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 8]))
+def test_candidates_are_rounded_twice_from_float64_and_no_more(seed, bits):
+    """The grid in float64, rounded to float32, times max|W| in float32: the same on any device."""
+    spec = QuantSpec(bits=bits, group_size=32, scale_dtype="float32")
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
+    grid = np.array([0.3 + 0.9 * k / 19 for k in range(20)]) / (2 ** (bits - 1) - 1)
+    largest = weight.abs().amax(1, keepdim=True).numpy()
+    found = initial_scales(weight, spec).numpy()
+    candidates = largest * grid.astype(np.float32)
+    assert (candidates == found).any(1).all()
+
+
+def test_the_search_is_made_where_its_input_is():
+    block, largest = torch.empty(4, 2, 32, device="meta"), torch.empty(4, 2, device="meta")
+    found = primitives._least_squares_scales(block, largest, QuantSpec(), torch.empty_like(block))
+    assert found.is_meta and found.shape == (4, 2)
+
+
+@few
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3, 4]), st.sampled_from([32, "row"]))
 def test_mse_init_errs_less_than_max_init(seed, bits, group_size):
     """Not by construction, for 1.0 is no candidate: over a weight as a whole, up to 4 bits.
@@ -565,6 +585,102 @@ def test_gradients_of_narrow_weights_are_float32_sums_rounded_once(stored, upstr
     np.testing.assert_allclose(t.grad.numpy(), grad_theta, rtol=1e-4, atol=1e-4)
 
 
+@few
+@given(problems(group_sizes=(32, "row"), scale_dtypes=("float32", "float16")))
+def test_gradients_of_float64_weights_are_float64(problem):
+    spec, weight, theta, upstream = problem
+    weight, theta, upstream = (one.double() for one in (weight, theta, upstream))
+    scales = deployed_scales(theta, spec).double().numpy()
+    *_, grad_weight, grad_theta, _ = closed_form(weight, scales, theta, upstream, spec)
+    out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec), weight, theta)
+    out.backward(upstream)
+    np.testing.assert_array_equal(w.grad.numpy(), grad_weight)
+    size = np.exp(theta.numpy()) * 2**spec.bits * weight.shape[1]
+    np.testing.assert_allclose(t.grad.numpy() / size, grad_theta / size, atol=1e-13)
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True, True), (True, False, False, False)])
+def test_a_linear_computes_in_the_dtype_asked_for(wanted):
+    """As autocast: input, weight and bias in bfloat16, each gradient in its own dtype."""
+    spec, generator = QuantSpec(group_size=32), torch.Generator().manual_seed(8)
+    shapes = ((4, 64), (6, 64), (6, 2), (6,))
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    found, expected = (
+        [one.clone().requires_grad_(need) for one, need in zip(made, wanted, strict=True)]
+        for _ in range(2)
+    )
+    y = fake_quantized_linear(*found, spec, dtype=torch.bfloat16)
+    x, weight, theta, bias = expected
+    weight = fake_quantize(weight, theta, spec, torch.bfloat16)
+    z = torch.nn.functional.linear(x.bfloat16(), weight, bias.bfloat16())
+    assert y.dtype == torch.bfloat16 and torch.equal(y, z)
+    for out in (y, z):
+        out.float().square().sum().backward()
+    for leaf, other, need in zip(found, expected, wanted, strict=True):
+        assert (leaf.grad is not None) == need
+        if need:
+            assert leaf.grad.dtype == torch.float32
+            torch.testing.assert_close(leaf.grad, other.grad)
+
+
+class Made(TorchDispatchMode):
+    """Notes the size of every storage that is made while it is entered, in bytes."""
+
+    def __init__(self, *there):
+        super().__init__()
+        self.kept = list(there)  # so that no address is used twice
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                known = {kept.untyped_storage().data_ptr() for kept in self.kept}
+                if one.untyped_storage().data_ptr() not in known:
+                    self.sizes.append(one.untyped_storage().nbytes())
+                self.kept.append(one)
+        return out
+
+    def between(self, low, high):
+        return sum(low <= size < high for size in self.sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temporaries_are_four_blocks_and_the_weights_gradient_is_made_once(monkeypatch, dtype):
+    """What the module promises of memory, counted tensor by tensor, on a weight of 20 blocks."""
+    monkeypatch.setattr(primitives, "_CPU_BLOCK", 2 * 64)
+    spec, generator = QuantSpec(group_size=32), torch.Generator().manual_seed(9)
+    weight = torch.randn(40, 64, generator=generator).to(dtype)
+    theta = initial_scales(weight, spec).log()
+    x = torch.randn(1, 64, generator=generator).to(dtype)
+    block, whole = 2 * 64 * 4, weight.nbytes
+
+    def counted(function, *leaves):
+        with Made(*leaves) as forward:
+            out = function(*leaves)
+        upstream = torch.ones_like(out)
+        with Made(*leaves, out, upstream) as backward:
+            torch.autograd.grad(out, [one for one in leaves if one.requires_grad], upstream)
+        every = 1 << 40
+        return [
+            (made.between(block, whole), made.between(whole, every)) for made in (forward, backward)
+        ]
+
+    narrow = int(dtype != torch.float32)  # a block in float32, where the result is narrower
+    for wants_weight, wants_theta in ((True, True), (True, False), (False, True)):
+        w, t = (
+            weight.clone().requires_grad_(wants_weight),
+            theta.clone().requires_grad_(wants_theta),
+        )
+        one = counted(lambda w, t: fake_quantize(w, t, spec), w, t)
+        # In: What. Out: the weight's gradient, if it is wanted.
+        assert one == [(narrow, 1), (4, int(wants_weight))]
+    leaves = [one.clone().requires_grad_() for one in (x, weight, theta)]
+    one = counted(lambda x, w, t: fake_quantized_linear(x, w, t, None, spec), *leaves)
+    # Out: What again, and its gradient, which becomes the weight's.
+    assert one == [(narrow, 1), (4, 2)]
+
+
 def test_scales_of_another_dtype_are_used_as_given():
     spec, weight = QuantSpec(group_size=32), torch.linspace(-1, 1, 96).reshape(3, 32)
     scales = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.bfloat16)
@@ -572,6 +688,15 @@ def test_scales_of_another_dtype_are_used_as_given():
     assert torch.equal(quantize(weight, scales, spec), expected)
     found = dequantize(expected, scales, spec)
     assert torch.equal(found.double(), expected.double() * scales.double())
+    # float64 scales are rounded to float32 first, in which both compute
+    exact = torch.tensor([[1 / 3], [2 / 3], [1 / 7]], dtype=torch.float64)
+    codes = quantize(weight, exact, spec)
+    assert torch.equal(codes, quantize(weight, exact.float(), spec))
+    assert torch.equal(dequantize(codes, exact, spec), dequantize(codes, exact.float(), spec))
+    ties = (
+        exact.repeat_interleave(32, 1).float() * 1.5
+    )  # 1.5 s, which float64 takes to be off a tie
+    assert torch.equal(quantize(ties, exact, spec), torch.full((3, 32), 2, dtype=torch.int8))
 
 
 def test_codes_and_weights_of_trained_parameters_are_data():

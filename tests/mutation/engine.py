@@ -2,6 +2,7 @@
 
 import fnmatch
 import gc
+import importlib
 import os
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from accepted import Mutant, Outcome
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "mutants"
+# What the tests' conftest imports longest, once for all processes forked later.
+PRELOADED = ("transformers.modeling_utils", "transformers.image_processing_backends", "scipy.stats")
 KILLED, LIVED, TIMED_OUT = "killed", "lived", "timed out"
 
 
@@ -103,13 +106,14 @@ def _read() -> list[Found]:
 def _run(names: list[str], workers: int) -> None:
     """Runs the mutants of these names, all if there are none; from the second call on, again."""
     import torch
-    import transformers  # noqa: F401 (imported here, it is there in every process forked below)
     from mutmut import __main__ as mutmut
     from mutmut.runners.harness import PytestRunner
     from mutmut.state import state
     from mutmut.workers.isolation import ForkServerRunner
 
     torch.set_num_threads(1)
+    for name in PRELOADED:
+        importlib.import_module(name)
     submit, warm_up = ForkServerRunner.submit, PytestRunner.warm_up
 
     def warm_up_and_freeze(self: Any) -> None:
@@ -125,6 +129,8 @@ def _run(names: list[str], workers: int) -> None:
         submit(self, mutant_name, tests, cpu_time_limit, estimated_time)
 
     PytestRunner.warm_up, ForkServerRunner.submit = warm_up_and_freeze, shortest_first
+    # The tests have just passed, without a mutant, to find which of them reach which function.
+    ForkServerRunner.run_clean_tests = lambda self, tests: 0
     mutmut._run(names, workers)
 
 

@@ -427,6 +427,15 @@ def test_a_ratio_needs_a_score_above_zero_in_every_resample(right, of):
     assert found.point == pytest.approx(100 * right / of / 0.004)
 
 
+def fractions(drawn):
+    """Each resample's part of the gap that is closed; without a gap, beyond one of its ends."""
+    found = []
+    for ours, base, theirs in drawn:
+        beyond = math.inf if ours >= base else -math.inf
+        found.append((ours - base) / (theirs - base) if theirs > base else beyond)
+    return np.array(found)
+
+
 @pytest.mark.filterwarnings("error")
 def test_resamples_without_a_gap_put_the_fraction_beyond_both_ends():
     """A gap of 5 questions of 100: no gap in six resamples of a thousand, and what `run` does
@@ -437,11 +446,7 @@ def test_resamples_without_a_gap_put_the_fraction_beyond_both_ends():
     baseline[60] = teacher[60] = 1
     three = [answers(one) for one in (run, baseline, teacher)]
     fraction, gap = gap_closed_interval(*three, ["b"], rng(5))
-    _, drawn = bootstrap_scores(three, ["b"], rng(5))
-    expected = []
-    for ours, base, theirs in drawn:
-        beyond = math.inf if ours >= base else -math.inf
-        expected.append((ours - base) / (theirs - base) if theirs > base else beyond)
+    expected = fractions(bootstrap_scores(three, ["b"], rng(5))[1])
     assert 0 < np.isinf(expected).sum() < 250 and math.inf in expected and -math.inf in expected
     assert gap.low > 0
     assert fraction.point == pytest.approx(0.8)
@@ -450,26 +455,35 @@ def test_resamples_without_a_gap_put_the_fraction_beyond_both_ends():
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-@pytest.mark.parametrize("seed", range(12))
-def test_a_gap_that_is_above_zero_by_interpolation_alone_has_no_fraction(seed):
-    """Two resamples, one without a gap: between them the quantile is above zero, yet in one of
-    them there is nothing to close a part of, and the fraction has no end."""
-    baseline, teacher, run = answers([0, 0, 0]), answers([1, 0, 0]), answers([0.5, 0, 0])
-    arguments = ([run, baseline, teacher], ["b"], rng(seed), 2)
-    _, drawn = bootstrap_scores(*arguments)
-    gaps = drawn[:, 2] - drawn[:, 1]
-    fraction, gap = gap_closed_interval(
-        run, baseline, teacher, ["b"], rng(seed), resamples=2, level=0.9
-    )
-    assert (gap.low, gap.high) == pytest.approx(tuple(np.quantile(gaps, [0.05, 0.95])))
-    if (gaps > 0).all():
-        assert (fraction.low, fraction.point, fraction.high) == pytest.approx((0.5, 0.5, 0.5))
-    else:
-        assert fraction is None
-    # Both happen among these seeds, and so does a gap above zero with a resample at zero.
-    kinds = [bootstrap_scores([teacher], ["b"], rng(one), 2)[1][:, 0] for one in range(12)]
-    assert any((one > 0).all() for one in kinds)
-    assert any(one.min() == 0 < one.max() for one in kinds)
+@pytest.mark.parametrize(
+    ("resamples", "level", "kinds"),
+    [
+        # A quantile between a resample without a gap and one with a gap lies above zero: there is
+        # a gap, and yet an end of the fraction is not finite.
+        (2, 0.9, {"no end", "both"}),
+        (50, 0.95, {"no gap", "no end", "both"}),
+        # Resamples without a gap are 2.3 %: more than an interval of 97 % leaves out on one side.
+        (10_000, 0.95, {"both"}),
+        (10_000, 0.97, {"no gap"}),
+    ],
+)
+def test_a_fraction_is_given_where_gap_and_fraction_have_both_ends(resamples, level, kinds):
+    base, best, ours = np.zeros(8), np.arange(8) < 3, np.where(np.arange(8) < 3, 0.5, 0)
+    three, seen = [answers(one) for one in (ours, base, best)], set()
+    for seed in range(30 if resamples < 100 else 2):
+        found, gap = gap_closed_interval(*three, ["b"], rng(seed), resamples=resamples, level=level)
+        drawn = bootstrap_scores(three, ["b"], rng(seed), resamples)[1]
+        tails = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(drawn[:, 2] - drawn[:, 1], tails)
+        ends = np.quantile(fractions(drawn), tails)
+        assert (gap.low, gap.high) == pytest.approx((low, high))
+        seen.add("no gap" if low <= 0 else "both" if np.isfinite(ends).all() else "no end")
+        if low > 0 and np.isfinite(ends).all():
+            assert (found.low, found.high) == pytest.approx(tuple(ends))
+            assert found.level == level
+        else:
+            assert found is None
+    assert seen == kinds
 
 
 def test_a_small_gap_above_zero_has_a_fraction():
