@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -735,6 +735,9 @@ def test_everything_is_made_where_its_input_is():
 
 @few
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 200))
+@example(rows=10, columns=1, limit=4)
+@example(rows=10, columns=0, limit=4)
+@example(rows=10, columns=7, limit=3)
 def test_blocks_are_whole_rows_each_once_and_within_the_limit(rows, columns, limit):
     for device, name in (("cpu", "_CPU_BLOCK"), ("meta", "_DEVICE_BLOCK")):
         with pytest.MonkeyPatch.context() as patch:

@@ -14,21 +14,14 @@ import argparse
 import shutil
 import sys
 import time
-import tomllib
 
 import accepted
 import engine
 
 
-def packages() -> list[engine.Package]:
-    settings = tomllib.loads((engine.ROOT / "pyproject.toml").read_text())
-    table = settings["tool"]["mutation"]["packages"]
-    return [engine.Package(name, **{"deselect": [], **one}) for name, one in table.items()]
-
-
 def _chosen(arguments: argparse.Namespace, package: engine.Package) -> list[engine.Found]:
     """The package's mutants to run or to show."""
-    if not (arguments.paths or arguments.show or arguments.survivors):
+    if not (arguments.paths or arguments.show or arguments.survivors or arguments.sample):
         shutil.rmtree(package.folder, ignore_errors=True)
     found = engine.of_paths(engine.mutants(package, arguments.workers), arguments.paths)
     if arguments.show or arguments.survivors:
@@ -36,8 +29,8 @@ def _chosen(arguments: argparse.Namespace, package: engine.Package) -> list[engi
     if arguments.sample:
         listed = accepted.read(package.accepted)
         left_out = {one for kind in listed.values() for one in kind}
-        found = [one for one in found if engine.in_sample(one.mutant, arguments.sample)]
         found = [one for one in found if one.mutant not in left_out]
+        found = [one for one in found if engine.in_sample(one.mutant, arguments.sample)]
     return found
 
 
@@ -56,7 +49,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     wrong, lines = [], []
-    for package in packages():
+    for package in engine.packages():
         if not package.has(arguments.paths):
             continue
         chosen = _chosen(arguments, package)
@@ -67,16 +60,16 @@ def main() -> int:
         if not chosen:
             continue
         started = time.monotonic()
-        keys = [one.key for one in chosen]
-        found = engine.run(package, keys, arguments.workers)
-        if arguments.sample:
-            ran = [one for one in found if one.key in keys]
-        else:
-            ran = [one for one in engine.of_paths(found, arguments.paths) if one.status]
-        whole = len(ran) == len(found)
-        listed = accepted.read(package.accepted)
-        outcome = engine.outcome(package, ran)
-        wrong += outcome.complaints(listed, whole=whole)
+        keys = {one.key for one in chosen}
+        everything = not (arguments.paths or arguments.survivors or arguments.sample)
+        found = engine.run(package, [] if everything else sorted(keys), arguments.workers)
+        asked = [one for one in found if one.key in keys]
+        wrong += [f"not run: {one.mutant}" for one in asked if not one.status]
+        # Of some survivors run again, the outcome is that of all with them.
+        ran = engine.of_paths(found, arguments.paths) if arguments.survivors else asked
+        ran = [one for one in ran if one.status]
+        outcome, listed = engine.outcome(package, ran), accepted.read(package.accepted)
+        wrong += outcome.complaints(listed, whole=len(ran) == len(found))
         lines.append(
             f"{package.name}: {outcome.score(listed['loops']):.1f} % of {outcome.total} mutants "
             f"killed, {len(outcome.lived)} live, {len(outcome.timed_out)} ended by the time limit, "

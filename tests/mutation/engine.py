@@ -4,8 +4,10 @@ import fnmatch
 import gc
 import importlib
 import os
+import signal
 import sys
 import tempfile
+import tomllib
 import zlib
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import decorated
+import pytest
 from accepted import Mutant, Outcome
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "mutants"
+LOG = "log.txt"  # in the package's folder, what mutmut prints
 # What the tests' conftest imports longest, once for all processes forked later.
-PRELOADED = ("transformers.modeling_utils", "transformers.image_processing_backends", "scipy.stats")
+PRELOADED = ("torch._dynamo", "transformers.modeling_utils", "scipy.stats")
 KILLED, LIVED, TIMED_OUT = "killed", "lived", "timed out"
 
 
@@ -27,7 +31,7 @@ class Package:
     """A part of the code with the tests that concern it: a table of pyproject.toml."""
 
     name: str
-    mutate: list[str]  # patterns of files
+    mutate: list[str]  # patterns of files, in which * stands for folders too
     tests: list[str]
     deselect: list[str]  # tests that judge time, which says nothing of a mutant
 
@@ -41,8 +45,9 @@ class Package:
 
     def has(self, paths: list[str]) -> bool:
         """Whether any of its files is meant by these patterns; all are by none."""
-        files = [path for pattern in self.mutate for path in ROOT.glob(pattern)]
-        return any(_meant(str(path.relative_to(ROOT)), paths) for path in files)
+        top = {ROOT / pattern.partition("/")[0] for pattern in self.mutate}
+        files = [str(path.relative_to(ROOT)) for one in top for path in one.rglob("*.py")]
+        return any(_meant(file, self.mutate) and _meant(file, paths) for file in files)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,13 @@ class Found:
     key: str
     mutant: Mutant
     status: str | None
+
+
+def packages() -> list[Package]:
+    """Those that pyproject.toml names."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    table = settings["tool"]["mutation"]["packages"]
+    return [Package(name, **{"deselect": [], **one}) for name, one in table.items()]
 
 
 def _meant(file: str, paths: list[str]) -> bool:
@@ -78,10 +90,24 @@ def _enter(package: Package) -> None:
     ]
 
 
+def status_of(code: int | None) -> str | None:
+    """What the end of the tests' process says of the mutant: None if it was not run.
+
+    A test that fails kills it, and so does a crash of the interpreter or of pytest. Of any other
+    end (SIGXCPU, SIGKILL) the time limit is taken to be the cause.
+    """
+    if code is None:
+        return None
+    if code in (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERNAL_ERROR, -signal.SIGSEGV):
+        return KILLED
+    reached_by_no_test = 33  # mutmut's own
+    alive = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED, reached_by_no_test)
+    return LIVED if code in alive else TIMED_OUT
+
+
 def _read() -> list[Found]:
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.mutation.diff_apply import get_diff_for_mutant
-    from mutmut.stats import status_by_exit_code
     from mutmut.utils.file_utils import walk_mutatable_files
     from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
@@ -93,18 +119,12 @@ def _read() -> list[Found]:
             function, owner = orig_function_and_class_names_from_key(key)
             name = f"{owner}.{function}" if owner else function
             diff = get_diff_for_mutant(key, path=path).splitlines()
-            status = None
-            if code is not None:
-                # One that crashes the tests' process, or pytest itself, is noticed.
-                named = status_by_exit_code[code]
-                alive = {"survived": LIVED, "no tests": LIVED, "timeout": TIMED_OUT}
-                status = alive.get(named, KILLED)
-            found.append(Found(key, Mutant.of(str(path), name, diff), status))
+            found.append(Found(key, Mutant.of(str(path), name, diff), status_of(code)))
     return found
 
 
 def _run(names: list[str], workers: int) -> None:
-    """Runs the mutants of these names, all if there are none; from the second call on, again."""
+    """As `run`, in mutmut's folder."""
     import torch
     from mutmut import __main__ as mutmut
     from mutmut.runners.harness import PytestRunner
@@ -137,6 +157,9 @@ def _run(names: list[str], workers: int) -> None:
 def _child(package: Package, task: str, names: list[str], workers: int, answer: Any) -> None:
     decorated.install()
     _enter(package)
+    if not sys.stdout.isatty():  # mutmut redraws a line of progress all the time
+        log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1), os.dup2(log, 2)
     if task == "run":
         # The tests' temporary files, away from those of other runs.
         with tempfile.TemporaryDirectory(dir=package.folder) as folder:
@@ -163,6 +186,8 @@ def _ask(package: Package, task: str, names: list[str], workers: int) -> list[Fo
         return receiver.recv()
     except EOFError:
         child.join()
+        log = package.folder / LOG
+        print(log.read_text()[-20_000:] if log.exists() else "", file=sys.stderr)
         sys.exit(f"error: {package.name}: mutmut ended with {child.exitcode}")
     finally:
         child.join()
@@ -179,7 +204,7 @@ def mutants(package: Package, workers: int = 1) -> list[Found]:
 
 
 def run(package: Package, keys: list[str], workers: int) -> list[Found]:
-    """Runs the mutants of these keys; returns all of the package."""
+    """Runs the mutants of these keys, all that were not run if there are none; returns all."""
     # Which test reaches which function, and how fast, is found anew: tests change.
     (package.folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     return _ask(package, "run", keys, workers)
