@@ -110,8 +110,14 @@ def test_log_scale_moves_between_devices():
 def test_log_scale_cast_behind_the_modules_back_is_refused():
     _, layer, x = make(0)
     layer.log_scale.data = layer.log_scale.data.bfloat16()
-    with pytest.raises(InputError, match=r"layers\.0\.q_proj: log_scale is torch\.bfloat16"):
-        layer(x)
+    for name, called in (("layers.0.q_proj", "layers.0.q_proj"), ("", "linear")):
+        layer.name = name
+        with pytest.raises(InputError) as raised:
+            layer(x)
+        assert str(raised.value) == (
+            f"{called}: log_scale is torch.bfloat16, which cannot resolve its updates: "
+            "keep this parameter in float32 when casting the model"
+        )
 
 
 @few
@@ -250,6 +256,14 @@ def test_mixed_dtypes_are_refused_as_by_a_plain_linear():
     for module in (linear, layer):
         with pytest.raises(RuntimeError):
             module(x.float())
+    for name, called in (("layers.0.q_proj", "layers.0.q_proj"), ("", "linear")):
+        layer.name = name
+        with pytest.raises(RuntimeError) as raised:
+            layer(x.float())
+        assert str(raised.value) == (
+            f"{called}: input is torch.float32 and weight is torch.bfloat16: "
+            "cast one of them, or run under autocast"
+        )
 
 
 def test_group_size_that_does_not_divide_names_the_layer():
@@ -261,3 +275,35 @@ def test_group_size_that_does_not_divide_names_the_layer():
 
 def test_wrapping_keeps_the_training_mode():
     assert not FakeQuantLinear.from_linear(nn.Linear(128, 4).eval(), QuantSpec()).training
+    assert FakeQuantLinear.from_linear(nn.Linear(128, 4), QuantSpec()).training
+
+
+def test_a_layer_made_without_a_name_has_none():
+    layer = FakeQuantLinear.from_linear(nn.Linear(128, 4), QuantSpec())
+    assert layer.name == ""
+    made = FakeQuantLinear(layer.weight, layer.bias, layer.log_scale, layer.spec)
+    assert made.name == ""
+    assert made.spec is layer.spec
+    assert (made.in_features, made.out_features) == (128, 4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_repr_names_what_the_layer_is(bias):
+    _, layer, _ = make(0, bias=bias, bits=3)
+    assert repr(layer) == (
+        f"FakeQuantLinear(in_features=64, out_features=6, bias={bias}, bits=3, group_size=32)"
+    )
+
+
+def test_scales_codes_and_the_quantized_weight_are_data():
+    """Deploying needs no graph: none of the three hangs on to one."""
+    _, layer, _ = make(0)
+    for tensor in (layer.scales(), layer.codes(), layer.dequantized()):
+        assert not tensor.requires_grad
+
+
+def test_the_quantized_weight_has_the_dtype_asked_for():
+    _, layer, _ = make(0, dtype=torch.bfloat16)
+    assert layer.dequantized().dtype == torch.bfloat16
+    assert layer.dequantized(torch.float32).dtype == torch.float32
+    assert torch.equal(layer.dequantized(), layer.dequantized(torch.float32).bfloat16())

@@ -76,24 +76,36 @@ def test_prepared_model_keeps_the_keys_of_the_plain_one():
 
 
 @pytest.mark.parametrize(
-    ("names", "named"),
+    ("names", "said"),
     [
-        (["blocks.0.up", "blocks.2.up"], "blocks.2.up"),
-        (["blocks.0.up", "blocks.0.norm"], "blocks.0.norm is a LayerNorm"),
-        (["blocks.0.up", "blocks.0"], "blocks.0 is a Block"),
-        (["blocks.0.up", "odd"], "odd: group size 32 does not divide its 10"),
-        (["blocks.0.up", "head", "blocks.0.up"], "blocks.0.up is named twice"),
-        (["blocks.0.up", ""], "no submodule ''"),
-        ([], "no linear is named"),
-        ("head", "the string 'head'"),
+        (
+            ["blocks.0.up", "blocks.2.up"],
+            "prepare: the model has no submodule 'blocks.2.up': see named_modules()",
+        ),
+        (
+            ["blocks.0.up", "blocks.0.norm"],
+            "prepare: blocks.0.norm is a LayerNorm: name nn.Linear only",
+        ),
+        (["blocks.0.up", "blocks.0"], "prepare: blocks.0 is a Block: name nn.Linear only"),
+        (
+            ["blocks.0.up", "odd"],
+            'odd: group size 32 does not divide its 10 input features: use "row"',
+        ),
+        (
+            ["blocks.0.up", "head", "blocks.0.up"],
+            "prepare: blocks.0.up is named twice: name each module once",
+        ),
+        (["blocks.0.up", ""], "prepare: the model has no submodule '': see named_modules()"),
+        ([], "prepare: no linear is named, so nothing would be quantized: name some"),
+        ("head", "prepare: names is the string 'head': give a list of names"),
     ],
 )
-def test_refused_names_leave_the_model_untouched(names, named):
+def test_refused_names_leave_the_model_untouched(names, said):
     model, _ = make(0)
     before = snapshot(model)
     with pytest.raises(InputError) as raised:
         prepare(model, SPEC, names)
-    assert named in str(raised.value)
+    assert str(raised.value) == said
     assert_untouched(model, before)
 
 
@@ -111,7 +123,9 @@ def test_preparing_twice_is_refused_and_changes_nothing():
     model, _ = make(0)
     prepare(model, SPEC, ["head"])
     before = snapshot(model)
-    with pytest.raises(InputError, match="head is prepared already"):
+    with pytest.raises(
+        InputError, match=r"^prepare: head is prepared already: prepare a model once$"
+    ):
         prepare(model, SPEC, ["blocks.0.up", "head"])
     assert_untouched(model, before)
 
@@ -125,8 +139,9 @@ def test_subclass_of_linear_is_refused():
 
 def test_spec_of_the_wrong_type_is_refused():
     model, _ = make(0)
-    with pytest.raises(InputError, match="QuantSpec"):
+    with pytest.raises(InputError) as raised:
         prepare(model, {"bits": 4}, ["head"])
+    assert str(raised.value) == "prepare: spec is {'bits': 4}: give a QuantSpec"
 
 
 def test_one_module_under_two_names_stays_one():
@@ -200,15 +215,59 @@ def test_bake_keeps_frozen_parameters_and_mode():
 
 def test_bake_without_fake_quantization_is_refused():
     model, _ = make(0)
-    with pytest.raises(InputError, match="call prepare first"):
-        bake(model)
-    with pytest.raises(InputError, match="wrap it"):
-        bake(FakeQuantLinear.from_linear(model.head, SPEC))
+    for refused, said in (
+        (model, "bake: the model has no fake-quantized layer: call prepare first"),
+        (
+            FakeQuantLinear.from_linear(model.head, SPEC),
+            "bake: the model itself is a FakeQuantLinear: wrap it in a parent module",
+        ),
+    ):
+        with pytest.raises(InputError) as raised:
+            bake(refused)
+        assert str(raised.value) == said
 
 
 def test_default_names_come_from_the_model_adapter(monkeypatch):
     models = pytest.importorskip("grace.models")
-    monkeypatch.setattr(models, "decoder_linears", lambda model: ["blocks.0.up", "blocks.1.down"])
     model, _ = make(0)
+    names = {model: ["blocks.0.up", "blocks.1.down"]}
+    monkeypatch.setattr(models, "decoder_linears", names.__getitem__)
     assert prepare(model, SPEC) == ["blocks.0.up", "blocks.1.down"]
     assert [name for name, _ in fake_quant_layers(model)] == ["blocks.0.up", "blocks.1.down"]
+
+
+def test_names_may_come_from_any_sequence_and_are_returned_as_a_list():
+    model, _ = make(0)
+    assert prepare(model, SPEC, ("head", "blocks.0.up")) == ["head", "blocks.0.up"]
+    with pytest.raises(InputError, match="no linear is named"):
+        prepare(model, SPEC, ())
+
+
+def test_baked_layers_keep_shape_bias_and_device():
+    model, _ = make(0)
+    model.blocks[0].up.bias = None
+    prepare(model, SPEC, NAMES)
+    bake(model)
+    assert model.blocks[0].up.bias is None
+    assert (model.head.in_features, model.head.out_features) == (64, 10)
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert not any(p.requires_grad and p.grad_fn for p in model.parameters())
+    assert model.head.training and model.blocks[1].down.bias is not None
+
+
+def test_baking_draws_nothing_at_random():
+    """No new layer is initialised: the random numbers of whoever bakes stay the same."""
+    model, _ = make(0)
+    prepare(model, SPEC, NAMES)
+    before = torch.get_rng_state()
+    bake(model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_baking_leaves_no_graph_and_no_gradient_behind():
+    """The scales and codes handed out are data: nothing of the training hangs on to them."""
+    model, _ = make(0)
+    prepare(model, SPEC, NAMES)
+    exact = bake(model)
+    for codes, scales in exact.values():
+        assert not codes.requires_grad and not scales.requires_grad

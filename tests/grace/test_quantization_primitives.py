@@ -1,11 +1,14 @@
 """The quantizer's arithmetic against closed forms in float64 and against PyTorch's own operator."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grace.errors import InputError
 from grace.quantization import (
@@ -297,20 +300,29 @@ def test_linear_equals_linear_on_the_fake_quantized_weight(problem, batch, with_
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("frozen", ["x", "weight", "theta", "bias"])
-def test_linear_skips_gradients_nobody_wants(frozen):
+@pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=4))[:-1])
+def test_linear_makes_the_gradients_wanted_and_no_other(wanted):
     spec = QuantSpec(group_size=32)
-    leaves = {
-        "x": torch.linspace(-1, 1, 64).reshape(2, 32),
-        "weight": torch.linspace(-2, 2, 96).reshape(3, 32),
-        "theta": torch.full((3, 1), -1.0),
-        "bias": torch.ones(3),
-    }
-    for name, leaf in leaves.items():
-        leaf.requires_grad_(name != frozen)
-    x, weight, theta, bias = leaves.values()
-    fake_quantized_linear(x, weight, theta, bias, spec).sum().backward()
-    assert {name for name, leaf in leaves.items() if leaf.grad is None} == {frozen}
+
+    def leaves(needed):
+        made = (
+            torch.linspace(-1, 1, 64).reshape(2, 32),
+            torch.linspace(-2, 2, 96).reshape(3, 32),
+            torch.full((3, 1), -1.0),
+            torch.ones(3),
+        )
+        return [one.requires_grad_(need) for one, need in zip(made, needed, strict=True)]
+
+    found, full = leaves(wanted), leaves([True] * 4)
+    fake_quantized_linear(*found, spec).square().sum().backward()
+    x, weight, theta, bias = full
+    torch.nn.functional.linear(
+        x, fake_quantize(weight, theta, spec), bias
+    ).square().sum().backward()
+    for leaf, expected, need in zip(found, full, wanted, strict=True):
+        assert (leaf.grad is not None) == need
+        if need:
+            torch.testing.assert_close(leaf.grad, expected.grad, rtol=1e-5, atol=1e-5)
 
 
 def brute_force(weight, width, spec):
@@ -358,6 +370,25 @@ def test_mse_search_equals_brute_force(seed, group_size, bits, scale_dtype, shap
     clear = np.sort(errors, axis=0)[1] > errors.min(0) * (1 + 1e-3)
     best = np.take_along_axis(candidates, errors.argmin(0)[None], 0)[0]
     np.testing.assert_allclose(found[clear], best[clear], rtol=1e-6)
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 8]))
+def test_candidates_are_rounded_twice_from_float64_and_no_more(seed, bits):
+    """The grid in float64, rounded to float32, times max|W| in float32: the same on any device."""
+    spec = QuantSpec(bits=bits, group_size=32, scale_dtype="float32")
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))
+    grid = np.array([0.3 + 0.9 * k / 19 for k in range(20)]) / (2 ** (bits - 1) - 1)
+    largest = weight.abs().amax(1, keepdim=True).numpy()
+    found = initial_scales(weight, spec).numpy()
+    candidates = largest * grid.astype(np.float32)
+    assert (candidates == found).any(1).all()
+
+
+def test_the_search_is_made_where_its_input_is():
+    block, largest = torch.empty(4, 2, 32, device="meta"), torch.empty(4, 2, device="meta")
+    found = primitives._least_squares_scales(block, largest, QuantSpec(), torch.empty_like(block))
+    assert found.is_meta and found.shape == (4, 2)
 
 
 @few
@@ -435,22 +466,51 @@ def test_extreme_weights_give_usable_scales(init, scale_dtype, size):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("init", ["mse", "percentile", "max"])
-def test_non_finite_weights_name_the_layer(bad, init):
+@pytest.mark.parametrize(("rows", "block"), [("0 to 3", None), ("2 to 3", 2)])
+def test_non_finite_weights_name_the_layer_and_the_rows(monkeypatch, bad, init, rows, block):
+    if block:
+        monkeypatch.setattr(primitives, "_CPU_BLOCK", block * 64)
     weight = torch.ones(4, 64)
     weight[2, 40] = bad
-    with pytest.raises(InputError, match=r"layers\.3\.q_proj.*NaN or infinite"):
-        initial_scales(weight, QuantSpec(group_size=32, init=init), "layers.3.q_proj")
+    for name, called in (("layers.3.q_proj", "layers.3.q_proj"), ("", "linear")):
+        with pytest.raises(InputError) as raised:
+            initial_scales(weight, QuantSpec(group_size=32, init=init), name)
+        assert str(raised.value) == (
+            f"{called}: weight has NaN or infinite values (rows {rows}): "
+            "mend the checkpoint, or load it in a wider dtype"
+        )
 
 
-def test_weights_that_cannot_be_searched_are_refused():
-    with pytest.raises(InputError, match=r"layer9.*meta"):
-        initial_scales(torch.empty(2, 128, device="meta"), QuantSpec(), "layer9")
-    with pytest.raises(InputError, match=r"layer9.*int64"):
-        initial_scales(torch.ones(2, 128, dtype=torch.int64), QuantSpec(), "layer9")
-    with pytest.raises(InputError, match=r"layer9.*\(128,\)"):
-        initial_scales(torch.ones(128), QuantSpec(), "layer9")
-    with pytest.raises(InputError, match="layer9: group size 128 does not divide its 96"):
-        initial_scales(torch.ones(2, 96), QuantSpec(), "layer9")
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (
+            torch.empty(2, 128, device="meta"),
+            "layer9: weight is on the meta device: load its values first",
+        ),
+        (
+            torch.ones(2, 128, dtype=torch.int64),
+            "layer9: weight has shape (2, 128) and dtype torch.int64: "
+            "give a floating-point matrix (out_features, in_features)",
+        ),
+        (
+            torch.ones(128),
+            "layer9: weight has shape (128,) and dtype torch.float32: "
+            "give a floating-point matrix (out_features, in_features)",
+        ),
+        (
+            torch.ones(2, 96),
+            'layer9: group size 128 does not divide its 96 input features: use 32 or "row"',
+        ),
+    ],
+)
+def test_weights_that_cannot_be_searched_are_refused(weight, said):
+    with pytest.raises(InputError) as raised:
+        initial_scales(weight, QuantSpec(), "layer9")
+    assert str(raised.value) == said
+    with pytest.raises(InputError) as raised:
+        initial_scales(weight, QuantSpec())
+    assert str(raised.value) == said.replace("layer9", "linear")
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (4, 2), (8,), (2, 2, 1)])
@@ -462,7 +522,321 @@ def test_scales_of_the_wrong_shape_are_refused(shape):
         lambda: fake_quantize(weight, scales, spec),
         lambda: fake_quantized_linear(weight, weight, scales, None, spec),
     ):
-        with pytest.raises(InputError, match=r"needs \(2, 2\)"):
+        with pytest.raises(InputError) as raised:
             call()
-    with pytest.raises(InputError, match="weight has shape"):
+        assert str(raised.value) == (
+            f"scales have shape {shape}: a weight 2 x 256 in groups of 128 needs (2, 2)"
+        )
+    with pytest.raises(InputError) as raised:
         quantize(torch.ones(2, 2, 128), torch.ones(2, 2), spec)
+    assert str(raised.value) == (
+        "weight has shape (2, 2, 128): give a matrix (out_features, in_features)"
+    )
+    with pytest.raises(InputError, match=r"^weight: group size 128 does not divide its 96"):
+        quantize(torch.ones(2, 96), torch.ones(2, 1), spec)
+
+
+# --- dtypes, devices, blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_results_have_the_weights_dtype_unless_another_is_asked_for(dtype):
+    spec, weight = QuantSpec(group_size=32), torch.linspace(-1, 1, 64).reshape(2, 32).to(dtype)
+    theta = initial_scales(weight, spec).log()
+    x = torch.ones(1, 32, dtype=dtype)
+    assert initial_scales(weight, spec).dtype == torch.float32
+    assert quantize(weight, theta.exp(), spec).dtype == torch.int8
+    assert fake_quantize(weight, theta, spec).dtype == dtype
+    assert fake_quantized_linear(x, weight, theta, None, spec).dtype == dtype
+    codes = quantize(weight, theta.exp(), spec)
+    assert dequantize(codes, theta.exp(), spec).dtype == torch.float32
+    for other in (torch.bfloat16, torch.float32):
+        assert fake_quantize(weight, theta, spec, other).dtype == other
+        assert fake_quantized_linear(x, weight, theta, None, spec, dtype=other).dtype == other
+
+
+def test_float64_weights_are_quantized_in_float64():
+    """A weight a hair below a tie rounds down; in float32 it would be the tie, and round up."""
+    spec, scales = QuantSpec(group_size=32, scale_dtype="float32"), torch.ones(1, 1)
+    weight = torch.full((1, 32), 1.5, dtype=torch.float64) - 1e-12
+    assert (quantize(weight, scales, spec) == 1).all()
+    assert (quantize(weight.float(), scales, spec) == 2).all()
+    assert (fake_quantize(weight, scales.log(), spec) == 1).all()
+    theta = scales.log().requires_grad_()
+    weight.requires_grad_()
+    fake_quantize(weight, theta, spec).sum().backward()
+    assert theta.grad.item() == pytest.approx(-32 * (0.5 - 1e-12), abs=1e-6)
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("upstream_dtype", [torch.bfloat16, torch.float32])
+def test_gradients_of_narrow_weights_are_float32_sums_rounded_once(stored, upstream_dtype):
+    spec = QuantSpec(group_size=128)
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(3, 256, generator=generator).to(stored)
+    theta = initial_scales(weight, spec).log()
+    upstream = torch.randn(3, 256, generator=generator).to(upstream_dtype)
+    out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec, upstream_dtype), weight, theta)
+    out.backward(upstream)
+    scales = rounded_scales(theta, spec)
+    *_, grad_weight, grad_theta, _ = closed_form(weight, scales, theta, upstream, spec)
+    assert (w.grad.dtype, t.grad.dtype) == (stored, torch.float32)
+    assert torch.equal(w.grad.double(), torch.from_numpy(grad_weight).to(stored).double())
+    np.testing.assert_allclose(t.grad.numpy(), grad_theta, rtol=1e-4, atol=1e-4)
+
+
+@few
+@given(problems(group_sizes=(32, "row"), scale_dtypes=("float32", "float16")))
+def test_gradients_of_float64_weights_are_float64(problem):
+    spec, weight, theta, upstream = problem
+    weight, theta, upstream = (one.double() for one in (weight, theta, upstream))
+    scales = deployed_scales(theta, spec).double().numpy()
+    *_, grad_weight, grad_theta, _ = closed_form(weight, scales, theta, upstream, spec)
+    out, (w, t) = gradients(lambda w, t: fake_quantize(w, t, spec), weight, theta)
+    out.backward(upstream)
+    np.testing.assert_array_equal(w.grad.numpy(), grad_weight)
+    size = np.exp(theta.numpy()) * 2**spec.bits * weight.shape[1]
+    np.testing.assert_allclose(t.grad.numpy() / size, grad_theta / size, atol=1e-13)
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True, True), (True, False, False, False)])
+def test_a_linear_computes_in_the_dtype_asked_for(wanted):
+    """As autocast: input, weight and bias in bfloat16, each gradient in its own dtype."""
+    spec, generator = QuantSpec(group_size=32), torch.Generator().manual_seed(8)
+    shapes = ((4, 64), (6, 64), (6, 2), (6,))
+    made = [torch.randn(shape, generator=generator) for shape in shapes]
+    found, expected = (
+        [one.clone().requires_grad_(need) for one, need in zip(made, wanted, strict=True)]
+        for _ in range(2)
+    )
+    y = fake_quantized_linear(*found, spec, dtype=torch.bfloat16)
+    x, weight, theta, bias = expected
+    weight = fake_quantize(weight, theta, spec, torch.bfloat16)
+    z = torch.nn.functional.linear(x.bfloat16(), weight, bias.bfloat16())
+    assert y.dtype == torch.bfloat16 and torch.equal(y, z)
+    for out in (y, z):
+        out.float().square().sum().backward()
+    for leaf, other, need in zip(found, expected, wanted, strict=True):
+        assert (leaf.grad is not None) == need
+        if need:
+            assert leaf.grad.dtype == torch.float32
+            torch.testing.assert_close(leaf.grad, other.grad)
+
+
+class Made(TorchDispatchMode):
+    """Notes the size of every storage that is made while it is entered, in bytes."""
+
+    def __init__(self, *there):
+        super().__init__()
+        self.kept = list(there)  # so that no address is used twice
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(one, torch.Tensor):
+                known = {kept.untyped_storage().data_ptr() for kept in self.kept}
+                if one.untyped_storage().data_ptr() not in known:
+                    self.sizes.append(one.untyped_storage().nbytes())
+                self.kept.append(one)
+        return out
+
+    def between(self, low, high):
+        return sum(low <= size < high for size in self.sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temporaries_are_four_blocks_and_the_weights_gradient_is_made_once(monkeypatch, dtype):
+    """What the module promises of memory, counted tensor by tensor, on a weight of 20 blocks."""
+    monkeypatch.setattr(primitives, "_CPU_BLOCK", 2 * 64)
+    spec, generator = QuantSpec(group_size=32), torch.Generator().manual_seed(9)
+    weight = torch.randn(40, 64, generator=generator).to(dtype)
+    theta = initial_scales(weight, spec).log()
+    x = torch.randn(1, 64, generator=generator).to(dtype)
+    block, whole = 2 * 64 * 4, weight.nbytes
+
+    def counted(function, *leaves):
+        with Made(*leaves) as forward:
+            out = function(*leaves)
+        upstream = torch.ones_like(out)
+        with Made(*leaves, out, upstream) as backward:
+            torch.autograd.grad(out, [one for one in leaves if one.requires_grad], upstream)
+        every = 1 << 40
+        return [
+            (made.between(block, whole), made.between(whole, every)) for made in (forward, backward)
+        ]
+
+    narrow = int(dtype != torch.float32)  # a block in float32, where the result is narrower
+    for wants_weight, wants_theta in ((True, True), (True, False), (False, True)):
+        w, t = (
+            weight.clone().requires_grad_(wants_weight),
+            theta.clone().requires_grad_(wants_theta),
+        )
+        one = counted(lambda w, t: fake_quantize(w, t, spec), w, t)
+        # In: What. Out: the weight's gradient, if it is wanted.
+        assert one == [(narrow, 1), (4, int(wants_weight))]
+    leaves = [one.clone().requires_grad_() for one in (x, weight, theta)]
+    one = counted(lambda x, w, t: fake_quantized_linear(x, w, t, None, spec), *leaves)
+    # Out: What again, and its gradient, which becomes the weight's.
+    assert one == [(narrow, 1), (4, 2)]
+
+
+def test_scales_of_another_dtype_are_used_as_given():
+    spec, weight = QuantSpec(group_size=32), torch.linspace(-1, 1, 96).reshape(3, 32)
+    scales = torch.tensor([[0.1], [0.2], [0.3]], dtype=torch.bfloat16)
+    expected = quantize(weight, scales.float(), spec)
+    assert torch.equal(quantize(weight, scales, spec), expected)
+    found = dequantize(expected, scales, spec)
+    assert torch.equal(found.double(), expected.double() * scales.double())
+    # float64 scales are rounded to float32 first, in which both compute
+    exact = torch.tensor([[1 / 3], [2 / 3], [1 / 7]], dtype=torch.float64)
+    codes = quantize(weight, exact, spec)
+    assert torch.equal(codes, quantize(weight, exact.float(), spec))
+    assert torch.equal(dequantize(codes, exact, spec), dequantize(codes, exact.float(), spec))
+    ties = (
+        exact.repeat_interleave(32, 1).float() * 1.5
+    )  # 1.5 s, which float64 takes to be off a tie
+    assert torch.equal(quantize(ties, exact, spec), torch.full((3, 32), 2, dtype=torch.int8))
+
+
+def test_codes_and_weights_of_trained_parameters_are_data():
+    """quantize and dequantize are no part of a graph, whatever they are given."""
+    spec = QuantSpec(group_size=32)
+    weight = torch.linspace(-1, 1, 32)[None].requires_grad_()
+    scales = torch.full((1, 1), 0.1, requires_grad=True)
+    codes = quantize(weight, scales, spec)
+    assert not codes.requires_grad and not dequantize(codes, scales, spec).requires_grad
+    assert not deployed_scales(scales, spec).requires_grad
+    assert not initial_scales(weight, spec).requires_grad
+
+
+def test_everything_is_made_where_its_input_is():
+    """On the meta device, which computes shapes only: no result is made on the CPU."""
+    spec = QuantSpec(group_size=32, init="mse")
+    weight, theta = torch.empty(4, 64, device="meta"), torch.empty(4, 2, device="meta")
+    codes = torch.empty(4, 64, dtype=torch.int8, device="meta")
+    x, bias = torch.empty(5, 64, device="meta"), torch.empty(4, device="meta")
+    made = [
+        deployed_scales(theta, spec),
+        quantize(weight, theta, spec),
+        dequantize(codes, theta, spec),
+        fake_quantize(weight, theta, spec),
+        fake_quantize(weight, theta, spec, torch.bfloat16),
+        fake_quantized_linear(x, weight, theta, bias, spec),
+    ]
+    assert all(one.is_meta for one in made)
+    for dtype in (None, torch.bfloat16):
+        leaves = [one.clone().requires_grad_() for one in (weight, theta)]
+        out = fake_quantize(*leaves, spec, dtype)
+        out.backward(torch.empty_like(out))
+        assert [leaf.grad.shape for leaf in leaves] == [leaf.shape for leaf in leaves]
+        assert all(leaf.grad.is_meta for leaf in leaves)
+
+
+@few
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 200))
+@example(rows=10, columns=1, limit=4)
+@example(rows=10, columns=0, limit=4)
+@example(rows=10, columns=7, limit=3)
+def test_blocks_are_whole_rows_each_once_and_within_the_limit(rows, columns, limit):
+    for device, name in (("cpu", "_CPU_BLOCK"), ("meta", "_DEVICE_BLOCK")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(primitives, name, limit)
+            found = list(primitives._row_blocks(torch.empty(rows, columns, device=device)))
+        assert [row for one in found for row in range(one.start, one.stop)] == list(range(rows))
+        sizes = [one.stop - one.start for one in found]
+        # As many rows as fit, at least one, the same in all blocks but the last.
+        assert all(size * columns <= limit or size == 1 for size in sizes)
+        if len(sizes) > 1:
+            assert (sizes[0] + 1) * max(1, columns) > limit
+            assert set(sizes[:-1]) == {sizes[0]} and sizes[-1] <= sizes[0]
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (3, 64)])
+def test_a_weight_of_no_rows_has_results_of_no_rows(shape):
+    spec, weight = QuantSpec(group_size=32), torch.ones(shape)
+    scales = initial_scales(weight, spec)
+    assert scales.shape == (shape[0], 2)
+    assert quantize(weight, scales, spec).shape == shape
+    leaves = [weight.requires_grad_(), scales.log().requires_grad_()]
+    out = fake_quantize(*leaves, spec)
+    out.sum().backward()
+    assert out.shape == leaves[0].grad.shape == shape
+
+
+def test_upstream_gradients_are_not_overwritten():
+    spec = QuantSpec(group_size=32)
+    weight = torch.linspace(-3, 3, 64).reshape(2, 32)
+    theta = torch.full((2, 1), -2.0)
+    upstream = torch.linspace(-1, 1, 64).reshape(2, 32)
+    before = upstream.clone()
+    out, _ = gradients(lambda w, t: fake_quantize(w, t, spec), weight, theta)
+    out.backward(upstream)
+    assert torch.equal(upstream, before)
+
+
+@pytest.mark.parametrize("wanted", ["weight", "theta"])
+def test_only_the_gradients_wanted_are_made(wanted):
+    spec = QuantSpec(group_size=32)
+    weight = torch.linspace(-3, 3, 64).reshape(2, 32).requires_grad_(wanted == "weight")
+    theta = torch.full((2, 1), -2.0).requires_grad_(wanted == "theta")
+    full = gradients(lambda w, t: fake_quantize(w, t, spec), weight.detach(), theta.detach())
+    full[0].sum().backward()
+    fake_quantize(weight, theta, spec).sum().backward()
+    leaf, other, expected = (
+        (weight, theta, full[1][0]) if wanted == "weight" else (theta, weight, full[1][1])
+    )
+    assert other.grad is None
+    assert torch.equal(leaf.grad, expected.grad)
+
+
+def test_the_gradient_has_no_gradient_of_its_own():
+    """Twice differentiated, the straight-through estimator would be wrong without a word."""
+    spec, weight = QuantSpec(group_size=32), torch.linspace(-1, 1, 32)[None].requires_grad_()
+    theta = torch.full((1, 1), -2.0, requires_grad=True)
+    x = torch.ones(1, 32, requires_grad=True)
+    for out in (
+        fake_quantize(weight, theta, spec).square().sum(),
+        fake_quantized_linear(x, weight, theta, None, spec).square().sum(),
+    ):
+        (first,) = torch.autograd.grad(out, weight, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            first.sum().backward()
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(DTYPES)))
+def test_scales_at_the_ends_of_their_dtypes_range_pass_the_clamped_gradient(seed, scale_dtype):
+    """exp(theta) in dWhat/dtheta is clamped as the scale is: finite, and no underflow to zero."""
+    spec = QuantSpec(group_size=32, scale_dtype=scale_dtype)
+    info = torch.finfo(DTYPES[scale_dtype])
+    low = max(info.smallest_normal * info.eps, torch.finfo(torch.float32).tiny)
+    if scale_dtype == "float16":
+        assert low == 2.0**-24  # its subnormals are kept
+    generator = torch.Generator().manual_seed(seed)
+    upstream = torch.randn(1, 32, generator=generator) / 32
+    for theta, exact in ((-200.0, low), (200.0, float(info.max))):
+        leaf = torch.full((1, 1), theta, requires_grad=True)
+        scale = deployed_scales(leaf, spec)
+        assert scale.item() == pytest.approx(exact, rel=1e-6)
+        # Weights of a third of a step each: q = 0, so q - W/s = -1/3.
+        weight = torch.full((1, 32), 1 / 3) * scale
+        fake_quantize(weight, leaf, spec).backward(upstream)
+        expected = -(1 / 3) * upstream.double().sum().item() * exact
+        assert leaf.grad.item() == pytest.approx(expected, rel=1e-3, abs=1e-5 * exact)
+
+
+def test_a_tie_of_the_search_goes_to_the_smallest_scale():
+    """One weight of a group alone: at 2 bits every candidate at or above max|W| errs the same way.
+
+    -m is code -1 at s = m (error 0 at exactly 1.0, which is no candidate) and code -2 at s = m / 2;
+    the errors of candidates c and of their mirror are compared in float64.
+    """
+    spec = QuantSpec(bits=2, group_size=32, scale_dtype="float32")
+    weight = torch.zeros(1, 32)
+    weight[0, 3] = 1.0
+    candidates, errors = brute_force(weight, 32, spec)
+    found = initial_scales(weight, spec).item()
+    best = errors[:, 0, 0].min()
+    tied = candidates[np.isclose(errors[:, 0, 0], best, rtol=1e-5, atol=1e-12), 0, 0]
+    assert found == pytest.approx(tied.min(), rel=1e-6)

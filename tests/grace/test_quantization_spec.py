@@ -89,16 +89,38 @@ def test_illegal_values_are_named(field, value):
     assert "give" in message
 
 
-def test_sixteen_bits_is_explained():
-    with pytest.raises(InputError, match="no quantization"):
-        QuantSpec(bits=16)
-
-
-def test_unknown_key_is_named():
-    with pytest.raises(InputError, match="groupsize"):
-        QuantSpec.from_dict({"groupsize": 128})
-    with pytest.raises(InputError, match="mapping"):
-        QuantSpec.from_dict(4)
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"bits": 4.0}, "QuantSpec.bits is 4.0: give an integer from 2 to 8"),
+        ({"bits": 9}, "QuantSpec.bits is 9: give an integer from 2 to 8"),
+        (
+            {"bits": 16},
+            "QuantSpec.bits is 16: sixteen bits means no quantization, which is no QuantSpec; "
+            "leave the model unprepared, or give an integer from 2 to 8",
+        ),
+        (
+            {"group_size": 96},
+            'QuantSpec.group_size is 96: give one of 32, 64, 128, 256 or "row"',
+        ),
+        ({"init": "mean"}, "QuantSpec.init is 'mean': give one of mse, percentile, max"),
+        (
+            {"scale_dtype": "int8"},
+            "QuantSpec.scale_dtype is 'int8': give one of bfloat16, float16, float32, as a string",
+        ),
+        ({"gradient_factor": 1}, "QuantSpec.gradient_factor is 1: give true or false"),
+        (
+            {"groupsize": 128, "bit": 4},
+            "QuantSpec has no field groupsize, bit: the fields are bits, group_size, init, "
+            "scale_dtype, gradient_factor",
+        ),
+        (4, "QuantSpec: 4 is no mapping: give the fields by name"),
+    ],
+)
+def test_refusals_name_the_field_the_value_and_what_to_give(values, said):
+    with pytest.raises(InputError) as raised:
+        QuantSpec.from_dict(values)
+    assert str(raised.value) == said
 
 
 @settings(deadline=None, max_examples=30)
@@ -113,6 +135,26 @@ def test_group_width_divides_or_is_refused(group_size, in_features):
     message = str(raised.value)
     for part in ("layers.0.mlp.down_proj", str(group_size), str(in_features), '"row"'):
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("in_features", "mend"),
+    [
+        (10, '"row"'),
+        (96, '32 or "row"'),
+        (192, '32 or 64 or "row"'),
+        (128, '32 or 64 or 128 or "row"'),
+    ],
+)
+def test_the_mend_names_every_size_that_divides(in_features, mend):
+    for name, called in (("up_proj", "up_proj"), ("", "linear")):
+        with pytest.raises(InputError) as raised:
+            QuantSpec(group_size=256).group_width(in_features, name)
+        assert str(raised.value) == (
+            f"{called}: group size 256 does not divide its {in_features} input features: use {mend}"
+        )
+    with pytest.raises(InputError, match=r"^linear: "):
+        QuantSpec(group_size=256).group_width(in_features)
 
 
 @settings(deadline=None, max_examples=10)
