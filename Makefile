@@ -19,7 +19,7 @@ RELEASED ?=
 
 DOCTOR ?=
 
-.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz lint help
+.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -34,6 +34,7 @@ help:
 	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
+	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
 	@echo "make lint                             ruff and mypy"
 
 setup: $(STAMP)
@@ -88,6 +89,9 @@ test-fast: setup
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
+
+determinism: setup
+	$(BIN)/python tests/replication/twice.py
 
 lint: setup
 	$(BIN)/ruff check .
