@@ -21,7 +21,7 @@ DOCTOR ?=
 
 MUTATE ?=
 
-.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz lint help
+.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation mutation-sample determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -38,6 +38,7 @@ help:
 	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make mutation [MUTATE='grace/int4/*'] is every change of the code noticed by a fast test?"
 	@echo "make mutation-sample                  the same of a fixed sample, in minutes"
+	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
 	@echo "make lint                             ruff and mypy"
 
 setup: $(STAMP)
@@ -98,6 +99,9 @@ mutation: setup
 
 mutation-sample: setup
 	$(BIN)/python tests/mutation --sample 40
+
+determinism: setup
+	$(BIN)/python tests/replication/twice.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -156,7 +156,7 @@ def run_dvc(folder: Path, *words: str, lock: int | None = None) -> int:
     return subprocess.call(
         [sys.executable, "-m", "dvc", *words],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"},
         pass_fds=() if lock is None else (lock,),
     )
 

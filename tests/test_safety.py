@@ -188,11 +188,11 @@ def test_the_path_beside_an_images_bytes_is_not_opened(tmp_path, conversations, 
 # --- the network ----------------------------------------------------------------------------------
 
 
-def offline(script: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+def offline(script: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], list[object]]:
     """Run a script in a process without a network; returns it, and what it asked the network."""
-    attempts = cwd / "attempts.txt"
+    log = cwd / "network.jsonl"
     paths = os.pathsep.join([str(OFFLINE), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": paths, "NETWORK_ATTEMPTS": str(attempts)}
+    environment = {**os.environ, "PYTHONPATH": paths, "NETWORK_LOG": str(log)}
     environment.pop("HF_HUB_OFFLINE", None)  # what does not ask needs no telling
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -203,7 +203,10 @@ def offline(script: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], s
         timeout=600,
         check=False,
     )
-    return done, attempts.read_text() if attempts.exists() else ""
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"ran": [sys.executable, "-c", script]} in said
+    assert not [line for line in said if "escaped" in line]
+    return done, [line["asked"] for line in said if "asked" in line]
 
 
 def test_the_block_blocks_and_leaves_this_machine_alone(tmp_path):
@@ -214,6 +217,7 @@ socket.create_connection(server.getsockname()).close()
 ends = socket.socketpair()
 for ask in (
     lambda: socket.create_connection(("192.0.2.1", 80), 1),
+    lambda: socket.socket().connect(("192.0.2.1", 80)),
     lambda: socket.getaddrinfo("example.org", 80),
     lambda: urllib.request.urlopen("http://example.org"),
 ):
@@ -224,9 +228,9 @@ for ask in (
     else:
         raise SystemExit("not blocked")
 """
-    done, attempts = offline(script, tmp_path)
+    done, asked = offline(script, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert attempts.splitlines() == ["192.0.2.1", "example.org", "example.org"]
+    assert asked == ["192.0.2.1", ["192.0.2.1", 80], "example.org", "example.org"]
 
 
 @pytest.mark.slow
@@ -250,7 +254,20 @@ if __name__ == "__main__":
         except SystemExit as end:
             assert not end.code, (words, end.code)
 """
-    done, attempts = offline(script, tmp_path)
+    done, asked = offline(script, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert attempts == ""
+    assert not asked
     assert (tmp_path / "data" / "smoke" / "standins" / "train.parquet").is_file()
+
+
+def test_a_new_workspace_asks_nothing(tmp_path):
+    """DVC reports its use over the network unless it is told not to, from a process left behind."""
+    script = f"""
+from pathlib import Path
+from replication.scale import prepare, scale_params
+prepare(Path("workspace"), scale_params("smoke"), Path({str(ROOT)!r}))
+"""
+    done, asked = offline(script, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "workspace" / ".dvc" / "config").is_file()
+    assert not asked

@@ -101,26 +101,32 @@ def _part_fault(part: Any) -> str:
     if not isinstance(peaks, dict) or not isinstance(decode, dict):
         return "it has no peak_bytes or no decode"
     bytes_of = [part.get("weight_bytes"), *(peak for peak in peaks.values() if peak is not None)]
-    if not all(is_number(one) and one > 0 for one in bytes_of):
-        return "a number of bytes is not positive"
-    rates = part.get("copy_bandwidth", [])
-    if not isinstance(rates, list) or not all(is_number(rate) and rate > 0 for rate in rates):
+    if not all(map(_is_measured, bytes_of)):
+        return "a number of bytes is none that can be measured"
+    rates = part.get("copy_bandwidth")
+    if not isinstance(rates, list) or not rates or not all(map(_is_measured, rates)):
         return "copy_bandwidth is no list of rates"
     spreads = [part.get("time_to_first_token")]
     for batch, one in decode.items():
-        if not batch.isdecimal() or not isinstance(one, dict):
+        if not batch.isdecimal() or len(batch) > 9 or not isinstance(one, dict):
             return f"decode has {shown(batch)}"
         if "not_run" in one:
             continue
-        if not is_number(one.get("bytes_per_step")) or one["bytes_per_step"] <= 0:
-            return "bytes_per_step is not positive"
-        spreads.append(one.get("tokens_per_second"))
+        if not _is_measured(one.get("bytes_per_step")):
+            return "bytes_per_step is none that can be measured"
+        spreads += [one.get("tokens_per_second"), one.get("seconds_per_step")]
     return "" if all(map(_is_spread, spreads)) else "a measured value has no repeats and ends"
 
 
+def _is_measured(value: Any) -> bool:
+    """Whether a value is a number of bytes, seconds or rates that a machine can have: the quotient
+    of two of them is finite."""
+    return is_number(value) and 1e-12 < value < 1e18
+
+
 def _is_spread(value: Any) -> bool:
-    """Whether a value is a median between its ends, all positive, and the repeats behind it."""
+    """Whether a value is a median between its ends, and the repeats behind it."""
     if not isinstance(value, Mapping) or not isinstance(value.get("values"), list):
         return False
     ends: list[Any] = [value.get(key) for key in ("low", "median", "high")]
-    return all(is_number(one) and one > 0 for one in ends) and ends == sorted(ends)
+    return all(map(_is_measured, ends)) and ends == sorted(ends)

@@ -101,7 +101,7 @@ def params(valid: Valid) -> Loader:
 def params_text(valid: Valid) -> Loader:
     path = valid.folder / "params.yaml"
     inputs = contents((ROOT / "params.yaml").read_bytes(), YAML)
-    return Loader(inputs, written(path, lambda: load_params(path)), 8, 200)
+    return Loader(inputs, written(path, lambda: load_params(path)), 8, 3_000)
 
 
 def ledger(valid: Valid) -> Loader:
@@ -115,7 +115,7 @@ def ledger(valid: Valid) -> Loader:
 def ledger_text(valid: Valid) -> Loader:
     path = valid.folder / "claims.yaml"
     inputs = contents((reported.FOLDER / "claims.yaml").read_bytes(), YAML)
-    return Loader(inputs, written(path, lambda: reported.load_ledger(path)), 20, 200)
+    return Loader(inputs, written(path, lambda: reported.load_ledger(path)), 20, 3_000)
 
 
 def tables(valid: Valid) -> Loader:
@@ -130,7 +130,7 @@ def tables_text(valid: Valid) -> Loader:
         inputs,
         written(path, lambda: reported.parse_tables(reported.read_yaml(path))),
         20,
-        200,
+        3_000,
     )
 
 
@@ -166,7 +166,7 @@ def image_cache(valid: Valid) -> Loader:
     inputs = documents(moved).map(
         lambda found: b"\n".join(map(encoded, found if isinstance(found, list) else [found]))
     )
-    return Loader(inputs, written(cache, load), 30, 500)
+    return Loader(inputs, written(cache, load), 30, 4_000)
 
 
 def shards_index(valid: Valid) -> Loader:
@@ -245,7 +245,7 @@ def outcomes(valid: Valid) -> Loader:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     load = written(path, lambda: read_outcomes(valid.folder, SCALE, FAMILY, RUN))
-    return Loader(contents(sink.getvalue().to_pybytes()), load, 60, 1_500)
+    return Loader(contents(sink.getvalue().to_pybytes()), load, 60, 4_000)
 
 
 def outcome_columns(valid: Valid) -> Loader:
@@ -261,7 +261,7 @@ def outcome_columns(valid: Valid) -> Loader:
         for values in read.answers.values.values():
             assert np.isfinite(values).all()
 
-    return Loader(documents(_few_outcomes()), load, 60, 1_500)
+    return Loader(documents(_few_outcomes()), load, 60, 4_000)
 
 
 def _few_outcomes() -> dict[str, list[Any]]:
@@ -423,7 +423,7 @@ def packed_file(valid: Valid) -> Loader:
     directory = _packed(valid)
     path = directory / PACKED_FILE
     load = written(path, lambda: load_packed(directory, backend="reference"))
-    return Loader(safetensors_file(path.read_bytes()), load, 15, 1_500)
+    return Loader(safetensors_file(path.read_bytes()), load, 15, 4_000)
 
 
 def packed_tensors(valid: Valid) -> Loader:
@@ -457,7 +457,7 @@ def packed_config(valid: Valid) -> Loader:
     directory = _packed(valid)
     path = directory / "config.json"
     load = written(path, lambda: load_packed(directory, backend="reference"))
-    return Loader(json_file(json.loads(path.read_text())), load, 15, 1_000)
+    return Loader(json_file(json.loads(path.read_text())), load, 15, 4_000)
 
 
 def _packed(valid: Valid) -> Path:
@@ -500,7 +500,7 @@ def compressed_tensors_config(valid: Valid) -> Loader:
         path.write_bytes(encoded({**content, "quantization_config": document}))
         load_directory(str(directory), "cpu", "float32")
 
-    return Loader(documents(content["quantization_config"]), load, 4, 200)
+    return Loader(documents(content["quantization_config"]), load, 4, 2_000)
 
 
 def conversations(valid: Valid) -> Loader:
@@ -518,7 +518,7 @@ def conversations(valid: Valid) -> Loader:
         data = ConversationDataset(path, small.processor, config)
         small.collator()([data[index] for index in range(len(data))])
 
-    return Loader(documents(given), load, 20, 2_000)
+    return Loader(documents(given), load, 20, 5_000)
 
 
 def conversations_bytes(valid: Valid) -> Loader:
@@ -531,7 +531,7 @@ def conversations_bytes(valid: Valid) -> Loader:
         data = ConversationDataset(path, small.processor, config)
         small.collator()([data[index] for index in range(len(data))])
 
-    return Loader(contents(path.read_bytes()), written(path, load), 20, 2_000)
+    return Loader(contents(path.read_bytes()), written(path, load), 20, 5_000)
 
 
 def teacher_outputs(valid: Valid) -> Loader:
@@ -556,7 +556,7 @@ def teacher_outputs(valid: Valid) -> Loader:
         st.tuples(st.just("offsets.npy"), contents(files["offsets.npy"])),
         st.tuples(st.just("meta.json"), json_file(json.loads(meta))),
     ]
-    return Loader(st.one_of(*inputs), load, 60, 2_000)
+    return Loader(st.one_of(*inputs), load, 60, 4_000)
 
 
 LOADERS: dict[str, Callable[[Valid], Loader]] = {

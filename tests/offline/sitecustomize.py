@@ -1,21 +1,32 @@
 """No network: a folder to put first on PYTHONPATH, for a process and all that it starts.
 
 Python's sockets reach this machine alone (Unix sockets and the loopback, which processes that
-train together need). Any other attempt fails, and is written to the file that NETWORK_ATTEMPTS
-names: code that survives the failure is found all the same.
+train together need). Any other attempt fails. The file that NETWORK_LOG names gets a line of JSON
+for every process that was started so, {"ran": [words]}, for every attempt, {"asked": what}, since
+code may survive its failure, and for every process that is started in an environment without this
+folder, {"escaped": [words]}.
 """
 
+import json
 import os
 import socket
+import sys
 
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_STARTS = {"subprocess.Popen": 3, "os.exec": 2, "os.posix_spawn": 2}
+"""The argument of an audit event that is the environment."""
 _LOCAL = ("localhost", "127.", "::1", "::ffff:127.", "0.0.0.0")
 
 
-def _attempt(what: object) -> None:
-    log = os.environ.get("NETWORK_ATTEMPTS")
+def _tell(**what: object) -> None:
+    log = os.environ.get("NETWORK_LOG")
     if log:
         with open(log, "a", encoding="utf-8") as file:
-            file.write(f"{what}\n")
+            file.write(json.dumps(what, default=str) + "\n")
+
+
+def _attempt(what: object) -> None:
+    _tell(asked=what)
     raise OSError(101, f"the network is blocked: {what}")
 
 
@@ -55,3 +66,16 @@ def _look_up(host):
 
 
 socket.getaddrinfo, socket.gethostbyname = _resolve, _look_up
+
+
+def _starts(event: str, arguments: tuple) -> None:
+    if event in _STARTS:
+        given = arguments[_STARTS[event]]
+        if given is not None and _HERE not in os.fsdecode(
+            given.get("PYTHONPATH", given.get(b"PYTHONPATH", ""))
+        ):
+            _tell(escaped=arguments[1])
+
+
+sys.addaudithook(_starts)
+_tell(ran=sys.orig_argv)

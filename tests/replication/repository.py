@@ -32,12 +32,14 @@ def copy_repository(folder: Path) -> Path:
     return folder
 
 
-def python(*words: str, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def python(
+    *words: str, cwd: Path, timeout: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run this interpreter with ``words`` and capture what it says."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=timeout,

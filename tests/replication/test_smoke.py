@@ -1,4 +1,7 @@
-"""The whole replication at scale smoke, through its own command, in a copy of the repository."""
+"""The whole replication at scale smoke, through its own command, in a copy of the repository.
+
+It runs without a network, see `tests/offline`.
+"""
 
 import csv
 import json
@@ -20,24 +23,49 @@ from replication.tasks import PRINTED
 
 pytestmark = pytest.mark.slow
 
+WORKSPACE = Path(".scales", "smoke")
+LOG = Path(".scales", "smoke.network.jsonl")  # where .ci/run has it, too
+
 
 @pytest.fixture(scope="module")
 def replication(tmp_path_factory):
     """A copy of the repository in which the smoke replication has run. What an earlier one left in
-    the repository is taken along: dvc runs again what is not of this code."""
+    the repository is taken along, if it had no network: dvc runs again what is not of this code."""
     folder = copy_repository(tmp_path_factory.mktemp("smoke"))
-    earlier = Path(".scales", "smoke")
-    if (ROOT / earlier).is_dir():
-        shutil.copytree(ROOT / earlier, folder / earlier, symlinks=True)
-    done = python("-m", "replication.scale", "smoke", "repro", cwd=folder, timeout=1800)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    if (ROOT / WORKSPACE / "dvc.lock").is_file() and not with_a_network(ROOT):
+        shutil.copytree(ROOT / WORKSPACE, folder / WORKSPACE, symlinks=True)
+        shutil.copy(ROOT / LOG, folder / LOG)
+    dvc(folder, "repro", timeout=1800)
     return folder
 
 
-def dvc(folder, *words, **options):
-    done = python("-m", "replication.scale", "smoke", *words, cwd=folder, **options)
-    assert done.returncode == 0, done.stdout + done.stderr
+def dvc(folder, *words, timeout=120):
+    (folder / LOG).parent.mkdir(exist_ok=True)
+    told = {"PYTHONPATH": str(ROOT / "tests" / "offline"), "NETWORK_LOG": str(folder / LOG)}
+    words = ("-m", "replication.scale", "smoke", *words)
+    done = python(*words, cwd=folder, timeout=timeout, **told)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
+
+
+def said_of_the_network(folder):
+    """What `tests/offline` told: {"ran" | "asked" | "escaped": what} each."""
+    if not (folder / LOG).is_file():
+        return []
+    return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def with_a_network(folder):
+    """The commands of the stages that have run, less those that ran without a network."""
+    stages = yaml.safe_load((folder / WORKSPACE / "dvc.lock").read_text())["stages"]
+    ran = {" ".join(line["ran"][1:]) for line in said_of_the_network(folder) if "ran" in line}
+    return {stage["cmd"] for stage in stages.values()} - {f"python {words}" for words in ran}
+
+
+def test_every_stage_ran_and_nothing_asked_the_network(replication):
+    assert not with_a_network(replication)
+    said = said_of_the_network(replication)
+    assert not [line for line in said if "ran" not in line]
 
 
 def params_of(folder):
