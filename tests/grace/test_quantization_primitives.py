@@ -629,16 +629,18 @@ class Made(TorchDispatchMode):
     def __init__(self, *there):
         super().__init__()
         self.kept = list(there)  # so that no address is used twice
+        self.known = {one.untyped_storage().data_ptr() for one in there}
         self.sizes = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for one in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(one, torch.Tensor):
-                known = {kept.untyped_storage().data_ptr() for kept in self.kept}
-                if one.untyped_storage().data_ptr() not in known:
-                    self.sizes.append(one.untyped_storage().nbytes())
-                self.kept.append(one)
+                storage = one.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.sizes.append(storage.nbytes())
+                    self.known.add(storage.data_ptr())
+                    self.kept.append(one)
         return out
 
     def between(self, low, high):
