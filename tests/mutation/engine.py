@@ -1,6 +1,7 @@
 """Runs mutmut over one package, in a folder of its own."""
 
 import contextlib
+import difflib
 import fnmatch
 import gc
 import importlib
@@ -106,21 +107,40 @@ def status_of(code: int | None) -> str | None:
     return LIVED if code in alive else TIMED_OUT
 
 
+def _difference(old: list[str], new: list[str]) -> list[str]:
+    """The lines of a diff of two functions that are alike but for a few lines."""
+    start, end = 0, 0
+    while start < min(len(old), len(new)) and old[start] == new[start]:
+        start += 1
+    while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    return list(difflib.unified_diff(old[start : len(old) - end], new[start : len(new) - end], n=0))
+
+
 def _read() -> list[Found]:
-    from mutmut.mutation.data import SourceFileMutationData
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.mutation.data import MutantLineSpans, SourceFileMutationData
     from mutmut.utils.file_utils import walk_mutatable_files
     from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
     found = []
     for path in sorted(walk_mutatable_files()):
-        data = SourceFileMutationData(path=path)
+        data, spans = SourceFileMutationData(path=path), MutantLineSpans.load(path)
         data.load()
+        copies = list(spans.span_by_function_name) if spans else []
+        sources = (
+            dict(zip(copies, spans.read_function_sources(copies), strict=True)) if copies else {}
+        )
         for key, code in data.exit_code_by_key.items():
             function, owner = orig_function_and_class_names_from_key(key)
-            name = f"{owner}.{function}" if owner else function
-            diff = get_diff_for_mutant(key, path=path).splitlines()
-            found.append(Found(key, Mutant.of(str(path), name, diff), status_of(code)))
+            name = key.rpartition(".")[2]
+            original = f"{name.partition('__mutmut_')[0]}__mutmut_orig"
+            old, new = (
+                sources[one].replace(one, function).splitlines() for one in (original, name)
+            )
+            mutant = Mutant.of(
+                str(path), f"{owner}.{function}" if owner else function, _difference(old, new)
+            )
+            found.append(Found(key, mutant, status_of(code)))
     return found
 
 
