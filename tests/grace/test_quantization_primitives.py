@@ -629,16 +629,18 @@ class Made(TorchDispatchMode):
     def __init__(self, *there):
         super().__init__()
         self.kept = list(there)  # so that no address is used twice
+        self.known = {one.untyped_storage().data_ptr() for one in there}
         self.sizes = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for one in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(one, torch.Tensor):
-                known = {kept.untyped_storage().data_ptr() for kept in self.kept}
-                if one.untyped_storage().data_ptr() not in known:
-                    self.sizes.append(one.untyped_storage().nbytes())
-                self.kept.append(one)
+                storage = one.untyped_storage()
+                if storage.data_ptr() not in self.known:
+                    self.sizes.append(storage.nbytes())
+                    self.known.add(storage.data_ptr())
+                    self.kept.append(one)
         return out
 
     def between(self, low, high):
@@ -693,10 +695,25 @@ def test_scales_of_another_dtype_are_used_as_given():
     codes = quantize(weight, exact, spec)
     assert torch.equal(codes, quantize(weight, exact.float(), spec))
     assert torch.equal(dequantize(codes, exact, spec), dequantize(codes, exact.float(), spec))
-    ties = (
-        exact.repeat_interleave(32, 1).float() * 1.5
-    )  # 1.5 s, which float64 takes to be off a tie
-    assert torch.equal(quantize(ties, exact, spec), torch.full((3, 32), 2, dtype=torch.int8))
+    almost_one = torch.full((1, 1), 1 + 2.0**-24 * 0.99, dtype=torch.float64)  # 1 in float32
+    tie = torch.full((1, 32), 3.5)  # to even; in float64 a little below the tie
+    assert (quantize(tie, almost_one, spec) == 4).all()
+
+
+def test_scales_of_narrow_thetas_are_computed_in_float32():
+    theta = torch.tensor([[-1.0], [0.5], [2.25]], dtype=torch.bfloat16)
+    found = deployed_scales(theta, QuantSpec(scale_dtype="float32"))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, theta.float().exp())
+
+
+@pytest.mark.parametrize("group_size", [256, "row"])
+def test_a_group_of_few_weights_and_zeros_starts_from_its_maximum(group_size):
+    """One weight of 256: the 99th percentile is 0, which is no scale; max|W| / qmax is."""
+    weight = torch.zeros(2, 256)
+    weight[0, 17], weight[1, 5] = -0.75, 3.0
+    found = initial_scales(weight, QuantSpec(group_size=group_size, init="percentile"))
+    assert torch.equal(found, (torch.tensor([[0.75], [3.0]]) / 7).bfloat16().float())
 
 
 def test_codes_and_weights_of_trained_parameters_are_data():
@@ -731,6 +748,30 @@ def test_everything_is_made_where_its_input_is():
         out.backward(torch.empty_like(out))
         assert [leaf.grad.shape for leaf in leaves] == [leaf.shape for leaf in leaves]
         assert all(leaf.grad.is_meta for leaf in leaves)
+
+
+@pytest.mark.parametrize("init", ["percentile", "max"])
+def test_the_default_device_changes_nothing(init):
+    """A default device that is not the weight's, as while a large model is made."""
+    spec = QuantSpec(group_size=32, init=init)
+    weight = torch.linspace(-1, 1, 256).reshape(4, 64)
+    x, bias = torch.ones(3, 64), torch.ones(4)
+
+    def everything():
+        scales = initial_scales(weight, spec)
+        codes = quantize(weight, scales, spec)
+        leaves = [one.detach().clone().requires_grad_() for one in (x, weight, scales.log(), bias)]
+        outs = [fake_quantized_linear(*leaves, spec), fake_quantize(*leaves[1:3], spec)]
+        narrow = fake_quantize(*leaves[1:3], spec, torch.bfloat16)
+        (outs[0].sum() + outs[1].square().sum() + narrow.float().sum()).backward()
+        grads = [leaf.grad for leaf in leaves]
+        return [scales, codes, dequantize(codes, scales, spec), narrow, *outs, *grads]
+
+    expected = everything()
+    with torch.device("meta"):
+        found = everything()
+    for one, other in zip(found, expected, strict=True):
+        assert one.device.type == "cpu" and torch.equal(one, other)
 
 
 @few

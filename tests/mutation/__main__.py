@@ -23,7 +23,8 @@ def _chosen(arguments: argparse.Namespace, package: engine.Package) -> list[engi
     """The package's mutants to run or to show."""
     if not (arguments.paths or arguments.show or arguments.survivors or arguments.sample):
         shutil.rmtree(package.folder, ignore_errors=True)
-    found = engine.of_paths(engine.mutants(package, arguments.workers), arguments.paths)
+    found = engine.mutants(package, arguments.workers, anew=not arguments.show)
+    found = engine.of_paths(found, arguments.paths)
     if arguments.show or arguments.survivors:
         found = [one for one in found if one.status not in (None, engine.KILLED)]
     if arguments.sample:

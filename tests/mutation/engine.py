@@ -1,5 +1,7 @@
 """Runs mutmut over one package, in a folder of its own."""
 
+import contextlib
+import difflib
 import fnmatch
 import gc
 import importlib
@@ -105,21 +107,40 @@ def status_of(code: int | None) -> str | None:
     return LIVED if code in alive else TIMED_OUT
 
 
+def _difference(old: list[str], new: list[str]) -> list[str]:
+    """The lines of a diff of two functions that are alike but for a few lines."""
+    start, end = 0, 0
+    while start < min(len(old), len(new)) and old[start] == new[start]:
+        start += 1
+    while end < min(len(old), len(new)) - start and old[-1 - end] == new[-1 - end]:
+        end += 1
+    return list(difflib.unified_diff(old[start : len(old) - end], new[start : len(new) - end], n=0))
+
+
 def _read() -> list[Found]:
-    from mutmut.mutation.data import SourceFileMutationData
-    from mutmut.mutation.diff_apply import get_diff_for_mutant
+    from mutmut.mutation.data import MutantLineSpans, SourceFileMutationData
     from mutmut.utils.file_utils import walk_mutatable_files
     from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
     found = []
     for path in sorted(walk_mutatable_files()):
-        data = SourceFileMutationData(path=path)
+        data, spans = SourceFileMutationData(path=path), MutantLineSpans.load(path)
         data.load()
+        copies = list(spans.span_by_function_name) if spans else []
+        sources = (
+            dict(zip(copies, spans.read_function_sources(copies), strict=True)) if copies else {}
+        )
         for key, code in data.exit_code_by_key.items():
             function, owner = orig_function_and_class_names_from_key(key)
-            name = f"{owner}.{function}" if owner else function
-            diff = get_diff_for_mutant(key, path=path).splitlines()
-            found.append(Found(key, Mutant.of(str(path), name, diff), status_of(code)))
+            name = key.rpartition(".")[2]
+            original = f"{name.partition('__mutmut_')[0]}__mutmut_orig"
+            old, new = (
+                sources[one].replace(one, function).splitlines() for one in (original, name)
+            )
+            mutant = Mutant.of(
+                str(path), f"{owner}.{function}" if owner else function, _difference(old, new)
+            )
+            found.append(Found(key, mutant, status_of(code)))
     return found
 
 
@@ -134,7 +155,11 @@ def _run(names: list[str], workers: int) -> None:
     torch.set_num_threads(1)
     for name in PRELOADED:
         importlib.import_module(name)
-    submit, warm_up = ForkServerRunner.submit, PytestRunner.warm_up
+    submit, warm_up, run_stats = (
+        ForkServerRunner.submit,
+        PytestRunner.warm_up,
+        PytestRunner.run_stats,
+    )
 
     def warm_up_and_freeze(self: Any) -> None:
         """pytest collects garbage at its end: not through all that each fork inherits."""
@@ -142,13 +167,21 @@ def _run(names: list[str], workers: int) -> None:
         gc.collect()
         gc.freeze()
 
+    def run_stats_aloud(self: Any, *, tests: Any) -> int:
+        """Which test has failed, if one does, is seen."""
+        with contextlib.redirect_stdout(sys.__stdout__):
+            code = run_stats(self, tests=tests)
+            sys.stdout.flush()
+        return code
+
     def shortest_first(
         self: Any, mutant_name: str, tests: list[str], cpu_time_limit: int, estimated_time: float
     ) -> None:
         tests = sorted(tests, key=lambda test: (state().duration_by_test[test], test))
         submit(self, mutant_name, tests, cpu_time_limit, estimated_time)
 
-    PytestRunner.warm_up, ForkServerRunner.submit = warm_up_and_freeze, shortest_first
+    PytestRunner.warm_up, PytestRunner.run_stats = warm_up_and_freeze, run_stats_aloud
+    ForkServerRunner.submit = shortest_first
     # The tests have just passed, without a mutant, to find which of them reach which function.
     ForkServerRunner.run_clean_tests = lambda self, tests: 0
     mutmut._run(names, workers)
@@ -157,15 +190,16 @@ def _run(names: list[str], workers: int) -> None:
 def _child(package: Package, task: str, names: list[str], workers: int, answer: Any) -> None:
     decorated.install()
     _enter(package)
-    if not sys.stdout.isatty():  # mutmut redraws a line of progress all the time
-        log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1), os.dup2(log, 2)
     if task == "run":
+        if not sys.stdout.isatty():  # mutmut redraws a line of progress all the time
+            log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
         # The tests' temporary files, away from those of other runs.
         with tempfile.TemporaryDirectory(dir=package.folder) as folder:
             os.environ["TMPDIR"] = tempfile.tempdir = folder
             _run(names, workers)
-    else:
+    elif task == "generate":
         from mutmut import __main__ as mutmut
 
         Path("mutants").mkdir(exist_ok=True)
@@ -198,9 +232,12 @@ def in_sample(mutant: Mutant, every: int) -> bool:
     return zlib.crc32(str(mutant).encode()) % every == 0
 
 
-def mutants(package: Package, workers: int = 1) -> list[Found]:
-    """The package's mutants, with the status of the last run."""
-    return _ask(package, "generate", [], workers)
+def mutants(package: Package, workers: int, *, anew: bool) -> list[Found]:
+    """The package's mutants, with the status of the last run.
+
+    anew: of the code as it is now; else those of the last run, which may be under way.
+    """
+    return _ask(package, "generate" if anew else "read", [], workers)
 
 
 def run(package: Package, keys: list[str], workers: int) -> list[Found]:

@@ -657,7 +657,7 @@ def test_minimum_detectable_difference_is_detected_with_the_stated_power():
 @given(
     error=st.floats(0, 100), power=st.floats(0.01, 0.99), level=st.sampled_from([0.5, 0.9, 0.99])
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_minimum_detectable_difference_is_that_of_the_normal_quantiles(error, power, level):
     expected = (norm.ppf(1 - (1 - level) / 2) + norm.ppf(power)) * error
     found = minimum_detectable_difference(error, power, level)
