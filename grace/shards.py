@@ -102,7 +102,7 @@ def write_shard(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 def _entry(shard: Mapping[str, Any]) -> tuple[str, int, str]:
     """(file, records, sha256) of a shard. Raises ValueError for anything else."""
     file, count, digest = (shard[key] for key in ("file", "records", "sha256"))
-    if not isinstance(file, str) or not is_inside(file) or "/" in file:
+    if not isinstance(file, str) or not file.isprintable() or not is_inside(file) or "/" in file:
         raise ValueError(f"{str(file)[:80]!r} is no file of the directory")
     if type(count) is not int or not 0 < count < 2**31:
         raise ValueError(f"{file} has {str(count)[:80]} records")

@@ -577,10 +577,7 @@ LOADERS: dict[str, Callable[[Valid], Loader]] = {
     )
 }
 
-PENDING: dict[str, str] = {
-    "conversations_bytes": "broken images raise SyntaxError and DecompressionBombError",
-    "shards_index": "a file's name of half a character raises UnicodeEncodeError",
-}
+PENDING: dict[str, str] = {}
 """Loaders that still raise other errors, and why."""
 
 

@@ -1,8 +1,15 @@
 """Input that is known to break readers, for every loader of a file."""
 
+import struct
+import zlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from loaders import LOADERS, Valid, expected
 
+from grace.cli.models import open_image
+from grace.data import ConversationDataset
 from grace.errors import InputError
 
 DEEP = 100_000
@@ -57,3 +64,35 @@ def test_known_to_break_readers(name, family, conversations, tmp_path, monkeypat
             assert len(str(error)) < 20_000, what
         except BaseException as error:
             pytest.fail(f"{what}: {type(error).__name__}: {str(error)[:500]}")
+
+
+def png(width: int, height: int, cut: int = 0) -> bytes:
+    """A PNG of one colour that says it is of this size; `cut`: its last bytes are others."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        whole = kind + content
+        return struct.pack(">I", len(content)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    rows = b"".join(b"\0" + bytes(min(width, 8)) for _ in range(min(height, 8)))
+    found = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return found[: len(found) - cut] + b"\x15" * cut
+
+
+@pytest.mark.parametrize(
+    "content",
+    [png(60_000, 60_000), png(8, 8, cut=30), png(0, 8), b"\x89PNG\r\n\x1a\n"],
+    ids=["larger than memory", "a broken chunk", "of no width", "only a head"],
+)
+def test_an_image_that_does_not_decode(content, family, conversations, tmp_path):
+    """Each fails in the library with a type of its own."""
+    table = pq.read_table(conversations).select(["id", "image", "conversations"])
+    rows = table.slice(0, 1).to_pylist()
+    rows[0]["image"]["bytes"] = content
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "train.parquet")
+    small = family("qwen2_vl")
+    with pytest.raises(InputError, match=f"record '{rows[0]['id']}'.*cannot be decoded"):
+        ConversationDataset(tmp_path / "train.parquet", small.processor, small.model().config)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read"):
+        open_image(str(tmp_path / "a.png"))
