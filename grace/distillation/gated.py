@@ -171,11 +171,18 @@ def gate_sum(
 
     Returns:
         Scalar without gradient; zero if a gate is non-finite, as in `distillation_sums`.
+
+    Raises:
+        InputError: logits that are not (N, V), or an option outside its range.
     """
     if vocab_size is not None:
-        if not 2 <= vocab_size <= teacher_logits.shape[-1]:
+        if teacher_logits.dim() != 2:
             raise InputError(
-                f"vocab_size is {vocab_size}; give 2 to {teacher_logits.shape[-1]}, the columns "
+                f"teacher_logits has shape {tuple(teacher_logits.shape)}; give (N, V) with V >= 2"
+            )
+        if not 2 <= vocab_size <= teacher_logits.shape[1]:
+            raise InputError(
+                f"vocab_size is {vocab_size}; give 2 to {teacher_logits.shape[1]}, the columns "
                 "of teacher_logits"
             )
         teacher_logits = teacher_logits[:, :vocab_size]
@@ -252,6 +259,8 @@ def _check_options(
     check_number("alpha", alpha, low=0.0)
     check_number("beta", beta, low=0.0)
     check_number("kappa", kappa, low=-50.0, high=50.0)
+    if not dtype.is_floating_point:
+        raise InputError(f"student_logits has dtype {dtype}; give a floating dtype")
     # Probabilities are at most one, so this bounds every element of the gradient: with it, and
     # finite terms, the gradient needs no pass of its own to be known finite.
     bound = temperature * max(alpha + 2 * beta, 2.0) * max(1.0, math.exp(-kappa))

@@ -189,7 +189,7 @@ def _centered_features(x: torch.Tensor) -> torch.Tensor:
     top = x.detach().abs().amax(2, keepdim=True)
     x = x / torch.where(top > 0, top, 1.0)
     square = (x * x).sum(2, keepdim=True)
-    # Substituting before the root keeps a zero row's gradient zero instead of NaN.
+    # Substituting before the root keeps a zero row's gradient finite instead of NaN.
     x = x * torch.where(square > 0, square, 1.0).rsqrt()
     return x - x.mean(1, keepdim=True)
 

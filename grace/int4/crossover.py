@@ -117,7 +117,8 @@ def measure(
         while low < high:
             middle = (low + high) // 2
             generator = torch.Generator().manual_seed(0)
-            x = torch.randn(ROWS[middle], shape.in_features, generator=generator)
+            size = ROWS[middle], shape.in_features
+            x = torch.randn(size, generator=generator, device="cpu")
             x = x.to(device, backend.activations or torch.float32)
             packed = clock(functools.partial(backend.packed, x, buffers, shape), device)
             dense = clock(functools.partial(backend.dense, x, buffers, shape), device)

@@ -40,7 +40,7 @@ def native_layout() -> BlockedLayout | None:
         return None
     generator = torch.Generator().manual_seed(0)
     # full blocks of every width, and a last block of 48, 16 or none
-    codes = torch.randint(-8, 8, (176, 32), generator=generator, dtype=torch.int8)
+    codes = torch.randint(-8, 8, (176, 32), generator=generator, dtype=torch.int8, device="cpu")
     try:
         packed = convert((codes + 8).to(torch.int32), 1)
     except (RuntimeError, NotImplementedError):
@@ -80,7 +80,7 @@ class CpuBackend(KernelBackend):
     def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:
         layout = _layout()
         width = shape.in_features * shape.bits // 8  # bytes of a row
-        packed = torch.empty(shape.out_features, width, dtype=torch.uint8)
+        packed = torch.empty(shape.out_features, width, dtype=torch.uint8, device=codes.device)
         for rows in row_steps(shape, _WIDEST):
             packed[rows] = layout.pack(kernel_codes(codes[rows], shape))
         return {"packed": packed, "scales_and_zeros": kernel_scales(scales, shape)}
@@ -111,8 +111,8 @@ class CpuBackend(KernelBackend):
             size = (count, shape.in_features, 2 * half)
             if scratch is None or scratch[0].shape != size:
                 scratch = (
-                    torch.empty(size, dtype=torch.uint8),
-                    torch.empty(size, dtype=torch.bfloat16),
+                    torch.empty(size, dtype=torch.uint8, device=x.device),
+                    torch.empty(size, dtype=torch.bfloat16, device=x.device),
                 )
             nibbles, weight = scratch
             weight.copy_(_signed(layout, block, shape, nibbles))

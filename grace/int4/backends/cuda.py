@@ -28,7 +28,9 @@ def _packs_as_expected(index: int) -> bool:
     """Whether torch packs on this device as `pack_tensor_core` does, for every tile count."""
     generator = torch.Generator().manual_seed(0)
     for columns in (32, 64, 128):
-        codes = torch.randint(-8, 8, (16, columns), generator=generator, dtype=torch.int8)
+        codes = torch.randint(
+            -8, 8, (16, columns), generator=generator, dtype=torch.int8, device="cpu"
+        )
         nibbles = (codes + 8).to(torch.uint8)
         pairs = (nibbles[:, 0::2] << 4) | nibbles[:, 1::2]
         tiles = inner_tiles(columns)
