@@ -163,6 +163,22 @@ def test_chunking_changes_nothing(data, chosen, chunk_size):
     torch.testing.assert_close(tuple(one), tuple(other), rtol=1e-6, atol=1e-6)
 
 
+@SETTINGS
+@given(selected(), options(), st.data())
+def test_tokens_of_a_chunk_may_lie_any_distance_apart(data, chosen, draw):
+    """A constant added to all logits of a token changes no probability of it, nor of the others."""
+    student, teacher, targets = data
+    offsets = st.lists(st.sampled_from([-900.0, 0.0, 900.0]), min_size=7, max_size=7)
+    moved = [z + torch.tensor(draw.draw(offsets))[: len(z), None] for z in (student, teacher)]
+    here = distillation_sums(student.requires_grad_(), teacher, targets, **chosen)
+    (gradient,) = torch.autograd.grad(here.loss_sum, student)
+    moved[0].requires_grad_()
+    there = distillation_sums(*moved, targets, **chosen)
+    torch.testing.assert_close(tuple(there), tuple(here), rtol=1e-9, atol=1e-9)
+    (other,) = torch.autograd.grad(there.loss_sum, moved[0])
+    torch.testing.assert_close(other, gradient, rtol=1e-9, atol=1e-9)
+
+
 @st.composite
 def batches(draw):
     """student (B, S, V), teacher (B, S, V), labels (B, S) with ignored positions."""
@@ -657,6 +673,10 @@ Z, Y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
         (
             lambda: gated_decoupled_kd(Z[None], Z[None, :, 0], Y[None]),
             f"{BATCH_SHAPES} (1, 2, 3), (1, 2), (1, 2); give (B, S, V), (B, S, V), (B, S)",
+        ),
+        (
+            lambda: gated_decoupled_kd(Z[None], Z[None], Y[None], chunk_size=0),
+            "chunk_size is 0; give an integer of at least 1",
         ),
         (
             lambda: gate_sum(Z, 1.0, 4),

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -157,12 +158,19 @@ def test_stays_in_its_range_where_rounding_would_leave_it(dtype):
         x = normal(seed, 9, 1 + seed % 12).to(dtype)
         for same in (cka(x, x), cka_from_gram(centered_gram(x), x)):
             assert same <= 1
-        # Tokens that differ along one pattern in x and along an orthogonal one in y: no alignment.
-        signs = torch.tensor([[1.0, 1, -1, -1], [1, -1, 1, -1]], dtype=dtype)
-        a, b = (normal(seed + k, 1, 5).to(dtype) for k in (1, 2))
-        along = [one[:, None] * direction for one, direction in zip(signs, (a, b), strict=True)]
-        x, y = (torch.cat([z, torch.ones(4, 1, dtype=dtype)], 1) for z in along)
-        for none in (cka(x, y), cka_from_gram(centered_gram(x), y)):
+    # Tokens that differ along some patterns in x and along orthogonal ones in y: no alignment, and
+    # a sum of products that comes out on either side of zero.
+    patterns = torch.tensor(scipy.linalg.hadamard(8), dtype=torch.float64)
+    for seed in range(10):
+        x, y = (
+            torch.cat([patterns[:, :1], patterns[:, own] * normal(seed + k, 1, 3).exp()], 1)
+            @ torch.linalg.qr(normal(seed, 12, 12))[0][:4]
+            for k, own in ((1, slice(1, 4)), (2, slice(4, 7)))
+        )
+        for none in (
+            cka(x.to(dtype), y.to(dtype)),
+            cka_from_gram(centered_gram(x.to(dtype)), y.to(dtype)),
+        ):
             assert 0 <= none <= 1e-6
 
 
