@@ -1,9 +1,11 @@
-"""The adaptive multiplier against a recurrence written in plain Python."""
+"""The adaptive multiplier against a recurrence in plain Python and against its closed form."""
 
 import json
 import math
 
+import numpy as np
 import pytest
+import scipy.signal
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,6 +58,43 @@ def test_follows_the_recurrence(chosen, losses):
             beta = min(max(beta, chosen["beta_min"]), chosen["beta_max"])
         assert controller.update(torch.tensor(loss, dtype=torch.float64)).item() == beta
         assert controller.ema.item() == (0.0 if ema is None else ema)
+
+
+@SETTINGS
+@given(
+    st.lists(st.floats(0, 10), min_size=1, max_size=30),
+    st.sampled_from([0.0, 0.5, 0.99]),
+    st.floats(0, 5),
+    st.floats(0, 1),
+)
+def test_within_its_bounds_it_is_a_sum_of_a_filtered_loss(losses, decay, tau, eta):
+    """EMA_n = d^(n-1) l_1 + (1-d) sum_k d^(n-k) l_k, beta_n = beta_0 + eta sum_k (EMA_k - tau):
+    a first-order filter that starts at rest at the first loss, and a cumulative sum."""
+    filtered, _ = scipy.signal.lfilter([1 - decay], [1, -decay], losses, zi=[decay * losses[0]])
+    expected = 1000 + eta * np.cumsum(filtered - tau)
+    controller = IBController(tau, eta, 1000.0, 0.0, 2000.0, decay)
+    betas = [controller.update(loss).item() for loss in losses]
+    np.testing.assert_allclose(betas, expected, rtol=1e-13)
+    assert controller.ema.item() == pytest.approx(filtered[-1], rel=1e-12)
+
+
+def test_published_decay_and_the_bounds_are_reached_as_the_closed_form_says():
+    """A loss steadily off the constraint moves beta by eta times the excess a step, to a bound."""
+    for loss, bound in ((0.75, 5.0), (0.25, 0.125)):
+        controller = IBController(0.5, 0.5, 1.0, 0.125, 5.0)
+        for step in range(1, 40):
+            moved = 1.0 + step * 0.5 * (loss - 0.5)
+            assert controller.update(loss) == min(max(moved, 0.125), 5.0)
+        assert controller.beta == bound
+    controller.update(100.0)
+    assert controller.ema.item() == 0.99 * 0.25 + (1 - 0.99) * 100.0
+
+
+def test_an_excess_beyond_the_largest_number_moves_by_the_step_size():
+    """-1.7e308 - 1.7e308 is no float64; without a step size it must move nothing."""
+    still = IBController(1.7e308, 0.0, 1.0, 0.1, 5.0)
+    assert still.update(-1.7e308) == 1.0
+    assert IBController(1.7e308, 0.1, 1.0, 0.1, 5.0).update(-1.7e308) == 0.1
 
 
 @SETTINGS
@@ -112,6 +151,43 @@ def test_readings_are_copies_without_gradient():
     assert controller.to("cpu") is controller
 
 
+def test_the_state_is_as_wide_as_documented():
+    controller = IBController(**{**VALID, "tau": 1, "ema_decay": 0})
+    assert all(isinstance(x, float) for x in (controller.tau, controller.eta, controller.ema_decay))
+    for reading in ("beta", "ema", "observations", "skipped"):
+        value = getattr(controller, reading)
+        assert value.shape == ()
+        assert value.dtype == (torch.float64 if reading in {"beta", "ema"} else torch.int64)
+    assert controller.state_dict() == {"beta": 1.0, "ema": 0.0, "observations": 0, "skipped": 0}
+    state = {"beta": 0.3, "ema": 0.1, "observations": 7, "skipped": 2}
+    controller.load_state_dict(state)
+    assert controller.state_dict() == state
+    assert [type(value) for value in controller.state_dict().values()] == [float, float, int, int]
+    # 0.1 as a half-precision loss reads it, not rounded again
+    assert controller.update(torch.tensor([[0.1]], dtype=torch.bfloat16)) == torch.tensor(
+        0.3, dtype=torch.float64
+    ) + 0.1 * (torch.tensor(0.1, dtype=torch.bfloat16).double() - 1)
+
+
+def test_the_state_follows_the_device_of_the_loss():
+    """On the device `meta`, where no value exists that a host could read."""
+
+    def places(controller):
+        names = ("beta", "ema", "observations", "skipped")
+        return {getattr(controller, name).device.type for name in names}
+
+    controller = IBController(**VALID)
+    assert places(controller) == {"cpu"}
+    assert controller.update(torch.ones(1, device="meta")).device.type == "meta"
+    assert places(controller) == {"meta"}
+    controller.update(0.5)  # a plain number goes where the state is
+    assert places(controller) == {"meta"}
+    controller.load_state_dict({"beta": 1.0, "ema": 0.0, "observations": 0, "skipped": 0})
+    assert places(controller) == {"meta"}
+    moved = IBController(**VALID)
+    assert places(moved.to(torch.device("meta"))) == {"meta"}
+
+
 def test_update_does_not_wait_for_the_device():
     class NoWaiting(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -125,47 +201,69 @@ def test_update_does_not_wait_for_the_device():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "legal"),
     [
-        ("tau", -0.1),
-        ("tau", math.nan),
-        ("eta", -1.0),
-        ("eta", math.inf),
-        ("eta", "0.1"),
-        ("beta_min", -0.5),
-        ("beta_max", 0.05),
-        ("beta_max", math.inf),
-        ("beta_init", 6.0),
-        ("beta_init", 0.0),
-        ("beta_init", True),
-        ("ema_decay", 1.0),
-        ("ema_decay", -0.1),
+        ("tau", -0.1, "[0, inf]"),
+        ("tau", math.nan, "[0, inf]"),
+        ("eta", -1.0, "[0, inf]"),
+        ("eta", math.inf, "[0, inf]"),
+        ("eta", "0.1", "[0, inf]"),
+        ("beta_min", -0.5, "[0, inf]"),
+        ("beta_max", 0.05, "[0.1, inf]"),
+        ("beta_max", math.inf, "[0.1, inf]"),
+        ("beta_init", 6.0, "[0.1, 5]"),
+        ("beta_init", 0.0, "[0.1, 5]"),
+        ("beta_init", True, "[0.1, 5]"),
+        ("ema_decay", 1.0, "[0, 1)"),
+        ("ema_decay", -0.1, "[0, 1)"),
     ],
 )
-def test_illegal_values_are_named(field, value):
+def test_illegal_values_are_named(field, value, legal):
     with pytest.raises(InputError) as caught:
         IBController(**{**VALID, field: value})
-    assert field in str(caught.value) and repr(value) in str(caught.value)
-    assert "give a finite number" in str(caught.value)
+    assert str(caught.value) == f"{field} is {value!r}; give a finite number in {legal}"
+
+
+@pytest.mark.parametrize("value", [0.1, 5.0])
+def test_bounds_are_legal_starts(value):
+    assert IBController(**{**VALID, "beta_init": value}).beta == value
+    controller = IBController(**VALID)
+    controller.load_state_dict({**controller.state_dict(), "beta": value})
+    assert controller.beta == value
 
 
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("change", "message"),
     [
-        ({"beta": 9.0}, "beta is 9.0"),
-        ({"ema": math.nan}, "ema is nan"),
-        ({"skipped": -1}, "skipped is -1"),
-        ({"extra": 1}, "extra"),
+        ({"beta": 9.0}, "beta is 9.0; give a finite number in [0.1, 5]"),
+        ({"beta": 0.0}, "beta is 0.0; give a finite number in [0.1, 5]"),
+        ({"ema": math.nan}, "ema is nan; give a finite number"),
+        ({"observations": -1}, "observations is -1; give an integer of at least 0"),
+        ({"skipped": 1.5}, "skipped is 1.5; give an integer of at least 0"),
+        ({"skipped": True}, "skipped is True; give an integer of at least 0"),
+        (
+            {"extra": 1},
+            "the controller's state has entries ['beta', 'ema', 'extra', 'observations', "
+            "'skipped']; give ['beta', 'ema', 'observations', 'skipped']",
+        ),
     ],
 )
-def test_illegal_states_are_refused_and_change_nothing(change, word):
+def test_illegal_states_are_refused_and_change_nothing(change, message):
     controller = IBController(**VALID)
     before = controller.state_dict()
-    with pytest.raises(InputError, match=word):
+    with pytest.raises(InputError) as caught:
         controller.load_state_dict({**before, "observations": 3, **change})
+    assert str(caught.value) == message
     assert controller.state_dict() == before
 
 
-def test_a_loss_of_many_elements_is_refused():
-    with pytest.raises(InputError, match=r"\(2,\)"):
-        IBController(**VALID).update(torch.zeros(2))
+def test_a_state_that_lacks_an_entry_is_refused():
+    with pytest.raises(InputError, match=r"entries \['beta'\]; give"):
+        IBController(**VALID).load_state_dict({"beta": 1.0})
+
+
+@pytest.mark.parametrize("shape", [(2,), (0,), (1, 2)])
+def test_a_loss_of_another_number_of_elements_is_refused(shape):
+    with pytest.raises(InputError) as caught:
+        IBController(**VALID).update(torch.zeros(shape))
+    assert str(caught.value) == f"loss has shape {shape}; give one number"

@@ -1,17 +1,28 @@
 """Decoupled KD, plain KD and the confidence gate against definitions written out in float64."""
 
+import contextlib
 import math
 
 import mpmath
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from grace.distillation import confidence_gate, decoupled_kd, distillation_sums, kd, teacher_entropy
+from grace.distillation import (
+    _common,
+    confidence_gate,
+    decoupled_kd,
+    distillation_sums,
+    gate,
+    kd,
+    teacher_entropy,
+)
 from grace.errors import InputError
 
 SETTINGS = settings(deadline=None, max_examples=25)
@@ -104,6 +115,63 @@ def test_kd_is_its_definition_in_both_directions(data, temperature):
             np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@SETTINGS
+@given(tokens(bound=40.0), TEMPERATURES)
+def test_terms_agree_with_scipy(data, temperature):
+    """Relative entropies of SciPy's softmaxes; DKD with one of its two weights at a time."""
+    student, teacher, target = data
+    p, q = (scipy.special.softmax(z / temperature, axis=1) for z in (teacher, student))
+    mine = np.arange(p.shape[1]) == target[:, None]
+    rest_p, rest_q = (
+        scipy.special.softmax(np.where(mine, -np.inf, z / temperature), axis=1)
+        for z in (teacher, student)
+    )
+    full = scipy.special.rel_entr(p, q).sum(1)
+    rest = scipy.special.rel_entr(rest_p, rest_q).sum(1)
+    # Full = TCKD + (1 - p_T(y)) NCKD, so TCKD needs no 1 - p of the student.
+    binary = full - (1 - p[mine]) * rest
+    for expected, options in (
+        (full, {"decoupled": False}),
+        (rest, {"alpha": 0.0, "beta": 1.0}),
+        (binary, {"alpha": 1.0, "beta": 0.0}),
+    ):
+        for ours in both(student, teacher, target, temperature=temperature, **options):
+            np.testing.assert_allclose(
+                ours.numpy(), temperature**2 * expected, rtol=1e-9, atol=1e-9
+            )
+
+
+def test_released_options_are_the_defaults():
+    student, teacher = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).double()
+    y = torch.tensor([4, 0, 2])
+    dkd = torch.tensor(
+        dkd_from_definition(student.numpy(), teacher.numpy(), y.numpy(), 2.0, 1.0, 4.0)
+    )
+    full = torch.tensor(kd_from_definition(student.numpy(), teacher.numpy(), 2.0))
+    gates = torch.tensor(
+        np.exp(-scipy.stats.entropy(softmax(teacher.numpy()), axis=1) / math.log(5))
+    )
+    torch.testing.assert_close(decoupled_kd(student, teacher, y), dkd)
+    torch.testing.assert_close(kd(student, teacher), full)
+    torch.testing.assert_close(confidence_gate(teacher), gates)
+    sums = distillation_sums(student, teacher, y)
+    torch.testing.assert_close(sums.loss_sum, (gates * dkd).sum())
+    torch.testing.assert_close(sums.gate_sum, gates.sum())
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+@pytest.mark.parametrize("wide", [0, 1])
+def test_one_float64_side_is_enough_for_float64(wide, decoupled):
+    pair = list(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(1)))
+    double = both(*[z.double() for z in pair], torch.tensor([4, 0, 2]), decoupled=decoupled)
+    pair[wide] = pair[wide].double()
+    for ours, expected in zip(
+        both(*pair, torch.tensor([4, 0, 2]), decoupled=decoupled), double, strict=True
+    ):
+        assert ours.dtype == torch.float64
+        torch.testing.assert_close(ours, expected, rtol=1e-14, atol=0)
+
+
 def test_teacher_and_student_are_not_interchangeable():
     a, b = torch.tensor([[8.0, 0.0, -1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
     y = torch.tensor([0])
@@ -182,25 +250,68 @@ def test_the_gradient_vanishes_at_the_teacher(data, decoupled):
         assert gradient.abs().max() < 1e-12
 
 
+def exact(values):
+    return [mpmath.mpf(float(x)) for x in values]
+
+
+def exact_dkd(student, teacher, y, temperature, alpha, beta):
+    """DKD of one token in mpmath's precision, from plain softmaxes."""
+
+    def split(logits):
+        e = [mpmath.exp(x / temperature) for x in logits]
+        return e[y], [x for j, x in enumerate(e) if j != y]
+
+    (pt, pr), (qt, qr) = split(teacher), split(student)
+    sp, sq = mpmath.fsum(pr), mpmath.fsum(qr)
+    p, q, np_, nq = pt / (pt + sp), qt / (qt + sq), sp / (pt + sp), sq / (qt + sq)
+    tckd = p * mpmath.log(p / q) + np_ * mpmath.log(np_ / nq)
+    nckd = mpmath.fsum(
+        a / sp * mpmath.log((a / sp) / (b / sq)) for a, b in zip(pr, qr, strict=True)
+    )
+    return temperature**2 * (alpha * tckd + beta * nckd)
+
+
+def exact_kd(student, teacher, temperature):
+    p, q = ([mpmath.exp(x / temperature) for x in z] for z in (teacher, student))
+    sp, sq = mpmath.fsum(p), mpmath.fsum(q)
+    terms = (a / sp * mpmath.log((a / sp) / (b / sq)) for a, b in zip(p, q, strict=True))
+    return temperature**2 * mpmath.fsum(terms)
+
+
+@SETTINGS
+@given(
+    hnp.arrays(np.float64, (2, 4), elements=st.floats(-900, 900, width=16)),
+    st.integers(0, 3),
+    TEMPERATURES,
+    st.sampled_from([torch.float64, torch.float32]),
+)
+def test_values_where_probabilities_underflow(logits, y, temperature, dtype):
+    """Gaps of hundreds: exp of them is 0 even in float64, and the divergence is in the hundreds."""
+    student, teacher = logits
+    with mpmath.workdps(1000):
+        chosen = exact(student), exact(teacher)
+        decoupled = float(exact_dkd(*chosen, y, temperature, 1.0, 4.0))
+        full = float(exact_kd(*chosen, temperature))
+    pair = [torch.tensor(z)[None].to(dtype) for z in logits]
+    # A rounding of the largest logit is one of every probability of the readable form, which does
+    # not take the maximum out first; and of a term, where both take a difference of logits.
+    eps = torch.finfo(dtype).eps
+    tolerances = 4 * eps * max(1.0, np.abs(logits).max() / temperature), 20 * eps
+    for expected, options in ((decoupled, {}), (full, {"decoupled": False})):
+        terms = both(*pair, torch.tensor([y]), temperature=temperature, **options)
+        for ours, rtol in zip(terms, tolerances, strict=True):
+            assert ours.dtype == dtype
+            np.testing.assert_allclose(ours.double().numpy(), [expected], rtol=rtol, atol=1e5 * eps)
+
+
 def exact_gradient(student, teacher, y, temperature, alpha, beta):
-    """Gradient of DKD of one token by differences in 120 digits, from plain softmaxes."""
+    """Gradient of DKD of one token by differences in 120 digits."""
     with mpmath.workdps(120):
 
-        def split(logits):
-            e = [mpmath.exp(x / temperature) for x in logits]
-            return e[y], [x for j, x in enumerate(e) if j != y]
-
         def loss(z):
-            (pt, pr), (qt, qr) = split([mpmath.mpf(float(x)) for x in teacher]), split(z)
-            sp, sq = mpmath.fsum(pr), mpmath.fsum(qr)
-            p, q, np_, nq = pt / (pt + sp), qt / (qt + sq), sp / (pt + sp), sq / (qt + sq)
-            tckd = p * mpmath.log(p / q) + np_ * mpmath.log(np_ / nq)
-            nckd = mpmath.fsum(
-                a / sp * mpmath.log((a / sp) / (b / sq)) for a, b in zip(pr, qr, strict=True)
-            )
-            return temperature**2 * (alpha * tckd + beta * nckd)
+            return exact_dkd(z, exact(teacher), y, temperature, alpha, beta)
 
-        z = [mpmath.mpf(float(x)) for x in student]
+        z = exact(student)
         h = mpmath.mpf(10) ** -40
         out = []
         for j in range(len(z)):
@@ -238,7 +349,7 @@ def test_gradients_at_large_margins(student_margin, teacher_margin, rest, temper
     logits = [np.insert(row, 1, m) for row, m in zip(rest, margins, strict=True)]
     student, teacher = (torch.tensor(z)[None].to(dtype) for z in logits)
     # The reference starts from the logits as the dtype stores them.
-    exact = exact_gradient(student[0].double(), teacher[0].double(), 1, temperature, 1.0, beta)
+    expected = exact_gradient(student[0].double(), teacher[0].double(), 1, temperature, 1.0, beta)
     y = torch.tensor([1])
     student.requires_grad_()
     readable = decoupled_kd(student, teacher, y, temperature, 1.0, beta)
@@ -251,8 +362,8 @@ def test_gradients_at_large_margins(student_margin, teacher_margin, rest, temper
         assert gradient.dtype == dtype
         gradient = gradient[0].double().numpy()
         if student_margin != teacher_margin:
-            np.testing.assert_allclose(gradient[1], exact[1], rtol=tolerance)
-        np.testing.assert_allclose(gradient, exact, rtol=tolerance, atol=2e-6)
+            np.testing.assert_allclose(gradient[1], expected[1], rtol=tolerance)
+        np.testing.assert_allclose(gradient, expected, rtol=tolerance, atol=2e-6)
 
 
 @SETTINGS
@@ -285,8 +396,8 @@ def test_entropy_agrees_with_scipy(data):
 def test_gate_is_between_its_ends_and_follows_the_formula(data, kappa):
     logits, _ = data
     logits = torch.tensor(logits)
-    gate = confidence_gate(logits)
-    assert (gate >= 1 / math.e - 1e-12).all() and (gate <= 1).all()
+    gates = confidence_gate(logits)
+    assert (gates >= 1 / math.e - 1e-12).all() and (gates <= 1).all()
     h = scipy.stats.entropy(softmax(logits.numpy()), axis=1) / math.log(logits.shape[1])
     np.testing.assert_allclose(confidence_gate(logits, kappa).numpy(), np.exp(-kappa * h))
     assert (confidence_gate(logits, 0.0) == 1).all()
@@ -302,10 +413,68 @@ def test_gate_is_between_its_ends_and_follows_the_formula(data, kappa):
 def test_gate_falls_strictly_as_entropy_rises(direction, scales):
     """Scaling logits up sharpens the distribution: entropy down, gate up, inverted gate down."""
     logits = torch.tensor(np.outer(sorted(scales), direction) / np.ptp(direction) / 10)
-    entropy, gate = teacher_entropy(logits), confidence_gate(logits)
-    assert (entropy.diff() < 0).all()
-    assert (gate.diff() > 0).all()
+    assert (teacher_entropy(logits).diff() < 0).all()
+    assert (confidence_gate(logits).diff() > 0).all()
     assert (confidence_gate(logits, -1.0).diff() < 0).all()
+
+
+def test_entropy_stays_within_its_range_where_rounding_would_leave_it():
+    """Nearly flat and nearly certain rows in float32: h never above 1, so no gate below 1/e."""
+    seed = torch.Generator().manual_seed(0)
+    for vocab in (2, 3, 7, 100, 1000):
+        noise = torch.randn(200, vocab, generator=seed)
+        for logits in (noise * 1e-4, noise * 1e4):
+            entropy = teacher_entropy(logits)
+            assert (entropy >= 0).all()
+            assert (entropy <= torch.tensor(math.log(vocab), dtype=torch.float32)).all()
+
+
+def test_chunks_of_the_entropy_fill_the_workspace_and_spare_the_logits(monkeypatch):
+    monkeypatch.setattr(_common, "WORKSPACE_BYTES", 2 * 3 * 50 * 4)  # two buffers of three tokens
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+        before = logits.clone()
+        with Sizes() as sizes:
+            entropy = teacher_entropy(logits)
+        assert torch.equal(logits, before)
+        assert sizes.largest == 3 * 50
+        with Sizes() as sizes:
+            confidence_gate(logits, chunk_size=1)
+        assert sizes.largest == 50
+        torch.testing.assert_close(entropy, teacher_entropy(logits, chunk_size=100))
+        np.testing.assert_allclose(
+            entropy.numpy(),
+            scipy.stats.entropy(softmax(logits.double().numpy()), axis=1),
+            rtol=1e-5,
+        )
+
+
+class Sizes(TorchDispatchMode):
+    """Records how many elements the largest tensor computed has."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.exp.out:
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_entropy_is_computed_where_the_logits_are(monkeypatch):
+    """On the device `meta`, where no value exists that a host could read (nor any autocast)."""
+    monkeypatch.setattr(gate, "full_precision", lambda _: contextlib.nullcontext())
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        gates = confidence_gate(torch.empty(4, 9, dtype=dtype, device="meta"))
+        assert (gates.shape, gates.dtype, gates.device.type) == ((4,), expected, "meta")
+
+
+def test_gate_of_an_undefined_row():
+    logits = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
+    assert teacher_entropy(logits).isnan().tolist() == [True, False]
+    assert confidence_gate(logits).isnan().tolist() == [True, False]
+    # Without a gate nothing looks at the entropy.
+    assert confidence_gate(logits, 0.0).tolist() == [1.0, 1.0]
 
 
 def test_gate_ends():
@@ -315,20 +484,62 @@ def test_gate_ends():
     assert not confidence_gate(flat.requires_grad_()).requires_grad
 
 
+TWO_MATRICES = "give two (N, V) tensors of one shape"
+
+
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
-        (lambda z, y: decoupled_kd(z, z[:, :2], y), ["student_logits", "(2, 3)", "(2, 2)"]),
-        (lambda z, y: decoupled_kd(z, z, y[:1]), ["target", "(1,)"]),
-        (lambda z, y: decoupled_kd(z, z, y, temperature=0.0), ["temperature", "0.0"]),
-        (lambda z, y: kd(z, z, temperature=-1.0), ["temperature", "-1.0"]),
-        (lambda z, y: kd(z[:, :1], z[:, :1]), ["1 classes", "at least 2"]),
-        (lambda z, y: teacher_entropy(z[:, :1]), ["teacher_logits", "(2, 1)"]),
-        (lambda z, y: confidence_gate(z, kappa=math.nan), ["kappa", "nan"]),
-        (lambda z, y: teacher_entropy(z, chunk_size=0), ["chunk_size", "0"]),
+        (
+            lambda z, y: decoupled_kd(z, z[:, :2], y),
+            f"student_logits has shape (2, 3) and teacher_logits (2, 2); {TWO_MATRICES}",
+        ),
+        (
+            lambda z, y: decoupled_kd(z[None], z[None], y),
+            f"student_logits has shape (1, 2, 3) and teacher_logits (1, 2, 3); {TWO_MATRICES}",
+        ),
+        (
+            lambda z, y: kd(z[0], z[0]),
+            f"student_logits has shape (3,) and teacher_logits (3,); {TWO_MATRICES}",
+        ),
+        (
+            lambda z, y: decoupled_kd(z, z, y[:1]),
+            "target has shape (1,); give one class per row of the logits, (2,)",
+        ),
+        (
+            lambda z, y: decoupled_kd(z, z, y, temperature=0.0),
+            "temperature is 0.0; give a finite number in (0, inf]",
+        ),
+        (
+            lambda z, y: kd(z, z, temperature=-1.0),
+            "temperature is -1.0; give a finite number in (0, inf]",
+        ),
+        (lambda z, y: kd(z[:, :1], z[:, :1]), "the logits have 1 classes; give at least 2"),
+        (
+            lambda z, y: teacher_entropy(z[:, :1]),
+            "teacher_logits has shape (2, 1); give (N, V) with V >= 2",
+        ),
+        (
+            lambda z, y: teacher_entropy(z[None]),
+            "teacher_logits has shape (1, 2, 3); give (N, V) with V >= 2",
+        ),
+        (lambda z, y: confidence_gate(z, kappa=math.nan), "kappa is nan; give a finite number"),
+        (lambda z, y: confidence_gate(z, kappa=True), "kappa is True; give a finite number"),
+        (
+            lambda z, y: teacher_entropy(z, chunk_size=0),
+            "chunk_size is 0; give an integer of at least 1",
+        ),
+        (
+            lambda z, y: confidence_gate(z, chunk_size=0),
+            "chunk_size is 0; give an integer of at least 1",
+        ),
+        (
+            lambda z, y: teacher_entropy(z, chunk_size=True),
+            "chunk_size is True; give an integer of at least 1",
+        ),
     ],
 )
-def test_bad_input_is_named(call, words):
+def test_bad_input_is_named(call, message):
     with pytest.raises(InputError) as caught:
         call(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
-    assert all(word in str(caught.value) for word in words)
+    assert str(caught.value) == message

@@ -1,16 +1,19 @@
 """Relational alignment: CKA against HSIC from its definition, invariances, degenerate images."""
 
+import contextlib
 import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from grace.distillation import centered_gram, cka, cka_from_gram, rcka_loss, rcka_sums
+from grace.distillation import centered_gram, cka, cka_from_gram, rcka, rcka_loss, rcka_sums
 from grace.errors import InputError
 
 SETTINGS = settings(deadline=None, max_examples=25)
@@ -33,7 +36,13 @@ def unit_rows(x):
 
 
 def hsic(k, m):
-    """(n - 1)² HSIC = tr(K H M H), as plain sums over tokens."""
+    """(n - 1)² HSIC = tr(K H M H), with the centering matrices written out."""
+    h = np.eye(len(k)) - np.ones_like(k) / len(k)
+    return np.trace(k @ h @ m @ h)
+
+
+def hsic_in_sums(k, m):
+    """The same as plain sums over tokens: no matrix product, no centering matrix."""
     n = len(k)
     cross = sum(k[i, j] * m[i, j] for i in range(n) for j in range(n))
     rows = sum(k[i, j] * m[i, q] for i in range(n) for j in range(n) for q in range(n))
@@ -41,7 +50,7 @@ def hsic(k, m):
     return cross - 2 * rows / n + totals / n**2
 
 
-def cka_from_definition(x, y):
+def cka_from_definition(x, y, hsic=hsic):
     k, m = (unit_rows(z.numpy()) @ unit_rows(z.numpy()).T for z in (x, y))
     return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
 
@@ -50,7 +59,35 @@ def cka_from_definition(x, y):
 @given(features())
 def test_equals_hsic_from_its_definition(pair):
     x, y = pair
-    assert cka(x, y).item() == pytest.approx(cka_from_definition(x, y), abs=1e-10)
+    for definition in (hsic, hsic_in_sums):
+        expected = pytest.approx(cka_from_definition(x, y, definition), abs=1e-10)
+        assert cka(x, y).item() == expected
+
+
+def test_gradient_is_that_of_the_definition():
+    """Derivatives of Eq. 10-13 written with full matrices, by autograd in float64."""
+    for n, d in ((9, 2), (4, 7)):
+        x, y = normal(n, n, d).requires_grad_(), normal(d, n, d + 1)
+        h = torch.eye(n, dtype=torch.float64) - torch.full((n, n), 1 / n, dtype=torch.float64)
+        unit = [z / z.norm(dim=1, keepdim=True) for z in (x, y)]
+        k, m = (h @ z @ z.T @ h for z in unit)
+        value = torch.trace(k @ m) / torch.sqrt(torch.trace(k @ k) * torch.trace(m @ m))
+        (expected,) = torch.autograd.grad(value, x)
+        for ours in (cka(x, y), cka(y, x), cka_from_gram(centered_gram(y), x)):
+            (gradient,) = torch.autograd.grad(ours, x)
+            torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 13, 40])
+@pytest.mark.parametrize(("d1", "d2"), [(2, 3), (3, 2), (8, 8), (5, 30), (40, 2), (1, 9)])
+def test_the_cheaper_form_is_taken(n, d1, d2):
+    """Counted: three Gram matrices of widths, or two of tokens."""
+    x, y = normal(0, n, d1), normal(1, n, d2)
+    with FlopCounterMode(display=False) as counter:
+        cka(x, y)
+    of_widths = 2 * n * (d1 * d1 + d1 * d2 + d2 * d2)
+    of_tokens = 2 * n * n * (d1 + d2)
+    assert counter.get_total_flops() == min(of_widths, of_tokens)
 
 
 @SETTINGS
@@ -115,6 +152,76 @@ def test_invariances(pair, scale, seed, dtype):
     assert cka(x, (x @ orthogonal) * scale).item() == pytest.approx(1, abs=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stays_in_its_range_where_rounding_would_leave_it(dtype):
+    for seed in range(30):
+        x = normal(seed, 9, 1 + seed % 12).to(dtype)
+        for same in (cka(x, x), cka_from_gram(centered_gram(x), x)):
+            assert same <= 1
+    # Tokens that differ along some patterns in x and along orthogonal ones in y: no alignment, and
+    # a sum of products that comes out on either side of zero.
+    patterns = torch.tensor(scipy.linalg.hadamard(8), dtype=torch.float64)
+    for seed in range(10):
+        x, y = (
+            torch.cat([patterns[:, :1], patterns[:, own] * normal(seed + k, 1, 3).exp()], 1)
+            @ torch.linalg.qr(normal(seed, 12, 12))[0][:4]
+            for k, own in ((1, slice(1, 4)), (2, slice(4, 7)))
+        )
+        for none in (
+            cka(x.to(dtype), y.to(dtype)),
+            cka_from_gram(centered_gram(x.to(dtype)), y.to(dtype)),
+        ):
+            assert 0 <= none <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("spread", "told_apart"), [(99, False), (100, False), (100.5, True)])
+def test_a_spread_of_a_hundred_roundings_is_none(dtype, spread, told_apart):
+    """Rows (1, +-s) are of unit length; their centered Gram matrix is s² between any two."""
+    s = spread * torch.finfo(dtype).eps
+    for n in (4, 16):
+        x = torch.ones(n, 2, dtype=dtype)
+        x[:, 1] = s * (-1.0) ** torch.arange(n)
+        for y in (x, normal(0, n, 3).to(dtype)):
+            for a, b in ((x, y), (y, x)):
+                for value in (cka(a, b), cka_from_gram(centered_gram(a), b)):
+                    assert (value > 0) == told_apart
+        spans = [(0, 0, n)]
+        sums = rcka_sums(x[None], normal(0, 1, n, 3).to(dtype), spans)
+        assert (sums.image_count, sums.degenerate_count) == (told_apart, not told_apart)
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_undefined_similarity_is_zero_without_gradient(n):
+    x, y = torch.ones(n, 4, requires_grad=True), normal(0, n, 5).float()
+    for value in (cka(x, y), cka(y, x), cka_from_gram(centered_gram(y), x)):
+        assert value == 0
+        (gradient,) = torch.autograd.grad(value, x)
+        assert not gradient.any()
+
+
+def test_precision_is_that_of_the_wider_side():
+    x, y = normal(0, 6, 4), normal(1, 6, 5)
+    exact = cka(x.float().double(), y.float().double())
+    for one, other in ((x.float().double(), y.float()), (x.float(), y.float().double())):
+        for value in (cka(one, other), cka_from_gram(centered_gram(other.double()), one)):
+            assert value.dtype == torch.float64
+            torch.testing.assert_close(value, exact, rtol=1e-13, atol=0)
+    assert cka(x.bfloat16(), y.half()).dtype == centered_gram(x.bfloat16()).dtype == torch.float32
+    assert centered_gram(x).dtype == torch.float64
+    none = rcka_sums(x.bfloat16()[None], y.bfloat16()[None], [])
+    assert none.loss_sum.dtype == torch.float32
+
+
+def test_autocast_changes_nothing():
+    x, y = normal(0, 6, 4).float(), normal(1, 6, 5).float()
+    gram = centered_gram(x)
+    for call in (lambda: cka(x, y), lambda: centered_gram(x), lambda: cka_from_gram(gram, y)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = call()
+        assert torch.equal(inside, call())
+
+
 @SETTINGS
 @given(
     hnp.arrays(
@@ -158,6 +265,41 @@ def pages(draw):
     length = max([stop for *_, stop in spans], default=2) + draw(st.integers(1, 3))
     seed = draw(SEEDS)
     return normal(seed, batch, length, 4), normal(seed + 1, batch, length, 5), spans
+
+
+def test_two_tokens_are_enough_and_a_shorter_image_holds_up_no_other():
+    student, teacher = normal(0, 2, 9, 4), normal(1, 2, 9, 5)
+    spans = [(0, 0, 1), (1, 3, 3), (0, 2, 4), (1, 4, 9), (0, 4, 6), (1, 0, 1)]
+    for given_teacher in (teacher, [centered_gram(teacher[b, i:j]) for b, i, j in spans]):
+        sums = rcka_sums(student, given_teacher, spans)
+        assert (sums.image_count, sums.degenerate_count, sums.finite) == (3, 3, True)
+        # Two tokens differ in one way only, so any two models agree on them.
+        assert rcka_sums(student, teacher, [(0, 2, 4)]).loss_sum == pytest.approx(0, abs=1e-12)
+        expected = 1 - cka_from_definition(student[1, 4:], teacher[1, 4:])
+        assert sums.loss_sum.item() == pytest.approx(expected, abs=1e-12)
+        assert sums.loss_sum.shape == sums.image_count.shape == sums.finite.shape == ()
+        assert sums.image_count.dtype == sums.degenerate_count.dtype == torch.int64
+
+
+def test_the_teacher_is_a_constant():
+    student, teacher = normal(0, 1, 5, 4), normal(1, 1, 5, 3).requires_grad_()
+    assert not rcka_loss(student, teacher, [(0, 0, 5)]).requires_grad
+    gram = centered_gram(teacher[0])
+    assert not rcka_sums(student, [gram], [(0, 0, 5)]).loss_sum.requires_grad
+    assert rcka_loss(student.requires_grad_(), teacher, [(0, 0, 5)]).requires_grad
+
+
+def test_everything_happens_where_the_students_hidden_states_are(monkeypatch):
+    """On the device `meta`, where no value exists that a host could read (nor any autocast)."""
+    monkeypatch.setattr(rcka, "full_precision", lambda _: contextlib.nullcontext())
+    student = torch.empty(2, 9, 4, device="meta", requires_grad=True)
+    spans = [(0, 0, 5), (1, 2, 4), (1, 2, 3)]
+    kept = [torch.eye(stop - start) for _, start, stop in spans]  # on the host
+    for teacher in (torch.empty(2, 9, 7, device="meta"), kept):
+        sums = rcka_sums(student, teacher, spans)
+        sums.loss_sum.backward()
+        assert [one.device.type for one in sums] == ["meta"] * 4
+    assert [one.device.type for one in rcka_sums(student, [], [])] == ["meta"] * 4
 
 
 @SETTINGS
@@ -274,25 +416,67 @@ def test_nothing_waits_for_the_device(seed):
 
 
 H = torch.zeros(2, 6, 3)
+OUTSIDE = "does not fit hidden states of shape (2, 6, 3); give (batch index, start, stop) within"
+SAME = "give the same batch and positions to both"
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
-        (lambda: cka(H, H), ["x", "(2, 6, 3)"]),
-        (lambda: cka(H[0], H[0, :4]), ["6 rows", "4"]),
-        (lambda: centered_gram(H), ["(2, 6, 3)"]),
-        (lambda: cka_from_gram(torch.eye(4), H[0]), ["gram_t", "(4, 4)", "(6, 6)"]),
-        (lambda: rcka_loss(H, H[:1], []), ["(1, 6, 3)", "(2, 6, 3)"]),
-        (lambda: rcka_loss(H[0], H, []), ["student_hidden", "(6, 3)"]),
-        (lambda: rcka_loss(H, H, [(0, 2, 7)]), ["(0, 2, 7)", "(2, 6, 3)"]),
-        (lambda: rcka_loss(H, H, [(2, 0, 3)]), ["(2, 0, 3)"]),
-        (lambda: rcka_loss(H, H, [(0, 3, 2)]), ["(0, 3, 2)"]),
-        (lambda: rcka_sums(H, [], [(0, 0, 3)]), ["0 Gram matrices", "1 image spans"]),
-        (lambda: rcka_sums(H, [torch.eye(4)], [(0, 0, 3)]), ["(4, 4)", "(3, 3)"]),
+        (lambda: cka(H, H[0]), "x has shape (2, 6, 3); give a matrix (n, d)"),
+        (lambda: cka(H[0], H), "y has shape (2, 6, 3); give a matrix (n, d)"),
+        (lambda: cka(H[0], H[0, :4]), "x has 6 rows and y 4; give features of the same tokens"),
+        (lambda: centered_gram(H), "x has shape (2, 6, 3); give a matrix (n, d)"),
+        (
+            lambda: cka_from_gram(torch.eye(4), H[0]),
+            "gram_t has shape (4, 4); give (6, 6), the centered Gram matrix of the tokens of x",
+        ),
+        (
+            lambda: cka_from_gram(torch.ones(6, 3), H[0]),
+            "gram_t has shape (6, 3); give (6, 6), the centered Gram matrix of the tokens of x",
+        ),
+        (
+            lambda: cka_from_gram(torch.eye(6), H[0, 0]),
+            "x has shape (3,); give a matrix (n, d)",
+        ),
+        (
+            lambda: rcka_loss(H, H[:1], []),
+            "the teacher's hidden states have shape (1, 6, 3) and the student's (2, 6, 3); " + SAME,
+        ),
+        (
+            lambda: rcka_loss(H, H[:, :5], []),
+            "the teacher's hidden states have shape (2, 5, 3) and the student's (2, 6, 3); " + SAME,
+        ),
+        (
+            lambda: rcka_loss(H, H[..., 0], []),
+            "the teacher's hidden states have shape (2, 6) and the student's (2, 6, 3); " + SAME,
+        ),
+        (lambda: rcka_loss(H[0], H, []), "student_hidden has shape (6, 3); give (B, S, d)"),
+        (lambda: rcka_loss(H, H, [(0, 2, 7)]), f"image span (0, 2, 7) {OUTSIDE} them"),
+        (lambda: rcka_loss(H, H, [(2, 0, 3)]), f"image span (2, 0, 3) {OUTSIDE} them"),
+        (lambda: rcka_loss(H, H, [[-1, 0, 3]]), f"image span (-1, 0, 3) {OUTSIDE} them"),
+        (lambda: rcka_loss(H, H, [(0, -1, 3)]), f"image span (0, -1, 3) {OUTSIDE} them"),
+        (lambda: rcka_loss(H, H, [(0, 3, 2)]), f"image span (0, 3, 2) {OUTSIDE} them"),
+        (
+            lambda: rcka_sums(H, [], [(0, 0, 3)]),
+            "0 Gram matrices for 1 image spans; give one per span",
+        ),
+        (
+            lambda: rcka_sums(H, [torch.eye(3), torch.eye(4)], [(0, 0, 3), (1, 2, 5)]),
+            "the Gram matrix of image span (1, 2, 5) has shape (4, 4); give (3, 3)",
+        ),
+        (
+            lambda: rcka_sums(H, [torch.ones(3, 4)], [(0, 1, 4)]),
+            "the Gram matrix of image span (0, 1, 4) has shape (3, 4); give (3, 3)",
+        ),
     ],
 )
-def test_bad_input_is_named(call, words):
+def test_bad_input_is_named(call, message):
     with pytest.raises(InputError) as caught:
         call()
-    assert all(word in str(caught.value) for word in words)
+    assert str(caught.value) == message
+
+
+def test_whole_sequences_and_empty_spans_fit():
+    sums = rcka_sums(H, H, [(0, 0, 6), (1, 6, 6), (1, 0, 0)])
+    assert sums.degenerate_count == 3 and sums.loss_sum == 0
