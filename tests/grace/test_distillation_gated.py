@@ -690,6 +690,14 @@ Z, Y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
             lambda: gate_sum(Z[None], 1.0, 3),
             "teacher_logits has shape (1, 2, 3); give (N, V) with V >= 2",
         ),
+        (
+            lambda: gate_sum(Z[0], 1.0, 2),
+            "teacher_logits has shape (3,); give (N, V) with V >= 2",
+        ),
+        (
+            lambda: distillation_sums(Z.long(), Z, Y),
+            "student_logits has dtype torch.int64; give a floating dtype",
+        ),
     ],
 )
 def test_bad_input_is_named(call, message):
