@@ -4,15 +4,13 @@ import copy
 import gc
 import json
 import math
-import weakref
 
 import pytest
 import torch
 from blocks import Block
 from safetensors.torch import load_file, save_file
+from storages import LiveBytes
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from grace.errors import InputError
 from grace.int4 import (
@@ -215,35 +213,6 @@ def test_a_mapping_says_its_bits():
         pack(model, exact)
     pack(model, exact, bits=8)
     assert isinstance(model.blocks[0].up, Int8Linear)
-
-
-class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages that operators made or were given, now and at most."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-        self.seen = weakref.WeakSet()
-
-    def count(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage in self.seen:
-            return
-        self.seen.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.free, size)
-
-    def free(self, size):
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.count(leaf)
-        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
