@@ -19,6 +19,8 @@ RELEASED ?=
 
 DOCTOR ?=
 
+MUTATE ?=
+
 .PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz lint help
 
 help:
@@ -34,6 +36,8 @@ help:
 	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
+	@echo "make mutation [MUTATE='grace/int4/*'] is every change of the code noticed by a fast test?"
+	@echo "make mutation-sample                  the same of a fixed sample, in minutes"
 	@echo "make lint                             ruff and mypy"
 
 setup: $(STAMP)
@@ -88,6 +92,12 @@ test-fast: setup
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
+
+mutation: setup
+	$(BIN)/python tests/mutation $(MUTATE)
+
+mutation-sample: setup
+	$(BIN)/python tests/mutation --sample 40
 
 lint: setup
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 from shapes import TEXTS, VISIONS
 
 from grace.data import Collator
@@ -23,6 +23,14 @@ from replication.standins.models import build_model, build_processor
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("local", deadline=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
+# A mutant is killed by the first example that fails: nothing is made of it, nothing is kept of it.
+settings.register_profile(
+    "mutation",
+    derandomize=True,
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=list(HealthCheck),
+)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 torch.set_num_threads(1)
 
