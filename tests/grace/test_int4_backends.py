@@ -11,14 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from storages import LiveBytes
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grace.errors import InputError
-from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available
+from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available, effective_bits, pack
 from grace.int4.backends import Backend, nf4, select
 from grace.int4.backends import cpu as cpu_module
 from grace.int4.backends import cuda as cuda_module
 from grace.int4.layouts import BlockedLayout, WeightShape, kernel_codes, kernel_scales
+from grace.quantization import QuantSpec, prepare
 
 few = settings(deadline=None, max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
@@ -132,7 +134,12 @@ def gpu(monkeypatch):
 
     It packs as `tinygemm` does.
     """
-    asked = types.SimpleNamespace(capability=(8, 0), places=[], convert=tinygemm.convert)
+    asked = types.SimpleNamespace(
+        capability={"cuda:1": (8, 0), "cuda:0": (12, 0), "cuda": (9, 0)},
+        places=[],
+        nibbles=set(),
+        convert=tinygemm.convert,
+    )
     to = torch.Tensor.to
 
     def move(tensor, *where, **options):
@@ -142,12 +149,17 @@ def gpu(monkeypatch):
         return to(tensor, *where, **options)
 
     def convert(pairs, tiles):
+        asked.nibbles |= {
+            int(nibble) for byte in pairs.unique() for nibble in divmod(int(byte), 16)
+        }
         return asked.convert(pairs, tiles)
 
     monkeypatch.setattr(torch.Tensor, "to", move)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.capability[str(device)]
+    )
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", convert)
     cuda_module._packs_as_expected.cache_clear()
@@ -156,12 +168,15 @@ def gpu(monkeypatch):
 
 
 def test_cuda_runs_where_torch_packs_as_its_kernel_reads(gpu):
-    """Compared once a device, for every number of tiles that lie together."""
+    """Compared once a device, for every code and every number of tiles that lie together."""
     backend, shape = BACKENDS["cuda"], WeightShape(32, 128, 1, 4)
+    state = torch.get_rng_state()
     assert select("auto", shape, torch.device("cuda:1")) == (backend, "the kernel for cuda")
     assert select("cuda", shape, torch.device("cuda")) == (backend, "asked for by name")
     assert backend.unavailable(torch.device("cuda:1")) is None
     assert gpu.places == ["cuda:1"] * 3 + ["cuda:3"] * 3
+    assert gpu.nibbles == set(range(16))
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
     assert backend.unavailable(HOST) == "it runs on CUDA devices, and the weight is on cpu"
 
 
@@ -182,9 +197,9 @@ def test_cuda_is_refused_where_torch_packs_otherwise(gpu, tiles):
 
 def test_cuda_is_refused_on_devices_that_are_too_old_or_of_rocm(gpu, monkeypatch):
     backend, device = BACKENDS["cuda"], torch.device("cuda:2")
-    gpu.capability = (7, 5)
+    gpu.capability["cuda:2"] = (7, 5)
     assert backend.unavailable(device) == "it needs compute capability 8.0, and cuda:2 has 7.5"
-    gpu.capability = (9, 0)
+    gpu.capability["cuda:2"] = (8, 0)
     assert backend.unavailable(device) is None
     monkeypatch.setattr(torch.version, "hip", "6.1")
     assert backend.unavailable(device) == "on ROCm the kernel has another layout"
@@ -212,6 +227,16 @@ def test_cuda_dense_product_by_and_by(monkeypatch, bits):
     result = backend.dense(x, buffers, shape, offset.float())
     assert result.dtype == torch.bfloat16
     assert ((result.double() - expected).abs() <= allowed).all()
+
+
+def test_cuda_packs_a_part_of_the_rows_at_a_time():
+    """2^21 codes, of which the largest temporary holds 16 bits each."""
+    shape = WeightShape(4096, 1024, 8, 4)
+    codes = torch.zeros(4096, 1024, dtype=torch.int8)
+    live = LiveBytes()
+    with live:
+        BACKENDS["cuda"].pack(codes, torch.ones(4096, 8), shape)
+    assert max(live.made) == 2 << 21
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -253,6 +278,15 @@ def test_rows_beyond_one_block(name, bits):
     assert [rows.start for rows, _ in blocks[1:]] == [rows.stop for rows, _ in blocks[:-1]]
     expected, allowed = bound(x, weight, None, rounded_weight=True, roundings=1)
     assert ((backend.dense(x, buffers, shape).double() - expected).abs() <= allowed).all()
+
+
+def test_the_reference_unpacks_long_rows_one_by_one():
+    shape, backend = WeightShape(3, 1 << 18, 1, 8), BACKENDS["reference"]
+    codes, scales, *_ = draw(1, shape, 1, bias=False)
+    buffers = backend.pack(codes, scales, shape)
+    blocks = list(backend.code_rows(buffers, shape))
+    assert [rows for rows, _ in blocks] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert torch.equal(torch.cat([block for _, block in blocks]), codes)
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "reference"])
@@ -355,6 +389,30 @@ def test_nf4_is_repacked_where_bitsandbytes_layers_do(device, outputs, wide, exp
     functional = types.SimpleNamespace(has_avx512bf16=lambda: int(wide))
     shape = WeightShape(outputs, 128, 1, 4)
     assert nf4._repacks(functional, torch.device(device), shape) is expected
+
+
+def test_nf4_layers_are_counted_and_packed_by_name(bitsandbytes):
+    """They hold no codes to be compared with those that were given."""
+    model = nn.Sequential(nn.Linear(256, 64))
+    prepare(model, QuantSpec(group_size=128), ["0"])
+    assert pack(model, backend="bitsandbytes") == ["0"]
+    (layer,) = effective_bits(model).layers
+    assert layer.backend == "bitsandbytes" and 4 < layer.bits < 5
+    assert layer.how == (
+        "bitsandbytes (asked for by name): NF4, rounded anew: not the codes it was given"
+    )
+
+
+@pytest.mark.parametrize(("name", "label"), [("up", "up"), ("", "linear")])
+def test_nf4_cannot_be_moved(bitsandbytes, name, label):
+    codes, scales, *_ = draw(0, WeightShape(48, 128, 2, 4), 1, bias=False)
+    layer = Int4Linear.from_codes(codes, scales, None, "bitsandbytes", name=name)
+    elsewhere = types.SimpleNamespace(device=torch.device("cuda:0"))
+    with pytest.raises(InputError) as caught:
+        layer._apply(lambda tensor: tensor if tensor.numel() else elsewhere)
+    assert str(caught.value) == (
+        f"{label}: a layer of back end 'bitsandbytes' cannot be moved to cuda:0: make it there"
+    )
 
 
 def test_nf4_says_where_it_cannot_run(bitsandbytes, monkeypatch):
@@ -470,9 +528,9 @@ def test_cuda_is_refused_without_a_device():
 def test_auto_takes_the_kernel_and_otherwise_says_so():
     backend, reason = select("auto", WeightShape(32, 128, 1, 4), HOST)
     assert (backend.name, reason) == ("cpu", "the kernel for cpu")
-    for name, label in (("k_proj", "k_proj"), ("", "linear")):
+    for name, label in ((["k_proj"], "k_proj"), ([], "linear")):
         with pytest.warns(UserWarning) as caught:
-            backend, reason = select("auto", WeightShape(32, 128, 8, 4), HOST, name)
+            backend, reason = select("auto", WeightShape(32, 128, 8, 4), HOST, *name)
         assert backend.name == "reference"
         assert reason == "cpu cannot: groups of 16 are no multiple of 32"
         (warning,) = caught
@@ -480,7 +538,6 @@ def test_auto_takes_the_kernel_and_otherwise_says_so():
             f"{label} (32 x 128, 4 bits, groups of 16) runs on the slow reference back end, "
             "because cpu cannot take it: groups of 16 are no multiple of 32"
         )
-        assert warning.filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # there is nothing to be missed
         backend, reason = select("auto", WeightShape(32, 128, 1, 4), torch.device("mps"))
@@ -514,10 +571,11 @@ LAYOUTS = [(64, True), (32, True), (64, False), (32, False), (16, False)]
 
 @pytest.mark.parametrize(("width", "halves"), LAYOUTS)
 def test_every_layout_of_torch_is_told_from_the_others(monkeypatch, asked_anew, width, halves):
-    """Also where torch gives it another shape: AVX2 and plain C++ count blocks first."""
-    layout = BlockedLayout(width, halves)
+    """Also where torch gives it another shape."""
+    layout, state, seen = BlockedLayout(width, halves), torch.get_rng_state(), []
 
     def convert(codes, inner):
+        seen.append(codes)
         return layout.pack((codes - 8).to(torch.int8)).view(8, -1)
 
     operator = types.SimpleNamespace(
@@ -525,7 +583,9 @@ def test_every_layout_of_torch_is_told_from_the_others(monkeypatch, asked_anew, 
     )
     monkeypatch.setattr(torch.ops, "aten", operator)
     assert cpu_module.native_layout() == layout
-    assert available()["cpu"] is None
+    assert available()["cpu"] is None and len(seen) == 1
+    assert seen[0].dtype == torch.int32 and seen[0].unique().tolist() == list(range(16))
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])

@@ -228,6 +228,12 @@ def test_tiles_that_lie_together(columns, expected):
     assert inner_tiles(columns) == expected
 
 
+@pytest.mark.parametrize("size", [(12, 32), (8, 16), (12, 16)])
+def test_tensor_core_layout_is_of_whole_tiles(size):
+    with pytest.raises(AssertionError):
+        pack_tensor_core(torch.zeros(size, dtype=torch.int8))
+
+
 @pytest.mark.parametrize("columns", [32, 64, 96, 128, 1024])
 def test_tensor_core_layout_has_the_shape_that_torch_declares(columns):
     codes = draw_codes(0, 24, columns)
@@ -266,7 +272,8 @@ def test_kernel_arithmetic_gives_the_exact_weight(seed, bits, group_size, groups
     weight = ((nibbles - 8) * each[0] + each[1]).view(rows, planes, columns).sum(1)
     expected = codes.double() * scales.double().repeat_interleave(group_size, 1)
     assert torch.equal(weight, expected)
-    assert torch.equal(scales_of_kernel(table, shape), scales)
+    again = scales_of_kernel(table, shape)
+    assert again.dtype == torch.float32 and again.is_contiguous() and torch.equal(again, scales)
     assert torch.equal(codes_of_kernel(kernel_codes(codes, shape), shape), codes)
 
 
@@ -418,6 +425,12 @@ def test_bad_weights_are_refused_by_name(codes, scales, bits, message):
             with pytest.raises(InputError) as caught:
                 check_scales(scales, tuple(codes.shape), bits, name)
             assert str(caught.value) == f"{label}: {message}"
+
+
+def test_a_weight_without_a_name_is_a_linear():
+    for call in (lambda: check(CODES, -SCALES, 4), lambda: check_scales(-SCALES, (4, 64), 4)):
+        with pytest.raises(InputError, match=r"^linear: scales hold -"):
+            call()
 
 
 def test_codes_and_scales_on_two_devices_are_refused():
