@@ -234,6 +234,8 @@ def test_cuda_packs_a_part_of_the_rows_at_a_time():
     shape = WeightShape(4096, 1024, 8, 4)
     codes = torch.zeros(4096, 1024, dtype=torch.int8)
     live = LiveBytes()
+    live.count(codes)
+    del live.made[:]
     with live:
         BACKENDS["cuda"].pack(codes, torch.ones(4096, 8), shape)
     assert max(live.made) == 2 << 21
