@@ -25,6 +25,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from grace.errors import InputError
 from grace.export import save_compressed_tensors
 from grace.export.packing import pack_words
+from grace.int4.layouts import WeightShape, pack_plain, unpack_plain
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 
 SPECS = [QuantSpec(4, 64), QuantSpec(8, "row", scale_dtype="float16")]
@@ -46,6 +47,25 @@ def test_words_are_those_of_compressed_tensors(data, bits, rows, columns):
     values = st.lists(st.integers(low, high), min_size=rows * columns, max_size=rows * columns)
     codes = torch.tensor(data.draw(values), dtype=torch.int8).view(rows, columns)
     assert torch.equal(pack_words(codes, bits), pack_to_int32(codes, bits))
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([4, 8]), st.integers(1, 7), st.integers(1, 9))
+@settings(deadline=None, max_examples=20)
+def test_their_words_are_the_plain_layout_of_packed_layers(seed, bits, rows, eights):
+    """From a word's lowest bits on; only that there 8-bit codes are unsigned."""
+    from compressed_tensors.compressors.pack_quantized import helpers
+
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(low, high, (rows, 8 * eights), generator=generator, dtype=torch.int8)
+    words, unsigned = helpers.pack_to_int32(codes, bits), 128 if bits == 8 else 0
+    theirs = words.view(torch.uint8) ^ unsigned
+    packed = pack_plain(codes, bits)
+    assert torch.equal(packed.view(torch.uint8), theirs)
+    shape = WeightShape(rows, 8 * eights, 1, bits)
+    assert torch.equal(unpack_plain(theirs.view(packed.dtype), shape), codes)
+    mine = (packed.view(torch.uint8) ^ unsigned).view(torch.int32)
+    assert torch.equal(helpers.unpack_from_int32(mine, bits, codes.shape), codes)
 
 
 @pytest.mark.slow

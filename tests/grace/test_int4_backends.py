@@ -1,16 +1,26 @@
 """Products of every back end against float64, and the choice of one."""
 
+import functools
+import logging
+import types
+import warnings
+
 import pytest
+import tinygemm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from storages import LiveBytes
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grace.errors import InputError
-from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available
+from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available, effective_bits, pack
+from grace.int4.backends import Backend, nf4, select
 from grace.int4.backends import cpu as cpu_module
-from grace.int4.backends import select
-from grace.int4.layouts import WeightShape, kernel_codes, kernel_scales
+from grace.int4.backends import cuda as cuda_module
+from grace.int4.layouts import BlockedLayout, WeightShape, kernel_codes, kernel_scales
+from grace.quantization import QuantSpec, prepare
 
 few = settings(deadline=None, max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
@@ -99,37 +109,150 @@ def test_cuda_kernel_takes_the_shapes_that_are_packed(bits):
 
 
 @few
-@given(seeds, shapes([4, 8]), st.integers(1, 4))
-def test_cuda_kernel_by_its_definition(seed, shape, rows):
-    """What `_weight_int4pack_mm` is defined to compute from these buffers: fragments, then fma.
-
-    The kernel gives bfloat16((nibble - 8) * scale + zero) to the tensor cores; here those products
-    are summed in float64.
-    """
-    codes, scales, _, x, weight = draw(seed, shape, rows, bias=False)
-    buffers = BACKENDS["cuda"].pack(codes, scales, shape)
-    words = buffers["packed"].long() & 0xFFFFFFFF
-    n_tiles, k_tiles, _, pairs = words.shape
-    columns = k_tiles * pairs * 32
-    nibbles = torch.empty(n_tiles * 8, columns, dtype=torch.double)
-    lane = torch.arange(32)
-    for place, offset in enumerate((0, 8, 16, 24, 1, 9, 17, 25)):
-        value = (words >> (4 * place)) & 15
-        for k_tile in range(k_tiles):
-            for pair in range(pairs):
-                k = 32 * (k_tile * pairs + pair) + 2 * (lane % 4) + offset
-                for n_tile in range(n_tiles):
-                    nibbles[8 * n_tile + lane // 4, k] = value[n_tile, k_tile, :, pair].double()
-    table = buffers["scales_and_zeros"].double().repeat_interleave(shape.kernel_group, 0)
-    fragments = (nibbles - 8) * table[..., 0].t() + table[..., 1].t()
-    planes = shape.bits // 4
-    result = x.double().repeat(1, planes) @ fragments.bfloat16().double().t()
-    expected = x.double() @ weight.t()
+@given(seeds, shapes([4, 8]), st.integers(1, 4), st.booleans())
+def test_cuda_kernel_by_its_definition(seed, shape, rows, bias):
+    """The operator is `tinygemm.product`: the layout's and the kernel's text, in NumPy."""
+    codes, scales, offset, x, weight = draw(seed, shape, rows, bias)
+    backend = BACKENDS["cuda"]
+    buffers = backend.pack(codes, scales, shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.aten, "_weight_int4pack_mm", tinygemm.product)
+        result = backend.packed(x, buffers, shape, offset)
+    assert (result.dtype, result.shape) == (torch.bfloat16, (rows, shape.out_features))
     # at 8 bits the planes of a code are rounded one by one: 16 |h| + l <= |q| + 30
     widest = weight.abs() + (30 * scales.double().repeat_interleave(shape.group_size, 1)) * (
         shape.bits == 8
     )
-    assert ((result - expected).abs() <= (x.double().abs() @ widest.t()) * ROUNDING * 1.01).all()
+    expected, allowed = bound(x, weight, offset, rounded_weight=False, roundings=2)
+    allowed += (x.double().abs() @ widest.t()) * ROUNDING * 1.02
+    assert ((result.double() - expected).abs() <= allowed).all()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A CUDA device as far as torch says, whose memory is the host's: what it was asked for.
+
+    It packs as `tinygemm` does.
+    """
+    asked = types.SimpleNamespace(
+        capability={"cuda:1": (8, 0), "cuda:0": (12, 0), "cuda": (9, 0)},
+        places=[],
+        nibbles=set(),
+        convert=tinygemm.convert,
+    )
+    to = torch.Tensor.to
+
+    def move(tensor, *where, **options):
+        if isinstance(where[0], str) and where[0].startswith("cuda"):
+            asked.places.append(where[0])
+            return tensor
+        return to(tensor, *where, **options)
+
+    def convert(pairs, tiles):
+        asked.nibbles |= {
+            int(nibble) for byte in pairs.unique() for nibble in divmod(int(byte), 16)
+        }
+        return asked.convert(pairs, tiles)
+
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: asked.capability[str(device)]
+    )
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.ops.aten, "_convert_weight_to_int4pack", convert)
+    cuda_module._packs_as_expected.cache_clear()
+    yield asked
+    cuda_module._packs_as_expected.cache_clear()
+
+
+def test_cuda_runs_where_torch_packs_as_its_kernel_reads(gpu):
+    """Compared once a device, for every code and every number of tiles that lie together."""
+    backend, shape = BACKENDS["cuda"], WeightShape(32, 128, 1, 4)
+    state = torch.get_rng_state()
+    assert select("auto", shape, torch.device("cuda:1")) == (backend, "the kernel for cuda")
+    assert select("cuda", shape, torch.device("cuda")) == (backend, "asked for by name")
+    assert backend.unavailable(torch.device("cuda:1")) is None
+    assert gpu.places == ["cuda:1"] * 3 + ["cuda:3"] * 3
+    assert gpu.nibbles == set(range(16))
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
+    cuda_module._packs_as_expected.cache_clear()
+    with torch.device("meta"):  # as `torch.set_default_device` would say
+        assert backend.unavailable(torch.device("cuda:1")) is None
+    assert backend.unavailable(HOST) == "it runs on CUDA devices, and the weight is on cpu"
+
+
+@pytest.mark.parametrize("tiles", [2, 4, 8])
+def test_cuda_is_refused_where_torch_packs_otherwise(gpu, tiles):
+    def convert(pairs, inner):
+        words = tinygemm.convert(pairs, inner)
+        return words.flip(0) if inner == tiles else words
+
+    gpu.convert = convert
+    with pytest.raises(InputError) as caught:
+        select("cuda", WeightShape(32, 128, 1, 4), torch.device("cuda:0"), "q")
+    assert str(caught.value) == (
+        f"q: back end 'cuda' is not available: torch {torch.__version__} packs in an unknown "
+        "layout; use 'reference', or move the weight"
+    )
+
+
+def test_cuda_is_refused_on_devices_that_are_too_old_or_of_rocm(gpu, monkeypatch):
+    backend, device = BACKENDS["cuda"], torch.device("cuda:2")
+    gpu.capability["cuda:2"] = (7, 5)
+    assert backend.unavailable(device) == "it needs compute capability 8.0, and cuda:2 has 7.5"
+    gpu.capability["cuda:2"] = (8, 0)
+    assert backend.unavailable(device) is None
+    monkeypatch.setattr(torch.version, "hip", "6.1")
+    assert backend.unavailable(device) == "on ROCm the kernel has another layout"
+
+
+def test_cuda_shapes_that_its_kernel_does_not_take():
+    unsupported = BACKENDS["cuda"].unsupported
+    assert unsupported(WeightShape(8, 128, 4, 4)) is None
+    assert unsupported(WeightShape(8, 128, 8, 4)) == "groups of 16 are no multiple of 32"
+    assert unsupported(WeightShape(12, 128, 4, 4)) == ("12 output features are no multiple of 8")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cuda_dense_product_by_and_by(monkeypatch, bits):
+    shape = WeightShape(40, 128, 2, bits)
+    codes, scales, offset, x, weight = draw(6, shape, 3, bias=True)
+    backend = BACKENDS["cuda"]
+    buffers = backend.pack(codes, scales, shape)
+    blocks = list(backend.code_rows(buffers, shape, limit=16 * 128))
+    assert [rows for rows, _ in blocks] == [slice(0, 16), slice(16, 32), slice(32, 40)]
+    assert torch.equal(torch.cat([block for _, block in blocks]), codes)
+    little = functools.partial(backend.code_rows, limit=16 * 128)
+    monkeypatch.setattr(backend, "code_rows", little)
+    expected, allowed = bound(x, weight, offset, rounded_weight=True, roundings=1)
+    result = backend.dense(x, buffers, shape, offset.float())
+    assert result.dtype == torch.bfloat16
+    assert ((result.double() - expected).abs() <= allowed).all()
+
+
+def test_cuda_packs_a_part_of_the_rows_at_a_time():
+    """2^21 codes, of which the largest temporary holds 16 bits each."""
+    shape = WeightShape(4096, 1024, 8, 4)
+    codes = torch.zeros(4096, 1024, dtype=torch.int8)
+    live = LiveBytes()
+    live.count(codes)
+    del live.made[:]
+    with live:
+        BACKENDS["cuda"].pack(codes, torch.ones(4096, 8), shape)
+    assert max(live.made) == 2 << 21
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["cuda", "reference"])
+def test_packing_stays_on_the_device_of_the_codes(name, bits):
+    """Of which the meta device is one."""
+    shape, backend = WeightShape(48, 256, 2, bits), BACKENDS[name]
+    codes, scales, *_ = draw(0, shape, 3, bias=False)
+    buffers = backend.pack(codes.to("meta"), scales.to("meta"), shape)
+    tensors = [*buffers.values(), *backend.unpack(buffers, shape)]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 @few
@@ -162,6 +285,15 @@ def test_rows_beyond_one_block(name, bits):
     assert ((backend.dense(x, buffers, shape).double() - expected).abs() <= allowed).all()
 
 
+def test_the_reference_unpacks_long_rows_one_by_one():
+    shape, backend = WeightShape(3, 1 << 18, 1, 8), BACKENDS["reference"]
+    codes, scales, *_ = draw(1, shape, 1, bias=False)
+    buffers = backend.pack(codes, scales, shape)
+    blocks = list(backend.code_rows(buffers, shape))
+    assert [rows for rows, _ in blocks] == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert torch.equal(torch.cat([block for _, block in blocks]), codes)
+
+
 @pytest.mark.parametrize("name", ["cpu", "cuda", "reference"])
 def test_mismatches_are_counted(name):
     shape = WeightShape(32, 128, 2, 4)
@@ -175,47 +307,218 @@ def test_mismatches_are_counted(name):
     assert backend.mismatches(buffers, shape, other, others) == 3
 
 
-def test_nf4_is_another_quantizer():
-    """It runs bitsandbytes' NF4 of the dequantized weight, and holds no codes."""
-    functional = pytest.importorskip("bitsandbytes.functional")
-    shape = WeightShape(64, 128, 1, 4)
-    codes, scales, offset, x, weight = draw(3, shape, 4, bias=True)
-    layer = Int4Linear.from_codes(codes, scales, offset, "bitsandbytes")
+@pytest.fixture
+def bitsandbytes():
+    return pytest.importorskip("bitsandbytes")
+
+
+def nf4_weight(functional, weight):
+    """(packed, state, dequantized) of bitsandbytes' own functions."""
     packed, state = functional.quantize_4bit(weight.bfloat16(), blocksize=64, quant_type="nf4")
-    rounded = functional.dequantize_4bit(packed, state).double()
+    return packed, state, functional.dequantize_4bit(packed, state)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_nf4_is_another_quantizer(bitsandbytes, bias):
+    """It runs bitsandbytes' NF4 of the dequantized weight, and holds no codes."""
+    shape = WeightShape(64, 128, 1, 4)
+    codes, scales, offset, x, weight = draw(3, shape, 4, bias)
+    layer = Int4Linear.from_codes(codes, scales, offset, "bitsandbytes")
+    rounded = nf4_weight(bitsandbytes.functional, weight)[2].double()
     assert not torch.equal(rounded, weight.bfloat16().double())
-    expected = x.double() @ rounded.t() + offset.double()
+    shift = 0 if offset is None else offset.double()
+    expected = x.double() @ rounded.t() + shift
     error = (layer(x).double() - expected).norm() / expected.norm()
     # bitsandbytes' kernel for AVX512-BF16 also rounds absmax and its levels to bfloat16
     assert error < 3 * ROUNDING
-    assert (
-        layer(x).double() - x.double() @ weight.t() - offset.double()
-    ).norm() > expected.norm() / 50
+    assert (layer(x).double() - x.double() @ weight.t() - shift).norm() > expected.norm() / 50
     assert not layer.exact and "not the codes" in layer.arithmetic
-    with pytest.raises(InputError, match="use the model it was from"):
+    mend = "use the model it was from"
+    with pytest.raises(InputError, match=rf"^an NF4 layer no longer has its scales: {mend}$"):
         layer.codes()
-    with pytest.raises(InputError, match="use the model it was from"):
+    with pytest.raises(InputError, match=rf"^an NF4 layer no longer has its scales: {mend}$"):
         layer.state_dict()
-
-
-def test_asking_for_a_back_end_that_cannot_run_is_an_error():
-    shape = WeightShape(32, 128, 1, 4)
     with pytest.raises(
-        InputError, match=r"q_proj: there is no back end 'triton': give one of auto"
+        InputError, match=rf"^an NF4 layer no longer has its integer codes: {mend}$"
     ):
-        select("triton", shape, HOST, "q_proj")
-    with pytest.raises(InputError, match="no back end 4"):
-        select(4, shape, HOST)
-    with pytest.raises(InputError, match=r"'cuda' is not available: .*use 'cpu' or 'reference'"):
-        select("cuda", shape, HOST)
-    with pytest.raises(InputError, match="'cpu' is not available: it runs on the CPU"):
-        select("cpu", shape, torch.device("cuda"))
-    with pytest.raises(InputError, match=r"'cpu' cannot take it: 24 output features .* of 16"):
-        select("cpu", WeightShape(24, 128, 1, 4), HOST)
-    with pytest.raises(InputError, match="'cpu' cannot take it: groups of 16 are no multiple"):
-        select("cpu", WeightShape(32, 128, 8, 4), HOST)
-    with pytest.raises(InputError, match=r"'bitsandbytes' cannot take it: NF4 has 4 bits"):
-        select("bitsandbytes", WeightShape(32, 128, 1, 8), HOST)
+        BACKENDS["bitsandbytes"].code_rows(layer.packed_tensors(), shape)
+
+
+@pytest.mark.parametrize("repacks", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_nf4_weight_is_what_bitsandbytes_dequantizes(bitsandbytes, monkeypatch, repacks, groups):
+    """As it packs for every processor, and as for AVX512-BF16; read by its functions alone."""
+    functional = bitsandbytes.functional
+    monkeypatch.setattr(functional, "has_avx512bf16", lambda: repacks)
+    shape, backend = WeightShape(64, 128, groups, 4), BACKENDS["bitsandbytes"]
+    codes, scales, offset, _, weight = draw(3, shape, 4, bias=True)
+    packed, state, rounded = nf4_weight(functional, weight)
+    buffers = backend.pack(codes, scales, shape)
+    assert torch.equal(buffers["levels"], state.code)
+    assert buffers["packed"].shape == ((64, 64) if repacks else packed.shape)
+    absmax = state.absmax.view(64, 2)
+    held = absmax.bfloat16().t() if repacks else absmax.view(-1)
+    assert torch.equal(buffers["absmax"], held)
+
+    def product(rows, weight, state, bias=None):
+        assert state.packing_format_for_cpu == repacks and state.dtype == torch.bfloat16
+        if repacks:
+            state.original_storage_type, state.original_nested = None, False
+            state.original_dtype, state.original_qshape = state.dtype, packed.shape
+            weight, state = functional._convert_weight_packed_for_cpu_inverse(weight, state)
+            state.absmax = state.absmax.t().reshape(-1).float()
+        again = functional.dequantize_4bit(weight, state)
+        return rows @ again.t() if bias is None else torch.addmm(bias, rows, again.t())
+
+    monkeypatch.setattr(bitsandbytes, "matmul_4bit", product)
+    eye = torch.eye(128).bfloat16()
+    seen = backend.dense(eye, buffers, shape).t()
+    if repacks:  # absmax was rounded
+        torch.testing.assert_close(seen, rounded, rtol=2 * ROUNDING, atol=0)
+    else:
+        assert torch.equal(seen, rounded)
+    shifted = backend.dense(0 * eye, buffers, shape, offset.float())  # of another dtype
+    assert torch.equal(shifted, offset.expand(128, -1))
+
+
+@pytest.mark.parametrize(
+    ("device", "outputs", "wide", "expected"),
+    [
+        ("cpu", 64, True, True),
+        ("cpu", 48, True, False),
+        ("cpu", 64, False, False),
+        ("cuda", 64, True, False),
+    ],
+)
+def test_nf4_is_repacked_where_bitsandbytes_layers_do(device, outputs, wide, expected):
+    functional = types.SimpleNamespace(has_avx512bf16=lambda: int(wide))
+    shape = WeightShape(outputs, 128, 1, 4)
+    assert nf4._repacks(functional, torch.device(device), shape) is expected
+
+
+def test_nf4_layers_are_counted_and_packed_by_name(bitsandbytes):
+    """They hold no codes to be compared with those that were given."""
+    model = nn.Sequential(nn.Linear(256, 64))
+    prepare(model, QuantSpec(group_size=128), ["0"])
+    assert pack(model, backend="bitsandbytes") == ["0"]
+    (layer,) = effective_bits(model).layers
+    assert layer.backend == "bitsandbytes" and 4 < layer.bits < 5
+    assert layer.how == (
+        "bitsandbytes (asked for by name): NF4, rounded anew: not the codes it was given"
+    )
+
+
+@pytest.mark.parametrize(("name", "label"), [("up", "up"), ("", "linear")])
+def test_nf4_cannot_be_moved(bitsandbytes, name, label):
+    codes, scales, *_ = draw(0, WeightShape(48, 128, 2, 4), 1, bias=False)
+    layer = Int4Linear.from_codes(codes, scales, None, "bitsandbytes", name=name)
+    elsewhere = types.SimpleNamespace(device=torch.device("cuda:0"))
+    with pytest.raises(InputError) as caught:
+        layer._apply(lambda tensor: tensor if tensor.numel() else elsewhere)
+    assert str(caught.value) == (
+        f"{label}: a layer of back end 'bitsandbytes' cannot be moved to cuda:0: make it there"
+    )
+
+
+def test_nf4_says_where_it_cannot_run(bitsandbytes, monkeypatch):
+    backend = BACKENDS["bitsandbytes"]
+    assert backend.unavailable(HOST) is backend.unavailable(torch.device("cuda")) is None
+    assert logging.getLogger("bitsandbytes.backends.cpu.ops").level == logging.ERROR
+    assert available("mps")["bitsandbytes"] == (
+        "it runs on the CPU or on CUDA devices, and the weight is on mps"
+    )
+    assert backend.unsupported(WeightShape(32, 192, 1, 4)) is None
+    assert backend.unsupported(WeightShape(32, 96, 1, 4)) == (
+        "96 input features are no multiple of 64"
+    )
+    assert backend.unsupported(WeightShape(32, 128, 1, 8)) == (
+        "NF4 has 4 bits (bitsandbytes' 8-bit products also quantize the inputs)"
+    )
+    for error in (ImportError, OSError, RuntimeError):
+
+        def broken(error=error):
+            raise error("no such library")
+
+        monkeypatch.setattr(nf4, "_functional", broken)
+        assert available()["bitsandbytes"] == (
+            "the package bitsandbytes cannot be imported (no such library)"
+        )
+    found = nf4.importlib.util.find_spec
+    monkeypatch.setattr(
+        nf4.importlib.util,
+        "find_spec",
+        lambda name: None if name == "bitsandbytes" else found(name),
+    )
+    assert available()["bitsandbytes"] == "the package bitsandbytes is not installed"
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "device", "message"),
+    [
+        (
+            "triton",
+            WeightShape(32, 128, 1, 4),
+            "cpu",
+            "q_proj: there is no back end 'triton': give one of auto, cpu, cuda, reference, "
+            "bitsandbytes",
+        ),
+        (
+            4,
+            WeightShape(32, 128, 1, 4),
+            "cpu",
+            "q_proj: there is no back end 4: give one of auto, cpu, cuda, reference, bitsandbytes",
+        ),
+        (
+            "cpu",
+            WeightShape(32, 128, 1, 4),
+            "cuda:1",
+            "q_proj: back end 'cpu' is not available: it runs on the CPU, and the weight is on "
+            "cuda:1; use 'reference', or move the weight",
+        ),
+        (
+            "cpu",
+            WeightShape(24, 128, 1, 4),
+            "cpu",
+            "q_proj (24 x 128, 4 bits, groups of 128): back end 'cpu' cannot take it: 24 output "
+            "features are no multiple of 16; use 'reference'",
+        ),
+        (
+            "cpu",
+            WeightShape(32, 128, 8, 8),
+            "cpu",
+            "q_proj (32 x 128, 8 bits, groups of 16): back end 'cpu' cannot take it: groups of 16 "
+            "are no multiple of 32; use 'reference'",
+        ),
+        (
+            "bitsandbytes",
+            WeightShape(32, 128, 1, 8),
+            "cpu",
+            "q_proj (32 x 128, 8 bits, groups of 128): back end 'bitsandbytes' cannot take it: NF4 "
+            "has 4 bits (bitsandbytes' 8-bit products also quantize the inputs); use 'cpu' or "
+            "'reference'",
+        ),
+    ],
+)
+def test_asking_for_a_back_end_that_cannot_run_is_an_error(
+    request, monkeypatch, backend, shape, device, message
+):
+    if backend == "bitsandbytes":
+        request.getfixturevalue("bitsandbytes")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, label in (("q_proj", "q_proj"), ("", "linear")):
+        with pytest.raises(InputError) as caught:
+            select(backend, shape, torch.device(device), name)
+        assert str(caught.value) == message.replace("q_proj", label)
+
+
+def test_where_nothing_else_runs_another_device_is_advised(monkeypatch):
+    for name in ("cpu", "reference"):
+        monkeypatch.setattr(BACKENDS[name], "unavailable", lambda device: "broken")
+    with pytest.raises(InputError) as caught:
+        select("cpu", WeightShape(32, 128, 1, 4), HOST)
+    assert str(caught.value) == (
+        "linear: back end 'cpu' is not available: broken; use another device, or move the weight"
+    )
 
 
 def test_cuda_is_refused_without_a_device():
@@ -230,11 +533,20 @@ def test_cuda_is_refused_without_a_device():
 def test_auto_takes_the_kernel_and_otherwise_says_so():
     backend, reason = select("auto", WeightShape(32, 128, 1, 4), HOST)
     assert (backend.name, reason) == ("cpu", "the kernel for cpu")
-    with pytest.warns(UserWarning, match=r"k_proj.*slow reference .* groups of 16"):
-        backend, reason = select("auto", WeightShape(32, 128, 8, 4), HOST, "k_proj")
-    assert backend.name == "reference" and "groups of 16" in reason
-    backend, reason = select("auto", WeightShape(32, 128, 1, 4), torch.device("mps"))
-    assert backend.name == "reference" and "mps" in reason
+    for name, label in ((["k_proj"], "k_proj"), ([], "linear")):
+        with pytest.warns(UserWarning) as caught:
+            backend, reason = select("auto", WeightShape(32, 128, 8, 4), HOST, *name)
+        assert backend.name == "reference"
+        assert reason == "cpu cannot: groups of 16 are no multiple of 32"
+        (warning,) = caught
+        assert str(warning.message) == (
+            f"{label} (32 x 128, 4 bits, groups of 16) runs on the slow reference back end, "
+            "because cpu cannot take it: groups of 16 are no multiple of 32"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # there is nothing to be missed
+        backend, reason = select("auto", WeightShape(32, 128, 1, 4), torch.device("mps"))
+    assert backend.name == "reference" and reason == "no kernel for devices of type mps"
 
 
 def test_a_layout_that_torch_does_not_use_is_not_guessed(monkeypatch):
@@ -249,6 +561,98 @@ def test_a_layout_that_torch_does_not_use_is_not_guessed(monkeypatch):
             assert select("auto", WeightShape(32, 128, 1, 4), HOST)[0].name == "reference"
     finally:
         cpu_module.native_layout.cache_clear()
+
+
+@pytest.fixture
+def asked_anew():
+    """torch is asked for its layout in this test, and again after it."""
+    cpu_module.native_layout.cache_clear()
+    yield
+    cpu_module.native_layout.cache_clear()
+
+
+LAYOUTS = [(64, True), (32, True), (64, False), (32, False), (16, False)]
+
+
+@pytest.mark.parametrize(("width", "halves"), LAYOUTS)
+def test_every_layout_of_torch_is_told_from_the_others(monkeypatch, asked_anew, width, halves):
+    """Also where torch gives it another shape."""
+    layout, state, seen = BlockedLayout(width, halves), torch.get_rng_state(), []
+
+    def convert(codes, inner):
+        seen.append(codes)
+        return layout.pack((codes - 8).to(torch.int8)).view(8, -1)
+
+    operator = types.SimpleNamespace(
+        _convert_weight_to_int4pack_for_cpu=convert, _weight_int4pack_mm_for_cpu=None
+    )
+    monkeypatch.setattr(torch.ops, "aten", operator)
+    assert cpu_module.native_layout() == layout
+    assert available()["cpu"] is None and len(seen) == 1
+    assert seen[0].dtype == torch.int32 and seen[0].unique().tolist() == list(range(16))
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError])
+def test_builds_of_torch_without_the_kernel_are_told(monkeypatch, asked_anew, error):
+    def convert(codes, inner):
+        raise error("not here")
+
+    right = cpu_module.native_layout().pack
+    reason = f"torch {torch.__version__} has no int4pack kernel of a known layout here"
+    for operators in (
+        {},
+        {"_weight_int4pack_mm_for_cpu": None},
+        {"_convert_weight_to_int4pack_for_cpu": lambda codes, _: right((codes - 8).to(torch.int8))},
+        {"_convert_weight_to_int4pack_for_cpu": convert, "_weight_int4pack_mm_for_cpu": None},
+    ):
+        cpu_module.native_layout.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.ops, "aten", types.SimpleNamespace(**operators))
+            assert available()["cpu"] == reason
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_dense_products_on_the_cpu_take_the_scratch_that_threads_fill(monkeypatch, bits, threads):
+    """2^18 codes a thread, once as bytes and once as bfloat16, however many rows there are."""
+    layout = BlockedLayout(64, halves=True)
+    monkeypatch.setattr(cpu_module, "_layout", lambda: layout)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    shape, backend = WeightShape(64 * 3 * 4, 4096, 16, bits), BACKENDS["cpu"]
+    codes = torch.zeros(shape.out_features, 4096, dtype=torch.int8)
+    buffers = backend.pack(codes, torch.ones(shape.out_features, 16), shape)
+    live = LiveBytes()
+    for tensor in buffers.values():
+        live.count(tensor)
+    del live.made[:]
+    with live:
+        y = backend.dense(torch.ones(2, 4096).bfloat16(), buffers, shape)
+    assert not y.any()
+    at_a_time = threads << 18
+    large = [size for size in live.made if size >= at_a_time]
+    assert large == [at_a_time, 2 * at_a_time]
+
+
+def test_back_ends_without_a_kernel_say_so():
+    for name in ("reference", "bitsandbytes"):
+        assert not BACKENDS[name].kernel
+        with pytest.raises(NotImplementedError, match=rf"^{name} has no kernel$"):
+            BACKENDS[name].packed(torch.zeros(1, 64), {}, WeightShape(16, 64, 1))
+
+
+@pytest.mark.parametrize(
+    "missing", ["unavailable", "unsupported", "pack", "code_rows", "scales", "dense"]
+)
+def test_a_back_end_must_define_everything(missing):
+    methods = {
+        name: getattr(type(BACKENDS["reference"]), name)
+        for name in vars(Backend)
+        if name in ("unavailable", "unsupported", "pack", "code_rows", "scales", "dense")
+    }
+    assert type("Whole", (Backend,), methods)()
+    with pytest.raises(TypeError, match=missing):
+        type("Part", (Backend,), {k: v for k, v in methods.items() if k != missing})()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,11 +1,16 @@
 """The crossover: found by bisection, kept in a file, and measured again where that is damaged."""
 
+import io
 import json
 import os
+import platform
+import time
+import types
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grace.errors import InputError
@@ -28,6 +33,9 @@ def buffers(shape=SHAPE):
     return CPU.pack(codes, torch.ones(shape.out_features, shape.groups), shape)
 
 
+WEIGHT = buffers()
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """An empty cache directory, and a process that knows nothing."""
@@ -47,6 +55,7 @@ def measured(monkeypatch):
 
 
 @given(st.integers(0, 600))
+@settings(max_examples=50)
 def test_bisection_finds_where_the_dense_product_wins(last):
     """A clock by which the packed product wins up to `last` rows and loses above."""
     asked = []
@@ -58,9 +67,91 @@ def test_bisection_finds_where_the_dense_product_wins(last):
         packed = call.func.__name__ == "packed"
         return float(rows) if packed else float(last) if rows > last else float(rows) + 0.5
 
-    found = measure(CPU, buffers(), SHAPE, clock)
+    found = measure(CPU, WEIGHT, SHAPE, clock)
     assert found == max((rows for rows in ROWS if rows <= last), default=1)
     assert len(asked) <= 2 * 5  # of 17 candidates
+
+
+def test_measured_on_inputs_of_the_back_end_without_gradients():
+    """Every product of a size on the same rows; where both are equally fast, the packed one."""
+    seen = []
+
+    def clock(call, device):
+        x, given, shape = call.args
+        assert given is weight and shape is SHAPE and not call.keywords
+        assert device == torch.device("cpu") and not torch.is_grad_enabled()
+        seen.append((call.func.__name__, x))
+        return 1.0
+
+    weight = buffers()
+    assert measure(CPU, weight, SHAPE, clock) == ROWS[-1]
+    first, rows = seen, [x.shape[0] for _, x in seen]
+    assert [name for name, _ in seen] == ["packed", "dense"] * (len(seen) // 2)
+    assert rows[0::2] == rows[1::2] == [32, 192, 384, 512]
+    assert all(x.dtype == torch.bfloat16 and x.shape[1] == 64 for _, x in seen)
+    assert all(one is other for (_, one), (_, other) in zip(seen[0::2], seen[1::2], strict=True))
+    assert 0.9 < seen[-1][1].float().std() < 1.1  # as activations are, not zeros
+    seen, state = [], torch.get_rng_state()
+    measure(CPU, weight, SHAPE, clock)
+    assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
+    assert all(torch.equal(one[1], other[1]) for one, other in zip(first, seen, strict=True))
+
+
+def test_a_kernel_for_any_dtype_is_measured_in_float32():
+    kernel = types.SimpleNamespace(packed=print, dense=print, activations=None)
+
+    def clock(call, device):
+        assert call.args[0].dtype == torch.float32
+        return float(call.func is print)
+
+    assert measure(kernel, buffers(), SHAPE, clock) == 512
+
+
+def test_measured_on_the_device_of_the_weight():
+    """Of which the meta device is one."""
+
+    def clock(call, device):
+        assert device.type == call.args[0].device.type == "meta"
+        return float(call.func.__name__ == "packed")
+
+    weight = {name: tensor.to("meta") for name, tensor in buffers().items()}
+    assert measure(CPU, weight, SHAPE, clock) == 1
+
+
+class Clock:
+    """A clock that stands still, but for what is done at it."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.queued, self.asked = 100.0, 0.0, []
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+
+    def synchronize(self, device):
+        self.asked.append(device)
+        self.now, self.queued = self.now + self.queued, 0.0
+
+
+def test_seconds_are_the_median_of_five_after_one_that_is_not_counted(monkeypatch):
+    clock = Clock(monkeypatch)
+    durations = iter([90.0, 7.0, 1.0, 50.0, 3.0, 2.0])
+
+    def call():
+        clock.now += next(durations)
+
+    assert crossover._seconds(call, torch.device("cpu")) == 3.0
+    assert next(durations, None) is None and clock.asked == []
+
+
+def test_seconds_of_a_device_are_until_it_has_finished(monkeypatch):
+    """What was queued before does not count, and what is queued does."""
+    clock, device = Clock(monkeypatch), torch.device("cuda:1")
+    clock.queued = 1000.0
+
+    def call():
+        clock.queued += 4.0
+
+    assert crossover._seconds(call, device) == 4.0
+    assert set(clock.asked) == {device} and len(clock.asked) == 12
 
 
 def test_measured_with_a_real_clock():
@@ -76,15 +167,52 @@ def test_measured_once_and_kept_in_a_file(measured, cache):
     content = json.loads(crossover_path().read_text())
     key = crossover_key(CPU, SHAPE, torch.device("cpu"))
     assert content == {"format": 2, "rows": {key: 24}}
-    assert f"torch {torch.__version__}" in key
-    assert f"{torch.get_num_threads()} threads" in key
     assert os.listdir(cache) == ["int4_crossover.json"]  # nothing temporary is left
 
     forget()  # another process
-    content["rows"][key] = 96
+    content["rows"][key] = 1
     crossover_path().write_text(json.dumps(content))
-    assert crossover.crossover(CPU, weight, SHAPE) == 96
+    assert crossover.crossover(CPU, weight, SHAPE) == 1
     assert len(measured) == 1
+
+
+def test_the_file_is_text_to_be_read(measured, monkeypatch):
+    """In UTF-8 wherever it is written, in order, and one crossover a line."""
+    told = {None: "ascii", "utf-8": "utf-8"}  # of a locale that is not UTF-8's
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, level=2: told[encoding])
+    for name in ("Zwölfkern", "Acht™"):
+        monkeypatch.setattr(crossover, "_processor_name", lambda name=name: name)
+        forget()
+        assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    keys = [crossover_key(CPU, SHAPE, torch.device("cpu"))]
+    keys.append(keys[0].replace("Acht™", "Zwölfkern"))
+    lines = [json.dumps(key, ensure_ascii=False) + ": 24" for key in keys]
+    rows = ",\n    ".join(lines)
+    assert crossover_path().read_bytes().decode("utf-8") == (
+        f'{{\n  "format": 2,\n  "rows": {{\n    {rows}\n  }}\n}}\n'
+    )
+    forget()
+    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    assert len(measured) == 2
+
+
+def test_this_process_comes_before_the_file_and_the_file_before_a_measurement(measured):
+    crossover.crossover(CPU, buffers(), SHAPE)
+    wide = WeightShape(128, 64, 2, 4)
+    device = torch.device("cpu")
+    rows = {crossover_key(CPU, SHAPE, device): 3, crossover_key(CPU, wide, device): 5}
+    crossover_path().write_text(json.dumps({"format": 2, "rows": rows}))
+    assert crossover.crossover(CPU, buffers(wide), wide) == 5
+    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    assert len(measured) == 1
+
+
+def test_measured_on_the_weight_that_is_about_to_be_used(monkeypatch):
+    weight, seen = buffers(), []
+    monkeypatch.setattr(crossover, "measure", lambda *given: seen.append(given) or 6)
+    assert crossover.crossover(CPU, weight, SHAPE) == 6
+    ((backend, given, shape),) = seen
+    assert backend is CPU and given is weight and shape is SHAPE
 
 
 def test_what_others_wrote_meanwhile_stays(measured):
@@ -109,9 +237,11 @@ def test_what_others_wrote_meanwhile_stays(measured):
         '{"format": 2, "rows": [3]}',
         '{"format": 0, "rows": {KEY: 3}}',
         '{"format": 2, "rows": {KEY: -3}}',
+        '{"format": 2, "rows": {KEY: 0}}',
         '{"format": 2, "rows": {KEY: 3.5}}',
         '{"format": 2, "rows": {KEY: true}}',
         '{"format": 2, "rows": {KEY: "3"}}',
+        "[" * 100_000,
         b"\xff\xfe\x00",
     ],
 )
@@ -123,13 +253,67 @@ def test_a_damaged_file_is_measured_again_and_replaced(measured, damage):
     assert list(json.loads(crossover_path().read_text())["rows"].values()) == [24]
 
 
+def kept(caught, path, error):
+    """The warning is this one."""
+    (warning,) = caught
+    assert str(warning.message) == (
+        f"{path}: crossovers cannot be kept ({error}) and are measured in every process; "
+        "set $GRACE_CACHE to a directory that can be written"
+    )
+    assert warning.category is UserWarning
+
+
 def test_a_directory_that_cannot_be_written_costs_a_warning(measured, cache, monkeypatch):
     (cache / "file").write_text("")
     monkeypatch.setenv("GRACE_CACHE", str(cache / "file"))
-    with pytest.warns(UserWarning, match=r"crossovers cannot be kept .*\$GRACE_CACHE"):
+    with pytest.warns(UserWarning) as caught:
         assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    kept(caught, crossover_path(), f"[Errno 17] File exists: '{cache / 'file'}'")
     assert crossover.crossover(CPU, buffers(), SHAPE) == 24
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
+    measured, cache, monkeypatch, removed
+):
+    """It is written beside its place, under a name that is hidden and its own."""
+    monkeypatch.setenv("GRACE_CACHE", str(cache / "a" / "b"))
+    sources = []
+
+    def replace(source, target):
+        sources.append(Path(source))
+        assert target == crossover_path() and json.loads(Path(source).read_text())["rows"]
+        if removed:  # by someone who tidies up
+            os.remove(source)
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.warns(UserWarning) as caught:
+        assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    kept(caught, crossover_path(), "no space")
+    (source,) = sources
+    assert source.parent == crossover_path().parent
+    assert source.name.startswith(".int4_crossover.json.")
+    assert os.listdir(source.parent) == []
+
+
+def test_a_key_says_what_a_crossover_holds_for(monkeypatch):
+    monkeypatch.setattr(crossover, "_processor_name", lambda: "Processor")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    torch_part = f"torch {torch.__version__}"
+    key = crossover_key(CPU, WeightShape(11008, 4096, 8, 4), torch.device("cpu"))
+    assert key.split(" | ") == [
+        "Processor AVX9",
+        torch_part,
+        "7 threads",
+        "cpu",
+        "4 bits, groups of 256, 8192 x 4096",
+    ]
+    key = crossover_key(BACKENDS["cuda"], WeightShape(24, 48, 2, 8), torch.device("cuda:1"))
+    assert key.split(" | ") == ["GPU 1", torch_part, "-", "cuda", "8 bits, groups of 24, 32 x 64"]
 
 
 def test_keys_tell_apart_what_may_differ(monkeypatch):
@@ -151,6 +335,43 @@ def test_keys_tell_apart_what_may_differ(monkeypatch):
     # and one class holds shapes of nearly the same size
     near = [WeightShape(11008, 4096, 32, 4), WeightShape(8960, 4096, 32, 4)]
     assert len({crossover_key(CPU, shape, device) for shape in near}) == 1
+
+
+@pytest.fixture
+def cpuinfo(monkeypatch):
+    """A function that decides what /proc/cpuinfo holds; None: there is none."""
+    read, held = Path.read_text, {}
+
+    def read_text(path, *options, **named):
+        if path != Path("/proc/cpuinfo"):
+            return read(path, *options, **named)
+        if held["bytes"] is None:
+            raise FileNotFoundError(path)
+        return held["bytes"].decode(named.get("encoding") or "ascii")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(platform, "processor", lambda: "x86")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+    def put(text):
+        held["bytes"] = None if text is None else text.encode("utf-8")
+        crossover._processor_name.cache_clear()
+
+    yield put
+    crossover._processor_name.cache_clear()
+
+
+def test_the_processors_name_is_the_systems(cpuinfo, monkeypatch):
+    cpuinfo("processor\t: 0\nmodel name\t: Maker™ 9: fast\nmodel name\t: other\nflags\t: a b\n")
+    assert crossover._processor_name() == "Maker™ 9: fast"
+    cpuinfo(None)  # asked once
+    cpuinfo("processor\t: 0\nBogoMIPS\t: 50.0\n")
+    assert crossover._processor_name() == "x86"
+    cpuinfo(None)
+    assert crossover._processor_name() == "x86"
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    cpuinfo(None)
+    assert crossover._processor_name() == "x86_64"
 
 
 @given(st.integers(1, 10**6))
@@ -179,14 +400,31 @@ def test_a_layer_asks_only_beyond_one_row(measured):
 @pytest.mark.parametrize("text", ["-1", "1.5", "eight", " "])
 def test_a_bad_override_is_refused(monkeypatch, text):
     monkeypatch.setenv("GRACE_INT4_CROSSOVER", text)
-    with pytest.raises(InputError, match="give a number of rows"):
+    with pytest.raises(InputError) as caught:
         forced_crossover()
+    assert str(caught.value) == (
+        f"$GRACE_INT4_CROSSOVER is {text!r}: give a number of rows, 0 or more"
+    )
 
 
-def test_the_default_place_is_the_users_cache(monkeypatch, tmp_path):
-    monkeypatch.delenv("GRACE_CACHE")
+@pytest.mark.parametrize(("text", "expected"), [(None, None), ("", None), ("0", 0), ("48", 48)])
+def test_an_override_is_a_number_of_rows(monkeypatch, text, expected):
+    if text is not None:
+        monkeypatch.setenv("GRACE_INT4_CROSSOVER", text)
+    assert forced_crossover() == expected
+
+
+@pytest.mark.parametrize("unset", [None, ""])
+def test_the_default_place_is_the_users_cache(monkeypatch, tmp_path, unset):
+    def clear(name):
+        if unset is None:
+            monkeypatch.delenv(name)
+        else:
+            monkeypatch.setenv(name, unset)
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    clear("GRACE_CACHE")
     assert crossover_path() == tmp_path / "xdg" / "grace" / "int4_crossover.json"
-    monkeypatch.delenv("XDG_CACHE_HOME")
+    clear("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert crossover_path() == tmp_path / ".cache" / "grace" / "int4_crossover.json"

@@ -1,9 +1,14 @@
-"""Where the bits lie: against torch's own packing, PTX's fragments, and one code at a time."""
+"""Where the bits lie: against torch's own packing, PTX's fragments, NumPy, one code at a time."""
 
+import dataclasses
+
+import numpy as np
 import pytest
+import tinygemm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grace.errors import InputError
 from grace.int4.backends.cpu import native_layout
@@ -11,6 +16,7 @@ from grace.int4.layouts import (
     BlockedLayout,
     WeightShape,
     check,
+    check_scales,
     codes_of_kernel,
     inner_tiles,
     join_bytes,
@@ -18,6 +24,7 @@ from grace.int4.layouts import (
     kernel_scales,
     pack_plain,
     pack_tensor_core,
+    row_steps,
     scales_of_kernel,
     split_bytes,
     unpack_plain,
@@ -68,6 +75,12 @@ def test_plain_layout_by_one_code_at_a_time(seed, bits, rows, columns):
             assert nibble - 8 == codes[row, column]
 
 
+def test_eight_bit_codes_are_packed_side_by_side():
+    codes = draw_codes(0, 6, 10, 8).t()
+    packed = pack_plain(codes, 8)
+    assert packed.is_contiguous() and torch.equal(packed, codes)
+
+
 @few
 @given(seeds, st.integers(1, 13), st.integers(1, 40))
 def test_blocked_layout_is_what_torch_packs_here(seed, sixteens, pairs):
@@ -103,6 +116,79 @@ def test_blocked_layouts_by_one_code_at_a_time(layout, seed, sixteens, pairs):
             assert (value >> 4 if high else value & 15) - 8 == codes[row, column]
 
 
+def blocked_in_numpy(codes, layout):
+    nibbles = (codes.numpy() + 8).view(np.uint8)
+    parts = []
+    for first in range(0, len(nibbles), layout.width):
+        block = nibbles[first : first + layout.width].T
+        half = block.shape[1] // 2
+        if layout.halves and 2 * half == layout.width:
+            low, high = block[:, :half], block[:, half:]
+        else:
+            low, high = block[:, 0::2], block[:, 1::2]
+        parts.append((low | high << 4).ravel())
+    return torch.from_numpy(np.concatenate(parts))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize(("rows", "columns"), [(1040, 512), (144, 8192), (48, 2)])
+def test_blocked_layouts_beyond_what_is_packed_at_a_time(layout, rows, columns):
+    codes = draw_codes(rows, rows, columns)
+    packed = layout.pack(codes)
+    assert torch.equal(packed.view(-1), blocked_in_numpy(codes, layout))
+    assert torch.equal(layout.unpack(packed), codes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@few
+@given(st.integers(1, 20), st.integers(1, 8), st.integers(1, 3000))
+def test_blocks_are_views_that_come_in_order_within_a_limit(layout, sixteens, pairs, limit):
+    rows, columns = 16 * sixteens, 2 * pairs
+    packed = torch.zeros(rows, columns // 2, dtype=torch.uint8)
+    ends, full = [0], rows // layout.width * layout.width
+    for part, block in layout.blocks(packed, limit):
+        count, inputs, half = block.shape
+        assert part.start == ends[-1] and inputs == columns
+        assert 2 * half == (layout.width if part.stop <= full else rows - full)
+        assert count * 2 * half == part.stop - part.start
+        assert block.data_ptr() == packed.data_ptr() + part.start * columns // 2
+        width = layout.width * columns
+        assert block.numel() * 2 <= max(limit, width)  # and no more of them would do:
+        assert part.stop >= full or block.numel() * 2 + width > limit
+        ends.append(part.stop)
+    assert ends[-1] == rows
+
+
+@few
+@given(st.integers(1, 300), st.integers(1, 40), st.sampled_from([1, 8, 64]), st.integers(1, 3000))
+def test_row_steps_part_the_rows_within_a_limit(rows, columns, multiple, limit):
+    shape = WeightShape(rows, columns, 1)
+    steps = list(row_steps(shape, multiple, limit))
+    assert [step.start for step in steps] == [0, *[step.stop for step in steps[:-1]]]
+    assert steps[-1].stop == rows
+    size = multiple * columns
+    for step in steps:
+        codes = (step.stop - step.start) * columns
+        assert step.start % multiple == 0 and codes <= max(limit, size)
+        assert step.stop == rows or codes + size > limit
+
+
+def test_as_many_codes_are_taken_at_a_time_as_documented():
+    """2^18: temporaries of ten bytes a code stay below 3 MiB."""
+    assert next(row_steps(WeightShape(4096, 1024, 8), 64)) == slice(0, 256)
+    packed = torch.zeros(4096, 512, dtype=torch.uint8)
+    assert next(BlockedLayout(64, halves=True).blocks(packed))[0] == slice(0, 256)
+
+
+def test_nibbles_are_put_where_asked():
+    layout = BlockedLayout(64, halves=True)
+    packed = layout.pack(draw_codes(0, 64, 4))
+    ((_, block),) = layout.blocks(packed)
+    out = torch.empty(1, 4, 64, dtype=torch.uint8)
+    assert layout.nibbles(block, out).data_ptr() == out.data_ptr()
+    assert torch.equal(out, layout.nibbles(block))
+
+
 @few
 @given(seeds, st.integers(1, 3), st.sampled_from([32, 64, 96, 128, 160, 256]))
 def test_tensor_core_layout_is_the_fragment_of_the_instruction(seed, tiles, columns):
@@ -122,6 +208,30 @@ def test_tensor_core_layout_is_the_fragment_of_the_instruction(seed, tiles, colu
                     for place, index in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
                         code = (word >> (4 * place) & 15) - 8
                         assert code == codes[8 * n_tile + lane // 4, of_two_tiles[index]]
+
+
+@few
+@given(seeds, st.integers(1, 9), st.integers(1, 20))
+def test_tensor_core_layout_in_numpy(seed, tiles, columns):
+    codes = draw_codes(seed, 8 * tiles, 32 * columns)
+    nibbles = (codes.numpy() + 8).view(np.uint8)
+    words = torch.from_numpy(tinygemm.pack_nibbles(nibbles, inner_tiles(32 * columns)))
+    assert torch.equal(pack_tensor_core(codes), words)
+    assert torch.equal(unpack_tensor_core(words), codes)
+    assert np.array_equal(tinygemm.unpack_nibbles(words.numpy()), nibbles)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"), [(16, None), (48, None), (32, 2), (96, 2), (64, 4), (128, 8), (384, 8)]
+)
+def test_tiles_that_lie_together(columns, expected):
+    assert inner_tiles(columns) == expected
+
+
+@pytest.mark.parametrize("size", [(12, 32), (8, 16), (12, 16)])
+def test_tensor_core_layout_is_of_whole_tiles(size):
+    with pytest.raises(AssertionError):
+        pack_tensor_core(torch.zeros(size, dtype=torch.int8))
 
 
 @pytest.mark.parametrize("columns", [32, 64, 96, 128, 1024])
@@ -162,7 +272,8 @@ def test_kernel_arithmetic_gives_the_exact_weight(seed, bits, group_size, groups
     weight = ((nibbles - 8) * each[0] + each[1]).view(rows, planes, columns).sum(1)
     expected = codes.double() * scales.double().repeat_interleave(group_size, 1)
     assert torch.equal(weight, expected)
-    assert torch.equal(scales_of_kernel(table, shape), scales)
+    again = scales_of_kernel(table, shape)
+    assert again.dtype == torch.float32 and again.is_contiguous() and torch.equal(again, scales)
     assert torch.equal(codes_of_kernel(kernel_codes(codes, shape), shape), codes)
 
 
@@ -174,45 +285,183 @@ def test_groups_that_kernels_take(group_size, expected):
     assert WeightShape(16, 2 * group_size, 2).kernel_group == expected
 
 
-def with_value(tensor, value):
+@pytest.mark.parametrize("bits", [4, 8])
+def test_everything_stays_on_the_device_of_its_input(bits):
+    """Of which the meta device is one."""
+    shape = WeightShape(48, 256, 2, bits)
+    codes, scales = draw_codes(0, 48, 256, bits).to("meta"), draw_scales(0, 48, 2).to("meta")
+    fours = kernel_codes(codes, shape)
+    plain, words = pack_plain(codes, bits), pack_tensor_core(fours)
+    layout = BlockedLayout(32, halves=True)
+    blocks, table = layout.pack(fours), kernel_scales(scales, shape)
+    results = [fours, plain, words, blocks, table, unpack_plain(plain, shape)]
+    results += [unpack_tensor_core(words), layout.unpack(blocks), scales_of_kernel(table, shape)]
+    results += [codes_of_kernel(fours, shape)]
+    assert {result.device.type for result in results} == {"meta"}
+
+
+def with_value(tensor, value, place=5):
     changed = tensor.clone()
-    changed.view(-1)[5] = value
+    changed.view(-1)[place] = value
     return changed
 
 
 CODES, SCALES = draw_codes(0, 4, 64), draw_scales(0, 4, 2)
+FLOATS = "give a matrix of a floating-point dtype"
+MENDED = "mend the file that they come from"
+STORED = "the dtype in which the kernels store scales"
+TRAINED = 'train with QuantSpec(scale_dtype="bfloat16")'
+WIDER = "codes of more than 4 bits need bits=8, an Int8Linear"
+LARGEST = torch.finfo(torch.bfloat16).max
+
+
+def shaped(scales, rows=4, columns=64):
+    return (
+        f"scales have shape {tuple(scales.shape)} for codes {rows} x {columns}: give one scale for "
+        f"every group of a row, ({rows}, groups), groups a divisor of {columns}"
+    )
 
 
 @pytest.mark.parametrize(
     ("codes", "scales", "bits", "message"),
     [
-        (with_value(CODES, 8), SCALES, 4, r"q_proj: codes hold 8, outside -8 \.\. 7.*Int8Linear"),
-        (with_value(CODES, -9), SCALES, 4, r"codes hold -9"),
-        (CODES.short(), SCALES, 4, r"codes have shape \(4, 64\) and dtype torch\.int16"),
-        (CODES[0], SCALES, 4, r"codes have shape \(64,\)"),
-        (CODES.tolist(), SCALES, 4, r"codes are a list"),
-        (CODES, with_value(SCALES, float("nan")), 4, r"scales hold nan \(row 2, group 1\)"),
-        (CODES, with_value(SCALES, float("inf")), 4, r"scales hold inf"),
-        (CODES, with_value(SCALES, 0.0), 4, r"scales hold 0\.0.*not a positive number"),
-        (CODES, with_value(SCALES, -1.0), 4, r"scales hold -1\.0"),
-        (CODES, with_value(SCALES, 1.001), 4, r"scales hold 1\.00.*bfloat16.*QuantSpec"),
-        (CODES, with_value(SCALES, 2.0**126), 4, r"8 steps overflow bfloat16"),
-        (CODES, SCALES.long(), 4, r"scales have shape \(4, 2\) and dtype torch\.int64"),
-        (CODES, SCALES[:3], 4, r"scales have shape \(3, 2\) for codes 4 x 64"),
-        (CODES, draw_scales(0, 4, 5), 4, r"groups a divisor of 64"),
-        (CODES, SCALES[:, :0], 4, r"scales have shape \(4, 0\)"),
-        (CODES.to("meta"), SCALES, 4, r"codes are on the meta device"),
-        (CODES, SCALES.to("meta"), 4, r"scales are on the meta device"),
-        (CODES, SCALES, 5, r"bits is 5"),
-        (CODES, SCALES, True, r"bits is True"),
+        (
+            with_value(CODES, 8),
+            SCALES,
+            4,
+            f"codes hold 8, outside -8 .. 7: quantize to 4 bits; {WIDER}",
+        ),
+        (
+            with_value(CODES, -9),
+            SCALES,
+            4,
+            f"codes hold -9, outside -8 .. 7: quantize to 4 bits; {WIDER}",
+        ),
+        (
+            with_value(with_value(CODES, 11), -9, 6),
+            SCALES,
+            4,
+            f"codes hold -9, outside -8 .. 7: quantize to 4 bits; {WIDER}",
+        ),
+        (
+            CODES.short(),
+            SCALES,
+            4,
+            "codes have shape (4, 64) and dtype torch.int16: give a matrix of torch.int8",
+        ),
+        (
+            CODES[0],
+            SCALES,
+            4,
+            "codes have shape (64,) and dtype torch.int8: give a matrix of torch.int8",
+        ),
+        (CODES.tolist(), SCALES, 4, "codes are a list: give a tensor"),
+        (CODES, SCALES.tolist(), 4, "scales are a list: give a tensor"),
+        (
+            CODES,
+            with_value(SCALES, float("nan")),
+            4,
+            f"scales hold nan (row 2, group 1), not a positive number: {MENDED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, float("inf")),
+            4,
+            f"scales hold inf (row 2, group 1), not a positive number: {MENDED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, 0.0),
+            4,
+            f"scales hold 0.0 (row 2, group 1), not a positive number: {MENDED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, -1.0),
+            4,
+            f"scales hold -1.0 (row 2, group 1), not a positive number: {MENDED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, 1.0 + 2.0**-8),
+            4,
+            "scales hold 1.00390625 (row 2, group 1), not representable in bfloat16, "
+            f"{STORED}: {TRAINED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, 2.0**126),
+            4,
+            f"scales hold {2.0**126} (row 2, group 1), so large that 8 steps overflow "
+            f"bfloat16: {MENDED}",
+        ),
+        (
+            CODES,
+            with_value(SCALES, 2.0**121),
+            8,
+            f"scales hold {2.0**121} (row 2, group 1), so large that 128 steps overflow "
+            f"bfloat16: {MENDED}",
+        ),
+        (CODES, SCALES.long(), 4, f"scales have shape (4, 2) and dtype torch.int64: {FLOATS}"),
+        (CODES, SCALES[0], 4, f"scales have shape (2,) and dtype torch.float32: {FLOATS}"),
+        (CODES, SCALES[:3], 4, shaped(SCALES[:3])),
+        (CODES, draw_scales(0, 4, 5), 4, shaped(draw_scales(0, 4, 5))),
+        (CODES, SCALES[:, :0], 4, shaped(SCALES[:, :0])),
+        (CODES[:, :0], SCALES, 4, shaped(SCALES, columns=0)),
+        (CODES[:0], SCALES[:0], 4, shaped(SCALES[:0], rows=0)),
+        (CODES.to("meta"), SCALES, 4, "codes are on the meta device: load their values first"),
+        (CODES, SCALES.to("meta"), 4, "scales are on the meta device: load their values first"),
+        (CODES, SCALES, 5, "bits is 5: codes are packed in 4 or 8 bits"),
+        (CODES, SCALES, 4.0, "bits is 4.0: codes are packed in 4 or 8 bits"),
+        (CODES, SCALES, True, "bits is True: codes are packed in 4 or 8 bits"),
     ],
 )
 def test_bad_weights_are_refused_by_name(codes, scales, bits, message):
-    with pytest.raises(InputError, match=message) as caught:
-        check(codes, scales, bits, "layers.0.q_proj")
-    assert "layers.0.q_proj" in str(caught.value)
+    for name, label in [("layers.0.q_proj", "layers.0.q_proj"), ("", "linear")]:
+        with pytest.raises(InputError) as caught:
+            check(codes, scales, bits, name)
+        assert str(caught.value) == f"{label}: {message}"
+        if message.startswith(("scales", "bits")):
+            with pytest.raises(InputError) as caught:
+                check_scales(scales, tuple(codes.shape), bits, name)
+            assert str(caught.value) == f"{label}: {message}"
+
+
+def test_a_weight_without_a_name_is_a_linear():
+    for call in (lambda: check(CODES, -SCALES, 4), lambda: check_scales(-SCALES, (4, 64), 4)):
+        with pytest.raises(InputError, match=r"^linear: scales hold -"):
+            call()
+
+
+def test_codes_and_scales_on_two_devices_are_refused():
+    with FakeTensorMode():  # of a device that this machine may lack
+        elsewhere = torch.empty(4, 64, dtype=torch.int8, device="cuda:0")
+    with pytest.raises(InputError) as caught:
+        check(elsewhere, SCALES, 4, "q")
+    assert str(caught.value) == (
+        "q: codes are on cuda:0 and scales on cpu: move them to one device"
+    )
 
 
 def test_good_weights_have_their_shape():
     assert check(CODES, SCALES, 4) == WeightShape(4, 64, 2, 4)
     assert check(with_value(CODES, -128), SCALES.bfloat16(), 8).group_size == 32
+    assert check_scales(SCALES, (4, 64), 8) == WeightShape(4, 64, 2, 8)
+    assert check(CODES[:1, :1], SCALES[:1, :1], 4) == WeightShape(1, 1, 1)
+
+
+def test_the_largest_scales_are_those_whose_steps_bfloat16_holds():
+    for bits, steps in ((4, 8), (8, 128)):
+        assert check(CODES, with_value(SCALES, LARGEST / steps), bits)
+    # a dtype of fewer exponents than bfloat16's does not overflow on the way
+    assert check(CODES, torch.full((4, 2), 2.0**15, dtype=torch.float16), 4)
+
+
+def test_shapes_are_values_and_say_what_they_are():
+    shape = WeightShape(24, 96, 3, 8)
+    assert str(shape) == "24 x 96, 8 bits, groups of 32"
+    assert WeightShape(24, 96, 3) == WeightShape(24, 96, 3, 4) != shape
+    for value, field in ((shape, "bits"), (BlockedLayout(64, halves=True), "width")):
+        assert hash(value) == hash(dataclasses.replace(value))
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, 16)

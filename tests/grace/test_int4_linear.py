@@ -10,6 +10,9 @@ from torch import nn
 
 from grace.errors import InputError
 from grace.int4 import BACKENDS, Int4Linear, Int8Linear
+from grace.int4 import linear as linear_module
+from grace.int4.backends.cpu import native_layout
+from grace.int4.crossover import forget
 from grace.int4.layouts import WeightShape
 
 few = settings(deadline=None, max_examples=10)
@@ -55,6 +58,7 @@ def test_from_codes_keeps_every_code_and_scale(seed, bits, sides, sixteens, bias
     )
     assert torch.equal(layer.codes(), codes)
     assert torch.equal(layer.scales(), scales.float())
+    assert (layer.codes().dtype, layer.scales().dtype) == (torch.int8, torch.float32)
     assert layer.mismatches(codes, scales) == 0
     assert (layer.backend, layer.reason) == (backend, "asked for by name")
     expected = x.double() @ exact_weight(codes, scales).t() + (0 if offset is None else offset)
@@ -77,9 +81,13 @@ def test_autocast_decides_the_results_dtype():
     layer, *_, x = make(0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x.float()), layer(x)) and layer(x.float()).dtype == torch.bfloat16
-    reference, *_ = make(0, "reference")
+    reference, codes, scales, offset, _ = make(0, "reference")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(reference(x.float()), reference(x))
+        result = reference(x.float())
+        assert torch.equal(result, reference(x)) and result.dtype == torch.bfloat16
+    # the product itself is not autocast's: rounded once
+    exact = x.double() @ exact_weight(codes, scales).t() + offset.double()
+    torch.testing.assert_close(result.double(), exact, rtol=2.0**-8 * 1.001, atol=1e-5)
 
 
 def test_rows_decide_the_product(monkeypatch):
@@ -120,12 +128,45 @@ def test_the_environment_decides_where_no_argument_does(monkeypatch):
 
 def test_it_says_what_it_runs():
     layer, *_ = make(0)
-    for text in ("bits=4", "group_size=64", "backend=cpu (the kernel for cpu)", "up to 4 rows"):
-        assert text in repr(layer)
-    with pytest.warns(UserWarning, match=r"layers\.0\.up"):
-        layer, *_ = make(0, inputs=48)
-    assert "backend=reference (cpu cannot: groups of 24 are no multiple of 32)" in repr(layer)
+    assert repr(layer) == (
+        "Int4Linear(in_features=128, out_features=48, bias=True, bits=4, group_size=64, "
+        "backend=cpu (the kernel for cpu), packed up to 4 rows)"
+    )
+    with pytest.warns(UserWarning, match=r"^layers\.0\.up \(48 x 48, 8 bits"):
+        layer, *_ = make(0, bits=8, inputs=48, bias=False)
+    assert repr(layer) == (
+        "Int8Linear(in_features=48, out_features=48, bias=False, bits=8, group_size=24, "
+        "backend=reference (cpu cannot: groups of 24 are no multiple of 32))"
+    )
     assert layer.product(1) == "dense"
+    assert (layer.arithmetic, layer.exact) == ("float32 product of the exact weight", True)
+
+
+def test_another_weight_is_measured_anew(monkeypatch):
+    """Asked again after a weight was loaded, or where there are other threads."""
+    rows, asked = iter([24, 8, 16]), []
+
+    def crossover(backend, buffers, shape):
+        asked.append((backend, buffers, shape))
+        return next(rows)
+
+    monkeypatch.delenv("GRACE_INT4_CROSSOVER", raising=False)
+    monkeypatch.setattr(linear_module, "crossover", crossover)
+    layer, *_ = make(0, "cpu", crossover=None)
+    assert layer.product(0) == layer.product(1) == "packed" and "rows" not in repr(layer)
+    assert not asked
+    assert layer.product(2) == "packed" and layer.crossover_rows() == 24
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert layer.crossover_rows(measure=False) is None
+    assert layer.crossover_rows() == 8 == layer.crossover_rows(measure=False)
+    layer.load_state_dict(make(1, groups=1)[0].state_dict())
+    assert layer.crossover_rows(measure=False) is None
+    assert layer.crossover_rows() == 16
+    shapes = [WeightShape(48, 128, groups, 4) for groups in (2, 2, 1)]
+    assert [shape for *_, shape in asked] == shapes
+    for backend, buffers, _ in asked:
+        assert backend is BACKENDS["cpu"] and set(buffers) == {"packed", "scales_and_zeros"}
+    assert all(asked[-1][1][key] is value for key, value in layer.packed_tensors().items())
 
 
 @few
@@ -149,23 +190,93 @@ def test_state_dict_round_trip_from_one_back_end_to_another(seed, bits, bias, or
     assert coarse[0].shape.groups == 2
 
 
+def refused(layer, state, sentence):
+    """torch lists what is wrong after a line of its own."""
+    with pytest.raises(RuntimeError) as caught:
+        layer.load_state_dict(state)
+    head, *rest = str(caught.value).splitlines()
+    assert head == "Error(s) in loading state_dict for Int4Linear:"
+    assert [line.strip() for line in rest] == [sentence]
+
+
 def test_a_state_dict_that_does_not_fit_is_refused():
     layer, codes, *_ = make(0)
     state = layer.state_dict()
-    with pytest.raises(RuntimeError, match=r"Missing key.*packed"):
-        layer.load_state_dict({k: v for k, v in state.items() if k != "packed"})
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*weight"):
-        layer.load_state_dict({**state, "weight": torch.zeros(1)})
-    with pytest.raises(RuntimeError, match=r"packed is torch\.uint8 \(48, 32\)"):
-        layer.load_state_dict({**state, "packed": state["packed"][:, :32]})
+    for absent in (["packed"], ["scales"], ["packed", "scales"]):
+        names = ", ".join(f'"{name}"' for name in absent)
+        rest = {k: v for k, v in state.items() if k not in absent}
+        refused(layer, rest, f"Missing key(s) in state_dict: {names}.")
+    refused(
+        layer, {**state, "weight": torch.zeros(1)}, 'Unexpected key(s) in state_dict: "weight".'
+    )
+    held = "in the state dict, torch.uint8 (48, 64) in the layer"
+    mend = "load it into a layer of the same shape and bits"
+    for packed in (state["packed"][:, :32], state["packed"].to(torch.int8)):
+        what = f"{packed.dtype} {tuple(packed.shape)}"
+        refused(layer, {**state, "packed": packed}, f"layers.0.up: packed is {what} {held}: {mend}")
     broken = state["scales"].clone()
     broken[3, 1] = float("nan")
-    with pytest.raises(RuntimeError, match=r"layers\.0\.up: scales hold nan \(row 3, group 1\)"):
-        layer.load_state_dict({**state, "scales": broken})
+    refused(
+        layer,
+        {**state, "scales": broken},
+        "layers.0.up: scales hold nan (row 3, group 1), not a positive number: mend the file that "
+        "they come from",
+    )
     eight, *_ = make(0, bits=8)
-    with pytest.raises(RuntimeError, match=r"packed is torch\.uint8"):
+    with pytest.raises(RuntimeError, match=r"uint8 \(48, 64\) .* torch\.int8 \(48, 128\) in the"):
         eight.load_state_dict(state)
+    nameless = Int4Linear.from_codes(codes, layer.scales())
+    with pytest.raises(RuntimeError, match=r"\tlinear: packed is torch\.uint8 \(48, 32\)"):
+        nameless.load_state_dict({"packed": state["packed"][:, :32], "scales": state["scales"]})
     assert torch.equal(layer.codes(), codes)  # as before
+
+
+def test_an_odd_number_of_inputs_is_saved_and_loaded():
+    codes, scales, *_ = draw(0, inputs=129, groups=3)
+    layer, other = (
+        Int4Linear.from_codes(c, scales, None, "reference") for c in (codes, -1 - codes)
+    )
+    state = layer.state_dict()
+    assert state["packed"].shape == (48, 65)
+    other.load_state_dict(state)
+    assert torch.equal(other.codes(), codes)
+
+
+def test_a_parent_saves_and_loads_by_name():
+    layer, codes, _, offset, _ = make(0)
+    state = nn.ModuleDict({"up": layer}).state_dict()
+    assert set(state) == {"up.packed", "up.scales", "up.bias"}
+    assert not state["up.bias"].is_set_to(torch.empty(0)) and state["up.bias"] is not layer.bias
+    assert layer.state_dict(keep_vars=True)["bias"] is layer.bias
+    other = nn.ModuleDict({"up": make(1)[0]})
+    other.load_state_dict(state)
+    assert torch.equal(other["up"].codes(), codes) and torch.equal(other["up"].bias, offset)
+    result = other.load_state_dict({**state, "up.weight": offset}, strict=False)
+    assert result.unexpected_keys == ["up.weight"] and result.missing_keys == []
+
+
+def test_a_weight_that_only_the_reference_takes_changes_the_back_end():
+    """Nothing of the one before stays."""
+    layer, *_ = make(0)
+    fine, codes, scales, _, _ = make(1, "reference", groups=8)  # of 16 inputs
+    with pytest.warns(UserWarning, match="groups of 16"):
+        layer.load_state_dict(fine.state_dict())
+    assert layer.backend == "reference" and set(layer.packed_tensors()) == {"packed", "scale"}
+    assert {name for name, _ in layer.named_buffers()} == {"packed", "scale"}
+    assert layer.mismatches(codes, scales) == 0
+
+
+def test_what_is_loaded_goes_to_the_layers_device(monkeypatch):
+    layer, *_ = make(0)
+    state, places, to = make(1)[0].state_dict(), [], torch.Tensor.to
+
+    def move(tensor, *where, **options):
+        places.append(where[0])
+        return to(tensor, *where, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    layer._take(state["packed"], state["scales"])
+    assert places[:2] == [torch.device("cpu")] * 2
 
 
 @pytest.mark.parametrize("how", ["float", "half", "double", "bfloat16"])
@@ -177,35 +288,81 @@ def test_casts_leave_the_packed_weight_alone(how):
         assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name])
     assert layer.bias.dtype == getattr(torch, how)
     assert torch.equal(layer(x), y) and layer.mismatches(codes, scales) == 0
-    with pytest.raises(InputError, match="cannot be put on meta"):
-        layer.to("meta")
+    for name, label in (("layers.0.up", "layers.0.up"), ("", "linear")):
+        layer.name = name
+        with pytest.raises(InputError, match=rf"^{label}: packed codes cannot be put on meta$"):
+            layer.to("meta")
     assert torch.equal(layer(x), y)
+
+
+class Elsewhere:
+    """A device that a function of `Module._apply` could name."""
+
+    type = "elsewhere"
+
+    def __str__(self):
+        return self.type
+
+
+def to_elsewhere(tensor):
+    """The device of tensors without elements is asked for; others stay where they are."""
+    assert tensor.device.type == "cpu"
+    return type("Probe", (), {"device": Elsewhere()}) if tensor.numel() == 0 else tensor
 
 
 def test_a_move_packs_anew_for_the_device(monkeypatch):
     """As `.to("cuda")` would; here the device stays and its back end changes."""
-    layer, *_ = make(0)
-    moved = []
+    layer, codes, scales, _, x = make(0)
+    y, moved, targets = layer(x), [], []
+    put, to = layer._put, torch.Tensor.to
 
-    def put(self, *weight):
-        moved.append([tensor.device.type for tensor in weight])
+    def move(tensor, target):
+        if not isinstance(target, Elsewhere):
+            return to(tensor, target)
+        targets.append(target)
+        return tensor
 
-    monkeypatch.setattr(Int4Linear, "_put", put)
+    with monkeypatch.context() as patch:
+        patch.setattr(Int4Linear, "_put", lambda self, *weight: moved.append(weight))
+        patch.setattr(torch.Tensor, "to", move)
+        assert layer._apply(to_elsewhere) is layer
+    ((new_codes, new_scales),) = moved
+    assert torch.equal(new_codes, codes) and torch.equal(new_scales, scales.float())
+    assert len(targets) == 2
+    put(new_codes, new_scales)
+    assert torch.equal(layer(x), y)
 
-    class Elsewhere:
-        """A device that a function of `Module._apply` could name."""
 
-        type = "elsewhere"
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_default_device_concerns_no_layer(backend, monkeypatch, tmp_path):
+    """Codes, scales and inputs say where it is, whatever `torch.set_default_device` says."""
+    monkeypatch.setenv("GRACE_CACHE", str(tmp_path))
+    layer, codes, scales, offset, x = make(0, backend, crossover=0)
+    y = layer(x)
+    native_layout.cache_clear()
+    forget()
+    with torch.device("meta"):
+        assert layer.float() is layer and torch.equal(layer(x), y)
+        other = Int4Linear.from_codes(codes, scales, offset, backend)
+        assert other.mismatches(codes, scales) == 0
+        other.load_state_dict(layer.state_dict())
+        other(x)  # measured
+    fixed = Int4Linear.from_codes(codes, scales, offset, backend, crossover=0)
+    assert torch.equal(fixed(x), y)
 
-    class Probe:
-        device = Elsewhere()
 
-    def fn(tensor):
-        return Probe() if tensor.numel() == 0 else tensor
+def test_a_failed_move_leaves_the_layer_as_it_was():
+    layer, codes, *_, x = make(0)
+    y = layer(x)
 
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *_, **__: self)
-    layer._apply(fn)
-    assert moved == [["cpu", "cpu"]]
+    def fails(tensor):
+        if tensor.numel():
+            raise RuntimeError("out of memory")
+        return tensor
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        layer._apply(fails)
+    assert torch.equal(layer.codes(), codes) and torch.equal(layer(x), y)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -235,30 +392,68 @@ def test_parameters_are_the_bias_alone_and_shared():
     assert list(Int4Linear.from_codes(codes, scales).parameters()) == []
 
 
-def test_bad_input_is_refused_by_name():
-    layer, codes, scales, offset, x = make(0)
-    with pytest.raises(InputError, match=r"layers\.0\.up: input has shape \(2, 3, 64\)"):
-        layer(x[..., :64])
-    with pytest.raises(InputError, match=r"dtype torch\.int64"):
-        layer(x.long())
-    with pytest.raises(InputError, match=r"layers\.0\.up: a packed layer has no gradients"):
-        layer(x.clone().requires_grad_())
+@pytest.mark.parametrize(("name", "label"), [("layers.0.up", "layers.0.up"), ("", "linear")])
+def test_bad_input_is_refused_by_name(name, label):
+    codes, scales, offset, x = draw(0)
+    layer = Int4Linear.from_codes(codes, scales, offset, crossover=0, name=name)
+
+    def refused(sentence, call, *given, **named):
+        with pytest.raises(InputError) as caught:
+            call(*given, **named)
+        assert str(caught.value) == f"{label}: {sentence}"
+
+    vectors = "give floating-point vectors of 128"
+    refused(f"input has shape (2, 3, 64) and dtype torch.bfloat16: {vectors}", layer, x[..., :64])
+    refused(f"input has shape (2, 3, 128) and dtype torch.int64: {vectors}", layer, x.long())
+    refused(
+        "a packed layer has no gradients: run under torch.no_grad(), or train the fake-quantized "
+        "model",
+        layer,
+        x.clone().requires_grad_(),
+    )
     with torch.no_grad():
         layer(x.clone().requires_grad_())
-    for bias, message in [
-        (offset[:5], r"bias has shape \(5,\)"),
-        (offset.long(), "dtype torch.int64"),
-        (offset * float("nan"), "bias has NaN"),
-        (offset.to("meta"), "bias is on meta"),
+    values = "give floating-point values (48,), or None"
+    for bias, sentence in [
+        (offset[:5], f"bias has shape (5,) and dtype torch.bfloat16: {values}"),
+        (offset.long(), f"bias has shape (48,) and dtype torch.int64: {values}"),
+        (offset * float("nan"), "bias has NaN or infinite values: mend the checkpoint"),
+        (offset * float("inf"), "bias has NaN or infinite values: mend the checkpoint"),
+        (offset.to("meta"), "bias is on meta, codes on cpu: move one of them"),
     ]:
-        with pytest.raises(InputError, match=message):
-            Int4Linear.from_codes(codes, scales, bias)
+        refused(sentence, Int4Linear.from_codes, codes, scales, bias, name=name)
     for crossover in (-1, 2.0, True):
-        with pytest.raises(InputError, match="crossover is"):
-            Int4Linear.from_codes(codes, scales, crossover=crossover)
-    with pytest.raises(InputError, match="Int8Linear"):
-        Int4Linear.from_codes(codes * 2, scales)
+        refused(
+            f"crossover is {crossover!r}: give a number of rows, 0 or more, or None to measure it",
+            Int4Linear.from_codes,
+            codes,
+            scales,
+            crossover=crossover,
+            name=name,
+        )
+    assert layer.crossover_rows() == 0
+    worst = int((codes * 2).max()) if (codes * 2).min() >= -8 else int((codes * 2).min())
+    refused(
+        f"codes hold {worst}, outside -8 .. 7: quantize to 4 bits; codes of more than 4 bits need "
+        "bits=8, an Int8Linear",
+        Int4Linear.from_codes,
+        codes * 2,
+        scales,
+        name=name,
+    )
     assert Int8Linear.from_codes(codes * 2, scales).shape == WeightShape(48, 128, 2, 8)
+
+
+@pytest.mark.parametrize("crossover", [0, 8], ids=["dense", "packed"])
+def test_inputs_that_are_not_contiguous_and_inputs_of_no_rows(crossover):
+    layer, *_, x = make(0, "cpu", crossover=crossover)
+    turned = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(layer(turned), layer(x))
+    for dtype in (torch.float32, torch.bfloat16):
+        y = layer(torch.zeros(2, 0, 128, dtype=dtype))
+        assert (y.shape, y.dtype, y.device.type) == ((2, 0, 48), dtype, "cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.zeros(0, 128)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

@@ -1,18 +1,16 @@
 """Packing whole models: every family, exact codes, the function kept, memory, refusals."""
 
 import copy
-import gc
+import dataclasses
 import json
 import math
-import weakref
 
 import pytest
 import torch
 from blocks import Block
 from safetensors.torch import load_file, save_file
+from storages import LiveBytes
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from grace.errors import InputError
 from grace.int4 import (
@@ -23,6 +21,7 @@ from grace.int4 import (
     effective_bits,
     pack,
 )
+from grace.int4 import linear as linear_module
 from grace.models import decoder_linears
 from grace.quantization import (
     CODES_FILE,
@@ -163,6 +162,12 @@ def test_codes_of_other_widths_go_into_the_next_container(bits):
         assert layer.mismatches(*codes[name]) == 0
 
 
+def packed_in_eval():
+    model = prepared().eval()
+    pack(model)
+    return model
+
+
 def test_what_is_no_quantized_linear_stays():
     model = prepared()
     others = {n: p for n, p in model.named_parameters() if "head" in n or "norm" in n}
@@ -176,6 +181,7 @@ def test_what_is_no_quantized_linear_stays():
     assert all(now[name].data_ptr() == place for name, place in biases.items())
     assert not any(parameter.requires_grad for parameter in now.values())
     assert model.blocks[0].up.training
+    assert not any(module.training for module in packed_in_eval().modules())
     model(torch.zeros(2, 64, dtype=torch.bfloat16))  # needs no torch.no_grad()
 
 
@@ -211,39 +217,45 @@ def test_a_plain_model_with_the_file_of_its_codes(tmp_path, small, dtype, bits):
 def test_a_mapping_says_its_bits():
     model = prepared(8)
     exact = bake(model)
-    with pytest.raises(InputError, match="outside -8"):
+    with pytest.raises(InputError, match=r"outside -8 \.\. 7: quantize to 4 bits"):
         pack(model, exact)
+    with pytest.raises(InputError, match="bits is 6: codes are packed in 4 or 8 bits"):
+        pack(model, exact, bits=6)
     pack(model, exact, bits=8)
     assert isinstance(model.blocks[0].up, Int8Linear)
+    model = prepared(4)
+    pack(model, bake(model))
+    assert isinstance(model.blocks[0].up, Int4Linear)
 
 
-class LiveBytes(TorchDispatchMode):
-    """The bytes of all storages that operators made or were given, now and at most."""
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_layers_are_made_as_asked(given, backend):
+    """With the back end and the crossover, under the layer's own name."""
+    model = prepared()
+    exact = bake(model) if given else None
+    assert pack(model, exact, backend=backend, crossover=5) == NAMES
+    for name in NAMES:
+        layer = model.get_submodule(name)
+        assert layer.name == name and layer.requested == backend
+        assert layer.backend == ("cpu" if backend == "auto" else "reference")
+        assert layer.crossover_rows() == (5 if backend == "auto" else None)
 
-    def __init__(self):
-        super().__init__()
-        self.now = self.most = 0
-        self.seen = weakref.WeakSet()
 
-    def count(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage in self.seen:
-            return
-        self.seen.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.most = max(self.most, self.now)
-        weakref.finalize(storage, self.free, size)
+def test_codes_go_to_the_device_of_the_weight(monkeypatch):
+    model = prepared()
+    exact = bake(model)
+    given = {id(tensor) for pair in exact.values() for tensor in pair}
+    places, to = [], torch.Tensor.to
 
-    def free(self, size):
-        self.now -= size
+    def move(tensor, *where, **options):
+        if id(tensor) in given:
+            places.append(where[0])
+        return to(tensor, *where, **options)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self.count(leaf)
-        return result
+    monkeypatch.setattr(torch.Tensor, "to", move)
+    pack(model, exact)
+    assert places.count(torch.device("cpu")) == 2 * len(NAMES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -253,8 +265,7 @@ def test_memory_peaks_at_the_larger_of_the_two_models(dtype, bits):
     layers, side = 6, 1024
     torch.manual_seed(0)
     model = nn.Sequential(*[nn.Linear(side, side) for _ in range(layers)]).to(dtype)
-    prepare(model, QuantSpec(bits=bits), [str(index) for index in range(layers)])
-    gc.collect()
+    prepare(model, QuantSpec(bits=bits, init="max"), [str(index) for index in range(layers)])
     live = LiveBytes()
     for tensor in model.state_dict(keep_vars=True).values():
         live.count(tensor)
@@ -262,7 +273,6 @@ def test_memory_peaks_at_the_larger_of_the_two_models(dtype, bits):
     before = live.now
     with live:
         pack(model, backend="cpu")
-    gc.collect()
     after = sum(
         tensor.untyped_storage().nbytes()
         for module in model
@@ -295,21 +305,55 @@ def test_effective_bits_count_what_is_stored():
     plain = effective_bits(model)
     assert [layer.name for layer in plain.layers] == [*NAMES, "head"]
     assert plain.bits == 16 and math.isnan(plain.packed_bits)
-    assert "quantized to 4 bits in every forward pass" in str(plain)
+    fake = "FakeQuantLinear, 16.000 bits, dense bfloat16, quantized to 4 bits in every forward pass"
+    head = "head: Linear, 16.000 bits, dense bfloat16"
+    assert str(plain).splitlines() == [
+        *[f"{name}: {fake}" for name in NAMES],
+        head,
+        "5 linears: 16.000 bits a weight; 0 packed: nan bits a weight",
+    ]
     pack(model, crossover=3)
     report = effective_bits(model)
     # 4 bits and, for every 32 weights, a scale and a zero point of 16
     assert [layer.bits for layer in report.layers] == [5.0] * 4 + [16.0]
+    assert [layer.weights for layer in report.layers] == [64 * 96] * 4 + [640]
+    assert [layer.stored_bytes for layer in report.layers] == [64 * 96 * 5 // 8] * 4 + [1280]
+    assert [layer.backend for layer in report.layers] == ["cpu"] * 4 + [None]
     assert report.packed_bits == 5.0
     weights = 4 * 64 * 96
-    assert report.bits == pytest.approx((5 * weights + 16 * 640) / (weights + 640))
-    assert report.of(NAMES).bits == 5.0
-    with pytest.raises(InputError, match="'blocks' is no linear"):
+    mean = (5 * weights + 16 * 640) / (weights + 640)
+    assert report.bits == pytest.approx(mean)
+    assert report.of(iter(NAMES)).bits == 5.0
+    assert [layer.name for layer in report.of(["head", NAMES[1]]).layers] == ["head", NAMES[1]]
+    with pytest.raises(InputError, match=r"^effective bits: 'blocks' is no linear of the model$"):
         report.of(["blocks"])
-    text = str(report)
-    assert text.count("cpu (the kernel for cpu): bfloat16 inputs") == 4
-    assert "packed product up to 3 rows" in text and "head: Linear, 16.000 bits" in text
-    assert "5 linears" in text and "4 packed: 5.000 bits" in text
+    packed = (
+        "Int4Linear, 5.000 bits, cpu (the kernel for cpu): bfloat16 inputs, float32 accumulation; "
+        "packed product up to 3 rows"
+    )
+    assert str(report).splitlines() == [
+        *[f"{name}: {packed}" for name in NAMES],
+        head,
+        f"5 linears: {mean:.3f} bits a weight; 4 packed: 5.000 bits a weight",
+    ]
+    for value in (report, report.layers[0]):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            value.layers = value.bits = ()
+
+
+def test_a_report_measures_nothing(monkeypatch):
+    monkeypatch.delenv("GRACE_INT4_CROSSOVER", raising=False)
+    monkeypatch.setattr(linear_module, "crossover", None)  # not asked
+    model = prepared()
+    pack(model)
+    how = {layer.how for layer in effective_bits(model).of(NAMES).layers}
+    assert how == {"cpu (the kernel for cpu): bfloat16 inputs, float32 accumulation"}
+
+
+def test_float32_linears_count_with_their_bits():
+    (layer,) = effective_bits(nn.Sequential(nn.Linear(3, 5), nn.ReLU())).layers
+    assert (layer.weights, layer.stored_bytes, layer.bits) == (15, 60, 32.0)
+    assert (layer.kind, layer.backend, layer.how) == ("Linear", None, "dense float32")
 
 
 @pytest.mark.parametrize(
@@ -320,21 +364,14 @@ def test_effective_bits_count_what_is_stored():
         (8, 128, "cpu", 8 + 64 / 128),
         (4, 128, "reference", 4 + 16 / 128),
         (8, 64, "reference", 8 + 16 / 64),
-        (4, 128, "bitsandbytes", None),
     ],
 )
 def test_effective_bits_of_back_ends(bits, group_size, backend, expected):
-    if backend == "bitsandbytes":
-        pytest.importorskip("bitsandbytes")
     model = nn.Sequential(nn.Linear(256, 64))
     prepare(model, QuantSpec(bits=bits, group_size=group_size), ["0"])
     pack(model, backend=backend)
     (layer,) = effective_bits(model).layers
-    assert layer.backend == backend
-    if expected is None:
-        assert 4 < layer.bits < 5 and "NF4, rounded anew" in layer.how
-    else:
-        assert layer.bits == expected
+    assert (layer.backend, layer.bits) == (backend, expected)
 
 
 def test_a_layer_that_fell_back_is_named():
@@ -368,50 +405,139 @@ def test_bad_codes_leave_the_model_alone():
     exact = bake(model)
     name = NAMES[2]
     codes, scales = exact[name]
-    elsewhere = -1 if codes[1, 2] >= 0 else 1
-    other_code = int(codes[1, 2]) + elsewhere
+    weight = float(model.get_submodule(name).weight.detach()[1, 2])
+    scale, code = float(scales[1, 0]), int(codes[1, 2])
+    other_code = code + (-1 if code >= 0 else 1)
+    written = "give the codes that were written with this model"
+    unlike = f"{written}, or prepare it and pack that"
+    none = "pack: no codes are given: give a mapping of layer names to codes and scales"
     for wrong, message in [
-        ({**exact, "blocks.2.up": exact[name]}, r"codes for blocks\.2\.up, which the model lacks"),
-        ({**exact, "blocks.0.norm": exact[name]}, "blocks.0.norm, which is a LayerNorm"),
-        ({}, "no codes are given"),
-        ([exact], "no codes are given"),
-        (with_code(exact, name, 9), rf"{name}: codes hold 9, outside"),
-        (with_code(exact, name, other_code), rf"{name}: its weight is .* row 1, input 2"),
-        (with_scale(exact, name, float("nan")), rf"{name}: scales hold nan"),
-        (with_scale(exact, name, 2 * float(scales[1, 0])), rf"{name}: its weight is"),
-        ({**exact, name: exact["blocks.0.down"]}, rf"{name}: codes have shape \(64, 96\)"),
-        ({**exact, name: (codes, scales[:, :1])}, rf"{name}: its weight is"),
+        (
+            {**exact, "blocks.2.up": exact[name]},
+            f"pack: there are codes for blocks.2.up, which the model lacks: {written}",
+        ),
+        (
+            {**exact, "blocks.0.norm": exact[name]},
+            "pack: there are codes for blocks.0.norm, which is a LayerNorm: give the codes of "
+            "nn.Linear only",
+        ),
+        ({}, none),
+        ([exact], none),
+        (
+            with_code(exact, name, 9),
+            f"{name}: codes hold 9, outside -8 .. 7: quantize to 4 bits; codes of more than 4 bits "
+            "need bits=8, an Int8Linear",
+        ),
+        (
+            with_code(exact, name, other_code),
+            f"{name}: its weight is {weight} at row 1, input 2, where codes and scales give "
+            f"{other_code} x {scale}: {unlike}",
+        ),
+        (
+            with_scale(exact, name, float("nan")),
+            f"{name}: scales hold nan (row 1, group 0), not a positive number: mend the file that "
+            "they come from",
+        ),
+        (
+            {**exact, name: exact["blocks.0.down"]},
+            f"{name}: codes have shape (64, 96) and the layer's weight (96, 64): {written}",
+        ),
     ]:
         before = snapshot(model)
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError) as caught:
             pack(model, wrong)
+        assert str(caught.value) == message
         assert snapshot(model) == before
         assert all(parameter.requires_grad for parameter in model.head.parameters())
+    for wrong in (
+        with_scale(exact, name, 2 * float(scales[1, 0])),
+        {**exact, name: (codes, scales[:, :1])},
+    ):
+        with pytest.raises(InputError, match=rf"^{name}: its weight is"):
+            pack(model, wrong)
     with torch.no_grad():
         model.blocks[1].down.weight[0, 0] = float("nan")
-    with pytest.raises(InputError, match=r"blocks\.1\.down: its weight is nan at row 0"):
+    with pytest.raises(InputError, match=r"^blocks\.1\.down: its weight is nan at row 0, input 0,"):
         pack(model, exact)
     assert isinstance(model.blocks[0].up, nn.Linear)
 
 
-def test_models_that_cannot_be_packed_are_left_alone():
-    with pytest.raises(InputError, match="no fake-quantized layer: call prepare first"):
-        pack(Model())
-    layer = FakeQuantLinear.from_linear(nn.Linear(64, 32), QuantSpec(group_size=32))
-    with pytest.raises(InputError, match="the model itself is a linear"):
-        pack(layer)
+@pytest.mark.parametrize("row", [0, 300])  # rows are compared by and by
+def test_a_weight_may_differ_by_one_rounding_to_eight_bits(row):
+    model = nn.Sequential(nn.Linear(1024, 301, bias=False))
+    prepare(model, QuantSpec(group_size=256, init="max"), ["0"])
+    exact = bake(model)
+    codes, scales = exact["0"]
+    column = int(codes[row, 512:768].ne(0).nonzero()[0]) + 512
+    value = float(codes[row, column]) * float(scales[row, 2])
+
+    weight = model[0].weight.detach()  # of the same memory
+
+    def with_weight(factor):
+        weight[row, column] = value * factor
+
+    for sign in (-1, 1):
+        with_weight(1 + sign * (2.0**-8 + 2.0**-20))
+        with pytest.raises(InputError) as caught:
+            pack(model, exact, backend="reference")
+        assert str(caught.value) == (
+            f"0: its weight is {float(weight[row, column])} at row {row}, input {column}, where "
+            f"codes and scales give {int(codes[row, column])} x {float(scales[row, 2])}: "
+            "give the codes that were written with this model, or prepare it and pack that"
+        )
+    with_weight(1 + 2.0**-8)  # exactly, in float32
+    pack(model, exact, backend="reference")
+    assert model[0].mismatches(codes, scales) == 0
+
+
+def test_models_that_cannot_be_packed_are_left_alone(monkeypatch):
+    def refused(message, model, *given, **named):
+        with pytest.raises(InputError) as caught:
+            pack(model, *given, **named)
+        assert str(caught.value) == message
+
+    refused(
+        "pack: the model has no fake-quantized layer: call prepare first, or give the codes and "
+        "scales of its linears",
+        Model(),
+    )
+    for layer in (
+        FakeQuantLinear.from_linear(nn.Linear(64, 32), QuantSpec(group_size=32)),
+        nn.Linear(64, 32),
+    ):
+        refused("pack: the model itself is a linear: wrap it in a parent module", layer)
     model = prepared()
     before = snapshot(model)
-    with pytest.raises(InputError, match=r"'cuda' is not available|no back end"):
-        pack(model, backend="cuda" if not torch.cuda.is_available() else "none")
-    with pytest.raises(InputError, match="bits is 4, which the layers know"):
-        pack(model, bits=4)
-    with pytest.raises(InputError, match="crossover is -1"):
-        pack(model, crossover=-1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(
+        "blocks.0.up: back end 'cuda' is not available: torch sees no CUDA device; use 'cpu' or "
+        "'reference', or move the weight",
+        model,
+        backend="cuda",
+    )
+    exact = {name: (codes, scales) for name, (codes, scales) in exact_of(model).items()}
+    plain = copy.deepcopy(model)
+    bake(plain)
+    refused(
+        "blocks.0.up: back end 'cuda' is not available: torch sees no CUDA device; use 'cpu' or "
+        "'reference', or move the weight",
+        plain,
+        exact,
+        backend="cuda",
+    )
+    refused("pack: bits is 4, which the layers know: leave it out", model, bits=4)
+    refused(
+        "blocks.0.up: crossover is -1: give a number of rows, 0 or more, or None to measure it",
+        model,
+        crossover=-1,
+    )
     with torch.no_grad():
         model.blocks[1].up.log_scale[3, 1] = float("nan")
-    with pytest.raises(InputError, match=r"blocks\.1\.up: scales hold nan \(row 3, group 1\)"):
-        pack(model)
+    refused(
+        "blocks.1.up: scales hold nan (row 3, group 1), not a positive number: mend the file that "
+        "they come from",
+        model,
+    )
     assert snapshot(model) == before
 
 
@@ -433,8 +559,13 @@ def test_a_back_end_that_mixes_up_codes_is_caught(monkeypatch):
         return right(backend, codes, scales, shape)
 
     monkeypatch.setattr(backend, "pack", wrong)
-    with pytest.raises(RuntimeError, match="1 codes or scales differ after packing for cpu"):
+    with pytest.raises(RuntimeError) as caught:
         pack(model)
+    (first,) = {str(caught.value).partition(":")[0]} & set(NAMES)
+    assert str(caught.value) == (
+        f"{first}: 1 codes or scales differ after packing for cpu: this back end must not be used "
+        "here"
+    )
 
 
 def test_a_packed_model_is_saved_and_loaded(tmp_path):
