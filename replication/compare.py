@@ -385,8 +385,9 @@ def gap_closed_interval(
     below = drawn[:, 2] - drawn[:, 1]
     with np.errstate(divide="ignore", invalid="ignore"):
         fraction = np.where(below > 0, above / below, np.copysign(np.inf, above))
-    tail = (1.0 - level) / 2.0
-    if not np.all(np.isfinite(np.quantile(fraction, [tail, 1 - tail]))):
+        tail = (1.0 - level) / 2.0
+        ends = np.quantile(fraction, [tail, 1 - tail])
+    if not np.all(np.isfinite(ends)):
         return None, gap
     return percentile_interval((point[0] - point[1]) / gap.point, fraction, level), gap
 

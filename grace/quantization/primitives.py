@@ -190,8 +190,8 @@ def _least_squares_scales(
 
     block: (rows, groups, g) float32; largest: (rows, groups); buffer: overwritten, like block.
     """
-    fractions = torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64) / spec.qmax
-    fractions = fractions.to(device=largest.device, dtype=torch.float32)
+    fractions = torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64, device="cpu")
+    fractions = (fractions / spec.qmax).to(device=largest.device, dtype=torch.float32)
     candidates = _round_scales(largest * fractions.view(-1, 1, 1), spec)
     inverse = candidates.reciprocal().unsqueeze(-1)
     codes, errors = torch.empty_like(block), torch.empty_like(candidates)

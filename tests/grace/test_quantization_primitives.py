@@ -750,7 +750,7 @@ def test_everything_is_made_where_its_input_is():
         assert all(leaf.grad.is_meta for leaf in leaves)
 
 
-@pytest.mark.parametrize("init", ["percentile", "max"])
+@pytest.mark.parametrize("init", ["mse", "percentile", "max"])
 def test_the_default_device_changes_nothing(init):
     """A default device that is not the weight's, as while a large model is made."""
     spec = QuantSpec(group_size=32, init=init)
