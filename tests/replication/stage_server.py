@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import faults
+
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 IMPORTED_LATE = (
@@ -31,8 +33,9 @@ _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Fault:
-    """kind: "full" (no space from there on) or "kill" (SIGKILL). at: the number of the change at
-    which it happens, or the change itself as `Done.changes` has it."""
+    """kind: "full" (no space from there on) or "kill" (SIGKILL; where a file is opened, when it has
+    been and nothing is in it). at: the number of the change at which it happens, or the change
+    itself as `Done.changes` has it."""
 
     kind: str
     at: int | str
@@ -55,7 +58,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
         )
         return self
 
@@ -76,6 +79,7 @@ def _changes(told: Any, fault: dict[str, Any] | None) -> Callable[[str], None]:
 
     def changes(what: str) -> None:
         nonlocal count, full
+        opened = Path(what.removeprefix("open ")) if what.startswith("open ") else None
         what = _TEMPORARY.sub(".*.tmp", what.replace(f"{folder}{os.sep}", ""))
         count += 1
         told.write(what + "\n")
@@ -84,6 +88,9 @@ def _changes(told: Any, fault: dict[str, Any] | None) -> Callable[[str], None]:
             return
         if fault["at"] in (count, what):
             if fault["kind"] == "kill":
+                with faults.unwatched():
+                    if opened is not None and not opened.exists():
+                        opened.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             full = True
         if full and not what.startswith(("os.remove", "os.rmdir")):
@@ -102,8 +109,6 @@ def _made_up(model: Any, way: Any, settings: Any, path: Path) -> dict[str, Any]:
 
 def _run(job: dict[str, Any], said: Path, told: Path) -> int:
     """A job, in this process: the stage's exit code."""
-    import faults
-
     from replication.deploy import benchmark
 
     benchmark._in_a_process = _made_up
@@ -128,7 +133,6 @@ def serve() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    sys.path.insert(0, str(TESTS))
     for path in sorted((ROOT / "replication" / "stages").glob("[a-z]*.py")):
         importlib.import_module(f"replication.stages.{path.stem}")
     for name in IMPORTED_LATE:

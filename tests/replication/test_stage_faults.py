@@ -6,18 +6,15 @@ So each stage also runs twice, in processes of their own, and gives the same byt
 
 import json
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+from faults import contents, settled
 from repository import ROOT
 from stage_server import Fault, Server
 from test_stages import FAMILY, GROUP, tiny_params
-
-sys.path.append(str(ROOT / "tests"))
-from faults import contents, settled
 
 pytestmark = pytest.mark.slow
 
@@ -106,14 +103,15 @@ def world(tmp_path_factory):
 
 
 def faults_of(changes: list[str]) -> list[Fault]:
-    """At the first write, one in the middle and the last: the later two are writes that there is
-    one of, since in a run that goes on they have other numbers."""
+    """At the first write, one in the middle, the last file that is opened and the last write: but
+    for the first these are writes that there is one of, since in a run that goes on they have other
+    numbers."""
     kinds = ("os.remove", "os.rmdir", "fsync")
     writes = [what for what in changes if not what.startswith(kinds)]
     single = [what for what in writes if writes.count(what) == 1]
-    middle, last = single[len(single) // 2], single[-1]
-    places = [("full", 0), ("kill", 0), ("kill", middle), ("full", last), ("kill", last)]
-    return [Fault(kind, at) for kind, at in places]
+    opened = [what for what in single if what.startswith("open ")] or single
+    places = [("full", 0), ("kill", 0), ("kill", opened[len(opened) // 2]), ("kill", opened[-1])]
+    return [Fault(kind, at) for kind, at in (*places, ("full", single[-1]), ("kill", single[-1]))]
 
 
 def test_no_stage_is_left_out():
