@@ -115,6 +115,7 @@ def test_kd_is_its_definition_in_both_directions(data, temperature):
             np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.filterwarnings("error")  # torch warns where it has to guess a dimension
 @SETTINGS
 @given(tokens(bound=40.0), TEMPERATURES)
 def test_terms_agree_with_scipy(data, temperature):

@@ -207,6 +207,9 @@ def test_precision_is_that_of_the_wider_side():
         for value in (cka(one, other), cka_from_gram(centered_gram(other.double()), one)):
             assert value.dtype == torch.float64
             torch.testing.assert_close(value, exact, rtol=1e-13, atol=0)
+    cached = cka_from_gram(centered_gram(y.float()), x.float().double())
+    assert cached.dtype == torch.float64
+    torch.testing.assert_close(cached, exact, rtol=1e-5, atol=0)
     assert cka(x.bfloat16(), y.half()).dtype == centered_gram(x.bfloat16()).dtype == torch.float32
     assert centered_gram(x).dtype == torch.float64
     none = rcka_sums(x.bfloat16()[None], y.bfloat16()[None], [])
