@@ -253,6 +253,10 @@ def test_a_parent_saves_and_loads_by_name():
     assert torch.equal(other["up"].codes(), codes) and torch.equal(other["up"].bias, offset)
     result = other.load_state_dict({**state, "up.weight": offset}, strict=False)
     assert result.unexpected_keys == ["up.weight"] and result.missing_keys == []
+    state.pop("up.bias")
+    assert other.load_state_dict(state, strict=False).missing_keys == ["up.bias"]
+    with pytest.raises(RuntimeError, match=r"size mismatch for up\.bias"):
+        other.load_state_dict({**state, "up.bias": offset[:-1]})
 
 
 def test_a_weight_that_only_the_reference_takes_changes_the_back_end():

@@ -194,6 +194,16 @@ def test_one_module_under_two_names_stays_one():
     assert isinstance(model.blocks[0].up, Int4Linear)
 
 
+def test_one_plain_module_under_two_names_takes_codes_of_both():
+    model = Model()
+    model.blocks[1].up = model.blocks[0].up
+    names = ["blocks.0.up", "blocks.1.up"]
+    prepare(model, QuantSpec(group_size=32), names)
+    codes = next(iter(bake(model).values()))
+    assert pack(model, dict.fromkeys(names, codes), bits=4) == names
+    assert all(model.get_submodule(name).mismatches(*codes) == 0 for name in names)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_a_plain_model_with_the_file_of_its_codes(tmp_path, small, dtype, bits):
