@@ -27,6 +27,7 @@ def hangs(*_):
     raise AssertionError(f"hangs: more than {PATIENCE} seconds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", expected(*LOADERS))
 def test_a_result_or_an_input_error(name, valid, capsys):
     loader = LOADERS[name](valid)
