@@ -15,11 +15,11 @@ _HEADS = (
     "Ours, ms",
     "Theirs, ms",
     "Time × [least, greatest]",
-    "Ours, MiB",
-    "Theirs, MiB",
+    "Ours, MB",
+    "Theirs, MB",
     "Memory ×",
 )
-_MS, _MIB = 1e3, 2.0**-20
+_MS, _MB = 1e3, 1e-6
 
 
 def bounds_grid(report: Node) -> Grid:
@@ -90,4 +90,4 @@ def _milliseconds(way: Node) -> Markup:
 
 def _peak(way: Node) -> Markup:
     size = way["peak_bytes"]
-    return quoted(size, f"{size.value * _MIB:,.1f}", scale=_MIB)
+    return quoted(size, f"{size.value * _MB:,.1f}", scale=_MB)
