@@ -36,7 +36,10 @@ from replication.pipeline import PIPELINE_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMITTED = "small"
-_SHARED = ("grace", "replication", "recorded", "results/scaling", ".dvcignore")
+_SHARED = (
+    *("grace", "replication", "recorded", ".dvcignore"),
+    *("results/performance", "results/scaling"),  # of no scale: the page of every scale shows them
+)
 _CONFIG = """[core]
     no_scm = True
     analytics = false

@@ -103,8 +103,9 @@ def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
     assert folder == copied / ".scales" / "smoke"
     assert yaml.safe_load((folder / "params.yaml").read_text()) == scale_params("smoke", copied)
 
-    growth = "results/scaling/scaling.json"  # of no scale: the page of every scale shows it
-    assert (folder / growth).read_bytes() == (copied / growth).read_bytes()
+    for name in ("performance", "scaling"):  # of no scale: the page of every scale shows them
+        shown = f"results/{name}/{name}.json"
+        assert (folder / shown).read_bytes() == (copied / shown).read_bytes()
 
     def others():
         return {k: v for k, v in contents(copied).items() if not k.startswith(".scales/")}
