@@ -337,11 +337,12 @@ def test_a_move_packs_anew_for_the_device(monkeypatch):
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.parametrize("outputs", [48, 128])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_default_device_concerns_no_layer(backend, monkeypatch, tmp_path):
+def test_a_default_device_concerns_no_layer(backend, outputs, monkeypatch, tmp_path):
     """Codes, scales and inputs say where it is, whatever `torch.set_default_device` says."""
     monkeypatch.setenv("GRACE_CACHE", str(tmp_path))
-    layer, codes, scales, offset, x = make(0, backend, crossover=0)
+    layer, codes, scales, offset, x = make(0, backend, crossover=0, outputs=outputs)
     y = layer(x)
     native_layout.cache_clear()
     forget()
