@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
-from shapes import TEXT, VISION
+from shapes import TEXTS, VISIONS
 
 from grace.data import ConversationDataset
 from grace.errors import InputError
@@ -280,38 +280,6 @@ def test_gptq_errs_less_than_rounding_to_the_same_grid(source, made, calibration
         assert ours < error(rounding[f"{name}.weight"])
 
 
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-SHAPES = {
-    "llava": (
-        {
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 64,
-            "patch_size": 16,
-        },
-        {"rope_parameters": _ROPE},
-    ),
-    "qwen2_vl": (VISION, {}),
-    "qwen3_vl": (
-        {
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 8,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "in_channels": 3,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0],
-        },
-        {"rope_parameters": {**_ROPE, "mrope_section": [12, 10, 10], "mrope_interleaved": True}},
-    ),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_awq_smooths_without_changing_the_function(family, conversations, tmp_path):
@@ -319,11 +287,11 @@ def test_awq_smooths_without_changing_the_function(family, conversations, tmp_pa
     nothing outside the decoder layers is touched."""
     from replication.ptq.compressor import compress, take
 
-    vision, text = SHAPES[family]
+    vision, text = VISIONS[family], {**TEXTS[family], **SHAPE}
     turns = pq.read_table(conversations)["conversations"].to_pylist()
     words = [turn["value"] for record in turns for turn in record]
     processor = build_processor(family, words, 400, vision)
-    plain = unsettle(build_model(family, processor, {**TEXT, **SHAPE, **text}, vision, 0))
+    plain = unsettle(build_model(family, processor, text, vision, 0))
     path = save(plain, processor, tmp_path / "model")
     plain, smooth = load_model(path).eval(), load_model(path)
     draw = Calibration(conversations, SAMPLES, 7).draw(load_processor(path), plain.config)
