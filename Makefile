@@ -21,7 +21,7 @@ DOCTOR ?=
 
 MUTATE ?=
 
-.PHONY: setup doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation mutation-sample determinism lint help
+.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation mutation-sample determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
+	@echo "make lock                             renew requirements/lock.txt: the newest versions that fit"
 	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
@@ -43,12 +44,23 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml requirements/no-deps.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: Python {v[0]}.{v[1]} found; set PYTHON to 3.11, 3.12 or 3.13")'
+LOCK := requirements/lock.txt
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c $(LOCK)
+EXTRAS := replication,test,docs
+NO_DEPS := lmms-eval torchvision
+
+$(STAMP): pyproject.toml $(LOCK)
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"error: $(LOCK) is for Python 3.11 to 3.13, and this is {v[0]}.{v[1]}; set PYTHON to one of them")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[replication,test]'
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/no-deps.txt
+	$(PIP) pip setuptools
+	$(PIP) --no-build-isolation -e '.[$(EXTRAS)]'
+	$(PIP) --no-deps $(NO_DEPS)
 	@touch $@
+
+# The newest release of everything, within the ranges of pyproject.toml.
+lock: setup
+	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o $(LOCK)
 
 doctor: setup
 	$(BIN)/python -m replication.doctor $(SCALE) $(DOCTOR)

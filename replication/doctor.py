@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
-import re
 import shutil
 import socket
 import sys
@@ -23,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 from grace.errors import InputError
+from replication import provenance
 from replication.params import FULL_SCALE, Params, parse_params
 from replication.plan import (
     Plan,
@@ -45,7 +47,6 @@ HUB = "huggingface.co"
 SMALL_RAM = 4e9
 FREE_DISK = 1e9  # that any stage should find
 ON_CORES = 2e9  # peak bytes of models that are trained without an accelerator
-_NAME = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*(?:==\s*(\S+))?")
 
 
 @dataclass(frozen=True)
@@ -145,17 +146,20 @@ def in_cache(repository: str, kind: str) -> bool:
     return snapshots.is_dir() and any(snapshots.iterdir())
 
 
-def pins(root: Path = ROOT) -> dict[str, str | None]:
-    """Packages that the scales need, and the version each is pinned to (None: any)."""
+def pins(root: Path = ROOT) -> dict[str, str]:
+    """The packages that the scales need, and their versions in the lock file for this Python."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["replication"]]
-    lines += (root / "requirements" / "no-deps.txt").read_text(encoding="utf-8").splitlines()
-    found: dict[str, str | None] = {}
-    for line in lines:
-        match = _NAME.match(line.strip())
-        if match:
-            found[match[1]] = match[2]
-    return found
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["replication"], *extras["no-deps"]]
+    locked = {}
+    for line in (root / provenance.LOCK).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate():
+                (version,) = requirement.specifier
+                locked[requirement.name] = version.version
+    names = [Requirement(line).name for line in needed]
+    return {name: locked[name] for name in names if name in locked}
 
 
 def _version(name: str) -> str | None:

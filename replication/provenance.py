@@ -20,6 +20,9 @@ from grace.errors import InputError
 
 LIBRARIES = ("torch", "transformers", "accelerate", "lmms_eval", "numpy")
 
+LOCK = Path("requirements") / "lock.txt"
+"""The version of every installed package, from the repository's root."""
+
 # What a pipeline run writes itself, and what was recorded elsewhere: no code. A stage that runs
 # after another would otherwise always find the tree changed.
 GENERATED = ("results", "recorded", "dvc.lock")
@@ -100,6 +103,16 @@ def device_description() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_description()
 
 
+def lock_hash(root: str | Path | None = None) -> str | None:
+    """SHA-256 of the lock file; None where the package is installed without the repository.
+
+    root: of the repository (default: the one this file lies in).
+    """
+    base = Path(root) if root is not None else Path(__file__).resolve().parent.parent
+    path = base / LOCK
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def code_hash(paths: Sequence[str], root: str | Path | None = None) -> str:
     """SHA-256 of source files; a folder stands for every Python file in it.
 
@@ -142,6 +155,7 @@ def collect(
         **git_state(repository),
         "params_hash": params_hash(params),
         "versions": library_versions(),
+        "lock": lock_hash(),
         "python": platform.python_version(),
         "device": device if device is not None else cpu_description(),
         "seeds": [int(seed) for seed in seeds],

@@ -63,6 +63,7 @@ def test_collect_holds_everything_and_no_date(repository):
         "dirty",
         "params_hash",
         "versions",
+        "lock",
         "python",
         "device",
         "seeds",
@@ -78,6 +79,16 @@ def test_collect_holds_everything_and_no_date(repository):
         {"a": 1}, seeds=[0, 1], command=["python", "-m", "x"], repository=repository
     )
     assert record == again
+
+
+def test_the_lock_is_named_by_its_hash(tmp_path):
+    assert provenance.lock_hash(tmp_path) is None
+    path = tmp_path / provenance.LOCK
+    path.parent.mkdir()
+    path.write_text("torch==2.13.0\n")
+    first = provenance.lock_hash(tmp_path)
+    path.write_text("torch==2.13.1\n")
+    assert provenance.lock_hash(tmp_path) != first
 
 
 def test_altered_or_new_code_is_dirty_and_results_are_not(repository):
