@@ -82,8 +82,8 @@ verify-released: setup
 	$(BIN)/python -m replication.released $(RELEASED)
 
 bench: setup
-	$(BIN)/python -m replication.deploy $(BENCH)
-	$(BIN)/python -m replication.performance
+	$(BIN)/python -m replication.measure.speed $(BENCH)
+	$(BIN)/python -m replication.measure.method
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

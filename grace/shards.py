@@ -403,7 +403,7 @@ class ShardedConversations(Dataset):
         sha256: of what the samples follow from, wherever the images lie.
 
     Args:
-        directory: what ``replication.published`` (or :func:`write_shard`) wrote.
+        directory: what ``replication.data.conversations`` (or :func:`write_shard`) wrote.
         config: the model's configuration.
         max_length: tokens that a sample may have; None for no bound.
         image_root: the folder of image folders; default, the places that the index names.

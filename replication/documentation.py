@@ -20,7 +20,7 @@ from typing import Any
 import griffe
 
 from grace.errors import InputError
-from replication.io import write_text_atomic
+from replication.base.files import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"

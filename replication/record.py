@@ -30,24 +30,30 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication import provenance
-from replication.io import read_json, write_json_atomic
-from replication.params import FULL_SCALE, LANGUAGE_FAMILY, PARAMS_FILE, parse_params, read_yaml
-from replication.pipeline import (
+from replication.base import provenance
+from replication.base.files import read_json, write_json_atomic
+from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
+from replication.results.scores import (
+    ResultSet,
+    outcomes_path,
+    validate_scores,
+    write_scores,
+)
+from replication.settings.pipeline import (
     PIPELINE_FILE,
     Stage,
     ancestors,
     lookup,
     read_pipeline,
 )
-from replication.recordings import RECORDED, TRAINED_ON, slug_of
-from replication.results import (
-    ResultSet,
-    outcomes_path,
-    validate_scores,
-    write_scores,
+from replication.settings.scales import COMMITTED, ROOT, link, scale_params
+from replication.settings.schema import (
+    FULL_SCALE,
+    LANGUAGE_FAMILY,
+    PARAMS_FILE,
+    parse_params,
+    read_yaml,
 )
-from replication.scale import COMMITTED, ROOT, link, scale_params
 
 HEADLINE = "_runs"
 """How the names of the groups end whose seeds a recording replaces."""

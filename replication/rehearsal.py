@@ -22,9 +22,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from grace.errors import InputError
-from replication.io import write_json_atomic
-from replication.params import Standins, parse_params, section
-from replication.scale import ROOT, alone, merge, prepare, run_dvc, scale_params
+from replication.base.files import write_json_atomic
+from replication.settings.scales import ROOT, alone, merge, prepare, run_dvc, scale_params
+from replication.settings.schema import Standins, parse_params, section
 
 FOLDER = Path(".scales") / "rehearsal"
 CONVERSATIONS = 8  # three epochs of two steps
@@ -45,7 +45,7 @@ def write_published(folder: Path) -> None:
     <folder>/images/coco/...             their images
     <folder>/hub/datasets--...           the benchmarks as the hub's cache holds them
     """
-    from replication.mirrors import add_benchmark
+    from replication.data.mirror import add_benchmark
 
     small, paper = parse_params(scale_params("smoke")), parse_params(scale_params("paper"))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def write_published(folder: Path) -> None:
 
 def _write_training(folder: Path, world: Standins) -> list[str]:
     """Annotations and images; returns what is said in them."""
-    from replication.standins.corpus import write_language_set, write_training_set
+    from replication.data.world.corpus import write_language_set, write_training_set
 
     world = replace(world, train=CONVERSATIONS - 2, language=2)
     pictured, plain = folder / "train.parquet", folder / "language.parquet"
@@ -95,7 +95,7 @@ def _write_training(folder: Path, world: Standins) -> list[str]:
 def _write_checkpoint(
     path: Path, family: str, texts: list[str], shape: dict[str, Any], vision: dict[str, Any]
 ) -> None:
-    from replication.standins.models import build_model, build_processor
+    from replication.data.world.models import build_model, build_processor
 
     processor = build_processor(family, texts, VOCABULARY, vision)
     build_model(family, processor, shape, vision, seed=0).save_pretrained(path)
@@ -137,7 +137,7 @@ def rehearsed(published: Path) -> dict[str, Any]:
                 "logging_steps": 2,
                 "save_steps": 2,
                 "launch": {
-                    "config": "replication/launch/single.yaml",
+                    "config": "replication/train/launch/single.yaml",
                     "processes": 1,
                     "workers": 0,
                 },

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication import provenance
-from replication.evaluation import evaluate_model
-from replication.io import write_json_atomic, write_text_atomic
-from replication.layout import Layout, needed
-from replication.parallel import run_all
-from replication.params import PARAMS_FILE, Group, Params, Run, load_params, section
-from replication.stages.train import train_one
+from replication.base import provenance
+from replication.base.files import write_json_atomic, write_text_atomic
+from replication.base.workers import run_all
+from replication.evaluate.score import evaluate_model
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import PARAMS_FILE, Group, Params, Run, load_params, section
+from replication.train.runs import train_one
 
 DOCS = Path("docs/tuning")
 
@@ -45,7 +45,7 @@ def with_candidates(params: Params, family: str) -> tuple[Params, str]:
 
 def write_questions(params: Params) -> Path:
     """Write the validation questions and return their folder."""
-    from replication.standins.benchmarks import write_benchmark
+    from replication.data.world.benchmarks import write_benchmark
 
     world, tuning = section(params.standins, "standins"), params.tuning
     folder = Layout(params).data / "validation"

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
-from replication.published.annotations import find_annotations
-from replication.published.convert import Images, convert
+from replication.data.conversations.annotations import find_annotations
+from replication.data.conversations.convert import Images, convert
 
 WORDS = ("red", "blue", "green", "circle", "square", "triangle", "top", "left", "right", "what is")
 

@@ -16,9 +16,9 @@ from shapes import TEXTS, VISIONS
 
 from grace.data import Collator
 from grace.models import FAMILIES, family_of
-from replication.params import Standins
-from replication.standins.corpus import write_training_set
-from replication.standins.models import build_model, build_processor
+from replication.data.world.corpus import write_training_set
+from replication.data.world.models import build_model, build_processor
+from replication.settings.schema import Standins
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("local", deadline=None)

@@ -16,7 +16,7 @@ import yaml
 from grace.cli import parser
 from grace.training import METHODS
 from replication.documentation import MODULES, PAGE, anchor, load, markdown, page, public
-from replication.reported.bands import load_facts
+from replication.paper.bands import load_facts
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "recorded/README.md"]
@@ -276,8 +276,10 @@ def test_grace_commands_are_taken_by_the_parser(path):
 
 @cache
 def settings() -> list[dict]:
-    files = ["params.yaml", "replication/scales/paper.yaml"]
-    files += [str(file.relative_to(ROOT)) for file in ROOT.glob("replication/scales/presets/*")]
+    files = ["params.yaml", "replication/settings/values/paper.yaml"]
+    files += [
+        str(file.relative_to(ROOT)) for file in ROOT.glob("replication/settings/values/presets/*")
+    ]
     return [yaml.safe_load((ROOT / file).read_text()) for file in files]
 
 

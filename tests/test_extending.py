@@ -28,11 +28,11 @@ from grace.models import FAMILIES
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 from grace.teacher import LiveTeacher
 from grace.training import GraceTrainer, MethodConfig, prepare_student
-from replication.params import parse_params
-from replication.scale import scale_params
-from replication.stages.train import method_config
-from replication.standins.schemas import features_of
-from replication.tasks import BENCHMARKS, PRINTED
+from replication.benchmarks import BENCHMARKS, PRINTED
+from replication.data.world.schemas import features_of
+from replication.settings.scales import scale_params
+from replication.settings.schema import parse_params
+from replication.train.runs import method_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -265,8 +265,10 @@ def test_a_run():
 
 
 def test_a_benchmark(tmp_path, make_model, processor, monkeypatch):
-    lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
-    from replication.evaluation import evaluate_model
+    lmms_model = pytest.importorskip(
+        "replication.evaluate.chat_model", reason="lmms-eval is not installed"
+    )
+    from replication.evaluate.score import evaluate_model
 
     example("A benchmark")
     content = io.BytesIO()

@@ -45,12 +45,11 @@ from grace.models import check_model_directory
 from grace.quantization import QuantSpec, bake, prepare
 from grace.shards import Shards
 from grace.training import MethodConfig
-from replication.fitting import read_origin, save_trained
-from replication.io import read_json, write_json_atomic
-from replication.published.annotations import find_annotations
-from replication.published.convert import Images, convert
-from replication.recordings import read_recordings
-from replication.results import (
+from replication.base.files import read_json, write_json_atomic
+from replication.data.conversations.annotations import find_annotations
+from replication.data.conversations.convert import Images, convert
+from replication.results.elsewhere import read_recordings
+from replication.results.scores import (
     ResultSet,
     benchmark_score,
     outcomes_path,
@@ -59,7 +58,8 @@ from replication.results import (
     write_outcomes,
     write_scores,
 )
-from replication.scale import _copy
+from replication.settings.scales import _copy
+from replication.train.fit import read_origin, save_trained
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FORBIDDEN = OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -432,7 +432,7 @@ def test_a_process_that_is_ended_leaves_a_whole_file(name, tmp_path):
     write_json_atomic(path, {"values": [0] * 50_000})
     script = (
         "import itertools\n"
-        "from replication.io import write_json_atomic\n"
+        "from replication.base.files import write_json_atomic\n"
         "for turn in itertools.count(1):\n"
         f"    write_json_atomic({str(path)!r}, {{'values': [turn] * 50_000}})\n"
         "    print(turn, flush=True)\n"

@@ -15,8 +15,8 @@ from annotated import build, mixed
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.shards import ShardedConversations, Shards, locate_image
-from replication.reported import reading
-from replication.scale import merge, scale_params
+from replication.paper import reading
+from replication.settings.scales import merge, scale_params
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "grace").rglob("*.py"), *(ROOT / "replication").rglob("*.py")])
@@ -134,7 +134,7 @@ def test_an_image_path_that_leads_out_is_refused(path):
 
 def test_shards_with_a_path_that_leads_out_open_no_image(tmp_path, family):
     from grace.shards import INDEX_FILE, write_shard
-    from replication.hub import file_sha256
+    from replication.base.hub import file_sha256
 
     small = family("llava")
     directory = build(tmp_path, mixed(tmp_path)[:1])
@@ -264,7 +264,7 @@ def test_a_new_workspace_asks_nothing(tmp_path):
     """DVC reports its use over the network unless it is told not to, from a process left behind."""
     script = f"""
 from pathlib import Path
-from replication.scale import prepare, scale_params
+from replication.settings.scales import prepare, scale_params
 prepare(Path("workspace"), scale_params("smoke"), Path({str(ROOT)!r}))
 """
     done, asked = offline(script, tmp_path)

@@ -24,10 +24,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from grace.errors import InputError
-from replication.io import atomic_path, write_json_atomic
-from replication.results import ResultSet
-from replication.skills import RIGHT
-from replication.tasks import BENCHMARKS, PRINTED
+from replication.base.files import atomic_path, write_json_atomic
+from replication.benchmarks import BENCHMARKS, PRINTED
+from replication.results.question_types import RIGHT
+from replication.results.scores import ResultSet
 
 _SCALE, _WIDTH, _GAP, _LINE = 3, 330, 14, 17
 _TEXT_LINES = 8

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.compare import Status
-from replication.io import write_text_atomic
-from replication.quantities import signed
-from replication.report.text import bits_text
+from replication.base.files import write_text_atomic
+from replication.judge.quantities import signed
+from replication.report.tables.text import bits_text
+from replication.stats.bootstrap import Status
 
 README = Path("README.md")
 RESULTS = Path("results/small")

@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grace.errors import InputError
-from replication.costs import (
+from replication.base.files import read_json, write_text_atomic
+from replication.measure.growth import AXES, OUT
+from replication.paper import load_tables
+from replication.plan.costs import (
     OPTIMIZERS,
     WRAPPERS,
     Precision,
@@ -21,9 +24,7 @@ from replication.costs import (
     teacher_outputs_bytes,
     traffic_bytes,
 )
-from replication.io import read_json, write_text_atomic
-from replication.params import FULL_SCALE, Params, parse_params, section
-from replication.plan import (
+from replication.plan.needs import (
     Resources,
     checkpoint_bytes,
     load_resources,
@@ -32,9 +33,8 @@ from replication.plan import (
     sources,
     training_load,
 )
-from replication.reported import load_tables
-from replication.scale import ROOT, scale_params
-from replication.scaling import AXES, OUT
+from replication.settings.scales import ROOT, scale_params
+from replication.settings.schema import FULL_SCALE, Params, parse_params, section
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"
@@ -117,7 +117,7 @@ def operations(params: Params, resources: Resources) -> str:
 
 def memory(params: Params, resources: Resources) -> str:
     """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less, of
-    which FSDP2 has one (`replication.launch.read_launch_config`)."""
+    which FSDP2 has one (`replication.train.launch.read_launch_config`)."""
     rows = []
     for family in params.families:
         student, teacher, _ = _dearest(params, family)
@@ -191,7 +191,8 @@ def growth(measured: Mapping[str, Any]) -> str:
             point = measured["points"].get(f"{axis}={value}")
             if point is None:
                 raise InputError(
-                    f"{OUT} lacks the point {axis}={value}; run python -m replication.scaling"
+                    f"{OUT} lacks the point {axis}={value}; run "
+                    "python -m replication.measure.growth"
                 )
             first = first or point
             flops, peak = "predicted_operations", "predicted_peak_bytes"

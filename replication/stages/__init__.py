@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grace.errors import InputError
-from replication.io import no_space
-from replication.params import FULL_SCALE, PARAMS_FILE, Params, load_params
+from replication.base.files import no_space
+from replication.settings.schema import FULL_SCALE, PARAMS_FILE, Params, load_params
 
 _LIVE = "its teacher answers while the student is trained, and its outputs are not kept"
 NOT_AT_FULL_SCALE = {
@@ -64,7 +64,7 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
             params = load_params(arguments.pop("params"))
             check_scale(name, params)
             if params.scale == FULL_SCALE and name in _GUARDED:
-                from replication.doctor import require
+                from replication.plan.machine import require
 
                 folder = next(iter(arguments.values()), None)
                 require(params, name, None if folder is None else params.family_of(folder))

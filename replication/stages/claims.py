@@ -1,12 +1,12 @@
 """Stage ``claims``: the verdict on every claim of the ledger and reported cell, as data."""
 
-from replication.cells import verify_cells
-from replication.io import write_json_atomic
-from replication.layout import Layout
-from replication.params import Params
-from replication.reported import load_ledger
+from replication.base.files import write_json_atomic
+from replication.judge.cells import verify_cells
+from replication.judge.ledger import document, verify
+from replication.paper import load_ledger
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
-from replication.verify import document, verify
 
 
 @stage

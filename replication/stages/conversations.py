@@ -2,18 +2,18 @@
 
 from dataclasses import asdict
 
-from replication import provenance
-from replication.io import write_json_atomic
-from replication.layout import Layout
-from replication.params import Params, section
+from replication.base import provenance
+from replication.base.files import write_json_atomic
+from replication.settings.paths import Layout
+from replication.settings.schema import Params, section
 from replication.stages import stage
 
 
 @stage
 def main(params: Params) -> None:
     # not at the top: the processes that decode images load this module again
-    from replication.published.annotations import find_annotations
-    from replication.published.convert import Images, Limits, convert
+    from replication.data.conversations.annotations import find_annotations
+    from replication.data.conversations.convert import Images, Limits, convert
 
     settings = section(params.data, "data").training
     layout = Layout(params)

@@ -6,14 +6,14 @@ A variant that was measured is kept; the stage can be interrupted and goes on af
 import sys
 
 from grace.errors import InputError
-from replication.deploy import benchmark
-from replication.deploy.architectures import architecture
-from replication.deploy.text import lines
-from replication.deploy.variants import variant
-from replication.deployment import deployment_record
-from replication.layout import Layout
-from replication.measurements import write_measurement
-from replication.params import Params, unknown
+from replication.measure.speed import benchmark
+from replication.measure.speed.text import lines
+from replication.measure.speed.variants import variant
+from replication.plan.architectures import architecture
+from replication.results.measurements import write_measurement
+from replication.results.speed_ratios import deployment_record
+from replication.settings.paths import Layout
+from replication.settings.schema import Params, unknown
 from replication.stages import stage
 
 

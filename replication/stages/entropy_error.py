@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from grace.models import check_model_directory
-from replication import provenance
-from replication.compare import generator
-from replication.evaluation import evaluate_model
-from replication.layout import Layout
-from replication.measurements import entropy_error, write_measurement
-from replication.params import Params
+from replication.base import provenance
+from replication.evaluate.score import evaluate_model
+from replication.results.measurements import entropy_error, write_measurement
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.stats.bootstrap import generator
 
 BENCHMARK = "scienceqa"
 
@@ -26,7 +26,7 @@ def main(params: Params, name: str) -> None:
     check_model_directory(teacher)
     data: Any = layout.benchmarks
     if params.data is not None:
-        from replication.evaluate_shard import prepare_data
+        from replication.evaluate.parts import prepare_data
 
         data = prepare_data([BENCHMARK], params.data.benchmarks, layout.data / "benchmarks")
     asked = evaluate_model(

@@ -1,9 +1,9 @@
 """Stage ``examples``: questions of a family that BF16 and INT4 answer differently."""
 
-from replication.layout import Layout
-from replication.params import Params
 from replication.report.examples import draw, find_examples, write
-from replication.results import ResultSet
+from replication.results.scores import ResultSet
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
 
 PAIR = ("baseline", "grace_int4")

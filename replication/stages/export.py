@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from grace.errors import InputError
-from replication import provenance
-from replication.compare import Answers, Interval, generator, score_interval
-from replication.exported import WAYS, answers
-from replication.layout import Layout, needed
-from replication.measurements import write_measurement
-from replication.parallel import run_all
-from replication.params import Params
+from replication.base import provenance
+from replication.base.workers import run_all
+from replication.measure.exported import WAYS, answers
+from replication.results.measurements import write_measurement
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.stats.bootstrap import Answers, Interval, generator, score_interval
 
 RUN = "grace_int4"
 

@@ -6,10 +6,10 @@ from tqdm import tqdm
 
 from grace.data import ConversationDataset
 from grace.models import family_of, load_processor
-from replication.layout import Layout, needed, reading
-from replication.params import Params, section
+from replication.data.world.models import load_tower
+from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import Params, section
 from replication.stages import stage
-from replication.standins.models import load_tower
 
 
 @stage

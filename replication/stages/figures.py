@@ -1,8 +1,8 @@
 """Stage ``figures``: every figure, from tables, measurements, deployment and training logs."""
 
-from replication.layout import Layout
-from replication.params import Params
 from replication.report.figures import draw_all
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
 
 

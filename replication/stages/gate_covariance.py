@@ -14,14 +14,14 @@ from grace.data import Collator
 from grace.distillation import confidence_gate, decoupled_kd
 from grace.models import family_of, load_model, load_processor
 from grace.teacher import CachedTeacher, SupervisedForward
-from replication import provenance
-from replication.compare import generator
-from replication.fitting import load_training_data
-from replication.layout import Layout, needed
-from replication.measurements import gate_covariance, write_measurement
-from replication.params import Params
+from replication.base import provenance
+from replication.results.measurements import gate_covariance, write_measurement
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import Params
 from replication.stages import stage
-from replication.stages.train import method_config
+from replication.stats.bootstrap import generator
+from replication.train.fit import load_training_data
+from replication.train.runs import method_config
 
 RUN = "grace_int4"
 

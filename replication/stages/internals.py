@@ -12,18 +12,18 @@ from transformers import AutoConfig
 from grace.data import ConversationDataset
 from grace.models import check_model_directory, load_processor
 from grace.teacher import CachedTeacher
-from replication import provenance
-from replication.compare import generator
-from replication.internals.distributions import gate_histogram, gates, quantizer_histograms
-from replication.internals.observing import observe_model
-from replication.internals.questions import BENCHMARK, draw_questions
-from replication.internals.record import OTHERS, STUDENT, intervals, rounded, scenes
-from replication.layout import Layout, needed, reading
-from replication.measurements import write_measurement
-from replication.parallel import run_all
-from replication.params import Params
+from replication.base import provenance
+from replication.base.workers import run_all
+from replication.measure.inside.distributions import gate_histogram, gates, quantizer_histograms
+from replication.measure.inside.observing import observe_model
+from replication.measure.inside.questions import BENCHMARK, draw_questions
+from replication.measure.inside.record import OTHERS, STUDENT, intervals, rounded, scenes
+from replication.results.measurements import write_measurement
+from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import Params
 from replication.stages import stage
-from replication.stages.train import method_config
+from replication.stats.bootstrap import generator
+from replication.train.runs import method_config
 
 
 def models_of(params: Params, layout: Layout, family: str) -> dict[str, list[Path]]:

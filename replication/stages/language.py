@@ -1,8 +1,8 @@
 """Stage ``language``: a decoder trained on text alone, from which teachers or baselines start."""
 
-from replication.params import Params
-from replication.pretraining import train_decoder
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.train.start import train_decoder
 
 
 @stage

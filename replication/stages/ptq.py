@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from replication.io import write_json_atomic
-from replication.layout import Layout, needed
-from replication.parallel import run_all
-from replication.params import Params
-from replication.ptq import Calibration, quantize
-from replication.ptq.methods import CALIBRATED
+from replication.base.files import write_json_atomic
+from replication.base.workers import run_all
+from replication.settings.paths import Layout, needed
+from replication.settings.ptq_methods import CALIBRATED
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.train.ptq import Calibration, quantize
 
 
 def quantize_one(params: Params, group: str, name: str) -> None:

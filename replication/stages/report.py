@@ -1,9 +1,9 @@
 """Stage ``report``: one self-contained page of everything that was measured at this scale."""
 
-from replication.io import write_text_atomic
-from replication.layout import Layout
-from replication.params import Params
+from replication.base.files import write_text_atomic
 from replication.report.page import build
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
 
 

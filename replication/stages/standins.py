@@ -4,11 +4,11 @@ import sys
 
 import pyarrow.parquet as pq
 
-from replication.layout import Layout
-from replication.params import Params, section
+from replication.data.world.benchmarks import SKILLS, write_benchmark
+from replication.data.world.corpus import write_language_set, write_training_set
+from replication.settings.paths import Layout
+from replication.settings.schema import Params, section
 from replication.stages import stage
-from replication.standins.benchmarks import SKILLS, write_benchmark
-from replication.standins.corpus import write_language_set, write_training_set
 
 
 @stage

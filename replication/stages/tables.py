@@ -1,10 +1,10 @@
 """Stage ``tables``: every table, reported, measured and recorded side by side; plain scores."""
 
-from replication.io import write_json_atomic
-from replication.layout import Layout
-from replication.params import Params
-from replication.report.tables import build_tables, write
-from replication.results import ResultSet, average_score
+from replication.base.files import write_json_atomic
+from replication.report.tables.files import build_tables, write
+from replication.results.scores import ResultSet, average_score
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
 
 

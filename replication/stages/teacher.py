@@ -1,8 +1,8 @@
 """Stage ``teacher``: the larger model of a family, trained on the small world or published."""
 
-from replication.params import Params
-from replication.pretraining import train_model
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.train.start import train_model
 
 
 @stage

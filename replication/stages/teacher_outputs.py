@@ -12,10 +12,10 @@ from tqdm import tqdm
 from grace.data import Collator
 from grace.models import family_of, load_model, load_processor
 from grace.teacher import LiveTeacher, write_teacher_outputs
-from replication.fitting import load_training_data
-from replication.layout import Layout, needed
-from replication.params import Params
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import Params
 from replication.stages import stage
+from replication.train.fit import load_training_data
 
 
 @stage

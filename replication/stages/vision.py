@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 
 from grace.data import ConversationDataset
 from grace.models import family_of
-from replication.io import atomic_path
-from replication.layout import Layout, needed, reading
-from replication.params import Params, Vision, check_architectures, section
+from replication.base.files import atomic_path
+from replication.data.world.models import build_processor, build_tower
+from replication.data.world.scenes import GRID
+from replication.data.world.vision import pretrain
+from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import Params, Vision, check_architectures, section
 from replication.stages import stage
-from replication.standins.models import build_processor, build_tower
-from replication.standins.scenes import GRID
-from replication.standins.vision import pretrain
 
 
 @stage

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from grace.errors import InputError
-from replication.compare import difference_interval, score_interval
-from replication.io import write_json_atomic
-from replication.layout import Layout
-from replication.params import Params
-from replication.results import NOT_IN_AVERAGE, ResultSet
+from replication.base.files import write_json_atomic
+from replication.benchmarks import PRINTED
+from replication.results.scores import NOT_IN_AVERAGE, ResultSet
+from replication.settings.paths import Layout
+from replication.settings.schema import Params
 from replication.stages import stage
-from replication.tasks import PRINTED
+from replication.stats.bootstrap import difference_interval, score_interval
 
 PLATEAU_RUN = "sft_bf16"
 

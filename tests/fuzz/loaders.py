@@ -37,16 +37,16 @@ from grace.quantization import QuantSpec, bake, prepare, write_codes
 from grace.quantization.codes import CODES_FILE, CodesFile
 from grace.shards import INDEX_FILE, SCHEMA, Shards, locate_image
 from grace.teacher import CachedTeacher
-from replication import reported
-from replication.measurements import measurement_path, read_measurement
-from replication.params import load_params, parse_params, read_yaml
-from replication.published.annotations import read_records
-from replication.published.images import check_images
-from replication.published.records import Record, check_record
-from replication.report.deployments import deployment_reports
-from replication.report.summaries import _deploy
-from replication.results import outcomes_path, read_outcomes, read_scores, scores_path
-from replication.training_logs import cost_of, read_logs, trajectory_of
+from replication import paper as reported
+from replication.data.conversations.annotations import read_records
+from replication.data.conversations.images import check_images
+from replication.data.conversations.records import Record, check_record
+from replication.report.tables.deployments import deployment_reports
+from replication.report.tables.summaries import _deploy
+from replication.results.measurements import measurement_path, read_measurement
+from replication.results.scores import outcomes_path, read_outcomes, read_scores, scores_path
+from replication.results.training_logs import cost_of, read_logs, trajectory_of
+from replication.settings.schema import load_params, parse_params, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"

@@ -12,8 +12,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 _QWEN = "transformers.models.qwen2_vl"
 CONTEXT.set_forkserver_preload(
     [
-        *("grace.training", "grace.teacher", "replication.fitting"),
-        *("replication.launch", "replication.stages.train"),
+        *("grace.training", "grace.teacher", "replication.train.fit"),
+        *("replication.train.launch", "replication.train.runs"),
         *(f"{_QWEN}.modeling_qwen2_vl", f"{_QWEN}.processing_qwen2_vl"),
         *(f"{_QWEN}.image_processing_qwen2_vl", f"{_QWEN}.video_processing_qwen2_vl"),
         "torch.distributed.checkpoint",

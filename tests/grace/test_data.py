@@ -20,7 +20,7 @@ from transformers import (
 from grace.data import IGNORE_INDEX, ConversationDataset, Encoder
 from grace.errors import InputError
 from grace.teacher import SupervisedForward
-from replication.standins.chat import CHATS
+from replication.data.world.chat import CHATS
 
 TALK = [
     {"from": "human", "value": "<image>\nWhat color is the circle?"},

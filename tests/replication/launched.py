@@ -1,4 +1,4 @@
-"""The launched program of the tests: `replication.launch` on conversations of one parquet file.
+"""The launched program of the tests: `replication.train.launch` on one parquet file.
 
 accelerate launch --module launched <group> <run> <seed>
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grace"))
 import ranks
 
-import replication.launch
+import replication.train.launch
 from grace.data import ConversationDataset
-from replication.params import load_params
+from replication.settings.schema import load_params
 
 
 def _load(path, processor, config, *, max_length):
     return ConversationDataset(path / "train.parquet", processor, config)
 
 
-replication.launch.load_conversations = _load
+replication.train.launch.load_conversations = _load
 
 
 def train(workspace: Path, group: str, name: str, seed: int, kill=None) -> None:
@@ -29,7 +29,7 @@ def train(workspace: Path, group: str, name: str, seed: int, kill=None) -> None:
     os.chdir(workspace)
     if kill is not None:
         _arm(*kill)
-    replication.launch.train_launched(load_params("params.yaml"), group, name, seed)
+    replication.train.launch.train_launched(load_params("params.yaml"), group, name, seed)
 
 
 def _arm(dotted: str, call: int, rank: int) -> None:
@@ -53,7 +53,7 @@ def _arm(dotted: str, call: int, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    from replication.launch.__main__ import main
+    from replication.train.launch.__main__ import main
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         ranks.shard_on_cpus()

@@ -24,7 +24,12 @@ import faults
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 IMPORTED_LATE = (
-    *("replication.fitting", "replication.lmms_model", "lmms_eval.evaluator", "lmms_eval.tasks"),
+    *(
+        "replication.train.fit",
+        "replication.evaluate.chat_model",
+        "lmms_eval.evaluator",
+        "lmms_eval.tasks",
+    ),
     *("datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "compressed_tensors"),
 )
 """What stages import when they run, and what takes seconds."""
@@ -109,7 +114,7 @@ def _made_up(model: Any, way: Any, settings: Any, path: Path) -> dict[str, Any]:
 
 def _run(job: dict[str, Any], said: Path, told: Path) -> int:
     """A job, in this process: the stage's exit code."""
-    from replication.deploy import benchmark
+    from replication.measure.speed import benchmark
 
     benchmark._in_a_process = _made_up
     os.sched_getaffinity = lambda _: {0}  # one process, this one

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from replication import reported
-from replication import results as files
+from replication import paper as reported
+from replication.results import scores as files
 
 BENCHMARKS = ("MMBench", "SEED-Bench", "ScienceQA")
 CHANCE = {"MMBench": 25.0, "SEED-Bench": 25.0, "ScienceQA": 33.0}

@@ -15,18 +15,19 @@ from repository import ROOT, python
 from synthetic_results import write_exact, write_results
 
 from grace.errors import InputError
-from replication import reported, verify
-from replication.cells import Judge, cells_of, verify_cells
-from replication.compare import Interval, Status, judge
-from replication.reported import bands
-from replication.results import (
+from replication import paper as reported
+from replication.benchmarks import PRINTED
+from replication.judge import ledger as verify
+from replication.judge.cells import Judge, cells_of, verify_cells
+from replication.paper import bands
+from replication.results.scores import (
     NOT_IN_AVERAGE,
     benchmark_score,
     read_outcomes,
     write_outcomes,
     write_scores,
 )
-from replication.tasks import PRINTED
+from replication.stats.bootstrap import Interval, Status, judge
 
 REPORTED = reported.load_tables()
 FACTS = bands.load_facts()

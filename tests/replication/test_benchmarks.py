@@ -12,13 +12,16 @@ import pytest
 from test_evaluation import tiny_model, tiny_processor
 
 from grace.errors import InputError
-from replication import results, tasks
-from replication.evaluation import ScoringError, evaluate_model
-from replication.reported import load_tables
-from replication.standins.benchmarks import SKILLS, write_benchmark
-from replication.standins.questions import LETTERS
+from replication import benchmarks as tasks
+from replication.data.world.benchmarks import SKILLS, write_benchmark
+from replication.data.world.questions import LETTERS
+from replication.evaluate.score import ScoringError, evaluate_model
+from replication.paper import load_tables
+from replication.results import scores as results
 
-lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+lmms_model = pytest.importorskip(
+    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
+)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = sorted(SKILLS)

@@ -13,8 +13,8 @@ from scipy import stats
 from scipy.stats import binomtest, norm
 
 from grace.errors import InputError
-from replication import compare
-from replication.compare import (
+from replication.stats import bootstrap as compare
+from replication.stats.bootstrap import (
     RESAMPLES,
     Answers,
     Band,

@@ -9,13 +9,13 @@ import itertools
 import pytest
 from synthetic_results import BENCHMARKS, write_results
 
-from replication import reported
-from replication.params import parse_params
-from replication.report import tables
-from replication.results import ResultSet
-from replication.scale import scale_params
-from replication.stages.evaluate import jobs_of
-from replication.tasks import PRINTED
+from replication import paper as reported
+from replication.benchmarks import PRINTED
+from replication.evaluate.jobs import jobs_of
+from replication.report.tables import files as tables
+from replication.results.scores import ResultSet
+from replication.settings.scales import scale_params
+from replication.settings.schema import parse_params
 
 REPORTED = reported.load_tables()
 LEDGER = reported.load_ledger()

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from synthetic_results import GOOD, strict_ledger, write_results
 
-from replication import measurements, results, training_logs
-from replication.compare import Interval, Status
-from replication.verdicts import verify
+from replication.judge.claims import verify
+from replication.results import measurements, training_logs
+from replication.results import scores as results
+from replication.stats.bootstrap import Interval, Status
 
 HOLDS, OPEN, WRONG, NOT_RUN = (
     Status.DIRECTION_HOLDS,

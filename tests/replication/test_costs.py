@@ -13,8 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grace.errors import InputError
 from grace.quantization import FakeQuantLinear, QuantSpec
-from replication import scaling
-from replication.costs import (
+from replication.measure import growth as scaling
+from replication.measure.growth import peak_bytes, predicted, run, step_seconds
+from replication.measure.step import LiveBytes, Trial, trial_trainer
+from replication.plan.architectures import architecture
+from replication.plan.costs import (
     OPTIMIZERS,
     QUANTIZE_BACKWARD_BYTES,
     QUANTIZE_BYTES,
@@ -34,10 +37,7 @@ from replication.costs import (
     training_seconds,
     vocabulary_bytes,
 )
-from replication.deploy.architectures import architecture
-from replication.plan import load_resources
-from replication.scaling import peak_bytes, predicted, run, step_seconds
-from replication.trial import LiveBytes, Trial, trial_trainer
+from replication.plan.needs import load_resources
 
 
 @functools.cache

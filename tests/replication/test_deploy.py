@@ -14,11 +14,12 @@ from grace.errors import InputError
 from grace.generation import generate
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, prepare
-from replication.deploy import __main__ as command
-from replication.deploy import benchmark, measure, results, text, weights
-from replication.deploy.architectures import Architecture, architecture, architectures
-from replication.deploy.measure import Settings
-from replication.deploy.variants import VARIANTS, UnfusedAwqLinear, variant
+from replication.measure.speed import __main__ as command
+from replication.measure.speed import benchmark, measure, text, weights
+from replication.measure.speed.measure import Settings
+from replication.measure.speed.variants import VARIANTS, UnfusedAwqLinear, variant
+from replication.plan.architectures import Architecture, architecture, architectures
+from replication.results import deployment as results
 
 TEXT = {
     "vocab_size": 256,
@@ -569,8 +570,8 @@ def test_needs_torch_and_transformers_only():
     code = (
         "import sys\n"
         f"for name in {missing!r}: sys.modules[name] = None\n"
-        "import replication.deploy.__main__, replication.deploy.process\n"
-        "import replication.deploy.results\n"
+        "import replication.measure.speed.__main__, replication.measure.speed.process\n"
+        "import replication.results.deployment\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

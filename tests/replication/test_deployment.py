@@ -6,17 +6,17 @@ import sys
 import pytest
 
 from grace.errors import InputError
-from replication import reported
-from replication.compare import Status
-from replication.deploy import benchmark
-from replication.deploy.measure import spread
-from replication.deployment import deployment_record
-from replication.measurements import write_measurement
-from replication.params import Deploy, load_params
-from replication.report.deployments import deployment_reports
-from replication.report.tables import build_table
+from replication import paper as reported
+from replication.judge.claims import verify
+from replication.measure.speed import benchmark
+from replication.measure.speed.measure import spread
+from replication.report.tables.deployments import deployment_reports
+from replication.report.tables.files import build_table
+from replication.results.measurements import write_measurement
+from replication.results.speed_ratios import deployment_record
+from replication.settings.schema import Deploy, load_params
 from replication.stages import deploy as stage
-from replication.verdicts import verify
+from replication.stats.bootstrap import Status
 
 MODEL = "llava-1.5-7b"
 
@@ -109,7 +109,7 @@ def test_a_part_of_a_model_decides_nothing(tmp_path):
 
 def test_reported_numbers_and_ends_of_the_bands():
     """The band's ends follow from the authors' numbers and the architecture."""
-    from replication.deploy.architectures import architecture
+    from replication.plan.architectures import architecture
 
     printed = reported.load_tables().deployment
     parts = {part.id: part for claim in reported.load_ledger().claims for part in claim.parts}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap
 
 from grace.errors import InputError
-from replication.compare import Answers, difference_interval
-from replication.designs import (
+from replication.stats.bootstrap import Answers, difference_interval
+from replication.stats.factorial import (
     disagreement_interval,
     factorial_effects,
     factorial_weights,

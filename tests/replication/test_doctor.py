@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from grace.errors import InputError
-from replication import doctor
-from replication.doctor import (
+from replication.benchmarks import PRINTED
+from replication.paper import load_tables
+from replication.paper.bands import load_facts
+from replication.plan import machine as doctor
+from replication.plan.machine import (
     FAILED,
     OK,
     WARNING,
@@ -26,12 +29,9 @@ from replication.doctor import (
     require,
     size,
 )
-from replication.params import parse_params
-from replication.plan import find_model, load_resources, make_plan, needs, questions, shape_of
-from replication.reported import load_tables
-from replication.reported.bands import load_facts
-from replication.scale import ROOT, scale_params
-from replication.tasks import PRINTED
+from replication.plan.needs import find_model, load_resources, make_plan, needs, questions, shape_of
+from replication.settings.scales import ROOT, scale_params
+from replication.settings.schema import parse_params
 
 BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,

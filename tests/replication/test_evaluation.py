@@ -19,10 +19,13 @@ import torch
 import yaml
 
 from grace.errors import InputError
-from replication import evaluation, tasks
-from replication.evaluation import ScoringError, evaluate_model
+from replication import benchmarks as tasks
+from replication.evaluate import score as evaluation
+from replication.evaluate.score import ScoringError, evaluate_model
 
-lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+lmms_model = pytest.importorskip(
+    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
+)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = ["mmbench", "seedbench", "scienceqa"]
@@ -730,7 +733,7 @@ def test_fresh_process_is_offline_and_leaves_nothing_behind(tmp_path, model_dir,
             print("CONNECT", address)
             raise OSError("no network")
         socket.socket.connect = refuse
-        from replication.evaluation import evaluate_model
+        from replication.evaluate.score import evaluate_model
         result = evaluate_model({str(model_dir)!r}, {NAMES!r}, {str(data)!r}, limit=4)
         print(len(result.outcomes))
         """

@@ -11,9 +11,9 @@ from PIL import Image
 from synthetic_results import write_results
 
 from grace.errors import InputError
+from replication.data.world.benchmarks import write_benchmark
 from replication.report.examples import asked, draw, find_examples, write
-from replication.results import ResultSet, outcomes_path
-from replication.standins.benchmarks import write_benchmark
+from replication.results.scores import ResultSet, outcomes_path
 
 PAIR = ("baseline", "grace_int4")
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from grace.errors import InputError
 from grace.int4 import PackedLinear
 from grace.quantization import CODES_FILE, QuantSpec, bake, fake_quant_layers, prepare, write_codes
-from replication import exported
-from replication.compare import Status
-from replication.exported import WAYS, mismatches, trained_integers
-from replication.measurements import read_measurement
-from replication.params import load_params
+from replication.data.world.benchmarks import write_benchmark
+from replication.judge.claims import verify
+from replication.measure import exported
+from replication.measure.exported import WAYS, mismatches, trained_integers
+from replication.results.measurements import read_measurement
+from replication.settings.schema import load_params
 from replication.stages import export as stage
-from replication.standins.benchmarks import write_benchmark
-from replication.verdicts import verify
+from replication.stats.bootstrap import Status
 
 SPEC = QuantSpec(4, 64)
 COLUMNS = ("benchmark", "question_id", "prediction")
@@ -108,7 +108,7 @@ def test_a_tampered_export_is_caught(trained, tmp_path, monkeypatch, way, save, 
         rows = [("mmbench", "1", "red")]
         return SimpleNamespace(outcomes=pd.DataFrame(rows, columns=list(COLUMNS)))
 
-    monkeypatch.setattr("replication.evaluation.evaluate_model", evaluate_model)
+    monkeypatch.setattr("replication.evaluate.score.evaluate_model", evaluate_model)
     given = (way, trained, tmp_path, tmp_path / "honest", {"benchmarks": [], "batch_size": 8})
     assert exported.answers(*given) == (0, [("mmbench", "1", "red")])
     monkeypatch.setattr(exported, save, tampering)

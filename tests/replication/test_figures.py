@@ -304,7 +304,7 @@ def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeyp
 
 
 def test_every_figure_is_a_plot_of_dvc():
-    for pipeline in ("dvc.yaml", "replication/scales/paper.dvc.yaml"):
+    for pipeline in ("dvc.yaml", "replication/settings/values/paper.dvc.yaml"):
         listed = yaml.safe_load((ROOT / pipeline).read_text())["plots"]
         shown = [one for one in listed if isinstance(one, str)]
         assert shown == [f"results/${{scale}}/figures/{name}.png" for name in figures.FIGURES]

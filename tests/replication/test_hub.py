@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from repository import ROOT
 
-from replication.mirrors import COMMIT, card
+from replication.data.mirror import COMMIT, card
 
 pytestmark = pytest.mark.slow
 
@@ -26,8 +26,8 @@ FILES = {
 PROGRAM = """
 import json, pathlib, sys
 from replication import tasks
-from replication.params import Source
-from replication.tasks.published import prepare
+from replication.settings.schema import Source
+from replication.benchmarks.published import prepare
 found = prepare(tasks.get("mmbench"), Source(sys.argv[1], "en", "dev"),
                 pathlib.Path("views"), None)
 print(json.dumps(found.to_dict()))

@@ -18,9 +18,9 @@ from grace.errors import InputError
 from grace.models import decoder_linears
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 from grace.teacher import CachedTeacher
-from replication.compare import Interval
-from replication.evaluation import evaluate_model
-from replication.internals.agreement import (
+from replication.data.world.benchmarks import write_benchmark
+from replication.evaluate.score import evaluate_model
+from replication.measure.inside.agreement import (
     mean_interval,
     most_varied_token,
     overlap,
@@ -28,16 +28,16 @@ from replication.internals.agreement import (
     token_cosines,
     visual_share,
 )
-from replication.internals.distributions import (
+from replication.measure.inside.distributions import (
     gate_histogram,
     gates,
     histogram,
     quantizer_histograms,
 )
-from replication.internals.observing import Observation, observe, token_grid
-from replication.internals.questions import draw_questions
-from replication.internals.record import intervals, rounded, scenes
-from replication.standins.benchmarks import write_benchmark
+from replication.measure.inside.observing import Observation, observe, token_grid
+from replication.measure.inside.questions import draw_questions
+from replication.measure.inside.record import intervals, rounded, scenes
+from replication.stats.bootstrap import Interval
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from replication.compare import Interval
-from replication.internals import record
-from replication.internals.distributions import gate_histogram, histogram
-from replication.measurements import write_measurement
+from replication.measure.inside import record
+from replication.measure.inside.distributions import gate_histogram, histogram
 from replication.report.figures import attention, distributions, observed, similarity
 from replication.report.figures.figure import NotRun, write
+from replication.results.measurements import write_measurement
+from replication.stats.bootstrap import Interval
 
 FIGURES = (attention, similarity, distributions)
 FAMILY = "qwen2_vl"

@@ -20,18 +20,18 @@ from launched import ranks
 from grace.errors import InputError
 from grace.models import load_model
 from grace.training import check_deepspeed
-from replication.launch import check, command, read_launch_config
-from replication.params import PRESETS, Launch, parse_params
-from replication.scale import ROOT, merge, scale_params
-from replication.stages.train import method_config
+from replication.settings.scales import ROOT, merge, scale_params
+from replication.settings.schema import PRESETS, Launch, parse_params
+from replication.train.launch import check, command, read_launch_config
+from replication.train.runs import method_config
 
 GROUP, RUN, SEED = "qwen2_vl_runs", "grace_int4", 0
-LAUNCH = ROOT / "replication" / "launch"
+LAUNCH = ROOT / "replication" / "train" / "launch"
 
 
 def changed(**train):
     """The parameters of scale paper at a tiny size."""
-    launch = {"config": "replication/launch/single.yaml", "processes": 1, "workers": 0}
+    launch = {"config": "replication/train/launch/single.yaml", "processes": 1, "workers": 0}
     tiny = {
         "epochs": None,
         "max_length": None,
@@ -48,7 +48,7 @@ def changed(**train):
 
 
 def two(config: str, **train):
-    launch = {"config": f"replication/launch/{config}.yaml", "processes": 2}
+    launch = {"config": f"replication/train/launch/{config}.yaml", "processes": 2}
     return changed(devices=2, launch=launch, accumulation=1, **train)
 
 
@@ -104,7 +104,7 @@ def whole(make):
 def launch(workspace, params):
     """The real command, on CPUs."""
     words = command(parse_params(params), GROUP, RUN, SEED)
-    words[words.index("replication.launch")] = "launched"
+    words[words.index("replication.train.launch")] = "launched"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "replication")])
     ended = subprocess.run(
         words,
@@ -160,9 +160,9 @@ MOMENTS = [
     ("transformers.trainer_callback.TrainerState.save_to_json", 1, ["checkpoint-2"]),
     ("grace.training.rotate_checkpoints", 1, ["checkpoint-2", "checkpoint-4"]),
     ("torch.save", 3, ["checkpoint-2", "checkpoint-4"]),  # the random state
-    ("replication.fitting.bake", 1, ["checkpoint-8"]),
-    ("replication.fitting.write_codes", 1, ["checkpoint-8"]),
-    ("replication.fitting.shutil.rmtree", 2, ["checkpoint-8"]),  # the model is to be renamed
+    ("replication.train.fit.bake", 1, ["checkpoint-8"]),
+    ("replication.train.fit.write_codes", 1, ["checkpoint-8"]),
+    ("replication.train.fit.shutil.rmtree", 2, ["checkpoint-8"]),  # the model is to be renamed
 ]
 
 
@@ -213,7 +213,7 @@ def test_one_of_two_processes_killed(make, whole, wrapper):
     # its part of the checkpoint, while the first process has written all of its own
     killed(cut, "grace.training.GraceTrainer._save_rng_state", 1, rank=1, wrapper=wrapper)
     assert checkpoints(cut) == ["checkpoint-2"]
-    killed(cut, "replication.fitting.write_codes", 1, wrapper=wrapper)
+    killed(cut, "replication.train.fit.write_codes", 1, wrapper=wrapper)
     finish(cut, wrapper=wrapper)
     assert written(cut) == written(whole(wrapper))
     assert history(cut) == history(whole(wrapper))
@@ -253,8 +253,8 @@ def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatc
     """As far as it goes without the package: the launcher's environment, and the plugin that every
     process makes of it."""
     monkeypatch.chdir(ROOT)
-    words = ["--config_file", f"replication/launch/zero{stage}.yaml", "--num_processes", "16"]
-    words += ["--main_process_port", "0", "--module", "replication.launch"]
+    words = ["--config_file", f"replication/train/launch/zero{stage}.yaml", "--num_processes", "16"]
+    words += ["--main_process_port", "0", "--module", "replication.train.launch"]
     given: list = []
     monkeypatch.setattr(launcher, "deepspeed_launcher", given.append)
     launcher.launch_command(launcher.launch_command_parser().parse_args(words))
@@ -342,7 +342,7 @@ def test_what_is_missing_is_said_before_long_work(make, monkeypatch):
 
 
 def test_presets_differ_in_what_the_launcher_sets_otherwise():
-    folder = ROOT / "replication" / "scales" / "presets"
+    folder = ROOT / "replication" / "settings" / "values" / "presets"
     assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(PRESETS)
     paper, released = (yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in PRESETS)
     flat = [{**p["train"], **p["train"]["distillation"]} for p in (paper, released)]

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from replication.standins.scenes import draw_scene, render
+from replication.data.world.scenes import draw_scene, render
 
-lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+lmms_model = pytest.importorskip(
+    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
+)
 from lmms_eval.api.instance import Instance  # noqa: E402
 
 QUESTIONS = (

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, pearsonr
 
 from grace.errors import InputError
-from replication import measurements
-from replication.association import (
+from replication.results import measurements
+from replication.stats.association import (
     binned_means,
     binned_r2_interval,
     equal_bins,
     gate_covariance_interval,
     pearson_interval,
 )
-from replication.compare import Interval
+from replication.stats.bootstrap import Interval
 
 
 def rng(seed=0):

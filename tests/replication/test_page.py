@@ -25,15 +25,15 @@ from repository import ROOT
 from synthetic_results import GOOD, write_results
 
 from grace.errors import InputError
-from replication.io import write_json_atomic
+from replication.base.files import write_json_atomic
+from replication.judge.claims import verify
+from replication.judge.ledger import document
+from replication.paper import load_ledger, load_tables
 from replication.report.page import build
 from replication.report.page.bars import Axis, bar
 from replication.report.page.figures import FIGURES
 from replication.report.page.sources import Node, quoted
-from replication.report.tables import build_tables, write
-from replication.reported import load_ledger, load_tables
-from replication.verdicts import verify
-from replication.verify import document
+from replication.report.tables.files import build_tables, write
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 import grace.training
 from grace.errors import InputError
-from replication import params as module
-from replication.params import (
+from replication.benchmarks import BENCHMARKS
+from replication.settings import schema as module
+from replication.settings.scales import ROOT, scale_params
+from replication.settings.schema import (
     DTYPES,
     METHODS,
     SCALES,
@@ -21,9 +23,7 @@ from replication.params import (
     load_params,
     parse_params,
 )
-from replication.scale import ROOT, scale_params
-from replication.stages.train import method_config
-from replication.tasks import BENCHMARKS
+from replication.train.runs import method_config
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SECTIONS = sorted(set(COMMITTED) - {"scale", "runs", "teacher", "baseline", "vision", "language"})
@@ -74,7 +74,7 @@ def test_every_scale_has_valid_parameters(scale):
 
 def test_names_agree_with_their_owners():
     assert grace.training.METHODS == METHODS
-    from replication.evaluation import _DTYPES
+    from replication.evaluate.score import _DTYPES
 
     assert tuple(_DTYPES) == DTYPES
 

@@ -15,10 +15,10 @@ from torch import nn
 from grace.distillation import _common, rcka_loss
 from grace.errors import InputError
 from grace.quantization import FakeQuantLinear, QuantSpec, initial_scales
-from replication.performance import (
+from replication.measure.method import (
     __main__ as command,
 )
-from replication.performance import (
+from replication.measure.method import (
     benchmark,
     fake_quantization,
     gated_distillation,

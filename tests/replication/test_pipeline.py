@@ -10,10 +10,10 @@ import pytest
 import yaml
 from repository import ROOT, copy_repository, python
 
-from replication.layout import Layout
-from replication.measurements import measurement_path
-from replication.params import REDUCED_ONLY, SCALES, parse_params
-from replication.scale import pipeline_of, scale_params, workspace
+from replication.results.measurements import measurement_path
+from replication.settings.paths import Layout
+from replication.settings.scales import pipeline_of, scale_params, workspace
+from replication.settings.schema import REDUCED_ONLY, SCALES, parse_params
 from replication.stages import NOT_AT_FULL_SCALE
 
 PIPELINE = yaml.safe_load((ROOT / pipeline_of("small")).read_text())["stages"]
@@ -29,28 +29,28 @@ FRAME = {
     "grace.files",
     "grace.torchvision_compat",
     "replication",
-    "replication.io",
-    "replication.layout",
-    "replication.parallel",
-    "replication.params",
-    "replication.provenance",
-    "replication.results",
+    "replication.base.files",
+    "replication.settings.paths",
+    "replication.base.workers",
+    "replication.settings.schema",
+    "replication.base.provenance",
+    "replication.results.scores",
     "replication.stages",
     "replication.stages.baseline",
     "replication.stages.language",
     "replication.stages.teacher",
 }
 # What these say reaches a stage through its data, not through the code.
-BY_DATA = {f"replication.standins.{name}" for name in ("conversations", "questions", "scenes")}
+BY_DATA = {f"replication.data.world.{name}" for name in ("conversations", "questions", "scenes")}
 
 
 # What only scale paper runs: its own pipeline depends on it.
 FULL_SCALE_ONLY = {
     "grace.shards",
-    "replication.doctor",
-    "replication.evaluate_shard",
-    "replication.hub",
-    "replication.launch",
+    "replication.plan.machine",
+    "replication.evaluate.parts",
+    "replication.base.hub",
+    "replication.train.launch",
 }
 
 
@@ -150,7 +150,9 @@ def test_scale_paper_depends_on_what_it_alone_runs(name):
     for dep in deps:
         assert (ROOT / dep).exists(), dep
     modules = {f"replication.stages.{name}"} | closure(f"replication.stages.{name}")
-    for module in set().union(*map(imported, modules)) & FULL_SCALE_ONLY - {"replication.doctor"}:
+    for module in set().union(*map(imported, modules)) & FULL_SCALE_ONLY - {
+        "replication.plan.machine"
+    }:
         path = str(module_file(module).relative_to(ROOT))
         assert any(path == dep or path.startswith(dep + "/") for dep in deps), path
 
@@ -184,7 +186,7 @@ def test_what_trains_depends_on_exactly_the_modules_that_it_imports(name):
     assert grace_files(listed) == grace_imports(f"replication.stages.{name}")
 
 
-@pytest.mark.parametrize("module", ["replication.stages.train", "replication.pretraining"])
+@pytest.mark.parametrize("module", ["replication.train.runs", "replication.train.start"])
 def test_the_code_of_an_origin_is_exactly_what_is_imported(module):
     code = importlib.import_module(module).CODE
     listed = [path for path in code if path.startswith("grace")]

@@ -5,8 +5,8 @@ import yaml
 from repository import copy_repository
 
 from grace.errors import InputError
-from replication.pipeline import Stage, ancestors, in_order, producers, read_pipeline
-from replication.scale import scale_params, workspace
+from replication.settings.pipeline import Stage, ancestors, in_order, producers, read_pipeline
+from replication.settings.scales import scale_params, workspace
 
 
 @pytest.fixture(scope="module", params=["small", "smoke"])

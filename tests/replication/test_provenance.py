@@ -7,33 +7,33 @@ from pathlib import Path
 import pytest
 
 from grace.errors import InputError
-from replication import provenance
+from replication.base import provenance
 
-REPLICATION = Path(provenance.__file__).parent
+REPLICATION = Path(provenance.__file__).parents[1]
 LIGHT = (
-    "io.py",
-    "association.py",
-    "cells.py",
-    "compare.py",
-    "designs.py",
-    "measurements.py",
-    "quantities.py",
-    "results.py",
-    "skills.py",
-    "training_logs.py",
-    "verdicts.py",
-    "provenance.py",
-    "verify.py",
-    "report/scores.py",
-    "report/summaries.py",
-    "report/tables.py",
-    "report/text.py",
-    "reported/__init__.py",
-    "reported/bands.py",
-    "reported/consistency.py",
-    "reported/ledger.py",
-    "reported/reading.py",
-    "reported/tables.py",
+    "base/files.py",
+    "stats/association.py",
+    "judge/cells.py",
+    "stats/bootstrap.py",
+    "stats/factorial.py",
+    "results/measurements.py",
+    "judge/quantities.py",
+    "results/scores.py",
+    "results/question_types.py",
+    "results/training_logs.py",
+    "judge/claims.py",
+    "base/provenance.py",
+    "judge/ledger.py",
+    "report/tables/scores.py",
+    "report/tables/summaries.py",
+    "report/tables/files.py",
+    "report/tables/text.py",
+    "paper/__init__.py",
+    "paper/bands.py",
+    "paper/consistency.py",
+    "paper/ledger.py",
+    "paper/reading.py",
+    "paper/tables.py",
 )
 
 

@@ -24,12 +24,12 @@ from grace.errors import InputError
 from grace.models import FAMILIES, decoder_linears, family_of, load_model, load_processor
 from grace.quantization import CODES_FILE, QuantSpec, dequantize
 from grace.quantization import quantize as codes_of
-from replication.layout import Layout
-from replication.params import parse_params
-from replication.ptq import Calibration, quantize
-from replication.ptq.methods import BITS, check_method
-from replication.scale import scale_params
-from replication.standins.models import build_model, build_processor
+from replication.data.world.models import build_model, build_processor
+from replication.settings.paths import Layout
+from replication.settings.ptq_methods import BITS, check_method
+from replication.settings.scales import scale_params
+from replication.settings.schema import parse_params
+from replication.train.ptq import Calibration, quantize
 
 SHAPE = {"num_key_value_heads": 2, "intermediate_size": 256}
 FOLDED = ("input_layernorm.weight", "post_attention_layernorm.weight", "v_proj.bias")
@@ -285,7 +285,7 @@ def test_gptq_errs_less_than_rounding_to_the_same_grid(source, made, calibration
 def test_awq_smooths_without_changing_the_function(family, conversations, tmp_path):
     """Before anything is rounded: the decoder's weights are others, the logits are not, and
     nothing outside the decoder layers is touched."""
-    from replication.ptq.compressor import compress, take
+    from replication.train.ptq.compressor import compress, take
 
     vision, text = VISIONS[family], {**TEXTS[family], **SHAPE}
     turns = pq.read_table(conversations)["conversations"].to_pylist()
@@ -385,7 +385,7 @@ def test_llm_int8_is_evaluated_with_its_own_modules(source, made):
     and nowhere else, and they compute what arXiv 2208.07339 says."""
     from bitsandbytes.nn import Linear8bitLt
 
-    from replication.lmms_model import ChatModel
+    from replication.evaluate.chat_model import ChatModel
 
     path, _ = made("llm_int8", 8)
     chat = ChatModel.from_directory(path, dtype=torch.float32, device="cpu")
@@ -600,7 +600,7 @@ def test_llm_compressor_is_not_imported_by_other_stages():
     import subprocess
 
     script = (
-        "import sys, replication.stages.train, replication.stages.evaluate, replication.ptq, "
+        "import sys, replication.stages.train, replication.stages.evaluate, replication.train.ptq, "
         "replication.stages.ptq\n"
         "print([m for m in ('llmcompressor', 'compressed_tensors', 'bitsandbytes') "
         "if m in sys.modules])"

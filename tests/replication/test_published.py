@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from grace.errors import InputError
 from grace.shards import Shards
-from replication.published import annotations, convert, images
-from replication.published.annotations import find_annotations, read_records
-from replication.published.convert import Images, Limits
-from replication.published.images import check_images, inspect
-from replication.published.records import REASONS, Problem, Record, check_record, is_inside
-from replication.scale import scale_params
+from replication.data.conversations import annotations, convert, images
+from replication.data.conversations.annotations import find_annotations, read_records
+from replication.data.conversations.convert import Images, Limits
+from replication.data.conversations.images import check_images, inspect
+from replication.data.conversations.records import REASONS, Problem, Record, check_record, is_inside
+from replication.settings.scales import scale_params
 from replication.stages import conversations as stage
 
 # ------------------------------------------------------------------------------------ JSON arrays

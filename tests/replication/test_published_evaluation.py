@@ -15,10 +15,11 @@ from test_benchmarks import falsehood, truth
 from test_evaluation import columns_of, features_of, tiny_model, tiny_processor
 
 from grace.errors import InputError
-from replication import evaluate_shard, hub, results, tasks
-from replication.evaluate_shard import EvaluationError, Request, open_benchmarks, prepare_data
-from replication.evaluation import evaluate_model
-from replication.mirrors import (
+from replication import benchmarks as tasks
+from replication.base import hub
+from replication.benchmarks import published
+from replication.benchmarks.published import Published, prepare
+from replication.data.mirror import (
     COMMIT,
     add_benchmark,
     add_repository,
@@ -26,13 +27,17 @@ from replication.mirrors import (
     rows_of,
     sources,
 )
-from replication.params import Source, parse_params
-from replication.scale import merge, scale_params
-from replication.stages import evaluate as stage
-from replication.tasks import published
-from replication.tasks.published import Published, prepare
+from replication.evaluate import jobs as stage
+from replication.evaluate import parts as evaluate_shard
+from replication.evaluate.parts import EvaluationError, Request, open_benchmarks, prepare_data
+from replication.evaluate.score import evaluate_model
+from replication.results import scores as results
+from replication.settings.scales import merge, scale_params
+from replication.settings.schema import Source, parse_params
 
-lmms_model = pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+lmms_model = pytest.importorskip(
+    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
+)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = sorted(tasks.BENCHMARKS)

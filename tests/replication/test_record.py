@@ -16,11 +16,11 @@ from test_stages import FAMILY, tiny_params
 
 from grace.errors import InputError
 from replication import record
-from replication.io import read_json, write_json_atomic
-from replication.pipeline import read_pipeline
-from replication.recordings import read_recordings, slug_of
-from replication.report import tables
-from replication.results import ResultSet, validate_scores
+from replication.base.files import read_json, write_json_atomic
+from replication.report.tables import files as tables
+from replication.results.elsewhere import read_recordings, slug_of
+from replication.results.scores import ResultSet, validate_scores
+from replication.settings.pipeline import read_pipeline
 
 DEVICE = "NVIDIA H100 80GB HBM3"
 SLUG = "nvidia-h100-80gb-hbm3"
@@ -124,7 +124,7 @@ import importlib, sys
 sys.modules.update(dict.fromkeys({absent}))
 import replication.record
 for kind in {kinds}: importlib.import_module(f"replication.stages.{{kind}}")
-from replication.params import load_params
+from replication.settings.schema import load_params
 load_params()
 """
     done = python("-c", code, cwd=ROOT, timeout=600)

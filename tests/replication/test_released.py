@@ -11,7 +11,7 @@ import torch
 import yaml
 from repository import ROOT
 
-from replication.mirrors import COMMIT, add_benchmark, add_repository
+from replication.data.mirror import COMMIT, add_benchmark, add_repository
 
 sys.path.append(str(ROOT / "tests" / "grace"))  # the formats are written there
 
@@ -20,18 +20,19 @@ from test_export_released import write_original, write_packed, write_sidecar
 
 from grace.errors import InputError
 from grace.quantization import QuantSpec
-from replication import evaluate_shard
-from replication.compare import Band, Status
-from replication.evaluation import evaluate_model
-from replication.params import parse_params
-from replication.released import __main__ as command
-from replication.released import checkpoints, judging
-from replication.released.evaluation import Attempt, Places
-from replication.reported import load_tables
-from replication.results import ResultSet
-from replication.scale import merge, scale_params
+from replication import released as command
+from replication.evaluate import parts as evaluate_shard
+from replication.evaluate.released import Attempt, Places
+from replication.evaluate.score import evaluate_model
+from replication.judge import released as judging
+from replication.paper import load_tables
+from replication.paper import released as checkpoints
+from replication.results.scores import ResultSet
+from replication.settings.scales import merge, scale_params
+from replication.settings.schema import parse_params
+from replication.stats.bootstrap import Band, Status
 
-pytest.importorskip("replication.lmms_model", reason="lmms-eval is not installed")
+pytest.importorskip("replication.evaluate.chat_model", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 KNOWN = checkpoints.load_checkpoints()
@@ -332,7 +333,7 @@ def test_the_command_judges_and_exits(tmp_path, mirror, monkeypatch, capsys, ban
 
 def test_an_interval_is_that_of_the_official_score(tmp_path):
     """MMStar's score is no mean over questions: the interval moves to it with its width."""
-    from replication.results import benchmark_score, write_outcomes, write_scores
+    from replication.results.scores import benchmark_score, write_outcomes, write_scores
 
     credits = [1.0] * 30 + [0.0] * 10
     name = QWEN[0]

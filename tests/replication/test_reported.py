@@ -7,9 +7,9 @@ import json
 import pytest
 
 from grace.errors import InputError
-from replication import reported
-from replication.compare import Status
-from replication.reported import consistency
+from replication import paper as reported
+from replication.paper import consistency
+from replication.stats.bootstrap import Status
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 from synthetic_results import GOOD, write_results
 
 from grace.errors import InputError
-from replication import io, results
+from replication.base import files as io
+from replication.results import scores as results
 
 PAIR = {name: GOOD[name] for name in ("baseline", "grace_int4")}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from repository import ROOT, contents, copy_repository, python
 
 from grace.errors import InputError
-from replication.scale import alone, merge, scale_params, workspace
+from replication.settings.scales import alone, merge, scale_params, workspace
 
 TREES = st.recursive(
     st.integers(0, 3) | st.none(),
@@ -46,7 +46,9 @@ def test_merging_twice_changes_nothing(base, changes):
 
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_every_change_of_a_scale_is_in_its_parameters(repository, scale):
-    changes = yaml.safe_load((repository / "replication" / "scales" / f"{scale}.yaml").read_text())
+    changes = yaml.safe_load(
+        (repository / "replication" / "settings" / "values" / f"{scale}.yaml").read_text()
+    )
     made = scale_params(scale, repository)
 
     def compare(changes, made, base):
@@ -62,13 +64,13 @@ def test_every_change_of_a_scale_is_in_its_parameters(repository, scale):
 
     base = yaml.safe_load((repository / "params.yaml").read_text())
     if preset := changes.get("train", {}).get("preset"):
-        path = repository / "replication" / "scales" / "presets" / f"{preset}.yaml"
+        path = repository / "replication" / "settings" / "values" / "presets" / f"{preset}.yaml"
         base = merge(base, yaml.safe_load(path.read_text()))
     compare(changes, made, base)
 
 
 def test_another_preset_is_one_word(repository):
-    path = repository / "replication" / "scales" / "paper.yaml"
+    path = repository / "replication" / "settings" / "values" / "paper.yaml"
     text = path.read_text()
     assert scale_params("paper", repository)["train"]["distillation"]["tau"] == 0.35
     try:
@@ -85,7 +87,7 @@ def test_another_preset_is_one_word(repository):
 
 def test_a_scale_with_a_misspelt_key_is_refused(tmp_path, repository):
     copied = shutil.copytree(repository, tmp_path / "copy")
-    path = copied / "replication" / "scales" / "smoke.yaml"
+    path = copied / "replication" / "settings" / "values" / "smoke.yaml"
     path.write_text(path.read_text() + "\ntrian: {steps: 3}\n")
     with pytest.raises(InputError, match="did you mean 'train'"):
         workspace("smoke", copied)
@@ -166,7 +168,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path, repository):
 def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
     script = (
         "import pathlib, subprocess, sys, time\n"
-        "from replication.scale import alone\n"
+        "from replication.settings.scales import alone\n"
         "with alone('smoke', pathlib.Path(sys.argv[1])) as lock:\n"
         "    quiet = subprocess.DEVNULL\n"
         "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,), stdout=quiet)\n"

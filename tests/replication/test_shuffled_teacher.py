@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from grace.errors import InputError
 from grace.teacher import TeacherOutputs
-from replication.controls import ShuffledTeacher
+from replication.train.shuffled_teacher import ShuffledTeacher
 
 
 class _Echo:

@@ -13,13 +13,13 @@ import yaml
 from repository import ROOT, copy_repository, python
 
 from grace.quantization import CODES_FILE
-from replication.measurements import read_measurement
-from replication.params import parse_params
+from replication.benchmarks import PRINTED
+from replication.evaluate.jobs import jobs_of
+from replication.paper import load_tables
 from replication.report.figures import FIGURES
-from replication.reported import load_tables
-from replication.results import ResultSet
-from replication.stages.evaluate import jobs_of
-from replication.tasks import PRINTED
+from replication.results.measurements import read_measurement
+from replication.results.scores import ResultSet
+from replication.settings.schema import parse_params
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +209,7 @@ def test_nothing_is_done_twice(replication):
 
 
 def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
-    scale = replication / "replication" / "scales" / "smoke.yaml"
+    scale = replication / "replication" / "settings" / "values" / "smoke.yaml"
     before = scale.read_text()
     changed = "      kd_int4: {seeds: [0], distillation: {temperature: 3.0}}"
     models = replication / ".scales" / "smoke" / "models" / "smoke" / "qwen2_vl_runs"

@@ -25,14 +25,14 @@ from grace.quantization import CODES_FILE
 from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
 from grace.training import prepare_student
 from replication import stages
-from replication.fitting import fit, last_checkpoint, load_training_data, origin_of
-from replication.layout import Layout
-from replication.measurements import read_measurement
-from replication.parallel import run_all
-from replication.params import load_params, parse_params
-from replication.scale import merge, scale_params
-from replication.stages.evaluate import jobs_of
-from replication.stages.train import CODE, method_config
+from replication.base.workers import run_all
+from replication.evaluate.jobs import jobs_of
+from replication.results.measurements import read_measurement
+from replication.settings.paths import Layout
+from replication.settings.scales import merge, scale_params
+from replication.settings.schema import load_params, parse_params
+from replication.train.fit import fit, last_checkpoint, load_training_data, origin_of
+from replication.train.runs import CODE, method_config
 
 RUN, GROUP, FAMILY = "grace_int4", "small_runs", "qwen2_vl"
 BUILT = (
@@ -624,7 +624,7 @@ def test_scale_paper_has_no_use_for(tmp_path, stage, words):
     ("words", "told"),
     [
         (f"evaluate {FAMILY}", "stage evaluate cannot finish here: benchmark ai2d"),
-        ("train qwen2_vl_runs", "train.launch.config is 'replication/launch/fsdp2.yaml'"),
+        ("train qwen2_vl_runs", "train.launch.config is 'replication/train/launch/fsdp2.yaml'"),
         ("conversations", "stage conversations cannot finish here: data Lin-Chen/ShareGPT4V"),
     ],
 )
@@ -780,7 +780,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(built, tmp_path):
 
 @pytest.mark.slow
 def test_work_that_was_done_is_not_done_again(built, tmp_path, monkeypatch):
-    module, log = importlib.import_module("replication.fitting"), tmp_path / "log.json"
+    module, log = importlib.import_module("replication.train.fit"), tmp_path / "log.json"
     write_json = module.write_json_atomic
 
     def killed(path, content):

@@ -28,13 +28,11 @@ from transformers import (
 import grace  # noqa: F401  (before anything imports torchvision)
 from grace.data import ConversationDataset
 from grace.errors import InputError
-from replication import tasks
-from replication.params import Vision
-from replication.stages import vision as vision_stage
-from replication.standins import benchmarks, questions
-from replication.standins.benchmarks import SKILLS, png, write_benchmark
-from replication.standins.chat import CHATS
-from replication.standins.conversations import (
+from replication import benchmarks as tasks
+from replication.data.world import benchmarks, questions
+from replication.data.world.benchmarks import SKILLS, png, write_benchmark
+from replication.data.world.chat import CHATS
+from replication.data.world.conversations import (
     FIXED_PHRASES,
     LETTER_INSTRUCTION,
     MMSTAR_INSTRUCTION,
@@ -48,16 +46,16 @@ from replication.standins.conversations import (
     drill,
     open_prompt,
 )
-from replication.standins.corpus import write_training_set
-from replication.standins.models import (
+from replication.data.world.corpus import write_training_set
+from replication.data.world.models import (
     build_processor,
     build_tokenizer,
     build_tower,
     load_tower,
     take_tower,
 )
-from replication.standins.questions import LETTERS, MAKERS, UNANSWERABLE
-from replication.standins.scenes import (
+from replication.data.world.questions import LETTERS, MAKERS, UNANSWERABLE
+from replication.data.world.scenes import (
     CELL,
     COLORS,
     GRID,
@@ -70,7 +68,9 @@ from replication.standins.scenes import (
     render,
     spoil,
 )
-from replication.standins.vision import CONTENTS, cell_contents, pretrain
+from replication.data.world.vision import CONTENTS, cell_contents, pretrain
+from replication.settings.schema import Vision
+from replication.stages import vision as vision_stage
 
 SEEDS = st.integers(0, 2**32 - 1)
 WORLD = {"noise": 6.0, "clutter": 4}

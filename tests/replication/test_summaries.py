@@ -10,11 +10,12 @@ import pytest
 from synthetic_results import SKILLS, write_results
 from test_controls import ALL, FAMILY, cost, log
 
-from replication import reported, results
-from replication.compare import Answers
-from replication.report import tables
-from replication.report.summaries import printed_effect
-from replication.skills import answers_by_skill, flips, question_skills
+from replication import paper as reported
+from replication.report.tables import files as tables
+from replication.report.tables.summaries import printed_effect
+from replication.results import scores as results
+from replication.results.question_types import answers_by_skill, flips, question_skills
+from replication.stats.bootstrap import Answers
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_effects_are_those_of_the_score_files_and_of_the_claim(root):
     assert cell["low"] < cell["measured"] < cell["high"]
     assert cell["reported"] == pytest.approx((75.3 + 76.8 + 76.9 + 77.9) / 4
                                              - (74.2 + 76.1 + 76.5 + 77.1) / 4)  # fmt: skip
-    from replication.verdicts import verify
+    from replication.judge.claims import verify
 
     (claim,) = verify(root, "small", only=["C07"])
     part = next(part for part in claim.parts if part.part.id == "C07.ib")

@@ -9,11 +9,12 @@ import pytest
 from synthetic_results import BENCHMARKS, GOOD, write_results
 
 from grace.errors import InputError
-from replication import reported, results
-from replication.compare import Status
-from replication.report import tables
-from replication.report.text import tex_escape
-from replication.verdicts import verify
+from replication import paper as reported
+from replication.judge.claims import verify
+from replication.report.tables import files as tables
+from replication.report.tables.text import tex_escape
+from replication.results import scores as results
+from replication.stats.bootstrap import Status
 
 RUNS = {name: value for name, value in GOOD.items() if name != "kd_int8"}  # one run is missing
 

@@ -9,8 +9,8 @@ from scipy.stats import ttest_ind
 
 from grace.distillation import IBController
 from grace.errors import InputError
-from replication import training_logs
-from replication.training_logs import Cost, Trajectory, cost_of, cost_ratio, trajectory_of
+from replication.results import training_logs
+from replication.results.training_logs import Cost, Trajectory, cost_of, cost_ratio, trajectory_of
 
 GIVEN = {
     **{"seconds": 50.0, "steps": 100, "tokens": 20_000},

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from grace.errors import InputError
-from replication.params import parse_params
-from replication.scale import ROOT, scale_params
+from replication.settings.scales import ROOT, scale_params
+from replication.settings.schema import parse_params
 from replication.tuning import best, describe, with_candidates
 
 PARAMS = parse_params(scale_params("small"))

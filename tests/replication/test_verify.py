@@ -13,8 +13,10 @@ import pytest
 from synthetic_results import GOOD, strict_ledger, write_results
 
 from grace.errors import InputError
-from replication import reported, results, verify
-from replication.compare import Status
+from replication import paper as reported
+from replication.judge import ledger as verify
+from replication.results import scores as results
+from replication.stats.bootstrap import Status
 
 ROOT = Path(verify.__file__).parent.parent
 DECIDED = ("C02", "C03", "C04", "C05", "C06", "C14", "C16")

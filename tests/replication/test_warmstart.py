@@ -6,8 +6,8 @@ import torch
 from grace.data import Encoder
 from grace.errors import InputError
 from grace.models import family_of
-from replication.standins.chat import CHATS
-from replication.standins.warmstart import warm_start
+from replication.data.world.chat import CHATS
+from replication.data.world.warmstart import warm_start
 
 BIASED = {"attention_bias": True, "rms_norm_eps": 1e-5}
 

@@ -10,7 +10,7 @@ from replication.pytest_results import DEFAULT
 @pytest.fixture(scope="session")
 def judge(request):
     """Judges cells by the results that are given; without any, every assertion is skipped."""
-    from replication.cells import Judge
+    from replication.judge.cells import Judge
 
     folder = Path(request.config.getoption("--results") or DEFAULT).resolve()
     if not folder.is_dir():

@@ -9,9 +9,9 @@ failure (x) is INCONCLUSIVE: the interval straddles an end of the band; skipped 
 
 import pytest
 
-from replication import reported
-from replication.cells import Cell, cells_of
-from replication.compare import Status
+from replication import paper as reported
+from replication.judge.cells import Cell, cells_of
+from replication.stats.bootstrap import Status
 
 pytestmark = pytest.mark.reported
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from replication.paper import load_tables
 from replication.report.figures import (
     attention,
     bits,
@@ -24,7 +25,6 @@ from replication.report.figures import (
     similarity,
 )
 from replication.report.figures.figure import Figure, NotRun, write, write_not_run
-from replication.reported import load_tables
 
 __all__ = ["FIGURES", "Figure", "NotRun", "draw_all"]
 

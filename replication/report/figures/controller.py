@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from replication.io import read_json
+from replication.base.files import read_json
+from replication.paper import load_tables
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import counted, source, standins
 from replication.report.names import FAMILIES
-from replication.reported import load_tables
-from replication.training_logs import Trajectory, logs_path, read_logs, trajectory_of
+from replication.results.training_logs import Trajectory, logs_path, read_logs, trajectory_of
 
 RUN = "grace_int4"
 SWEEP = "controller"  # the table that lists the sweep's runs

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from replication.deploy.results import BASELINE, peak, ratios
-from replication.report.deployments import bandwidths, deployment_reports, floor_seconds
+from replication.paper import load_tables
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
@@ -23,7 +22,8 @@ from replication.report.figures.reading import (
     deployments,
     listed,
 )
-from replication.reported import load_tables
+from replication.report.tables.deployments import bandwidths, deployment_reports, floor_seconds
+from replication.results.deployment import BASELINE, peak, ratios
 
 COMPARED = "llava-1.5-7b"  # whose ratios C09 and C10 hold against the reported ones
 OURS = "int4"

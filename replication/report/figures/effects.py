@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from replication.quantities import signed
+from replication.judge.quantities import signed
+from replication.paper import AVERAGE
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
@@ -18,7 +19,6 @@ from replication.report.figures.reading import (
     table_path,
 )
 from replication.report.names import FAMILIES
-from replication.reported import AVERAGE
 
 TABLE = "effects"
 DESIGN = "table3"  # the runs behind the effects

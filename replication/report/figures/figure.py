@@ -9,7 +9,7 @@ from typing import Any
 
 import matplotlib.figure
 
-from replication.io import atomic_path, write_json_atomic
+from replication.base.files import atomic_path, write_json_atomic
 from replication.report.figures import style
 
 PICTURES = ("svg", "png")

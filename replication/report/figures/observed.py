@@ -14,12 +14,12 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from replication.compare import Interval
-from replication.measurements import Measurement, measurement_path, read_measurement
+from replication.benchmarks import PRINTED
 from replication.report.figures import style
 from replication.report.figures.figure import NotRun
 from replication.report.figures.reading import source
-from replication.tasks import PRINTED
+from replication.results.measurements import Measurement, measurement_path, read_measurement
+from replication.stats.bootstrap import Interval
 
 _DARK = 0.6  # of a colour that is left over a black pixel
 

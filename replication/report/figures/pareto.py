@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from replication.deploy.results import peak
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import (
@@ -29,6 +28,7 @@ from replication.report.figures.reading import (
     table_path,
 )
 from replication.report.names import FAMILIES
+from replication.results.deployment import peak
 
 TABLES = {
     "llava": ("table2", "table1"),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.deploy.results import RESULT
-from replication.io import read_json
-from replication.report.deployments import deployment_reports, ordered
+from replication.base.files import read_json
+from replication.paper import AVERAGE
 from replication.report.figures.figure import NotRun
-from replication.reported import AVERAGE
-from replication.results import FULL_SCALE, check_scale
+from replication.report.tables.deployments import deployment_reports, ordered
+from replication.results.deployment import RESULT
+from replication.results.scores import FULL_SCALE, check_scale
 
 STUDENTS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-2b", "qwen3_vl": "qwen3-vl-2b"}
 """The published architecture that a family's student stands for."""
@@ -28,7 +28,7 @@ def source(results: Path, path: Path) -> str:
 
 
 def read_table(results: Path, scale: str, name: str) -> Mapping[str, Any]:
-    """A finished table (`replication.report.tables`) of the scale.
+    """A finished table (`replication.report.tables.files`) of the scale.
 
     Raises NotRun where it was not written, InputError for a file that is no table.
     """

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from replication.paper import Part, Reported
 from replication.report.page.sources import Files, Node
-from replication.reported import Part, Reported
 
 _STAGE = re.compile(r"replication\.stages\.(\w+)(?: (\w\S*))?")
 

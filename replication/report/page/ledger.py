@@ -10,15 +10,15 @@ from typing import Any
 from markupsafe import Markup
 
 from grace.errors import InputError
-from replication.compare import Status
+from replication.judge.ledger import format_number
+from replication.paper import Ledger, Part
 from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.sources import Node, absent, plain, quoted
-from replication.reported import Ledger, Part
-from replication.results import FULL_SCALE
-from replication.verify import format_number
+from replication.results.scores import FULL_SCALE
+from replication.stats.bootstrap import Status
 
 MEANING = {
     Status.REPRODUCED: "the interval lies in the tolerance band",

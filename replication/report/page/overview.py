@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from replication.compare import Status
-from replication.quantities import signed
+from replication.judge.quantities import signed
 from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.ledger import ClaimView
 from replication.report.page.sources import Node, absent, quoted
+from replication.stats.bootstrap import Status
 
 SCALING = "results/scaling/scaling.json"
 HEADLINES = {

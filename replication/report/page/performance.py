@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from replication.performance import OURS
-from replication.performance.text import TITLES, verdict
+from replication.measure.method import OURS
+from replication.measure.method.text import TITLES, verdict
 from replication.report.page.grids import Cell, Grid
 from replication.report.page.sources import Node, absent, quoted
 

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from grace.errors import InputError
-from replication.io import read_json
+from replication.base.files import read_json
 
 
 class Node:

@@ -9,12 +9,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from replication.report import text
+from replication.paper import AVERAGE, Reported
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.sources import Node, absent, counted, plain, quoted
-from replication.reported import AVERAGE, Reported
+from replication.report.tables import text
 
 _TALL = 24  # a table of more rows scrolls by itself
 _WORDS = {text.NOT_RUN, text.NOT_RECORDED, text.NOT_REPORTED, text.NONE}

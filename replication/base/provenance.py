@@ -1,0 +1,169 @@
+"""Where a number comes from: commit, parameters, libraries, device, seeds, command.
+
+There is no date: the same commit, parameters and machine give the same bytes, and the commit
+carries the date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+from replication.base.files import ROOT
+
+LIBRARIES = ("torch", "transformers", "accelerate", "lmms_eval", "numpy")
+
+LOCK = Path("requirements") / "lock.txt"
+"""The version of every installed package, from the repository's root."""
+
+# What a pipeline run writes itself, and what was recorded elsewhere: no code. A stage that runs
+# after another would otherwise always find the tree changed.
+GENERATED = ("results", "recorded", "dvc.lock")
+
+
+def params_hash(params: Any) -> str:
+    """SHA-256 of `params` as canonical JSON (sorted keys, no spaces).
+
+    Equal content gives an equal hash whatever the order of the keys.
+    Raises InputError for content that JSON cannot hold (NaN and infinities included).
+    """
+    try:
+        text = json.dumps(
+            params, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"params cannot be written as JSON: {error}") from error
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str | None]:
+    """Installed version of each library, read from its metadata without importing it.
+
+    A library that is not installed gets None.
+    """
+    versions: dict[str, str | None] = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def git_state(repository: str | Path | None = None) -> dict[str, Any]:
+    """{"commit", "dirty"} of the repository (default: the one this file lies in).
+
+    `dirty` is true when something other than the pipeline's own outputs (`results/`, `recorded/`,
+    `dvc.lock`) differs from the commit, new files included. Outside a repository both are None.
+    """
+    root = Path(repository) if repository is not None else ROOT
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    if not commit:
+        return {"commit": None, "dirty": None}
+    exclude = [f":(top,exclude){name}" for name in GENERATED]
+    changed = git("status", "--porcelain", "--", ":(top)", *exclude)
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def cpu_description() -> str:
+    """The processor's name and the number of cores this process may use, e.g. 'CPU, 2 cores'."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} core{'' if cores == 1 else 's'}"
+
+
+def device_description() -> str:
+    """The accelerator's name, or the processor's."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_description()
+
+
+def lock_hash(root: str | Path | None = None) -> str | None:
+    """SHA-256 of the lock file; None where the package is installed without the repository.
+
+    root: of the repository (default: the one this file lies in).
+    """
+    base = Path(root) if root is not None else ROOT
+    path = base / LOCK
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def code_hash(paths: Sequence[str], root: str | Path | None = None) -> str:
+    """SHA-256 of source files; a folder stands for every Python file in it.
+
+    paths: relative to `root` (default: the repository this file lies in).
+    Raises InputError for a path that does not exist.
+    """
+    base = Path(root) if root is not None else ROOT
+    digest = hashlib.sha256()
+    for name in sorted(paths):
+        path = base / name
+        if not path.exists():
+            raise InputError(f"source {str(path)!r} does not exist; correct the path")
+        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in files:
+            content = file.read_bytes()
+            digest.update(f"{file.relative_to(base)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def collect(
+    params: Any,
+    seeds: Sequence[int],
+    command: str | Sequence[str],
+    *,
+    device: str | None = None,
+    repository: str | Path | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The provenance of one result.
+
+    params: the parameters that determine the result; only their hash is kept.
+    seeds: the seeds of the runs behind it.
+    command: the command line (a list is joined by spaces).
+    device: a description; default the processor. A caller that used an accelerator names it.
+    extra: further entries (for example the hash of a task file). It may not replace one of ours.
+
+    Raises InputError for params that JSON cannot hold or an extra entry of a reserved name.
+    """
+    record: dict[str, Any] = {
+        **git_state(repository),
+        "params_hash": params_hash(params),
+        "versions": library_versions(),
+        "lock": lock_hash(),
+        "python": platform.python_version(),
+        "device": device if device is not None else cpu_description(),
+        "seeds": [int(seed) for seed in seeds],
+        "command": command if isinstance(command, str) else " ".join(command),
+    }
+    for key, value in (extra or {}).items():
+        if key in record:
+            raise InputError(f"provenance entry {key!r} is reserved")
+        record[key] = value
+    return record

@@ -1,0 +1,234 @@
+"""Training records in the LLaVA conversation schema, and the prompts shared with the benchmarks.
+
+A record is ``{"id", "image", "conversations": [{"from": "human" | "gpt", "value": str}, ...]}``;
+the first human turn starts with ``<image>``. Multiple-choice turns use the prompts that the
+official lmms-eval tasks use, as LLaVA's own training mix does.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from replication.data.world.questions import (
+    LETTERS,
+    MAKERS,
+    PHRASES,
+    POOLS,
+    UNANSWERABLE,
+    Maker,
+    Question,
+    composed,
+    labeled,
+    relation,
+    sign_at,
+    string,
+    unanswerable,
+    yes_no,
+)
+from replication.data.world.scenes import Scene
+
+LETTER_INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
+PHRASE_INSTRUCTION = "\nAnswer the question using a single word or phrase."
+WITH_LETTER_INSTRUCTION = "\nAnswer with the option and its letter."
+# MMStar's instruction lacks the full stop
+MMSTAR_INSTRUCTION = LETTER_INSTRUCTION.removesuffix(".")
+VIZWIZ_INSTRUCTION = (
+    "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
+    + PHRASE_INSTRUCTION
+)
+MMMU_IMAGE = " <image 1>"
+SEVERAL_OPTIONS = "There are several options:"
+DESCRIBE = "Describe the image."
+FIXED_PHRASES = (
+    DESCRIBE,
+    LETTER_INSTRUCTION,
+    PHRASE_INSTRUCTION,
+    WITH_LETTER_INSTRUCTION,
+    MMSTAR_INSTRUCTION,
+    VIZWIZ_INSTRUCTION,
+    MMMU_IMAGE,
+    UNANSWERABLE,
+    " " + SEVERAL_OPTIONS,
+    *(f"\n{letter}." for letter in LETTERS),
+    *PHRASES,
+)
+"""The parts of prompts and questions that never change: one token each, see `models`."""
+STYLES = ("mmbench", "seedbench", "scienceqa", "mmstar", "mmmu")
+OPEN_STYLES = ("phrase", "bare", "vizwiz", "mmmu")
+# AI2D asks as SEED-Bench does; what is new is asked less often than what was there
+_STYLE_SHARES = (0.26, 0.26, 0.26, 0.13, 0.09)
+_OPEN_SHARES = (0.5, 0.25, 0.2, 0.05)
+_VIZWIZ_UNANSWERABLE = 0.35
+
+# a relation is between two objects and takes the most practice, so it comes up three times as often
+_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, relation, composed, yes_no)
+_MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
+    "plain": _MAKERS,
+    "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
+    "diagram": (
+        *(labeled,) * 6,
+        *(MAKERS[skill] for skill in ("attribute", "counting", "position", "presence")),
+        yes_no,
+    ),
+}
+
+
+def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> str:
+    """The text that the official task of ``style`` asks for a multiple-choice question."""
+    listed = _listed(options)
+    if style == "mmbench":
+        hint = f"{question.hint} " if question.hint else ""
+        # the official task puts an empty line before the instruction
+        return f"{hint}{question.text} {SEVERAL_OPTIONS}\n{listed}\n{LETTER_INSTRUCTION}"
+    if style == "scienceqa":
+        context = f"Context: {question.hint}\n" if question.hint else ""
+        return f"{context}{question.text}\n{listed}{LETTER_INSTRUCTION}"
+    if style == "seedbench":
+        hint = f"{question.hint} " if question.hint else ""
+        return f"{hint}{question.text}\n{listed}{LETTER_INSTRUCTION}"
+    if style == "mmstar":
+        hint = f"{question.hint} " if question.hint else ""
+        return f"{hint}{question.text}\n{listed}{MMSTAR_INSTRUCTION}"
+    if style == "mmmu":
+        hint = f"{question.hint} " if question.hint else ""
+        # the official task puts an empty line before the instruction
+        return f"{hint}{question.text}{MMMU_IMAGE}\n{listed}\n{LETTER_INSTRUCTION}"
+    raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(STYLES)}")
+
+
+def open_prompt(style: str, question: Question) -> str:
+    """The text that the official tasks of ``style`` ask for a question without options.
+
+    ``phrase``: VQAv2, GQA, TextVQA, POPE, MME; ``bare``: HallusionBench, OCRBench.
+    """
+    hint = f"{question.hint} " if question.hint else ""
+    endings = {
+        "phrase": PHRASE_INSTRUCTION,
+        "bare": "",
+        "vizwiz": VIZWIZ_INSTRUCTION,
+        "mmmu": f"{MMMU_IMAGE}\n{PHRASE_INSTRUCTION}",
+    }
+    if style not in endings:
+        raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(OPEN_STYLES)}")
+    return f"{hint}{question.text}{endings[style]}"
+
+
+def _listed(options: Sequence[str]) -> str:
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
+    )
+
+
+def describe(scene: Scene) -> str:
+    """A caption that names every object and where it is, in reading order."""
+    return ", ".join(f"{thing.name} {thing.quadrant}" for thing in scene.things) + "."
+
+
+def conversation(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    turns: int,
+    captions: float,
+    echoes: float,
+    open_answers: float,
+    spelled_letters: float,
+    poor: bool = False,
+    unseen: bool = False,
+) -> list[dict[str, str]]:
+    """At least ``turns`` turns about one scene.
+
+    Args:
+        captions: chance that the first turn asks for a caption.
+        echoes: chance that a question with options gives way to one for the letters of options
+            that it names; these teach what letters mean, which small models otherwise learn last.
+        open_answers: chance that a question is asked without its options.
+        spelled_letters: chance that the answer is the option with its letter.
+        poor: the drawing is a poor one: what is asked without options is asked as VizWiz asks.
+        unseen: nothing can be seen in it: that is all that is asked, and nothing can be answered.
+    """
+    pairs = [(DESCRIBE, describe(scene))] if not unseen and rng.random() < captions else []
+    makers = _MAKERS_OF_KIND[scene.kind]
+    while len(pairs) < turns:
+        question = makers[int(rng.integers(len(makers)))](scene, rng)
+        if question is None:
+            continue
+        if unseen:
+            pairs.append((open_prompt("vizwiz", question), UNANSWERABLE))
+        elif question.wrong and rng.random() < echoes:
+            pairs.append(_echo(question, rng))
+        elif not question.wrong or rng.random() < open_answers:
+            pairs.append(_open(question, scene, rng, poor))
+        else:
+            pairs.append(_choice(question, rng, spelled_letters))
+    asked, answer = pairs[0]
+    return _messages([(f"<image>\n{asked}", answer), *pairs[1:]])
+
+
+def drill(rng: np.random.Generator) -> list[dict[str, str]]:
+    """Text alone: two lists of options, each answered by its options with their letters in random
+    order. Half of an answer follows from the list, so that a model learns to read lists."""
+    pairs = []
+    for _ in range(2):
+        pool = POOLS[int(rng.integers(len(POOLS)))]
+        options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
+        order = [int(place) for place in rng.permutation(len(options))]
+        prompt = f"\n{_listed(options)}{WITH_LETTER_INSTRUCTION}"
+        pairs.append((prompt, _spelled(options, order)))
+    return _messages(pairs)
+
+
+def _messages(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [
+        {"from": speaker, "value": said}
+        for pair in pairs
+        for speaker, said in zip(("human", "gpt"), pair, strict=True)
+    ]
+
+
+def _spelled(options: Sequence[str], places: Sequence[int]) -> str:
+    """The options at ``places``, each with its letter."""
+    return ", ".join(f"{options[place]} {LETTERS[place]}" for place in places)
+
+
+def _open(
+    question: Question, scene: Scene, rng: np.random.Generator, poor: bool
+) -> tuple[str, str]:
+    style = "vizwiz" if poor else OPEN_STYLES[int(rng.choice(len(OPEN_STYLES), p=_OPEN_SHARES))]
+    if style == "vizwiz" and rng.random() < _VIZWIZ_UNANSWERABLE:
+        question = unanswerable(scene, rng) or question
+    return open_prompt(style, question), question.answer
+
+
+def _choice(
+    question: Question, rng: np.random.Generator, spelled_letters: float
+) -> tuple[str, str]:
+    options, place, style = _options(question, rng)
+    prompt = choice_prompt(style, question, options)
+    if rng.random() < spelled_letters:
+        return _with_letter(prompt), _spelled(options, [place])
+    return prompt, LETTERS[place]
+
+
+def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
+    """Ask for the letter of one option (1/3), or of every option in random order."""
+    options, _, style = _options(question, rng)
+    order = [int(place) for place in rng.permutation(len(options))]
+    if rng.random() < 1 / 3:
+        asked = Question("echo", f"{options[order[0]]}?", "")
+        return choice_prompt(style, asked, options), LETTERS[order[0]]
+    asked = Question("echo", ", ".join(options[place] for place in order) + "?", "")
+    return _with_letter(choice_prompt(style, asked, options)), _spelled(options, order)
+
+
+def _with_letter(prompt: str) -> str:
+    for instruction in (LETTER_INSTRUCTION, MMSTAR_INSTRUCTION):
+        prompt = prompt.removesuffix(instruction)
+    return prompt.rstrip("\n") + WITH_LETTER_INSTRUCTION
+
+
+def _options(question: Question, rng: np.random.Generator) -> tuple[tuple[str, ...], int, str]:
+    style = STYLES[int(rng.choice(len(STYLES), p=_STYLE_SHARES))]
+    count = int(rng.integers(2, 5)) if style == "scienceqa" else 4
+    options, place = question.options(rng, count)
+    return options, place, style

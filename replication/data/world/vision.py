@@ -1,0 +1,99 @@
+"""Pretraining of the vision tower on the scenes: what is in each patch, and where the patch is.
+
+A published tower knows both from its own pretraining; a random one would leave them to the
+decoder, which then hardly learns. After this the tower is frozen.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from grace.errors import InputError
+from replication.data.world.scenes import COLORS, GRID, SHAPES, SIGNS, Scene
+
+CONTENTS = ("empty", *(f"{c} {s}" for c in COLORS for s in SHAPES), *(f"sign {t}" for t in SIGNS))
+
+
+def cell_contents(scene: Scene) -> np.ndarray:
+    """Index into CONTENTS for every cell, (GRID * GRID,), in reading order."""
+    contents = np.zeros(GRID * GRID, dtype=np.int64)
+    for thing in scene.things:
+        contents[thing.row * GRID + thing.column] = CONTENTS.index(thing.name)
+    return contents
+
+
+def pretrain(
+    family: Any,
+    model: nn.Module,
+    batches: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]],
+    *,
+    steps: int,
+    learning_rate: float,
+) -> dict[str, float]:
+    """Train the vision tower of ``model`` to tell, from all that the projectors will read of it,
+    the content of every cell and the place of every patch.
+
+    Args:
+        family: the model's adapter, a ``grace.models.Family``.
+        batches: (image inputs of the family, contents (images, cells)).
+
+    Returns:
+        Accuracies of the last tenth of the steps, as fractions.
+
+    Raises:
+        InputError: when the tower does not make one visual token of every cell.
+    """
+    cells = GRID * GRID
+    first = next(batches)
+    tokens = family.tokens_per_image(model.config, first[0])
+    if set(tokens) != {cells}:
+        raise InputError(
+            f"the vision tower makes {tokens[0]} visual tokens of an image, the scenes have "
+            f"{cells} cells; choose its patch size so that every cell is one token"
+        )
+    patches, width = family.vision_features(model, first[0]).shape
+    patches_per_cell = patches // sum(tokens)
+    content_head = nn.Linear(width * patches_per_cell, len(CONTENTS))
+    place_head = nn.Linear(width, cells * patches_per_cell)
+    parameters = [
+        *family.tower_parameters(model).values(),
+        *content_head.parameters(),
+        *place_head.parameters(),
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
+    hits: list[tuple[float, float]] = []
+    progress: Any = tqdm(range(steps), desc="vision tower")
+    for _, (images, contents) in zip(progress, itertools.chain([first], batches), strict=False):
+        features = family.tower_output(model, images)
+        features = nn.functional.layer_norm(features, (width,))
+        told = content_head(features.view(-1, width * patches_per_cell))
+        placed = place_head(features)
+        places = torch.arange(cells * patches_per_cell).repeat(len(contents))
+        wanted = contents.view(-1)
+        loss = nn.functional.cross_entropy(told, wanted) + nn.functional.cross_entropy(
+            placed, places
+        )
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                "the vision tower's loss is not finite; lower its learning rate"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        full = wanted > 0
+        hits.append(
+            (
+                (told.argmax(-1) == wanted)[full].float().mean().item(),
+                (placed.argmax(-1) == places).float().mean().item(),
+            )
+        )
+        progress.set_postfix(content=f"{hits[-1][0]:.3f}", place=f"{hits[-1][1]:.3f}")
+    last = np.mean(hits[-max(1, steps // 10) :], axis=0)
+    return {"content_accuracy": float(last[0]), "place_accuracy": float(last[1])}

@@ -1,0 +1,173 @@
+"""A small decoder of one family as the start of another's.
+
+The three families' decoders are the same stack of attention and gated feed-forward layers, and the
+small world says the same to all of them. So what one small model has learned of language need not
+be learned again: layers are copied by name, and embeddings by the token's string.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from grace.errors import InputError
+from grace.models import Family, family_of
+from replication.data.world.chat import chat_of
+
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "rms_norm_eps",
+)
+
+
+@dataclass
+class Transfer:
+    """What :func:`warm_start` did.
+
+    Attributes:
+        copied: parameters with the source's values; of embeddings, the rows of mapped tokens.
+        zeroed: biases that the source does not have, set to zero.
+        fresh: trainable parameters that keep the values they had.
+        tokens: token of the model to token of the source.
+        fresh_tokens: tokens that have no counterpart, whose rows keep the values they had.
+    """
+
+    copied: list[str] = field(default_factory=list)
+    zeroed: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    tokens: dict[str, str] = field(default_factory=dict)
+    fresh_tokens: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> Transfer:
+    """Copy the decoder of ``source`` into ``model``: embeddings, layers, final norm, head, and the
+    projector where its shapes are the source's.
+
+    Tokens are matched by their string, and those of the chat format by their place in it
+    (``replication.data.world.chat``). On text of matched tokens the two models then give the same
+    logits, unless the model has norms of queries and keys (Qwen3), which keep their own values.
+
+    Raises:
+        InputError: for decoders that differ in shape, activation, norm, rotary base or tying of the
+            head, or a model without the biases that the source has. Nothing is copied then.
+    """
+    target, origin = family_of(model.config.model_type), family_of(source.config.model_type)
+    _check(model.config, source.config)
+    done = Transfer(tokens=map_tokens(target, tokenizer, origin, source_tokenizer))
+    done.fresh_tokens = sorted(tokenizer.get_vocab().keys() - done.tokens.keys())
+    own, given = dict(model.named_parameters()), dict(source.named_parameters())
+
+    pairs = _decoder_pairs(own, target, given, origin)
+    for name, other in pairs.items():
+        if other in given:
+            own[name].copy_(given[other])
+            done.copied.append(name)
+        elif name.endswith("o_proj.bias"):
+            own[name].zero_()
+            done.zeroed.append(name)
+    tables = [(model.get_input_embeddings().weight, source.get_input_embeddings().weight)]
+    head = model.get_output_embeddings().weight
+    if head is not tables[0][0]:
+        tables.append((head, source.get_output_embeddings().weight))
+    for weight, other_weight in tables:
+        _copy_rows(weight, other_weight, tokenizer, source_tokenizer, done.tokens)
+        done.copied.append(next(name for name, value in own.items() if value is weight))
+    done.copied += _copy_projector(model, target, source, origin)
+    seen = {*done.copied, *done.zeroed, *target.tower_parameters(model)}
+    done.fresh = [name for name in own if name not in seen]
+    return done
+
+
+def map_tokens(
+    family: Family, tokenizer: Any, source_family: Family, source_tokenizer: Any
+) -> dict[str, str]:
+    """Each token of one tokenizer and its counterpart in the other, where there is one."""
+    chat, other = chat_of(family.model_type), chat_of(source_family.model_type)
+    known = source_tokenizer.get_vocab()
+    mapped = {token: token for token in tokenizer.get_vocab() if token in known}
+    places = {chat.image: other.image, chat.pad: other.pad, chat.end: other.end}
+    places |= {token: other.roles[role] for role, token in chat.roles.items()}
+    return mapped | places
+
+
+def _decoder_pairs(
+    own: Mapping[str, torch.Tensor],
+    target: Family,
+    given: Mapping[str, torch.Tensor],
+    origin: Family,
+) -> dict[str, str]:
+    """Names of the decoder's parameters in the model and what they are called in the source."""
+    decoder = target.decoder_layers.removesuffix(".layers")
+    theirs = origin.decoder_layers.removesuffix(".layers")
+    pairs = {
+        name: theirs + name.removeprefix(decoder)
+        for name in own
+        if name.startswith((f"{target.decoder_layers}.", f"{decoder}.norm."))
+    }
+    lost = sorted(
+        name
+        for name in given
+        if name.startswith(f"{origin.decoder_layers}.") and name not in pairs.values()
+    )
+    if lost:
+        mend = "set attention_bias: true in its text configuration"
+        raise InputError(
+            f"the {target.model_type} model has no place for {lost[0]!r} of the "
+            f"{origin.model_type} model; {mend if 'bias' in lost[0] else 'choose another source'}"
+        )
+    for name, other in pairs.items():
+        if other in given and own[name].shape != given[other].shape:
+            raise InputError(
+                f"{name!r} is of shape {tuple(own[name].shape)} in the {target.model_type} model "
+                f"and {tuple(given[other].shape)} in the {origin.model_type} model to start from; "
+                "make the text configurations one"
+            )
+    return pairs
+
+
+def _check(config: Any, source: Any) -> None:
+    mine, given = (
+        {key: getattr(part.get_text_config(), key) for key in _SHAPE}
+        | {
+            "rope_theta": part.get_text_config().rope_parameters["rope_theta"],
+            "tie_word_embeddings": part.tie_word_embeddings,
+        }
+        for part in (config, source)
+    )
+    for key, value in mine.items():
+        if value != given[key]:
+            raise InputError(
+                f"{key} is {value} in the {config.model_type} model and {given[key]} in the "
+                f"{source.model_type} model to start from; make the text configurations one"
+            )
+
+
+def _copy_rows(
+    weight: torch.Tensor,
+    given: torch.Tensor,
+    tokenizer: Any,
+    source_tokenizer: Any,
+    tokens: dict[str, str],
+) -> None:
+    rows = tokenizer.convert_tokens_to_ids(list(tokens))
+    places = source_tokenizer.convert_tokens_to_ids(list(tokens.values()))
+    weight[torch.tensor(rows)] = given[torch.tensor(places)].to(weight.dtype)
+
+
+def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> list[str]:
+    """Copy the main projector when all its parameters are of the source's shapes, in order."""
+    path = target.projectors[0]
+    own = dict(model.get_submodule(path).named_parameters())
+    given = list(source.get_submodule(origin.projectors[0]).parameters())
+    if [value.shape for value in own.values()] != [value.shape for value in given]:
+        return []
+    for value, other in zip(own.values(), given, strict=True):
+        value.copy_(other)
+    return [f"{path}.{name}" for name in own]

@@ -1,0 +1,291 @@
+"""Evaluation at full scale: benchmark by benchmark, over any number of processes, resumable.
+
+    accelerate launch --num_processes 8 -m replication.evaluate.parts request.json
+
+A :class:`Request` names a model, the published data and a directory for the *parts*: what each
+benchmark gave, as ``<benchmark>.json`` (score, settings, origin) and ``<benchmark>.parquet`` (an
+outcome per question). A part is written when its benchmark is finished, whole or not at all, and
+counts while its origin is that of the request; so an interrupted evaluation goes on with the
+benchmarks that are not finished.
+
+Every process holds the whole model and answers its share of the questions; only answers travel
+between processes. With one process :func:`evaluate` does all of it in the caller's.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grace.errors import InputError
+from replication.base import provenance
+from replication.base.files import read_json, write_json_atomic
+from replication.benchmarks import BENCHMARKS, Published
+from replication.benchmarks.published import Source, prepare
+from replication.evaluate.score import _DTYPES, Evaluation, evaluate_model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from replication.evaluate.chat_model import Share
+
+CODE = (
+    *("grace/models.py", "replication/evaluate/score.py", "replication/evaluate/chat_model.py"),
+    *("replication/evaluate/parts.py", "replication/benchmarks"),
+)
+RELEASED_CODE = ("grace/export", "grace/quantization")
+"""What decides the weights of a model that :attr:`Request.released` describes."""
+
+FOREVER = timedelta(days=7)
+"""How long a process waits for the others' answers: theirs may take hours longer."""
+
+
+class EvaluationError(RuntimeError):
+    """The processes of an evaluation ended without a result."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One model, the benchmarks to evaluate it on, and how.
+
+    model: its directory. processor: of the processor, where it is another. released: None for a
+    directory as save_pretrained writes it, or what `grace.export.load_released` needs to know.
+    data: the published data by benchmark. parts: the directory of what is finished. weights: hash
+    of the model's files. device: "auto" is the accelerator if there is one.
+    """
+
+    model: str
+    data: dict[str, Published]
+    parts: str
+    cache: str
+    weights: str
+    batch_size: int
+    max_new_tokens: int
+    dtype: str
+    processor: str | None = None
+    released: dict[str, Any] | None = None
+    device: str = "auto"
+    limit: int | None = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Request":
+        data = {name: Published.from_dict(one) for name, one in content["data"].items()}
+        return cls(**{**content, "data": data})
+
+    def origin(self, benchmark: str) -> dict[str, str]:
+        """What the result on a benchmark follows from; the number of processes is no part of it."""
+        published = self.data[benchmark]
+        images = published.images
+        return {
+            "weights": self.weights,
+            "released": json.dumps(self.released, sort_keys=True),
+            "questions": published.sha256 + (f" {images.sha256}" if images else ""),
+            "settings": json.dumps([self.batch_size, self.max_new_tokens, self.dtype, self.limit]),
+            "official_task": BENCHMARKS[benchmark].sha256(),
+            "versions": json.dumps(provenance.library_versions(), sort_keys=True),
+            "code": provenance.code_hash(CODE + (RELEASED_CODE if self.released else ())),
+        }
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one benchmark gave."""
+
+    score: dict[str, Any]
+    settings: dict[str, Any]
+    outcomes: "pd.DataFrame"
+
+
+def prepare_data(
+    names: list[str], sources: Mapping[str, Source], views: Path, mirror: Path | None = None
+) -> dict[str, Published]:
+    """The published data of benchmarks. Errors: see `replication.benchmarks.published.prepare`."""
+    return {name: prepare(BENCHMARKS[name], sources[name], views, mirror) for name in names}
+
+
+def read_part(request: Request, benchmark: str) -> Part | None:
+    """A finished benchmark, or None if there is none of the request's origin."""
+    import pandas as pd
+
+    file = Path(request.parts) / f"{benchmark}.json"
+    try:
+        record = read_json(file)
+        outcomes = file.with_suffix(".parquet")
+        if record["origin"] != request.origin(benchmark):
+            return None
+        if hashlib.sha256(outcomes.read_bytes()).hexdigest() != record["outcomes"]:
+            return None
+        return Part(record["score"], record["settings"], pd.read_parquet(outcomes))
+    except (InputError, OSError, KeyError, TypeError):
+        return None
+
+
+def write_part(request: Request, benchmark: str, evaluation: Evaluation, processes: int) -> None:
+    """Keep a finished benchmark; the record comes last and names the outcomes by their hash."""
+    file = Path(request.parts) / f"{benchmark}.json"
+    outcomes = file.with_suffix(".parquet")
+    evaluation.write_outcomes(outcomes)
+    record = {
+        "score": evaluation.scores[benchmark],
+        "settings": {**evaluation.settings, "processes": processes},
+        "origin": request.origin(benchmark),
+        "outcomes": hashlib.sha256(outcomes.read_bytes()).hexdigest(),
+    }
+    write_json_atomic(file, record)
+
+
+def open_benchmarks(request: Request) -> list[str]:
+    """The benchmarks that are not finished."""
+    return [name for name in request.data if read_part(request, name) is None]
+
+
+def evaluate(request: Request, processes: int = 1) -> dict[str, Part]:
+    """Evaluate what is not finished and return all parts, in the order of the request.
+
+    processes: of this machine; more than one are started through `accelerate launch`.
+
+    Raises InputError for bad input, and EvaluationError if a process fails.
+    """
+    if open_benchmarks(request):
+        if processes == 1:
+            from replication.evaluate.chat_model import Share
+
+            run(request, Share())
+        else:
+            _launch(request, processes)
+    parts = {}
+    for name in request.data:
+        part = read_part(request, name)
+        if part is None:
+            raise EvaluationError(f"{request.model}: no result on {name} was written")
+        parts[name] = part
+    return parts
+
+
+def count_processes(processes: int | str) -> int:
+    """`processes`, or for "all" one per accelerator of this machine and at least one."""
+    import torch
+
+    return max(1, torch.cuda.device_count()) if processes == "all" else int(processes)
+
+
+def _launch(request: Request, processes: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        file = write_json_atomic(Path(folder) / "request.json", asdict(request))
+        # --multi_gpu is what starts several processes at all, on a machine without GPUs too
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+        options = {
+            "num_processes": processes,
+            "num_machines": 1,
+            "num_cpu_threads_per_process": max(1, (os.cpu_count() or 1) // processes),
+            "mixed_precision": "no",
+            "dynamo_backend": "no",
+            "main_process_port": 0,
+        }
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        module = ["-m", "replication.evaluate.parts", str(file), str(processes)]
+        code = subprocess.call([*launch, *words, *module])
+    if code:
+        raise EvaluationError(
+            f"{request.model}: a process of the evaluation failed, see above; what was finished is "
+            "kept, run it again"
+        )
+
+
+def run(request: Request, share: "Share") -> None:
+    """Evaluate, as one of the processes of `share`, what is not finished."""
+    # one process says what is left: another may look after a part was written
+    names = share.gather(open_benchmarks(request))[0]
+    if not names:
+        return
+    model, processor = load(request)
+    for name in names:
+        evaluation = evaluate_model(
+            model,
+            [name],
+            request.data,
+            processor=processor,
+            batch_size=request.batch_size,
+            max_new_tokens=request.max_new_tokens,
+            dtype=request.dtype,
+            limit=request.limit,
+            cache=request.cache,
+            share=share,
+        )
+        if share.rank == 0:
+            write_part(request, name, evaluation, share.world)
+            value = evaluation.scores[name]["score"]
+            print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
+
+
+def load(request: Request) -> tuple[Any, Any]:
+    """The request's (model, processor) on this process's device."""
+    import torch
+
+    from replication.evaluate.chat_model import ChatModel
+
+    device = request.device
+    if device == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    dtype, elsewhere = _DTYPES[request.dtype], Path(request.processor or request.model)
+    if request.released is None:
+        chat = ChatModel.from_directory(
+            Path(request.model), dtype=dtype, device=device, processor_path=elsewhere
+        )
+        return chat.model, chat.processor
+    from grace.export import load_released
+    from grace.models import load_processor
+    from grace.quantization import bake
+
+    model: Any = load_released(Path(request.model), dtype=dtype, **request.released)
+    bake(model)  # the weights as they are, without rounding them again at every step
+    return model.to(dtype).to(torch.device(device)), load_processor(elsewhere)
+
+
+@contextmanager
+def _process_group() -> Iterator["Share"]:
+    """The share that the launcher's environment gives. Objects travel through gloo: they are few,
+    and no process may give up while another is still answering."""
+    import torch
+    import torch.distributed as dist
+
+    from replication.evaluate.chat_model import Share
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Share()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("gloo", timeout=FOREVER)
+    try:
+        yield Share(dist.get_rank(), world)
+    finally:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    try:
+        request = Request.from_dict(read_json(sys.argv[1]))
+        with _process_group() as share:
+            if sys.argv[2:] and share.world != int(sys.argv[2]):
+                raise InputError(
+                    f"the launcher started {share.world} processes instead of {sys.argv[2]}"
+                )
+            run(request, share)
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The paper's tables with what was measured beside what was reported.
+
+    table = build_table("table4", "results", "small")
+    write(table, "results/small/tables")      # table4.json, table4.md, table4.csv, table4.tex
+
+The JSON is the source: the other three are made from it and hold the same numbers.
+
+A table is one of the paper's, one of our own (own_tables of tables.yaml), or a summary that holds
+no scores (`replication.report.tables.summaries`).
+
+JSON: {"kind", "id", "short", "title", "scale", "family", "columns", "rows", "footnotes", ...}. A
+row has one cell per column. Of a table of scores (kind "scores"):
+
+    reported, measured                  numbers, or null: nothing is reported / not run
+    evidence                            "measured", "recorded" or "not run"
+    delta_reported, delta_measured      row − baseline (null for the baseline itself, and where
+                                        either number is missing)
+    delta_low, delta_high               the measured difference's 95 % interval: paired bootstrap
+                                        over questions, and over seeds where there are several
+    resolvable                          smallest difference that these questions and seeds would
+                                        have resolved, with the file's "power"
+    measured_low, measured_high         of retention: its 95 % interval
+    seed_spread                         standard deviation over seeds (null for one seed)
+    n, seeds                            questions and seeds behind `measured`
+
+Where results of another device were recorded (`replication.results.elsewhere`), and only there:
+the table
+has "recordings", one entry a device ("id", "device", "standin", "seeds", the smallest and largest
+number of them, "n", "evaluated_on", "commits", "versions"), and a cell has "recorded", by that id
+what the measured part of a cell holds, differences from the same recording's baseline.
+
+Of a summary (kind "summary"): reported, measured, low, high, seed_spread.
+
+CSV: tidy, one line per row and column, the same fields; a number that is missing says "not run" or
+"not reported", and a difference that has no meaning "none". No field is ever empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+from replication.base.files import json_text, write_text_atomic
+from replication.judge.quantities import Sources
+from replication.paper import load_ledger, load_tables, nearest
+from replication.report.tables import text
+from replication.report.tables.scores import Comparisons, Recorded, score_table
+from replication.report.tables.summaries import summary_table
+from replication.results.elsewhere import read_recordings
+from replication.results.scores import ResultSet, check_scale
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table: `data` is the content of its JSON file."""
+
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file name without suffix."""
+        return str(self.data["short"])
+
+    def _write(self, form: str) -> str:
+        kind = "summary" if self.data["kind"] == "summary" else "score"
+        written: str = getattr(text, f"{kind}_{form}")(self.data)
+        return written
+
+    def json(self) -> str:
+        return json_text(dict(self.data), self.name)
+
+    def markdown(self) -> str:
+        return self._write("markdown")
+
+    def csv(self) -> str:
+        return self._write("csv")
+
+    def tex(self) -> str:
+        return self._write("tex")
+
+
+def write(table: Table, folder: str | Path) -> list[Path]:
+    """Write <folder>/<short name>.{json,md,csv,tex}; returns the four paths.
+
+    Each file is written whole or not at all, and none before all four could be made.
+    """
+    texts = {
+        "json": table.json(),
+        "md": table.markdown(),
+        "csv": table.csv(),
+        "tex": table.tex(),
+    }
+    folder = Path(folder)
+    return [
+        write_text_atomic(folder / f"{table.name}.{suffix}", text) for suffix, text in texts.items()
+    ]
+
+
+def _sources(results_dir: str | Path, scale: str, recorded: str | Path | None) -> Sources:
+    results = ResultSet(results_dir, check_scale(scale))
+    folder = None if recorded is None else Path(recorded)
+    return Sources(results, load_ledger(), load_tables(), folder)
+
+
+def _recorded(sources: Sources) -> list[Recorded]:
+    if sources.recorded is None:
+        return []
+    return [
+        Recorded(one, Comparisons(replace(sources, results=one.results)))
+        for one in read_recordings(sources.recorded, sources.results.scale)
+    ]
+
+
+def _build(name: str, comparisons: Comparisons, recorded: Sequence[Recorded]) -> Table:
+    reported = comparisons.sources.reported
+    if name in reported.summaries:
+        return Table(summary_table(reported.summaries[name], comparisons))
+    return Table(score_table(reported.table(name), comparisons, recorded))
+
+
+def build_table(
+    table_id: str, results_dir: str | Path, scale: str, recorded: str | Path | None = None
+) -> Table:
+    """One table with everything measured at `scale`.
+
+    table_id: the id or short name ("table4"). results_dir: the folder that holds
+    <scale>/scores, outcomes and training; runs that are missing there are "not run". recorded: the
+    folder of recorded results, if they are to be shown.
+
+    Raises InputError for an unknown table or scale, or result files that are wrong in themselves.
+    """
+    reported = load_tables()
+    known = {*reported.tables, *reported.short_names()}
+    if table_id not in known:
+        raise InputError(f"unknown table {table_id!r}{nearest(table_id, known)}")
+    sources = _sources(results_dir, scale, recorded)
+    return _build(table_id, Comparisons(sources), _recorded(sources))
+
+
+def build_tables(
+    results_dir: str | Path, scale: str, recorded: str | Path | None = None
+) -> list[Table]:
+    """All tables, as `build_table` makes them one by one, each result file read once."""
+    sources = _sources(results_dir, scale, recorded)
+    comparisons, shown = Comparisons(sources), _recorded(sources)
+    return [_build(name, comparisons, shown) for name in load_tables().short_names()]

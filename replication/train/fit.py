@@ -1,0 +1,335 @@
+"""One training run: from data, a model and a method to a directory, resumable in between."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from grace.data import Collator, ConversationDataset
+from grace.errors import InputError
+from grace.quantization import bake, write_codes
+from grace.training import GraceTrainer, MethodConfig, Teacher
+from replication.base import provenance
+from replication.base.files import write_json_atomic
+from replication.settings.paths import Layout, needed, reading
+
+ORIGIN_FILE = "origin.json"
+_LEFT_OUT = ("rejected", "truncated", "dropped_images")  # what shards tell of their conversations
+
+
+def load_training_data(
+    layout: Layout, family: str, processor: Any, config: Any
+) -> ConversationDataset:
+    """The training conversations with a family's precomputed vision features.
+
+    Raises:
+        InputError: when either is missing or they do not belong together.
+    """
+    needed(layout.conversations, "standins")
+    path = layout.features(family)
+    with reading(path, "features"):
+        features = np.load(path, mmap_mode="c")
+    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
+
+
+def fit(
+    model: Any,
+    data: ConversationDataset,
+    method: MethodConfig,
+    settings: dict[str, Any],
+    *,
+    teacher: Teacher | None,
+    origin: dict[str, str],
+    scratch: Path,
+    log: Path,
+    finish: Callable[[GraceTrainer], None] | None = None,
+) -> GraceTrainer:
+    """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
+
+    Checkpoints of another origin are thrown away, not gone on from. In several processes each of
+    them calls this, and ``model`` may be sharded afterwards: see :func:`whole_model`.
+
+    Args:
+        settings: steps or epochs, batch_size, learning_rate, seed and the optional rest of the
+            corresponding section of ``params.yaml``.
+        origin: what the training follows from, see :func:`origin_of`.
+        scratch: folder for checkpoints, removed when training is complete.
+        log: JSON file for the logged values (``history``), the controller's bounds, what of the
+            published data did not fit (``data``), and what the training took (``cost``; None if it
+            was interrupted).
+        finish: called when training is complete, while its last checkpoint is still there.
+    """
+    if not torch.cuda.is_available():
+        # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
+        model.set_attn_implementation("eager")
+    launch = settings.get("launch") or {}
+    steps = settings.get("steps") or 0
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        max_steps=steps or -1,
+        num_train_epochs=settings.get("epochs") or 1.0,
+        per_device_train_batch_size=settings["batch_size"],
+        gradient_accumulation_steps=settings.get("accumulation", 1),
+        learning_rate=settings["learning_rate"],
+        weight_decay=settings.get("weight_decay", 0.0),
+        max_grad_norm=settings.get("max_grad_norm", 1.0),
+        warmup_steps=settings.get("warmup_ratio", 0.03),
+        lr_scheduler_type="cosine",
+        optim=launch.get("optimizer", "adamw_torch_fused"),
+        bf16=settings.get("bf16", False) and not _under_deepspeed(),
+        gradient_checkpointing=settings.get("gradient_checkpointing", False),
+        seed=settings["seed"],
+        data_seed=settings["seed"],
+        logging_steps=min(settings.get("logging_steps", 50), steps or 50),
+        save_steps=settings.get("save_steps", 500),
+        save_total_limit=1,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_num_workers=launch.get("workers", 0),
+        dataloader_pin_memory=False,
+        include_num_input_tokens_seen="non_padding",
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=False,
+    )
+    collator = Collator(
+        data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
+    )
+    trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
+    told: dict[str, Any] = {"family": model.config.model_type}
+    left_out = {name: getattr(data, name) for name in _LEFT_OUT if hasattr(data, name)}
+    if left_out:
+        told["data"] = left_out
+    if method.distillation is not None and method.distillation.adaptive:
+        bounds = ("tau", "beta_min", "beta_max")
+        told["controller"] = {name: getattr(method.distillation, name) for name in bounds}
+    first = trainer.is_world_process_zero()
+    last = last_checkpoint(scratch, origin) if first else None
+    [last] = broadcast_object_list([last])  # the others look only after it
+    if first and last is None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_json_atomic(scratch / ORIGIN_FILE, origin)
+    trainer.accelerator.wait_for_everyone()
+    if last is not None:
+        state = json.loads((last / "trainer_state.json").read_text())
+        if state["global_step"] >= state["max_steps"]:
+            if first:
+                load_weights(model, last)
+            _end(trainer, scratch, log, {**told, "history": state["log_history"]}, finish)
+            return trainer
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    _forget_peak_memory()
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    cost = None
+    if last is None:
+        cost = {
+            "seconds": round(time.monotonic() - started, 1),
+            "steps": trainer.state.global_step,
+            "tokens": int(trainer.state.num_input_tokens_seen),
+            "peak_memory_bytes": _peak_memory(),
+            "trained_parameters": trained,
+            "threads": torch.get_num_threads(),
+            "device": provenance.device_description(),
+        }
+    told |= {"history": trainer.state.log_history[:-1], "cost": cost}
+    _end(trainer, scratch, log, told, finish)
+    return trainer
+
+
+def _end(
+    trainer: GraceTrainer,
+    scratch: Path,
+    log: Path,
+    told: dict[str, Any],
+    finish: Callable[[GraceTrainer], None] | None,
+) -> None:
+    first = trainer.is_world_process_zero()
+    if first:
+        history = _history(told["history"])
+        write_json_atomic(log, {"cost": None, **told, "history": history})
+    if finish is not None:
+        finish(trainer)
+    if first:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into an unsharded model, in this process alone.
+
+    Raises:
+        InputError: for a checkpoint that lacks weights of the model.
+    """
+    sharded = checkpoint / "pytorch_model_fsdp_0"
+    if sharded.is_dir():
+        from torch.distributed import checkpoint as storage
+
+        weights = {"model": model.state_dict()}
+        storage.load(weights, checkpoint_id=sharded, no_dist=True)
+        model.load_state_dict(weights["model"])
+        return
+    missing = set(dict(model.named_parameters()))
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights = load_file(path)
+        model.load_state_dict(weights, strict=False)  # a tied head is stored once
+        missing -= set(weights)
+    if missing:
+        raise InputError(f"{str(checkpoint)!r} lacks {sorted(missing)[0]!r}; remove it")
+
+
+def whole_model(trainer: GraceTrainer, rebuild: Callable[[], Any]) -> Any | None:
+    """The trained model, unsharded, in the first process; None in the others.
+
+    Args:
+        rebuild: makes the model as it was before training, for shards to be put together in.
+    """
+    accelerator, model = trainer.accelerator, cast(Any, trainer.model)
+    if accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
+        if trainer.state.global_step > 0:
+            weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all together
+        else:  # nothing was trained: a finished run's weights were loaded, in one piece
+            weights = model.state_dict()
+        if not accelerator.is_main_process:
+            return None
+        model = rebuild()
+        model.load_state_dict(weights)
+        return model
+    return accelerator.unwrap_model(trainer.model) if accelerator.is_main_process else None
+
+
+def save_trained(
+    model: Any, processor: Any, path: Path, method: MethodConfig, origin: dict[str, str]
+) -> None:
+    """Write a trained model, values on the grid, with the integer codes and scales beside them."""
+    exact = bake(model) if method.quantization is not None else {}
+
+    def write_more(directory: Path) -> None:
+        if method.quantization is not None:
+            write_codes(directory, exact, method.quantization.to_dict())
+        write_json_atomic(directory / ORIGIN_FILE, origin)
+
+    save_model(model, processor, path, also=write_more)
+
+
+def _under_deepspeed() -> bool:
+    """Whether accelerate started this process for DeepSpeed, which does the autocast itself."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def _history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The logged values without times: equal runs have equal histories."""
+    times = ("train_runtime", "train_tokens_per_second")
+    return [{k: v for k, v in entry.items() if k not in times} for entry in entries]
+
+
+def _forget_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError):  # resets the high-water mark that the next function reads
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory() -> int:
+    """Bytes at the highest: of this process, or of the accelerator's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def read_origin(folder: Path) -> dict[str, str] | None:
+    """What the content of a folder follows from; None where it does not say."""
+    try:
+        return json.loads((folder / ORIGIN_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:
+    """The newest complete checkpoint in ``scratch``; None if there is none of this origin."""
+    if read_origin(scratch) != origin:
+        return None
+    found = {}
+    for folder in scratch.glob("checkpoint-*"):
+        number = folder.name.removeprefix("checkpoint-")
+        if number.isdigit():
+            found[int(number)] = folder
+    for _, folder in sorted(found.items(), reverse=True):
+        try:  # the library writes this file last
+            if json.loads((folder / "trainer_state.json").read_text()):
+                return folder
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+def origin_of(
+    model: Any,
+    data: ConversationDataset,
+    method: MethodConfig,
+    settings: dict[str, Any],
+    teacher: Teacher | None,
+    *,
+    code: Sequence[str],
+) -> dict[str, str]:
+    """What a training run follows from, as hashes and plain values.
+
+    Args:
+        code: the source files and packages that decide its result, from the repository's root.
+    """
+    weights = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return {
+        "code": provenance.code_hash(code),
+        "versions": json.dumps(provenance.library_versions(), sort_keys=True),
+        "settings": json.dumps(settings, sort_keys=True, default=str),
+        "method": repr(method),
+        "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256", "seed")]),
+        "weights": weights.hexdigest(),
+        # shards know the hash of theirs: to read every sample would take minutes
+        "data": getattr(data, "sha256", None) or _samples_hash(data),
+    }
+
+
+def _samples_hash(data: ConversationDataset) -> str:
+    samples = hashlib.sha256()
+    for index in range(len(data)):
+        samples.update(data.ids[index].encode())
+        for tokens in data.tokens(index):
+            samples.update(tokens.tobytes())
+    return samples.hexdigest()
+
+
+def save_model(
+    model: Any, processor: Any, path: Path, *, also: Callable[[Path], None] | None = None
+) -> None:
+    """Write a model directory under a temporary name, then rename it into place.
+
+    Args:
+        also: writes further files into the directory.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    if also is not None:
+        also(temporary)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)  # a part of it, if removing it were interrupted, would pass for it
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

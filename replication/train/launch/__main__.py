@@ -1,0 +1,34 @@
+"""Train one seed of a run, as one of the processes that ``accelerate launch`` starts.
+
+    accelerate launch --config_file replication/train/launch/fsdp2.yaml --num_processes 16 \\
+        --module replication.train.launch qwen2_vl_runs grace_int4 0
+"""
+
+import argparse
+import sys
+
+from grace.errors import InputError
+from replication.settings.schema import PARAMS_FILE, load_params
+from replication.train.launch import train_launched
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m replication.train.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("group", help="group of runs, such as qwen2_vl_runs")
+    parser.add_argument("name", help="run of the group, such as grace_int4")
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
+    given = parser.parse_args()
+    try:
+        train_launched(load_params(given.params), given.group, given.name, given.seed)
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

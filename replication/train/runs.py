@@ -1,0 +1,183 @@
+"""Training of the named runs: a group, every seed of each, from their family's baseline.
+
+What is there already and follows from the same parameters, data and code is kept: a changed run
+is trained again, and the others of its group are not.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grace.distillation import DistillationConfig
+from grace.errors import InputError
+from grace.models import check_model_directory, family_of, load_model, load_processor
+from grace.quantization import QuantSpec
+from replication.base.workers import run_all
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import TEACHER_METHODS, Params, Run, Train
+
+if TYPE_CHECKING:
+    from grace.training import MethodConfig
+
+# The trainer takes seconds to import. It is needed by the processes that train, not by the one
+# that starts them.
+
+
+CODE = (
+    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
+    *("grace/teacher.py", "grace/training.py"),
+    *("replication/train/shuffled_teacher.py", "replication/train/fit.py"),
+    "replication/train/runs.py",
+)
+
+
+def method_config(settings: Train, run: Run) -> "MethodConfig":
+    """The method of a run: the shared settings, with the run's own on top.
+
+    Raises:
+        InputError: for settings that do not go together.
+    """
+    from grace.training import MethodConfig
+
+    quantization = None
+    if run.bits != 16:
+        quantization = QuantSpec(
+            bits=run.bits,
+            group_size=settings.group_size if run.group_size is None else run.group_size,
+            init=settings.init,
+            gradient_factor=settings.gradient_factor,
+        )
+    distillation = None
+    if run.method in TEACHER_METHODS:
+        chosen = settings.distillation | (_PLAIN_KD if run.method == "kd" else {})
+        distillation = DistillationConfig.from_dict({**chosen, **run.distillation})
+    return MethodConfig(
+        run.method,
+        bits=run.bits,
+        quantization=quantization,
+        distillation=distillation,
+        scale_lr_multiplier=settings.scale_lr_multiplier,
+    )
+
+
+# Naive KD: the full softened distribution with a fixed weight, no gate, no relational term.
+_PLAIN_KD: dict[str, Any] = {
+    "decoupled": False,
+    "kappa": 0.0,
+    "adaptive": False,
+    "rcka_weight": 0.0,
+}
+
+
+def run_settings(settings: Train, run: Run, seed: int) -> dict[str, Any]:
+    """What :func:`replication.train.fit.fit` is told of one seed of a run."""
+    told = dataclasses.asdict(settings) | {"seed": seed}
+    if run.learning_rate is not None:
+        told["learning_rate"] = run.learning_rate
+    return told
+
+
+def train_one(params: Params, group: str, name: str, seed: int) -> None:
+    """Train one seed of a run and write its model directory, values on the grid, with the integer
+    codes and scales beside them. A model that is there already, of the same origin, is kept."""
+    from grace.teacher import CachedTeacher, Identity, check_teacher
+    from grace.training import prepare_student
+    from replication.train.fit import (
+        fit,
+        load_training_data,
+        origin_of,
+        read_origin,
+        save_trained,
+    )
+    from replication.train.shuffled_teacher import ShuffledTeacher
+
+    layout, folder = Layout(params), params.group(group)
+    family, run = folder.family, folder.models[name]
+    method = method_config(params.train, run)
+    path = layout.model(family, "baseline")
+    processor = load_processor(path)
+    torch.manual_seed(seed)
+    model: Any = load_model(path)
+    prepare_student(model, method)
+    data = load_training_data(layout, family, processor, model.config)
+    teacher: Any = None
+    if method.needs_teacher:
+        teacher = CachedTeacher(layout.teacher_outputs(family), samples=len(data))
+        check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
+        if run.shuffled_teacher:
+            teacher = ShuffledTeacher(teacher, data.supervised, seed)
+    settings = run_settings(params.train, run, seed)
+    origin = origin_of(model, data, method, settings, teacher, code=CODE)
+    target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
+    if log.is_file() and read_origin(target) == origin:
+        return
+    with family_of(family).take_vision_features(model):
+        fit(
+            model,
+            data,
+            method,
+            settings,
+            teacher=teacher,
+            origin=origin,
+            scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
+            log=log,
+            finish=lambda _: save_trained(model, processor, target, method, origin),
+        )
+
+
+def check_baseline(layout: Layout, family: str) -> None:
+    """Check that a family's baseline is there and of that family.
+
+    Raises:
+        InputError: saying which stage to run.
+    """
+    baseline = layout.model(family, "baseline")
+    config = check_model_directory(baseline)
+    if config is not None and config.get("model_type") != family:
+        raise InputError(
+            f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
+            f"{family!r}; run the stage baseline again"
+        )
+
+
+def _remove_others(folder: Path, known: Collection[Path]) -> None:
+    """Remove what earlier parameters left in a folder of models or logs."""
+    for path in folder.glob("*/*"):
+        if path not in known:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in folder.glob("*"):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def train_group(params: Params, group: str) -> None:
+    """Train every run of a group, and remove what earlier parameters left of it."""
+    layout, folder = Layout(params), params.group(group)
+    jobs = [(name, seed) for name, run in folder.models.items() for seed in run.seeds]
+    if params.train.launch is not None:
+        from replication.train.launch import check, run_launched
+
+        for name, seed in jobs:
+            check(params, group, name, seed)
+        for name, seed in jobs:
+            run_launched(params, group, name, seed)
+    else:
+        _check_cached(params, group)
+        run_all(train_one, [(params, group, *job) for job in jobs])
+    _remove_others(layout.models / group, [layout.trained(group, *job) for job in jobs])
+    logs = [layout.training_log(group, name, f"seed{seed}") for name, seed in jobs]
+    _remove_others(layout.training_logs(group), logs)
+    shutil.rmtree(layout.checkpoints(group, ""), ignore_errors=True)
+
+
+def _check_cached(params: Params, group: str) -> None:
+    layout, folder = Layout(params), params.group(group)
+    check_baseline(layout, folder.family)
+    needed(layout.conversations, "standins")
+    needed(layout.features(folder.family), "features")
+    if any(run.method in TEACHER_METHODS for run in folder.models.values()):
+        needed(layout.teacher_outputs(folder.family), "teacher_outputs")

@@ -1,0 +1,122 @@
+"""Teacher and baseline: trained here at reduced scale, taken as published at full scale."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from grace.data import ConversationDataset
+from grace.errors import InputError
+from grace.models import check_model_directory, family_of, load_model, load_processor
+from grace.training import MethodConfig, prepare_student
+from replication.base.files import write_json_atomic
+from replication.data.world.models import build_model, take_tower
+from replication.data.world.warmstart import warm_start
+from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import (
+    LANGUAGE_FAMILY,
+    Params,
+    Pretraining,
+    check_architectures,
+    section,
+)
+from replication.train.fit import fit, load_training_data, origin_of, save_model
+
+CODE = (
+    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
+    *("grace/teacher.py", "grace/training.py"),
+    *("replication/train/fit.py", "replication/train/start.py", "replication/data/world"),
+)
+
+
+def train_decoder(params: Params, name: str) -> None:
+    """Write ``language/<name>``: a model whose decoder was trained on text alone."""
+    layout = Layout(params)
+    languages = section(params.language, "language")
+    if name not in languages:
+        raise InputError(f"section language has no {name!r}; it has {', '.join(languages)}")
+    settings, family = languages[name], LANGUAGE_FAMILY
+    vision = section(params.vision, "vision")[family]
+    shape = getattr(params, name)[family].text
+    needed(layout.texts, "standins")
+    processor = load_processor(needed(layout.processor(family), "vision"))
+    check_architectures(params)
+    model = build_model(family, processor, shape, vision.config, settings.seed)
+    method = MethodConfig("sft")
+    prepare_student(model, method)
+    data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
+    given = dataclasses.asdict(settings) | {"bf16": True}
+    fit(
+        model,
+        data,
+        method,
+        given,
+        teacher=None,
+        origin=origin_of(model, data, method, given, None, code=CODE),
+        scratch=layout.checkpoints("language", name),
+        log=layout.training_log("language", name, "text"),
+    )
+    save_model(model, processor, layout.model("language", name))
+
+
+def train_model(params: Params, family: str, name: str) -> None:
+    """Write ``<family>/<name>``: ``source`` as published, or a model trained here, whose decoder
+    starts from that of another."""
+    layout = Layout(params)
+    models: dict[str, Pretraining] = getattr(params, name)
+    settings = models[family]
+    if settings.source is not None:
+        _download(settings.source, layout.model(family, name), f"{family}/{name}")
+        log = layout.training_log(family, name, "source")
+        write_json_atomic(log, {"source": settings.source})
+        return
+    vision = section(params.vision, "vision")[family]
+    needed(layout.conversations, "standins")
+    needed(layout.features(family), "features")
+    processor = load_processor(needed(layout.processor(family), "vision"))
+    check_architectures(params)
+    assert settings.start is not None
+    start = layout.models / settings.start
+    check_model_directory(start)
+    model = build_model(family, processor, settings.text, vision.config, settings.seed)
+    with reading(layout.vision(family), "vision"):
+        take_tower(model, family, layout.vision(family))
+    warm_start(model, processor.tokenizer, load_model(start), load_processor(start).tokenizer)
+    method = MethodConfig("sft")
+    prepare_student(model, method)
+    data = load_training_data(layout, family, processor, model.config)
+    given = dataclasses.asdict(settings) | {"bf16": True}
+    with family_of(family).take_vision_features(model):
+        fit(
+            model,
+            data,
+            method,
+            given,
+            teacher=None,
+            origin=origin_of(model, data, method, given, None, code=CODE),
+            scratch=layout.checkpoints(family, name),
+            log=layout.training_log(family, name, "instruction"),
+        )
+    save_model(model, processor, layout.model(family, name))
+
+
+def _download(source: str, target: Path, what: str) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    temporary = target.with_name(target.name + ".tmp")
+    if Path(source).is_dir():
+        check_model_directory(Path(source))
+        shutil.rmtree(temporary, ignore_errors=True)  # perhaps of another source
+        shutil.copytree(source, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        return
+    try:
+        snapshot_download(source, local_dir=temporary)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise InputError(
+            f"{what}: {source!r} cannot be downloaded ({str(error).splitlines()[0]}); check the "
+            "network, or put the checkpoint's local directory into the parameter file"
+        ) from error
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
