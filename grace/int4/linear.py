@@ -105,11 +105,6 @@ class PackedLinear(nn.Module):
         return self._backend.name
 
     @property
-    def exact(self) -> bool:
-        """Whether the codes that were given are what runs (not so for NF4)."""
-        return self._backend.exact
-
-    @property
     def arithmetic(self) -> str:
         """What is computed in which precision."""
         return self._backend.arithmetic
@@ -221,11 +216,6 @@ class PackedLinear(nn.Module):
             self._buffers.update(kept)
         if after == before:
             return self
-        if not self.exact:
-            raise InputError(
-                f"{self.name or 'linear'}: a layer of back end {self.backend!r} cannot be moved "
-                f"to {after}: make it there"
-            )
         codes, scales = self._backend.unpack(kept, self.shape)
         self._put(codes.to(after), scales.to(after))
         return self

@@ -69,7 +69,7 @@ def pack(
         layer = _LAYERS[container].from_codes(
             codes, scales, source.bias, backend, crossover=crossover, name=name
         )
-        wrong = layer.mismatches(codes, scales) if layer.exact else 0
+        wrong = layer.mismatches(codes, scales)
         if wrong:
             raise RuntimeError(
                 f"{name}: {wrong} codes or scales differ after packing for {layer.backend}: "

@@ -1,7 +1,6 @@
 """Products of every back end against float64, and the choice of one."""
 
 import functools
-import logging
 import types
 import warnings
 
@@ -11,16 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from storages import LiveBytes
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grace.errors import InputError
-from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available, effective_bits, pack
-from grace.int4.backends import Backend, nf4, select
+from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available
+from grace.int4.backends import Backend, select
 from grace.int4.backends import cpu as cpu_module
 from grace.int4.backends import cuda as cuda_module
 from grace.int4.layouts import BlockedLayout, WeightShape, kernel_codes, kernel_scales
-from grace.quantization import QuantSpec, prepare
 
 few = settings(deadline=None, max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
@@ -307,151 +304,6 @@ def test_mismatches_are_counted(name):
     assert backend.mismatches(buffers, shape, other, others) == 3
 
 
-@pytest.fixture
-def bitsandbytes():
-    return pytest.importorskip("bitsandbytes")
-
-
-def nf4_weight(functional, weight):
-    """(packed, state, dequantized) of bitsandbytes' own functions."""
-    packed, state = functional.quantize_4bit(weight.bfloat16(), blocksize=64, quant_type="nf4")
-    return packed, state, functional.dequantize_4bit(packed, state)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_nf4_is_another_quantizer(bitsandbytes, bias):
-    """It runs bitsandbytes' NF4 of the dequantized weight, and holds no codes."""
-    shape = WeightShape(64, 128, 1, 4)
-    codes, scales, offset, x, weight = draw(3, shape, 4, bias)
-    layer = Int4Linear.from_codes(codes, scales, offset, "bitsandbytes")
-    rounded = nf4_weight(bitsandbytes.functional, weight)[2].double()
-    assert not torch.equal(rounded, weight.bfloat16().double())
-    shift = 0 if offset is None else offset.double()
-    expected = x.double() @ rounded.t() + shift
-    error = (layer(x).double() - expected).norm() / expected.norm()
-    # bitsandbytes' kernel for AVX512-BF16 also rounds absmax and its levels to bfloat16
-    assert error < 3 * ROUNDING
-    assert (layer(x).double() - x.double() @ weight.t() - shift).norm() > expected.norm() / 50
-    assert not layer.exact and "not the codes" in layer.arithmetic
-    mend = "use the model it was from"
-    with pytest.raises(InputError, match=rf"^an NF4 layer no longer has its scales: {mend}$"):
-        layer.codes()
-    with pytest.raises(InputError, match=rf"^an NF4 layer no longer has its scales: {mend}$"):
-        layer.state_dict()
-    with pytest.raises(
-        InputError, match=rf"^an NF4 layer no longer has its integer codes: {mend}$"
-    ):
-        BACKENDS["bitsandbytes"].code_rows(layer.packed_tensors(), shape)
-
-
-@pytest.mark.parametrize("repacks", [False, True])
-@pytest.mark.parametrize("groups", [1, 4])
-def test_nf4_weight_is_what_bitsandbytes_dequantizes(bitsandbytes, monkeypatch, repacks, groups):
-    """As it packs for every processor, and as for AVX512-BF16; read by its functions alone."""
-    functional = bitsandbytes.functional
-    monkeypatch.setattr(functional, "has_avx512bf16", lambda: repacks)
-    shape, backend = WeightShape(64, 128, groups, 4), BACKENDS["bitsandbytes"]
-    codes, scales, offset, _, weight = draw(3, shape, 4, bias=True)
-    packed, state, rounded = nf4_weight(functional, weight)
-    buffers = backend.pack(codes, scales, shape)
-    assert torch.equal(buffers["levels"], state.code)
-    assert buffers["packed"].shape == ((64, 64) if repacks else packed.shape)
-    absmax = state.absmax.view(64, 2)
-    held = absmax.bfloat16().t() if repacks else absmax.view(-1)
-    assert torch.equal(buffers["absmax"], held)
-
-    def product(rows, weight, state, bias=None):
-        assert state.packing_format_for_cpu == repacks and state.dtype == torch.bfloat16
-        if repacks:
-            state.original_storage_type, state.original_nested = None, False
-            state.original_dtype, state.original_qshape = state.dtype, packed.shape
-            weight, state = functional._convert_weight_packed_for_cpu_inverse(weight, state)
-            state.absmax = state.absmax.t().reshape(-1).float()
-        again = functional.dequantize_4bit(weight, state)
-        return rows @ again.t() if bias is None else torch.addmm(bias, rows, again.t())
-
-    monkeypatch.setattr(bitsandbytes, "matmul_4bit", product)
-    eye = torch.eye(128).bfloat16()
-    seen = backend.dense(eye, buffers, shape).t()
-    if repacks:  # absmax was rounded
-        torch.testing.assert_close(seen, rounded, rtol=2 * ROUNDING, atol=0)
-    else:
-        assert torch.equal(seen, rounded)
-    shifted = backend.dense(0 * eye, buffers, shape, offset.float())  # of another dtype
-    assert torch.equal(shifted, offset.expand(128, -1))
-
-
-@pytest.mark.parametrize(
-    ("device", "outputs", "wide", "expected"),
-    [
-        ("cpu", 64, True, True),
-        ("cpu", 48, True, False),
-        ("cpu", 64, False, False),
-        ("cuda", 64, True, False),
-    ],
-)
-def test_nf4_is_repacked_where_bitsandbytes_layers_do(device, outputs, wide, expected):
-    functional = types.SimpleNamespace(has_avx512bf16=lambda: int(wide))
-    shape = WeightShape(outputs, 128, 1, 4)
-    assert nf4._repacks(functional, torch.device(device), shape) is expected
-
-
-def test_nf4_layers_are_counted_and_packed_by_name(bitsandbytes):
-    """They hold no codes to be compared with those that were given."""
-    model = nn.Sequential(nn.Linear(256, 64))
-    prepare(model, QuantSpec(group_size=128), ["0"])
-    assert pack(model, backend="bitsandbytes") == ["0"]
-    (layer,) = effective_bits(model).layers
-    assert layer.backend == "bitsandbytes" and 4 < layer.bits < 5
-    assert layer.how == (
-        "bitsandbytes (asked for by name): NF4, rounded anew: not the codes it was given"
-    )
-
-
-@pytest.mark.parametrize(("name", "label"), [("up", "up"), ("", "linear")])
-def test_nf4_cannot_be_moved(bitsandbytes, name, label):
-    codes, scales, *_ = draw(0, WeightShape(48, 128, 2, 4), 1, bias=False)
-    layer = Int4Linear.from_codes(codes, scales, None, "bitsandbytes", name=name)
-    elsewhere = types.SimpleNamespace(device=torch.device("cuda:0"))
-    with pytest.raises(InputError) as caught:
-        layer._apply(lambda tensor: tensor if tensor.numel() else elsewhere)
-    assert str(caught.value) == (
-        f"{label}: a layer of back end 'bitsandbytes' cannot be moved to cuda:0: make it there"
-    )
-
-
-def test_nf4_says_where_it_cannot_run(bitsandbytes, monkeypatch):
-    backend = BACKENDS["bitsandbytes"]
-    assert backend.unavailable(HOST) is backend.unavailable(torch.device("cuda")) is None
-    assert logging.getLogger("bitsandbytes.backends.cpu.ops").level == logging.ERROR
-    assert available("mps")["bitsandbytes"] == (
-        "it runs on the CPU or on CUDA devices, and the weight is on mps"
-    )
-    assert backend.unsupported(WeightShape(32, 192, 1, 4)) is None
-    assert backend.unsupported(WeightShape(32, 96, 1, 4)) == (
-        "96 input features are no multiple of 64"
-    )
-    assert backend.unsupported(WeightShape(32, 128, 1, 8)) == (
-        "NF4 has 4 bits (bitsandbytes' 8-bit products also quantize the inputs)"
-    )
-    for error in (ImportError, OSError, RuntimeError):
-
-        def broken(error=error):
-            raise error("no such library")
-
-        monkeypatch.setattr(nf4, "_functional", broken)
-        assert available()["bitsandbytes"] == (
-            "the package bitsandbytes cannot be imported (no such library)"
-        )
-    found = nf4.importlib.util.find_spec
-    monkeypatch.setattr(
-        nf4.importlib.util,
-        "find_spec",
-        lambda name: None if name == "bitsandbytes" else found(name),
-    )
-    assert available()["bitsandbytes"] == "the package bitsandbytes is not installed"
-
-
 @pytest.mark.parametrize(
     ("backend", "shape", "device", "message"),
     [
@@ -459,14 +311,19 @@ def test_nf4_says_where_it_cannot_run(bitsandbytes, monkeypatch):
             "triton",
             WeightShape(32, 128, 1, 4),
             "cpu",
-            "q_proj: there is no back end 'triton': give one of auto, cpu, cuda, reference, "
+            "q_proj: there is no back end 'triton': give one of auto, cpu, cuda, reference",
+        ),
+        (
             "bitsandbytes",
+            WeightShape(32, 128, 1, 4),
+            "cpu",
+            "q_proj: there is no back end 'bitsandbytes': give one of auto, cpu, cuda, reference",
         ),
         (
             4,
             WeightShape(32, 128, 1, 4),
             "cpu",
-            "q_proj: there is no back end 4: give one of auto, cpu, cuda, reference, bitsandbytes",
+            "q_proj: there is no back end 4: give one of auto, cpu, cuda, reference",
         ),
         (
             "cpu",
@@ -489,21 +346,11 @@ def test_nf4_says_where_it_cannot_run(bitsandbytes, monkeypatch):
             "q_proj (32 x 128, 8 bits, groups of 16): back end 'cpu' cannot take it: groups of 16 "
             "are no multiple of 32; use 'reference'",
         ),
-        (
-            "bitsandbytes",
-            WeightShape(32, 128, 1, 8),
-            "cpu",
-            "q_proj (32 x 128, 8 bits, groups of 128): back end 'bitsandbytes' cannot take it: NF4 "
-            "has 4 bits (bitsandbytes' 8-bit products also quantize the inputs); use 'cpu' or "
-            "'reference'",
-        ),
     ],
 )
 def test_asking_for_a_back_end_that_cannot_run_is_an_error(
-    request, monkeypatch, backend, shape, device, message
+    monkeypatch, backend, shape, device, message
 ):
-    if backend == "bitsandbytes":
-        request.getfixturevalue("bitsandbytes")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name, label in (("q_proj", "q_proj"), ("", "linear")):
         with pytest.raises(InputError) as caught:
@@ -635,10 +482,9 @@ def test_dense_products_on_the_cpu_take_the_scratch_that_threads_fill(monkeypatc
 
 
 def test_back_ends_without_a_kernel_say_so():
-    for name in ("reference", "bitsandbytes"):
-        assert not BACKENDS[name].kernel
-        with pytest.raises(NotImplementedError, match=rf"^{name} has no kernel$"):
-            BACKENDS[name].packed(torch.zeros(1, 64), {}, WeightShape(16, 64, 1))
+    assert not BACKENDS["reference"].kernel
+    with pytest.raises(NotImplementedError, match="reference has no kernel"):
+        BACKENDS["reference"].packed(torch.zeros(1, 64), {}, WeightShape(16, 64, 1))
 
 
 @pytest.mark.parametrize(

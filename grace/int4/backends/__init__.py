@@ -1,6 +1,6 @@
 """The back ends by name, and the choice of one.
 
-`base` says what a back end is; `reference`, `cpu`, `cuda` and `nf4` (bitsandbytes) are one each.
+`base` says what a back end is; `reference`, `cpu` and `cuda` are one each.
 """
 
 import warnings
@@ -11,13 +11,11 @@ from grace.errors import InputError
 from grace.int4.backends.base import Backend, Buffers
 from grace.int4.backends.cpu import CpuBackend
 from grace.int4.backends.cuda import CudaBackend
-from grace.int4.backends.nf4 import BitsAndBytesBackend
 from grace.int4.backends.reference import ReferenceBackend
 from grace.int4.layouts import WeightShape
 
 BACKENDS: dict[str, Backend] = {
-    backend.name: backend
-    for backend in (CpuBackend(), CudaBackend(), ReferenceBackend(), BitsAndBytesBackend())
+    backend.name: backend for backend in (CpuBackend(), CudaBackend(), ReferenceBackend())
 }
 AUTO = "auto"
 # What "auto" tries on a device, in this order; the reference comes last everywhere.
@@ -78,10 +76,10 @@ def select(
 
 
 def _others(name: str, device: torch.device) -> str:
-    """What else runs on the device, the comparison that is another quantizer left out."""
+    """The other back ends that run on the device."""
     usable = [
         repr(other.name)
         for other in BACKENDS.values()
-        if other.name != name and other.exact and other.unavailable(device) is None
+        if other.name != name and other.unavailable(device) is None
     ]
     return " or ".join(usable) or "another device"

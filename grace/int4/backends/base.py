@@ -17,14 +17,12 @@ class Backend(ABC):
     """A layout of the weight and the products that read it. Stateless; one instance serves all.
 
     name: by which it is asked for.
-    exact: holds the codes themselves, so that `unpack` gives back what was packed.
     kernel: has a product for few rows, `packed`; without one, `dense` serves any number.
     activations: the dtype that inputs are cast to, or None for the input's own.
     arithmetic: one line for reports: what is computed in which precision.
     """
 
     name: ClassVar[str]
-    exact: ClassVar[bool] = True
     kernel: ClassVar[bool] = True
     activations: ClassVar[torch.dtype | None] = torch.bfloat16
     arithmetic: ClassVar[str]
@@ -84,10 +82,18 @@ class Backend(ABC):
 class KernelBackend(Backend):
     """One of torch's int4pack kernels, whose scales lie beside zeros, two by two.
 
-    product: the operator's name in torch.ops.aten.
+    product: the operator's name in torch.ops.aten. row_multiple: what divides the output features.
     """
 
     product: ClassVar[str]
+    row_multiple: ClassVar[int]
+
+    def unsupported(self, shape: WeightShape) -> str | None:
+        if shape.kernel_group is None:
+            return f"groups of {shape.group_size} are no multiple of 32"
+        if shape.out_features % self.row_multiple:
+            return f"{shape.out_features} output features are no multiple of {self.row_multiple}"
+        return None
 
     def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
         return scales_of_kernel(buffers["scales_and_zeros"], shape)

@@ -61,6 +61,7 @@ class CpuBackend(KernelBackend):
 
     name = "cpu"
     product = "_weight_int4pack_mm_for_cpu"
+    row_multiple = 16
     arithmetic = "bfloat16 inputs, float32 accumulation"
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -68,13 +69,6 @@ class CpuBackend(KernelBackend):
             return f"it runs on the CPU, and the weight is on {device}"
         if native_layout() is None:
             return f"torch {torch.__version__} has no int4pack kernel of a known layout here"
-        return None
-
-    def unsupported(self, shape: WeightShape) -> str | None:
-        if shape.kernel_group is None:
-            return f"groups of {shape.group_size} are no multiple of 32"
-        if shape.out_features % 16:
-            return f"{shape.out_features} output features are no multiple of 16"
         return None
 
     def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:

@@ -50,6 +50,7 @@ class CudaBackend(KernelBackend):
 
     name = "cuda"
     product = "_weight_int4pack_mm"
+    row_multiple = 8
     arithmetic = "bfloat16 inputs and weights, float32 accumulation"
 
     def unavailable(self, device: torch.device) -> str | None:
@@ -65,13 +66,6 @@ class CudaBackend(KernelBackend):
         index = torch.cuda.current_device() if device.index is None else device.index
         if not _packs_as_expected(index):
             return f"torch {torch.__version__} packs in an unknown layout"
-        return None
-
-    def unsupported(self, shape: WeightShape) -> str | None:
-        if shape.kernel_group is None:
-            return f"groups of {shape.group_size} are no multiple of 32"
-        if shape.out_features % 8:
-            return f"{shape.out_features} output features are no multiple of 8"
         return None
 
     def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:
