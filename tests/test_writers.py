@@ -41,8 +41,8 @@ JUDGED = {
     "replication/report/figures/style.py:save": BY_ITS_CALLER,
     "replication/settings/scales.py:alone": "a lock file, with the number of a process",
     "replication/settings/scales.py:main": "each file by atomic_path",
-    "replication/stages/features.py:main": RENAMED,
-    "replication/stages/vision.py:main": "of a stage whose outputs DVC removes before "
+    "replication/train/tower.py:write_features": RENAMED,
+    "replication/train/tower.py:train_tower": "of a stage whose outputs DVC removes before "
     "it runs, and believes when it has ended",
     "replication/data/world/benchmarks.py:png": "into memory",
     "replication/benchmarks/__init__.py:write_task_file": "in a folder that is thrown away",

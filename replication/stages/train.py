@@ -2,12 +2,16 @@
 
 from replication.settings.schema import Params
 from replication.stages import stage
+from replication.train.launch.run import launch_group
 from replication.train.runs import train_group
 
 
 @stage
 def main(params: Params, group: str) -> None:
-    train_group(params, group)
+    if params.train.launch is None:
+        train_group(params, group)
+    else:
+        launch_group(params, group)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ is trained again, and the others of its group are not.
 
 import dataclasses
 import shutil
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,18 +80,21 @@ def run_settings(settings: Train, run: Run, seed: int) -> dict[str, Any]:
     return told
 
 
+def load_student(baseline: Path, method: "MethodConfig", seed: int) -> Any:
+    """A family's baseline, prepared for a method; all random draws follow from the seed."""
+    from grace.training import prepare_student
+
+    torch.manual_seed(seed)
+    model: Any = load_model(baseline)
+    prepare_student(model, method)
+    return model
+
+
 def train_one(params: Params, group: str, name: str, seed: int) -> None:
     """Train one seed of a run and write its model directory, values on the grid, with the integer
     codes and scales beside them. A model that is there already, of the same origin, is kept."""
     from grace.teacher import CachedTeacher, Identity, check_teacher
-    from grace.training import prepare_student
-    from replication.train.fit import (
-        fit,
-        load_training_data,
-        origin_of,
-        read_origin,
-        save_trained,
-    )
+    from replication.train.fit import fit, load_training_data, origin_of, read_origin, save_trained
     from replication.train.shuffled_teacher import ShuffledTeacher
 
     layout, folder = Layout(params), params.group(group)
@@ -100,9 +102,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     method = method_config(params.train, run)
     path = layout.model(family, "baseline")
     processor = load_processor(path)
-    torch.manual_seed(seed)
-    model: Any = load_model(path)
-    prepare_student(model, method)
+    model = load_student(path, method, seed)
     data = load_training_data(layout, family, processor, model.config)
     teacher: Any = None
     if method.needs_teacher:
@@ -144,40 +144,38 @@ def check_baseline(layout: Layout, family: str) -> None:
         )
 
 
-def _remove_others(folder: Path, known: Collection[Path]) -> None:
-    """Remove what earlier parameters left in a folder of models or logs."""
-    for path in folder.glob("*/*"):
-        if path not in known:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in folder.glob("*"):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-
-
 def train_group(params: Params, group: str) -> None:
-    """Train every run of a group, and remove what earlier parameters left of it."""
-    layout, folder = Layout(params), params.group(group)
-    jobs = [(name, seed) for name, run in folder.models.items() for seed in run.seeds]
-    if params.train.launch is not None:
-        from replication.train.launch import check, run_launched
+    """Train every run of a group with cached teacher outputs, side by side.
 
-        for name, seed in jobs:
-            check(params, group, name, seed)
-        for name, seed in jobs:
-            run_launched(params, group, name, seed)
-    else:
-        _check_cached(params, group)
-        run_all(train_one, [(params, group, *job) for job in jobs])
-    _remove_others(layout.models / group, [layout.trained(group, *job) for job in jobs])
-    logs = [layout.training_log(group, name, f"seed{seed}") for name, seed in jobs]
-    _remove_others(layout.training_logs(group), logs)
-    shutil.rmtree(layout.checkpoints(group, ""), ignore_errors=True)
-
-
-def _check_cached(params: Params, group: str) -> None:
+    Raises:
+        InputError: When something that the runs read is missing.
+    """
     layout, folder = Layout(params), params.group(group)
     check_baseline(layout, folder.family)
     needed(layout.conversations, "standins")
     needed(layout.features(folder.family), "features")
     if any(run.method in TEACHER_METHODS for run in folder.models.values()):
         needed(layout.teacher_outputs(folder.family), "teacher_outputs")
+    run_all(
+        train_one,
+        [(params, group, name, seed) for name, run in folder.models.items() for seed in run.seeds],
+    )
+    remove_others(params, group)
+
+
+def remove_others(params: Params, group: str) -> None:
+    """Remove what earlier parameters left of a group: models, logs and checkpoints."""
+    layout = Layout(params)
+    known = set()
+    for name, run in params.group(group).models.items():
+        for seed in run.seeds:
+            known.add(layout.trained(group, name, seed))
+            known.add(layout.training_log(group, name, f"seed{seed}"))
+    for folder in (layout.models / group, layout.training_logs(group)):
+        for path in folder.glob("*/*"):
+            if path not in known:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in folder.glob("*"):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+    shutil.rmtree(layout.checkpoints(group, ""), ignore_errors=True)

@@ -13,7 +13,7 @@ _QWEN = "transformers.models.qwen2_vl"
 CONTEXT.set_forkserver_preload(
     [
         *("grace.training", "grace.teacher", "replication.train.fit"),
-        *("replication.train.launch", "replication.train.runs"),
+        *("replication.train.launch.run", "replication.train.runs"),
         *(f"{_QWEN}.modeling_qwen2_vl", f"{_QWEN}.processing_qwen2_vl"),
         *(f"{_QWEN}.image_processing_qwen2_vl", f"{_QWEN}.video_processing_qwen2_vl"),
         "torch.distributed.checkpoint",

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grace"))
 import ranks
 
-import replication.train.launch
+import replication.train.launch.run
 from grace.data import ConversationDataset
 from replication.settings.schema import load_params
 
@@ -21,7 +21,7 @@ def _load(path, processor, config, *, max_length):
     return ConversationDataset(path / "train.parquet", processor, config)
 
 
-replication.train.launch.load_conversations = _load
+replication.train.launch.run.load_conversations = _load
 
 
 def train(workspace: Path, group: str, name: str, seed: int, kill=None) -> None:
@@ -29,7 +29,7 @@ def train(workspace: Path, group: str, name: str, seed: int, kill=None) -> None:
     os.chdir(workspace)
     if kill is not None:
         _arm(*kill)
-    replication.train.launch.train_launched(load_params("params.yaml"), group, name, seed)
+    replication.train.launch.run.train_launched(load_params("params.yaml"), group, name, seed)
 
 
 def _arm(dotted: str, call: int, rank: int) -> None:

@@ -22,7 +22,8 @@ from grace.models import load_model
 from grace.training import check_deepspeed
 from replication.settings.scales import ROOT, merge, scale_params
 from replication.settings.schema import PRESETS, Launch, parse_params
-from replication.train.launch import check, command, read_launch_config
+from replication.train.launch import command, read_launch_config
+from replication.train.launch.run import check
 from replication.train.runs import method_config
 
 GROUP, RUN, SEED = "qwen2_vl_runs", "grace_int4", 0

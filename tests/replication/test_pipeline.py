@@ -51,6 +51,7 @@ FULL_SCALE_ONLY = {
     "replication.evaluate.parts",
     "replication.base.hub",
     "replication.train.launch",
+    "replication.train.launch.run",
 }
 
 

@@ -70,7 +70,7 @@ from replication.data.world.scenes import (
 )
 from replication.data.world.vision import CONTENTS, cell_contents, pretrain
 from replication.settings.schema import Vision
-from replication.stages import vision as vision_stage
+from replication.train.tower import tower_batches
 
 SEEDS = st.integers(0, 2**32 - 1)
 WORLD = {"noise": 6.0, "clutter": 4}
@@ -498,7 +498,7 @@ def test_a_tower_learns_cells_and_is_taken_over(tmp_path, small, conversations):
     model = build_tower(small.name, small.processor, vision, 1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = ConversationDataset(conversations, small.processor, model.config)
-    batches = vision_stage._batches(data, np.array(table["contents"].to_pylist()), settings)
+    batches = tower_batches(data, np.array(table["contents"].to_pylist()), settings)
     told = pretrain(small.adapter, model, batches, steps=400, learning_rate=0.005)
     chance = 1 / (GRID * GRID * (1 if small.name == "llava" else 4))
     assert told["place_accuracy"] > 3 * chance, told

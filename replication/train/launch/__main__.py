@@ -9,7 +9,7 @@ import sys
 
 from grace.errors import InputError
 from replication.settings.schema import PARAMS_FILE, load_params
-from replication.train.launch import train_launched
+from replication.train.launch.run import train_launched
 
 
 def main() -> None:
