@@ -1,4 +1,4 @@
-"""A trained model as it is deployed: packed, or exported and loaded by another library.
+"""Is what was trained what is deployed? A trained model packed, or exported and loaded again.
 
 Each way gives the model that then runs, and the integers that it runs on, as read back from it.
 
@@ -8,10 +8,11 @@ Each way gives the model that then runs, and the integers that it runs on, as re
     awq         a `save_awq` export, by `load_released`            the layout's reader
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,45 +21,63 @@ from grace.export import load_released, save_awq, save_compressed_tensors
 from grace.int4 import PackedLinear, pack
 from grace.models import load_model, load_processor
 from grace.quantization import CODES_FILE, CodesFile, fake_quant_layers
+from replication.evaluate.score import evaluate_model
+from replication.stats.bootstrap import Answers, Interval, score_interval
+
+RUN = "grace_int4"
 
 Integers = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (codes (out, in), scales (out, groups)) of every quantized linear."""
+AnswerRow = tuple[str, str, str]
+"""(benchmark, question, answer)."""
 
 
 def trained_integers(path: Path) -> CodesFile:
-    """The codes and scales that training ended with. Raises InputError where there are none."""
+    """The codes and scales that training ended with.
+
+    Raises:
+        InputError: where there are none.
+    """
     return CodesFile(path / CODES_FILE)
 
 
-def mismatches(expected: Integers, found: Integers) -> int:
-    """How many codes and scales of `expected` are not those in `found`, a layer that is missing
-    or of another shape counting whole, and one that is there unexpectedly likewise."""
-    wrong = 0
-    for name in sorted({*expected, *found}):
-        sides = [side[name] for side in (expected, found) if name in side]
+def mismatches(expected: Integers, actual: Integers) -> int:
+    """The number of codes and scales of `expected` that `actual` has otherwise.
+
+    A layer that is missing, unexpected or of another shape counts whole.
+    """
+    count = 0
+    for name in sorted({*expected, *actual}):
+        sides = [side[name] for side in (expected, actual) if name in side]
         size = sum(tensor.numel() for tensor in sides[0])
         same = len(sides) == 2 and all(a.shape == b.shape for a, b in zip(*sides, strict=True))
         if not same:
-            wrong += size
+            count += size
             continue
-        wrong += sum(int((a.float() != b.float()).sum()) for a, b in zip(*sides, strict=True))
-    return wrong
+        count += sum(int((a.float() != b.float()).sum()) for a, b in zip(*sides, strict=True))
+    return count
 
 
 def as_packed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
     """The model at `path`, its linears replaced by packed ones.
 
-    crossover: rows up to which the kernel is used; fixed, so that answers do not depend on what
-    is fastest here.
+    Args:
+        path: the trained model's directory.
+        folder: not used.
+        crossover: rows up to which the kernel is used; fixed, so that answers do not depend on
+            what is fastest here.
+
+    Returns:
+        The model, and the integers that it runs on.
     """
     model: Any = load_model(path)
     pack(model, trained_integers(path), crossover=crossover)
-    found = {
+    integers = {
         name: (layer.codes(), layer.scales())
         for name, layer in model.named_modules()
         if isinstance(layer, PackedLinear)
     }
-    return model, found
+    return model, integers
 
 
 def as_compressed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
@@ -67,30 +86,30 @@ def as_compressed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Int
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
     from transformers import AutoModelForImageTextToText
 
-    exact = trained_integers(path)
+    trained = trained_integers(path)
     target = save_compressed_tensors(
-        load_model(path), folder / "compressed", codes=exact, bits=exact.bits
+        load_model(path), folder / "compressed", codes=trained, bits=trained.bits
     )
     model: Any = AutoModelForImageTextToText.from_pretrained(target, dtype=torch.float32)
-    found = {}
+    integers = {}
     for name, layer in model.named_modules():
         if hasattr(layer, "weight_packed"):
             shape = torch.Size(layer.weight_shape.tolist())
-            codes = unpack_from_int32(layer.weight_packed.data, exact.bits, shape)
-            found[name] = (codes, layer.weight_scale.data.clone())
+            codes = unpack_from_int32(layer.weight_packed.data, trained.bits, shape)
+            integers[name] = (codes, layer.weight_scale.data.clone())
     model.hf_quantizer.compressor.decompress_model(model)
-    return model, found
+    return model, integers
 
 
 def as_awq(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
     """Exported to `folder` in AutoAWQ's layout and read back by `load_released`."""
-    exact = trained_integers(path)
+    trained = trained_integers(path)
     target = save_awq(
-        load_model(path), folder / "awq", codes=exact, bits=exact.bits, dtype=torch.float32
+        load_model(path), folder / "awq", codes=trained, bits=trained.bits, dtype=torch.float32
     )
     model: Any = load_released(target, dtype=torch.float32)
-    found = {name: (layer.codes(), layer.scales()) for name, layer in fake_quant_layers(model)}
-    return model, found
+    integers = {name: (layer.codes(), layer.scales()) for name, layer in fake_quant_layers(model)}
+    return model, integers
 
 
 WAYS: dict[str, Callable[..., tuple[Any, Integers]]] = {
@@ -102,32 +121,97 @@ WAYS: dict[str, Callable[..., tuple[Any, Integers]]] = {
 
 def answers(
     way: str | None, path: Path, data: Path, folder: Path, settings: Mapping[str, Any]
-) -> tuple[int, list[tuple[str, str, str]]]:
-    """Codes and scales that differ from those trained, and every answer on the stand-ins as
-    (benchmark, question, answer).
+) -> tuple[int, list[AnswerRow]]:
+    """Codes and scales that differ from those trained, and every answer on the stand-ins.
 
-    way: of WAYS, or None for the model as it was trained. data: folder of the questions. folder:
-    for exports. settings: of `replication.evaluate.score.evaluate_model`, "benchmarks" among them.
+    Args:
+        way: of WAYS, or None for the model as it was trained.
+        path: the trained model's directory.
+        data: folder of the questions.
+        folder: for exports.
+        settings: of `replication.evaluate.score.evaluate_model`, "benchmarks" among them.
 
-    Raises InputError for a model of more bits than the ways have, and as the evaluation does.
+    Returns:
+        The number of mismatches, and one row for every question.
+
+    Raises:
+        InputError: for a model of more bits than the ways have, and as the evaluation does.
     """
-    from replication.evaluate.score import evaluate_model
-
-    wrong = 0
+    count = 0
     if way is None:
         model: Any = load_model(path)
     else:
-        exact = trained_integers(path)
-        if exact.bits != 4:
-            raise InputError(f"{exact.path} has codes of {exact.bits} bits; all three ways have 4")
-        model, found = WAYS[way](path, folder, crossover=settings["batch_size"])
-        wrong = mismatches(exact, found)
-    asked = evaluate_model(
+        trained = trained_integers(path)
+        if trained.bits != 4:
+            raise InputError(
+                f"{trained.path} has codes of {trained.bits} bits; all three ways have 4"
+            )
+        model, integers = WAYS[way](path, folder, crossover=settings["batch_size"])
+        count = mismatches(trained, integers)
+    evaluation = evaluate_model(
         model.eval(),  # all on the CPU: another device would answer some near ties otherwise
         settings["benchmarks"],
         data,
         processor=load_processor(path),
         **{key: value for key, value in settings.items() if key != "benchmarks"},
     )
-    columns = (asked.outcomes[name] for name in ("benchmark", "question_id", "prediction"))
-    return wrong, list(zip(*map(list, columns), strict=True))
+    columns = (evaluation.outcomes[name] for name in ("benchmark", "question_id", "prediction"))
+    return count, list(zip(*map(list, columns), strict=True))
+
+
+def equal_answers(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> dict[str, np.ndarray]:
+    """By benchmark, whether each question got the same answer: (questions,) of bool.
+
+    Raises:
+        InputError: where the questions are not the same.
+    """
+    if [row[:2] for row in before] != [row[:2] for row in after]:
+        raise InputError("answers to other questions: they cannot be compared")
+    equal: dict[str, list[bool]] = {}
+    for (benchmark, _, first), (_, _, second) in zip(before, after, strict=True):
+        equal.setdefault(benchmark, []).append(first == second)
+    return {benchmark: np.array(values) for benchmark, values in equal.items()}
+
+
+def compare_ways(
+    before: Sequence[AnswerRow],
+    after: Mapping[str, tuple[int, Sequence[AnswerRow]]],
+    benchmarks: Sequence[str],
+    *,
+    seed: int,
+    rng: np.random.Generator,
+    resamples: int,
+) -> dict[str, Any]:
+    """The parts of the measurement: mismatches and differing answers of all ways.
+
+    Args:
+        before: the answers of the model as it was trained.
+        after: what `answers` returns, by way.
+        benchmarks: those that were asked.
+        seed: the seed that the model was trained with.
+        rng: draws the resamples of the questions.
+        resamples: number of resamples behind the interval.
+
+    Returns:
+        "n", "values" ("mismatches" and "differing", which are counts; "agreement", the percentage
+        of questions that the packed model answers alike) and "data" (both counts by way).
+    """
+    equal = {way: equal_answers(before, rows) for way, (_, rows) in after.items()}
+    ways = {
+        way: {
+            "mismatches": count,
+            "differing": sum(int((~values).sum()) for values in equal[way].values()),
+        }
+        for way, (count, _) in after.items()
+    }
+    packed = Answers((seed,), {name: values[None] for name, values in equal["packed"].items()})
+    exported = [ways[way]["differing"] for way in ("compressed", "awq")]
+    return {
+        "n": {"questions": len(before), "benchmarks": len(benchmarks)},
+        "values": {
+            "mismatches": Interval.exact(float(sum(way["mismatches"] for way in ways.values()))),
+            "differing": Interval.exact(float(sum(exported))),
+            "agreement": score_interval(packed, benchmarks, rng, resamples=resamples),
+        },
+        "data": {"ways": ways},
+    }

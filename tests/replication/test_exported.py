@@ -108,7 +108,7 @@ def test_a_tampered_export_is_caught(trained, tmp_path, monkeypatch, way, save, 
         rows = [("mmbench", "1", "red")]
         return SimpleNamespace(outcomes=pd.DataFrame(rows, columns=list(COLUMNS)))
 
-    monkeypatch.setattr("replication.evaluate.score.evaluate_model", evaluate_model)
+    monkeypatch.setattr(exported, "evaluate_model", evaluate_model)
     given = (way, trained, tmp_path, tmp_path / "honest", {"benchmarks": [], "batch_size": 8})
     assert exported.answers(*given) == (0, [("mmbench", "1", "red")])
     monkeypatch.setattr(exported, save, tampering)
@@ -131,10 +131,10 @@ def test_other_codes_than_the_weights_are_refused_by_every_way(trained, tmp_path
 def test_equal_answers():
     before = [("a", "1", "red"), ("a", "2", "red"), ("b", "1", "two")]
     after = [("a", "1", "red"), ("a", "2", "blue"), ("b", "1", "two")]
-    found = stage.equal_answers(before, after)
+    found = exported.equal_answers(before, after)
     assert {name: one.tolist() for name, one in found.items()} == {"a": [True, False], "b": [True]}
     with pytest.raises(InputError, match="other questions"):
-        stage.equal_answers(before, after[:2])
+        exported.equal_answers(before, after[:2])
 
 
 # ------------------------------------------------------------------------------------------- stage
@@ -143,9 +143,9 @@ def test_equal_answers():
 def run_stage(monkeypatch, tmp_path, family, answers):
     """The stage over what `answers` says, in `tmp_path`; its measurement and the claim."""
     params = load_params(ROOT / "params.yaml")
-    seed = params.find_run(family, stage.RUN)[1].seeds[0]
+    seed = params.find_run(family, exported.RUN)[1].seeds[0]
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "models" / "small" / f"{family}_runs" / stage.RUN / f"seed{seed}").mkdir(
+    (tmp_path / "models" / "small" / f"{family}_runs" / exported.RUN / f"seed{seed}").mkdir(
         parents=True
     )
     monkeypatch.setattr("replication.stages.load_params", lambda path: params)
@@ -229,5 +229,5 @@ def test_a_trained_model_answers_as_before(trained, tmp_path):
     assert len(before) == 8
     for way, (wrong, said) in zip(WAYS, after, strict=True):
         assert wrong == 0
-        equal = np.concatenate(list(stage.equal_answers(before, said).values()))
+        equal = np.concatenate(list(exported.equal_answers(before, said).values()))
         assert equal.all() if way != "packed" else equal.mean() > 0.5

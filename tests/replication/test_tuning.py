@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from grace.errors import InputError
+from replication.measure.tuning import best, describe, with_candidates
 from replication.settings.scales import ROOT, scale_params
 from replication.settings.schema import parse_params
-from replication.tuning import best, describe, with_candidates
 
 PARAMS = parse_params(scale_params("small"))
 

@@ -2,5 +2,5 @@
 gates, weights and scales are distributed.
 
 `questions` draws the questions, `observing` runs a model on them, `agreement` compares models,
-`distributions` counts.
+`distributions` counts, `record` makes the measurement of all of it.
 """

@@ -18,13 +18,20 @@ _PART = 200  # samples whose logits are in memory at once
 
 
 def histogram(edges: np.ndarray, **samples: np.ndarray) -> dict[str, Any]:
-    """How many values of each sample lie in each bin, and what sums the sample up.
+    """How many values of each sample lie in each bin, and statistics of each sample.
 
-    edges: (bins + 1,), increasing; the last bin has its upper edge.
+    Args:
+        edges: (bins + 1,), increasing; the last bin has its upper edge.
+        **samples: values by the sample's name, any shape.
 
-    Raises InputError for a value that lies in no bin.
+    Returns:
+        "edges", and by sample "counts", "count", "mean", "standard_deviation", "percentile_1",
+        "median" and "percentile_99".
+
+    Raises:
+        InputError: for a value that lies in no bin.
     """
-    found: dict[str, Any] = {"edges": edges.tolist()}
+    result: dict[str, Any] = {"edges": edges.tolist()}
     for name, values in samples.items():
         counts, _ = np.histogram(values, edges)
         if counts.sum() != values.size:
@@ -33,7 +40,7 @@ def histogram(edges: np.ndarray, **samples: np.ndarray) -> dict[str, Any]:
                 f"bins from {edges[0]:g} to {edges[-1]:g}"
             )
         low, median, high = np.percentile(values, [1, 50, 99])
-        found[name] = {
+        result[name] = {
             "counts": counts.tolist(),
             "count": int(values.size),
             "mean": float(values.mean()),
@@ -42,29 +49,37 @@ def histogram(edges: np.ndarray, **samples: np.ndarray) -> dict[str, Any]:
             "median": float(median),
             "percentile_99": float(high),
         }
-    return found
+    return result
 
 
 def gates(
-    teacher: CachedTeacher, picked: np.ndarray, supervised: Sequence[int], kappa: float
+    teacher: CachedTeacher, samples: np.ndarray, supervised: Sequence[int], kappa: float
 ) -> np.ndarray:
-    """(tokens,) the confidence gate (Eq. 5) at every supervised token of some training samples.
+    """The confidence gate (Eq. 5) at every supervised token of some training samples.
 
-    picked: the samples' places in the data set; supervised: how many such tokens each has.
+    Args:
+        teacher: the teacher's outputs.
+        samples: the samples' places in the data set.
+        supervised: number of supervised tokens of each sample.
+        kappa: the gate's sharpness.
 
-    Raises InputError where the teacher's outputs are of other samples.
+    Returns:
+        (tokens,) float64.
+
+    Raises:
+        InputError: where the teacher's outputs are of other samples.
     """
-    found = []
-    for start in range(0, len(picked), _PART):
+    parts = []
+    for start in range(0, len(samples), _PART):
         part = slice(start, start + _PART)
         targets = torch.empty(sum(supervised[part]), dtype=torch.long)  # only their number counts
-        batch = {"indices": picked[part].tolist(), "targets": targets}
-        found.append(confidence_gate(teacher.outputs(batch).logits.float(), kappa=kappa))
-    return torch.cat(found).double().numpy()
+        batch = {"indices": samples[part].tolist(), "targets": targets}
+        parts.append(confidence_gate(teacher.outputs(batch).logits.float(), kappa=kappa))
+    return torch.cat(parts).double().numpy()
 
 
 def gate_histogram(values: np.ndarray, kappa: float, bins: int) -> dict[str, Any]:
-    """Gates in equal bins from the lowest that there can be, exp(-kappa), to the highest."""
+    """Gates in equal bins from the lowest possible one, exp(-kappa), to the highest, 1."""
     low, high = sorted((1.0, math.exp(-kappa)))
     if low == high:  # no gate
         low, high = 0.5, 1.5
@@ -77,13 +92,34 @@ def quantizer_histograms(
 ) -> dict[str, dict[str, Any]]:
     """Decoder weights and scales before and after quantization-aware training, in equal bins.
 
-    "weights": all weights of the decoder's linears, those of the baseline and those on the grid
-    that training ended with, s * q; the bins lie evenly about zero. "scales": of all groups, as
-    `spec` starts them from the baseline's weights, and as trained. "scale_ratio": trained over
-    start, group by group.
+    Args:
+        baseline: directory of the model that training started from.
+        trained: directory of the trained model.
+        spec: how training quantized.
+        bins: number of bins.
 
-    Raises InputError where the two models' decoders are not the same linears.
+    Returns:
+        Three histograms. "weights": all weights of the decoder's linears, those of the baseline and
+        those on the grid that training ended with, s * q; the bins lie evenly about zero. "scales":
+        of all groups, as `spec` initializes them from the baseline's weights, and as trained.
+        "scale_ratio": trained over initial, group by group.
+
+    Raises:
+        InputError: where the two models' decoders are not the same linears.
     """
+    before, after, initial, final = _weights_and_scales(baseline, trained, spec)
+    widest = max(np.abs(before).max(), np.abs(after).max())
+    ratio = final / initial
+    scale_edges = np.histogram_bin_edges(np.concatenate([initial, final]), bins)
+    return {
+        "weights": histogram(np.linspace(-widest, widest, bins + 1), before=before, after=after),
+        "scales": histogram(scale_edges, before=initial, after=final),
+        "scale_ratio": histogram(np.histogram_bin_edges(ratio, bins), ratio=ratio),
+    }
+
+
+def _weights_and_scales(baseline: Path, trained: Path, spec: QuantSpec) -> tuple[np.ndarray, ...]:
+    """Weights before and after, scales before and after, of all linears: flat, float64."""
     model = load_model(baseline)
     exact = CodesFile(trained / CODES_FILE)
     names = decoder_linears(model)
@@ -91,27 +127,19 @@ def quantizer_histograms(
         raise InputError(
             f"{exact.path} has codes of other linears than {str(baseline)!r} has; train again"
         )
-    parts: dict[str, list[torch.Tensor]] = {key: [] for key in ("w0", "w1", "s0", "s1")}
+    layers = []
     for name in names:
         weight: Any = model.get_submodule(name).weight
         codes, scales = exact[name]
-        start = initial_scales(weight, spec, name)
-        if start.shape != scales.shape or weight.shape != codes.shape:
+        initial = initial_scales(weight, spec, name)
+        if initial.shape != scales.shape or weight.shape != codes.shape:
             raise InputError(
                 f"{exact.path}: {name} has codes {tuple(codes.shape)} and scales "
                 f"{tuple(scales.shape)}, the baseline makes {tuple(weight.shape)} and "
-                f"{tuple(start.shape)}; train again"
+                f"{tuple(initial.shape)}; train again"
             )
-        parts["w0"].append(weight.detach().flatten())
-        parts["w1"].append(dequantize(codes, scales, spec).flatten())
-        parts["s0"].append(start.flatten())
-        parts["s1"].append(scales.flatten())
-    w0, w1, s0, s1 = (torch.cat(part).double().numpy() for part in parts.values())
-    widest = max(np.abs(w0).max(), np.abs(w1).max())
-    ratio = s1 / s0
-    both = np.concatenate([s0, s1])
-    return {
-        "weights": histogram(np.linspace(-widest, widest, bins + 1), before=w0, after=w1),
-        "scales": histogram(np.histogram_bin_edges(both, bins), before=s0, after=s1),
-        "scale_ratio": histogram(np.histogram_bin_edges(ratio, bins), ratio=ratio),
-    }
+        layers.append((weight.detach(), dequantize(codes, scales, spec), initial, scales))
+    return tuple(
+        torch.cat([tensor.flatten() for tensor in tensors]).double().numpy()
+        for tensors in zip(*layers, strict=True)
+    )

@@ -34,32 +34,40 @@ class Observation:
 
 
 def token_grid(family: Family, config: Any, images: Mapping[str, torch.Tensor]) -> tuple[int, int]:
-    """Rows and columns of the visual tokens of the one image that `images`, the image processor's
-    output, is about.
+    """Rows and columns of the visual tokens of one image.
 
-    Raises InputError for a LLaVA that also reads its tower's class token, which has no place.
+    Args:
+        family: the model's family.
+        config: the model's configuration.
+        images: the image processor's output for the image.
+
+    Raises:
+        InputError: for a LLaVA that also reads its tower's class token, which has no place.
     """
     if "image_grid_thw" in images:
         merge = config.vision_config.spatial_merge_size
         frames, height, width = images["image_grid_thw"][0].tolist()
-        found = frames * height // merge, width // merge
+        grid = frames * height // merge, width // merge
     else:
         patch = config.vision_config.patch_size
         height, width = images["pixel_values"].shape[-2:]
-        found = height // patch, width // patch
+        grid = height // patch, width // patch
     (tokens,) = family.tokens_per_image(config, images)
-    if found[0] * found[1] != tokens:
+    if grid[0] * grid[1] != tokens:
         raise InputError(
             f"an image of {family.model_type} has {tokens} visual tokens, which are no grid of "
-            f"{found[0]} x {found[1]}; its class token has no place in the image"
+            f"{grid[0]} x {grid[1]}; its class token has no place in the image"
         )
-    return found
+    return grid
 
 
 def observe(model: Any, processor: Any, question: Question) -> Observation:
     """Pose a question as the evaluation does, alone in its batch.
 
-    model: with eager attention; the other implementations compute no attention weights.
+    Args:
+        model: with eager attention; the other implementations compute no attention weights.
+        processor: the model's processor.
+        question: the question.
     """
     family = family_of(model.config.model_type)
     content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
@@ -68,10 +76,10 @@ def observe(model: Any, processor: Any, question: Question) -> Observation:
     )
     inputs = processor(text=[prompt], images=[question.image], return_tensors="pt")
     ((_, start, stop),) = family.image_spans(inputs["input_ids"], model.config.image_token_id)
-    kept: list[torch.Tensor] = []
+    states: list[torch.Tensor] = []
 
     def keep(_module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        kept.append(args[0] if args else kwargs["hidden_states"])
+        states.append(args[0] if args else kwargs["hidden_states"])
 
     hook = family.relational_layer(model).register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -83,7 +91,7 @@ def observe(model: Any, processor: Any, question: Question) -> Observation:
     answer = processor.tokenizer.decode(int(output.logits[0, -1].argmax()))
     return Observation(
         attention=torch.stack(rows).numpy(),
-        tokens=kept[0][0, start:stop].float().numpy(),
+        tokens=states[0][0, start:stop].float().numpy(),
         grid=token_grid(family, model.config, inputs),
         answer=answer.strip(),
     )

@@ -22,11 +22,11 @@ class Question:
     """One question of `BENCHMARK`.
 
     Attributes:
-        identity: its id, the one that stands with the outcomes.
+        identity: its id, as in the outcomes.
         text: the question, after its hint if it has one.
-        options: by letter, those that it has.
-        target: the letter of the right one.
-        prompt: what the official task makes of it.
+        options: texts by letter.
+        target: the letter of the right option.
+        prompt: the official task's wording of it.
         image: in RGB.
     """
 
@@ -39,9 +39,18 @@ class Question:
 
 
 def draw_questions(folder: Path, count: int, rng: np.random.Generator) -> list[Question]:
-    """`count` different questions of the evaluation set in `folder`, in the order of the draw.
+    """Different questions of the evaluation set.
 
-    Raises InputError where the set is missing, cannot be read, or has fewer questions.
+    Args:
+        folder: has the set as ``<BENCHMARK>.parquet``.
+        count: number of questions.
+        rng: draws them.
+
+    Returns:
+        The questions in the order of the draw.
+
+    Raises:
+        InputError: where the set is missing, cannot be read, or has fewer questions.
     """
     benchmark, path = tasks.get(BENCHMARK), folder / f"{BENCHMARK}.parquet"
     if not path.is_file():

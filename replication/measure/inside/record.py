@@ -1,4 +1,4 @@
-"""What was seen in models and counted, as the content of a measurement file."""
+"""Observations of models as the content of a measurement file."""
 
 import base64
 import io
@@ -27,56 +27,67 @@ SHOWN = ("teacher", "baseline", STUDENT)
 OTHERS = ("sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4")
 """Runs that are compared with the teacher too, where a family has them."""
 
-Seen = Mapping[str, Sequence[Sequence[Observation]]]
+Observations = Mapping[str, Sequence[Sequence[Observation]]]
 """By model, what each of its seeds does with every question."""
 
 
-def intervals(seen: Seen, seed: int, family: str, resamples: int) -> dict[str, Interval]:
+def intervals(
+    observations: Observations, seed: int, family: str, resamples: int
+) -> dict[str, Interval]:
     """Means over questions and seeds.
 
-    "visual_share.<model>.<layer>": of those shown, by decoder layer from 1. "overlap.<model>" and
-    "cka.<model>": of every student with the teacher; "overlap_gain.<model>" and "cka_gain.<model>":
-    those less the baseline's.
+    Args:
+        observations: of teacher, baseline and students.
+        seed: of the resampling.
+        family: names the random generators.
+        resamples: number of resamples behind an interval.
+
+    Returns:
+        "visual_share.<model>.<layer>": of the models in `SHOWN`, by decoder layer from 1.
+        "overlap.<model>" and "cka.<model>": of every student with the teacher.
+        "overlap_gain.<model>" and "cka_gain.<model>": those less the baseline's.
     """
-    (teacher,) = seen["teacher"]
-    found = {}
+    (teacher,) = observations["teacher"]
+    result = {}
 
     def mean(key: str, values: np.ndarray, minus: np.ndarray | None = None) -> None:
         rng = generator(seed, f"{family} {key}")
-        found[key] = mean_interval(values, rng, resamples=resamples, minus=minus)
+        result[key] = mean_interval(values, rng, resamples=resamples, minus=minus)
 
     for name in SHOWN:
-        shares = np.array([[visual_share(one) for one in seeds] for seeds in seen[name]])
+        shares = np.array([list(map(visual_share, of_seed)) for of_seed in observations[name]])
         for layer in range(shares.shape[-1]):
             mean(f"visual_share.{name}.{layer + 1}", shares[..., layer])
     for key, measure in (("overlap", overlap), ("cka", token_cka)):
         values = {
-            name: np.array([list(map(measure, one, teacher)) for one in seeds])
-            for name, seeds in seen.items()
+            name: np.array([list(map(measure, of_seed, teacher)) for of_seed in seeds])
+            for name, seeds in observations.items()
             if name != "teacher"
         }
         for name, own in values.items():
             mean(f"{key}.{name}", own)
             if name != "baseline":
                 mean(f"{key}_gain.{name}", own, values["baseline"])
-    return found
+    return result
 
 
-def scenes(seen: Seen, questions: Sequence[Question], count: int) -> list[dict[str, Any]]:
-    """The first `count` questions, with what the first seed of those shown does with them."""
-    found = []
+def scenes(
+    observations: Observations, questions: Sequence[Question], count: int
+) -> list[dict[str, Any]]:
+    """The first `count` questions, with what the first seed of the models in `SHOWN` does."""
+    result = []
     for index, question in enumerate(questions[:count]):
-        grid = seen["teacher"][0][index].grid
+        grid = observations["teacher"][0][index].grid
         anchor = most_varied_token(question.image, grid)
         models = {}
         for name in SHOWN:
-            one = seen[name][0][index]
+            observation = observations[name][0][index]
             models[name] = {
-                "answer": one.answer,
-                "attention": one.attention.tolist(),
-                "cosine": token_cosines(one.tokens, anchor).tolist(),
+                "answer": observation.answer,
+                "attention": observation.attention.tolist(),
+                "cosine": token_cosines(observation.tokens, anchor).tolist(),
             }
-        found.append(
+        result.append(
             {
                 "question_id": question.identity,
                 "question": question.text,
@@ -88,7 +99,7 @@ def scenes(seen: Seen, questions: Sequence[Question], count: int) -> list[dict[s
                 "models": models,
             }
         )
-    return found
+    return result
 
 
 def _png(image: Image.Image) -> str:
