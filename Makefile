@@ -20,8 +20,9 @@ RELEASED ?=
 DOCTOR ?=
 
 MUTATE ?=
+MUTATION_WORKERS ?= 2
 
-.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation mutation-sample determinism lint help
+.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -37,8 +38,7 @@ help:
 	@echo "make docs                             write docs/api.md from the docstrings"
 	@echo "make test                             run the tests"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
-	@echo "make mutation [MUTATE='grace/int4/*'] is every change of the code noticed by a fast test?"
-	@echo "make mutation-sample                  the same of a fixed sample, in minutes"
+	@echo "make mutation [MUTATE='grace.int4.*'] is every change of the code noticed by a fast test?"
 	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
 	@echo "make lint                             ruff and mypy"
 
@@ -107,10 +107,9 @@ fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
 
 mutation: setup
-	$(BIN)/python tests/mutation $(MUTATE)
-
-mutation-sample: setup
-	$(BIN)/python tests/mutation --sample 40
+	$(if $(MUTATE),,rm -rf mutants)
+	$(BIN)/mutmut run --max-children $(MUTATION_WORKERS) $(MUTATE)
+	$(BIN)/python tests/mutation_score.py
 
 determinism: setup
 	$(BIN)/python tests/replication/twice.py

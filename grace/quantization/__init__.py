@@ -1,7 +1,8 @@
 """Symmetric group-wise learned-step-size quantization (Eq. 14 of arXiv 2601.22709).
 
-`spec` says what a quantizer is, `primitives` is the arithmetic, `linear` the module that trains
-with it, `prepare` puts that module into a model and takes it out again, `codes` keeps the integers.
+`spec` has the settings of a quantizer, `primitives` the arithmetic, `linear` the module that
+trains with it, `prepare` puts that module into a model and takes it out again, `codes` stores the
+integers.
 """
 
 from grace.quantization.codes import CODES_FILE, CodesFile, write_codes

@@ -20,10 +20,12 @@ def write_codes(
 
     ``<linear>.codes`` is int8 (out, in), ``<linear>.scales`` float32 (out, groups).
 
-    exact: by the linears' dotted names. settings: of the quantizer (`QuantSpec.to_dict`); they
-    become the one entry ``quantization`` of the file's metadata. safetensors writes several
-    entries in an order that changes from call to call, and the same model would not be the same
-    bytes.
+    Args:
+        directory: Where `CODES_FILE` is written.
+        exact: Codes and scales by the dotted names of the linear layers.
+        settings: Of the quantizer (`QuantSpec.to_dict`). They become the only entry,
+            ``quantization``, of the file's metadata: safetensors writes several entries in an order
+            that changes from call to call, and the same model would not be the same bytes.
     """
     from safetensors.torch import save_file
 
@@ -37,9 +39,16 @@ def write_codes(
 class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
     """`<linear>.codes` and `<linear>.scales` of a safetensors file, read layer by layer.
 
-    Its metadata may name the quantizer's settings as JSON under `quantization`; `bits` is of them.
-    Raises InputError, naming file and tensor, for a file that is missing, truncated, or holds
-    anything else.
+    A mapping: name of a linear layer -> (codes int8 (out, in), scales float32 (out, groups)).
+
+    Attributes:
+        path: The file.
+        bits: Bit width of the codes, from the quantizer's settings that the file's metadata holds
+            as JSON under ``quantization``; 4 where it does not say.
+
+    Raises:
+        InputError: The file is missing, truncated, or holds anything else; the message names the
+            file and the tensor.
     """
 
     def __init__(self, path: str | Path) -> None:

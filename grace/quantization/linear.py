@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from grace.errors import InputError
 from grace.quantization.primitives import (
     deployed_scales,
     dequantize,
@@ -17,16 +16,27 @@ from grace.quantization.spec import QuantSpec
 
 
 class FakeQuantLinear(nn.Module):
-    """y = x What^T + b with What = fake_quantize(W, theta) (Eq. 14 of arXiv 2601.22709).
+    """A linear layer with fake-quantized weight (Eq. 14 of arXiv 2601.22709)::
 
-    weight: (out_features, in_features), trained through the quantizer; bias: (out_features,) or
-    None; log_scale: theta = ln s, (out_features, groups), trained jointly with the weight.
+        y = x What^T + b,    What = fake_quantize(W, theta)
 
-    log_scale is float32 whatever the rest of the model is cast to: ln s spans a few units, of
-    which bfloat16 has only 128 or 256 steps each, and a learning rate moves it by less than one.
-    `.to(dtype)`, `.half()` and `.bfloat16()`, on this module or a parent, leave its dtype alone.
+    Create it with `from_linear`. The state dict has the keys weight, bias and log_scale.
 
-    The state dict has the keys weight, bias and log_scale. Make one with `from_linear`.
+    Example:
+        >>> layer = FakeQuantLinear.from_linear(nn.Linear(256, 64), QuantSpec(group_size=128))
+        >>> layer(torch.randn(2, 256)).shape, layer.codes().dtype, layer.scales().shape
+        (torch.Size([2, 64]), torch.int8, torch.Size([64, 2]))
+
+    Attributes:
+        weight: (out_features, in_features), trained through the quantizer.
+        bias: (out_features,) or None.
+        log_scale: theta = ln s, (out_features, groups), trained jointly with the weight. It is
+            float32 whatever the rest of the model is cast to: ln s spans a few units, of which
+            bfloat16 has only 128 or 256 steps each, and a learning rate moves it by less than one
+            step. `.to(dtype)`, `.half()` and `.bfloat16()`, on this module or a parent, keep its
+            dtype.
+        spec: The quantizer.
+        name: Dotted name of the layer in its model, for error messages.
     """
 
     # Parameters, typed as nn.Linear types its own.
@@ -53,10 +63,11 @@ class FakeQuantLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, spec: QuantSpec, name: str = "") -> "FakeQuantLinear":
-        """Wraps `linear`, sharing its weight and bias Parameters, with scales from `spec.init`.
+        """Wrap `linear`: its weight and bias Parameters are shared, the scales are `spec.init`'s.
 
-        Raises InputError, naming the layer, if the group size does not divide its input features
-        or its weight is not finite.
+        Raises:
+            InputError: The group size does not divide the input features, or the weight is not
+                finite; the message names the layer.
         """
         spec.group_width(linear.in_features, name)
         log_scale = nn.Parameter(initial_scales(linear.weight, spec, name).log_())
@@ -64,11 +75,7 @@ class FakeQuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features), in autocast's dtype or the weight's."""
-        if self.log_scale.dtype != torch.float32:
-            raise InputError(
-                f"{self.name or 'linear'}: log_scale is {self.log_scale.dtype}, which cannot "
-                "resolve its updates: keep this parameter in float32 when casting the model"
-            )
+        assert self.log_scale.dtype == torch.float32, f"{self.name}: log_scale must stay float32"
         device = x.device.type
         dtype = self.weight.dtype
         if torch.is_autocast_enabled(device):
@@ -101,8 +108,9 @@ class FakeQuantLinear(nn.Module):
     def dequantized(self, dtype: torch.dtype | None = None) -> Tensor:
         """The quantized weight s * q, (out_features, in_features), detached.
 
-        dtype: the weight's by default. float32 holds s * q exactly (unless the scales are
-        float32 themselves); bfloat16 and float16 round it once.
+        Args:
+            dtype: By default the weight's. float32 holds s * q exactly (unless the scales are
+                float32 themselves); bfloat16 and float16 round it once.
         """
         return dequantize(self.codes(), self.scales(), self.spec, dtype or self.weight.dtype)
 

@@ -1,4 +1,4 @@
-"""Puts fake quantization into a model, and takes it out again."""
+"""Fake quantization of a model: put in by `prepare`, taken out by `bake`."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,28 +11,45 @@ from grace.quantization.spec import QuantSpec
 
 
 def prepare(model: nn.Module, spec: QuantSpec, names: Sequence[str] | None = None) -> list[str]:
-    """Replaces the named linears by `FakeQuantLinear`s that share their parameters, in place.
+    """Replace linear layers by `FakeQuantLinear`s that share their parameters, in place.
 
-    names: dotted module names, each of a plain `nn.Linear`; by default every linear of the
-    language model's decoder layers. Returns the names, in the order given. The optimizer has to
-    be made afterwards, for the log_scale parameters are new.
+    Create the optimizer afterwards: the log_scale parameters are new.
 
-    Raises InputError, and leaves the model as it was, for a name that is missing, given twice, no
-    `nn.Linear` or prepared already, for a group size that does not divide, for weights that are
-    not finite, and where there is nothing to quantize.
+    Args:
+        model: The model; it is left as it was where an error is raised.
+        spec: The quantizer.
+        names: Dotted module names, each of a plain `nn.Linear`. By default every linear layer of
+            the language model's decoder layers.
+
+    Returns:
+        The names, in the same order.
+
+    Raises:
+        InputError: A name is missing, repeated, no `nn.Linear`, or prepared already; the group size
+            does not divide; weights are not finite; or there is nothing to quantize.
     """
-    if not isinstance(spec, QuantSpec):
-        raise InputError(f"prepare: spec is {spec!r}: give a QuantSpec")
+    assert isinstance(spec, QuantSpec), spec
     if names is None:
         from grace.models import decoder_linears
 
         names = decoder_linears(model)
-    if isinstance(names, str):
-        raise InputError(f"prepare: names is the string {names!r}: give a list of names")
+    assert not isinstance(names, str), f"{names!r} is one string: give a list of names"
     names = list(names)
+    linears = _linears(model, spec, names)
+    # All are created before any replaces a linear: the scale search refuses non-finite weights.
+    layers: dict[nn.Linear, FakeQuantLinear] = {}
+    for name, linear in linears.items():
+        if linear not in layers:  # one module under two names stays one module
+            layers[linear] = FakeQuantLinear.from_linear(linear, spec, name)
+    for name, linear in linears.items():
+        _replace(model, name, layers[linear])
+    return names
+
+
+def _linears(model: nn.Module, spec: QuantSpec, names: list[str]) -> dict[str, nn.Linear]:
+    """The named linear layers, or the InputError of `prepare`."""
     if not names:
         raise InputError("prepare: no linear is named, so nothing would be quantized: name some")
-
     modules = dict(model.named_modules(remove_duplicate=False))
     linears: dict[str, nn.Linear] = {}
     for name in names:
@@ -48,19 +65,11 @@ def prepare(model: nn.Module, spec: QuantSpec, names: Sequence[str] | None = Non
             raise InputError(f"prepare: {name} is a {type(module).__name__}: name nn.Linear only")
         spec.group_width(module.in_features, name)
         linears[name] = module
-
-    # All are made before any is put in place: the scale search refuses non-finite weights.
-    made: dict[nn.Linear, FakeQuantLinear] = {}
-    for name, linear in linears.items():
-        if linear not in made:  # one module under two names stays one module
-            made[linear] = FakeQuantLinear.from_linear(linear, spec, name)
-    for name, linear in linears.items():
-        _replace(model, name, made[linear])
-    return names
+    return linears
 
 
 def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]:
-    """Every `FakeQuantLinear` of the model with its dotted name, in module order."""
+    """Every `FakeQuantLinear` of the model with its dotted name, in the order of its modules."""
     for name, module in model.named_modules():
         if isinstance(module, FakeQuantLinear):
             yield name, module
@@ -68,17 +77,20 @@ def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]
 
 @torch.no_grad()
 def bake(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Replaces every `FakeQuantLinear` by an `nn.Linear` that holds the quantized weight, in place.
+    """Replace every `FakeQuantLinear` by an `nn.Linear` with the quantized weight, in place.
 
-    dtype: of the new weights and biases, by default each weight's own. Stored in float32, the
-    weights are s * q exactly (up to one rounding where the scales are float32); stored in
-    bfloat16, s * q is rounded to 8 significant bits, as the fake-quantized bfloat16 model also
-    computes it.
+    Args:
+        model: A prepared model.
+        dtype: Of the new weights and biases, by default each weight's own. float32 holds s * q
+            exactly (up to one rounding where the scales are float32); bfloat16 rounds s * q to 8
+            significant bits, as the fake-quantized bfloat16 model also computes it.
 
-    Returns name -> (codes int8 (out, in), scales float32 (out, groups)), on the layer's device:
-    the exact quantized weights, to keep where the baked ones are rounded.
+    Returns:
+        name -> (codes int8 (out, in), scales float32 (out, groups)), on the layer's device: the
+        exact quantized weights, to keep where the baked ones are rounded.
 
-    Raises InputError for a model without fake quantization.
+    Raises:
+        InputError: The model has no fake-quantized layer, or is one itself.
     """
     layers = {
         name: module

@@ -42,11 +42,15 @@ _DEVICE_BLOCK = 1 << 22
 
 
 def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
-    """The scales that theta stands for, as the deployed kernel stores them.
+    """The scales s = exp(theta) as the deployed kernel stores them.
 
-    log_scale: theta = ln s, any shape. Returns float32 of that shape, every value exactly
-    representable in `spec.scale_dtype` and positive: exp(theta) is clamped to the dtype's range,
-    then rounded to nearest even.
+    Args:
+        log_scale: theta = ln s, any shape.
+        spec: The quantizer.
+
+    Returns:
+        float32 of that shape, every value exactly representable in `spec.scale_dtype` and positive:
+        exp(theta) is clamped to the dtype's range, then rounded to nearest even.
     """
     return _round_scales(log_scale.detach().to(torch.float32).exp(), spec)
 
@@ -54,8 +58,16 @@ def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
 def quantize(weight: Tensor, scales: Tensor, spec: QuantSpec) -> Tensor:
     """q = round(clip(W / s, qmin, qmax)), half to even (Eq. 14).
 
-    weight: (out, in); scales: (out, in / g), positive, used as given. Returns int8 codes
-    (out, in). Raises InputError where the shapes do not fit the group size.
+    Args:
+        weight: (out, in).
+        scales: (out, in / g), positive.
+        spec: The quantizer.
+
+    Returns:
+        int8 codes (out, in).
+
+    Raises:
+        InputError: The shapes do not fit the group size.
     """
     _check_shapes(weight, scales, spec)
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
@@ -71,9 +83,18 @@ def dequantize(
 ) -> Tensor:
     """What = s * q (Eq. 14), computed in float32 and then rounded once to `dtype`.
 
-    codes: (out, in) integers; scales: (out, in / g). Returns (out, in) in `dtype`. float32 holds
-    s * q exactly for bfloat16 and float16 scales; bfloat16 rounds it to 8 significant bits, which
-    still quantizes back to the same codes. Raises InputError where the shapes do not fit.
+    Args:
+        codes: (out, in) integers.
+        scales: (out, in / g).
+        spec: The quantizer.
+        dtype: Of the result. float32 holds s * q exactly for bfloat16 and float16 scales; bfloat16
+            rounds it to 8 significant bits, which still quantizes back to the same codes.
+
+    Returns:
+        (out, in) in `dtype`.
+
+    Raises:
+        InputError: The shapes do not fit the group size.
     """
     _check_shapes(codes, scales, spec)
     weight = torch.empty(codes.shape, dtype=dtype, device=codes.device)
@@ -90,11 +111,7 @@ def fake_quantize(
 ) -> Tensor:
     """What = s * clip(round(W / s), qmin, qmax) with s = exp(theta), differentiable (Eq. 14).
 
-    weight: (out, in); log_scale: theta = ln s, (out, in / g). Returns (out, in) in `dtype`, by
-    default the weight's, and exactly `dequantize(quantize(weight, s), s)` for
-    s = `deployed_scales(log_scale)`.
-
-    Gradients (arXiv 1902.08153), with v = W / s:
+    Gradients (arXiv 1902.08153), with v = W / s::
 
         dWhat/dW     = 1 where qmin <= v <= qmax, else 0
         dWhat/ds     = q - v where qmin <= v <= qmax, else q, which is qmin or qmax
@@ -106,7 +123,18 @@ def fake_quantize(
     nor becomes subnormal. |What - W| <= s / 2 where v is inside the clipping range, before the
     rounding to `dtype`. Only weight and log_scale are kept for the backward pass.
 
-    Raises InputError where the shapes do not fit the group size.
+    Args:
+        weight: (out, in).
+        log_scale: theta = ln s, (out, in / g).
+        spec: The quantizer.
+        dtype: Of the result, by default the weight's.
+
+    Returns:
+        (out, in) in `dtype`: exactly `dequantize(quantize(weight, s), s)` for
+        s = `deployed_scales(log_scale)`.
+
+    Raises:
+        InputError: The shapes do not fit the group size.
     """
     _check_shapes(weight, log_scale, spec)
     return _FakeQuantize.apply(weight, log_scale, spec, dtype or weight.dtype)
@@ -123,12 +151,23 @@ def fake_quantized_linear(
 ) -> Tensor:
     """y = x What^T + b, the value and the gradients of `F.linear(x, fake_quantize(...), bias)`.
 
-    x: (..., in); weight: (out, in); log_scale: (out, in / g); bias: (out,) or None. Computes and
-    returns (..., out) in `dtype`, by default the weight's.
+    `F.linear` would keep What until the backward pass of every layer. Here it is computed again
+    there, in the walk that turns its gradient into the weight's, and dropped after it: the peak
+    memory exceeds that of a plain linear layer by one layer's What.
 
-    `F.linear` would keep What until the backward pass of every layer. Here it is computed anew
-    there, in the walk that turns its gradient into the weight's, and dropped after it: beyond a
-    plain linear's, the peak has one layer's What.
+    Args:
+        x: (..., in).
+        weight: (out, in).
+        log_scale: theta = ln s, (out, in / g).
+        bias: (out,) or None.
+        spec: The quantizer.
+        dtype: Of the computation and the result, by default the weight's.
+
+    Returns:
+        (..., out) in `dtype`.
+
+    Raises:
+        InputError: The shapes do not fit the group size.
     """
     _check_shapes(weight, log_scale, spec)
     return _FakeQuantizedLinear.apply(x, weight, log_scale, bias, spec, dtype or weight.dtype)
@@ -137,20 +176,27 @@ def fake_quantized_linear(
 def initial_scales(weight: Tensor, spec: QuantSpec, name: str = "") -> Tensor:
     """The scales that training starts from, as `spec.init` says (Eq. 14).
 
-    weight: (out, in), any float dtype; name: the layer's, for messages. Returns float32
-    (out, in / g), each value representable in `spec.scale_dtype`.
+    - "mse": of 20 candidates evenly spaced in [0.3, 1.2] * max|W| / qmax, each rounded to
+      `spec.scale_dtype` first, the one with the least squared error of the group, the smallest
+      such on a tie. The grid is the paper's; 1.0 is not on it, so at 8 bits, where clipping gains
+      nothing, "max" can err slightly less.
+    - "percentile": the 99th percentile of |W| (linear interpolation) over qmax; max|W| over qmax
+      for a group whose 99th percentile is 0 and whose maximum is not.
+    - "max": max|W| / qmax.
 
-    "mse": of 20 candidates evenly spaced in [0.3, 1.2] * max|W| / qmax, each rounded to
-        `spec.scale_dtype` first, the one with the least squared error of the group, the smallest
-        such on a tie.
-        The grid is the paper's; 1.0 is not on it, so at 8 bits, where clipping gains
-        nothing, "max" can err slightly less.
-    "percentile": the 99th percentile of |W| (linear interpolation) over qmax; max|W| over qmax
-        for a group whose 99th percentile is 0 and whose maximum is not.
-    "max": max|W| / qmax.
+    A group of zeros gets `ZERO_GROUP_SCALE`, 2^-14.
 
-    A group of zeros gets `ZERO_GROUP_SCALE`, 2^-14. Raises InputError, naming the layer, for
-    weights that are not finite, carry no data, or do not divide into groups.
+    Args:
+        weight: (out, in), any float dtype.
+        spec: The quantizer.
+        name: Name of the layer, for the error message.
+
+    Returns:
+        float32 (out, in / g), each value representable in `spec.scale_dtype`.
+
+    Raises:
+        InputError: Weights that are not finite, carry no data, or do not divide into groups; the
+            message names the layer.
     """
     label = name or "linear"
     if weight.dim() != 2 or not weight.is_floating_point():
@@ -173,13 +219,13 @@ def initial_scales(weight: Tensor, spec: QuantSpec, name: str = "") -> Tensor:
                 f"{rows.stop - 1}): mend the checkpoint, or load it in a wider dtype"
             )
         if spec.init == "mse":
-            found = _least_squares_scales(block, largest, spec, buffer=magnitude)
+            initial = _least_squares_scales(block, largest, spec, buffer=magnitude)
         elif spec.init == "percentile":
             quantile = torch.quantile(magnitude, PERCENTILE, dim=-1)
-            found = _round_scales(torch.where(quantile > 0, quantile, largest) / spec.qmax, spec)
+            initial = _round_scales(torch.where(quantile > 0, quantile, largest) / spec.qmax, spec)
         else:
-            found = _round_scales(largest / spec.qmax, spec)
-        scales[rows] = found.masked_fill_(largest == 0, ZERO_GROUP_SCALE)
+            initial = _round_scales(largest / spec.qmax, spec)
+        scales[rows] = initial.masked_fill_(largest == 0, ZERO_GROUP_SCALE)
     return scales
 
 
@@ -188,7 +234,14 @@ def _least_squares_scales(
 ) -> Tensor:
     """Of the candidate scales of each group, the one with least |W - s q|^2.
 
-    block: (rows, groups, g) float32; largest: (rows, groups); buffer: overwritten, like block.
+    Args:
+        block: (rows, groups, g) float32.
+        largest: Its max|W|, (rows, groups).
+        spec: The quantizer.
+        buffer: Scratch, of the shape and dtype of `block`.
+
+    Returns:
+        (rows, groups) float32.
     """
     fractions = torch.linspace(*MSE_RANGE, MSE_CANDIDATES, dtype=torch.float64, device="cpu")
     fractions = (fractions / spec.qmax).to(device=largest.device, dtype=torch.float32)
@@ -248,39 +301,44 @@ class _FakeQuantizedLinear(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, log_scale = ctx.saved_tensors
-        x_dtype, bias_dtype = ctx.dtypes
-        needs_x, needs_weight, needs_scale, needs_bias = ctx.needs_input_grad[:4]
-        grad_x = grad_weight = grad_theta = grad_bias = None
         # Autocast may be on around the caller's backward(); the forward pass chose the dtypes.
         with torch.autocast(grad.device.type, enabled=False):
-            rows = grad.reshape(-1, grad.shape[-1])
-            quantized = None
-            if needs_weight or needs_scale:
-                grad_quantized = rows.t() @ x.reshape(-1, x.shape[-1])
-                if needs_weight:
-                    # This gradient is ours: where the dtype allows, it becomes the weight's.
-                    same = grad_quantized.dtype == weight.dtype
-                    grad_weight = grad_quantized if same else torch.empty_like(weight)
-                if needs_x:
-                    quantized = torch.empty_like(weight, dtype=grad.dtype)
-                grad_theta = _backward(
-                    grad_quantized,
-                    weight,
-                    log_scale,
-                    ctx.spec,
-                    grad_weight=grad_weight,
-                    needs_scale=needs_scale,
-                    quantized=quantized,
-                )
-                del grad_quantized
-            elif needs_x:
-                quantized = _forward(weight, log_scale, ctx.spec, grad.dtype)
-            if quantized is not None:
-                grad_x = torch.matmul(grad, quantized).to(x_dtype)
-            if needs_bias:
-                grad_bias = rows.sum(0).to(bias_dtype)
-        return grad_x, grad_weight, grad_theta, grad_bias, None, None
+            return *_linear_gradients(ctx, grad), None, None
+
+
+def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, log_scale and bias, those that autograd asks for."""
+    x, weight, log_scale = ctx.saved_tensors
+    x_dtype, bias_dtype = ctx.dtypes
+    needs_x, needs_weight, needs_scale, needs_bias = ctx.needs_input_grad[:4]
+    grad_x = grad_weight = grad_theta = grad_bias = None
+    rows = grad.reshape(-1, grad.shape[-1])
+    quantized = None
+    if needs_weight or needs_scale:
+        grad_quantized = rows.t() @ x.reshape(-1, x.shape[-1])
+        if needs_weight:
+            # This gradient is ours: where the dtype allows, it becomes the weight's.
+            same = grad_quantized.dtype == weight.dtype
+            grad_weight = grad_quantized if same else torch.empty_like(weight)
+        if needs_x:
+            quantized = torch.empty_like(weight, dtype=grad.dtype)
+        grad_theta = _backward(
+            grad_quantized,
+            weight,
+            log_scale,
+            ctx.spec,
+            grad_weight=grad_weight,
+            needs_scale=needs_scale,
+            quantized=quantized,
+        )
+        del grad_quantized
+    elif needs_x:
+        quantized = _forward(weight, log_scale, ctx.spec, grad.dtype)
+    if quantized is not None:
+        grad_x = torch.matmul(grad, quantized).to(x_dtype)
+    if needs_bias:
+        grad_bias = rows.sum(0).to(bias_dtype)
+    return grad_x, grad_weight, grad_theta, grad_bias
 
 
 def _forward(weight: Tensor, log_scale: Tensor, spec: QuantSpec, dtype: torch.dtype) -> Tensor:
@@ -309,9 +367,16 @@ def _backward(
     needs_scale: bool,
     quantized: Tensor | None = None,
 ) -> Tensor | None:
-    """Writes dL/dW into `grad_weight`, which may be `grad` itself, and returns dL/dtheta.
+    """Write dL/dW into `grad_weight`, which may be `grad` itself, and return dL/dtheta.
 
-    quantized: What is written to it, if given: its codes are needed on the way.
+    Args:
+        grad: dL/dWhat, (out, in).
+        weight: (out, in).
+        log_scale: (out, in / g).
+        spec: The quantizer.
+        grad_weight: Where dL/dW goes, or None.
+        needs_scale: Whether dL/dtheta is computed; None is returned otherwise.
+        quantized: Where What goes, or None: its codes are computed on the way.
     """
     scales = deployed_scales(log_scale, spec)
     arithmetic = _arithmetic(weight.dtype)

@@ -1,4 +1,4 @@
-"""What one weight quantizer is: bit width, group size, start of the scales, dtype of the scales."""
+"""The settings of a weight quantizer: bit width, group size, initial scales and their dtype."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,18 +21,27 @@ SCALE_DTYPES = {
 class QuantSpec:
     """Symmetric group-wise weight quantizer (Eq. 14 of arXiv 2601.22709).
 
-    bits: 2 to 8; codes are the integers `qmin` .. `qmax`, there is no zero point.
-    group_size: input channels that share one scale: 32, 64, 128 or 256, or "row" for one scale
-        per output row.
-    init: where the scales start. "mse": the best of 20 candidates by squared error;
-        "percentile": the 99th percentile of |W| over qmax (v1 to v4 of the paper);
-        "max": max|W| over qmax.
-    scale_dtype: the dtype in which the deployed kernel stores scales: "bfloat16", "float16" or
-        "float32". Fake quantization rounds to it, so that what is trained is what is deployed.
-    gradient_factor: multiply the scale's gradient by 1/sqrt(N_group * qmax) (arXiv 1902.08153,
-        Section 2.2).
+    Example:
+        >>> spec = QuantSpec(bits=4, group_size=128)
+        >>> spec.qmin, spec.qmax
+        (-8, 7)
+        >>> QuantSpec.from_dict(spec.to_dict()) == spec
+        True
 
-    Raises InputError, naming the field, its value and the mend, for anything else.
+    Attributes:
+        bits: 2 to 8. Codes are the integers `qmin` .. `qmax`; there is no zero point.
+        group_size: Input channels that share one scale: 32, 64, 128 or 256, or "row" for one scale
+            per output row.
+        init: Initial scales. "mse": the best of 20 candidates by squared error; "percentile": the
+            99th percentile of abs(W) over qmax (v1 to v4 of the paper); "max": max abs(W) over
+            qmax.
+        scale_dtype: Dtype in which the deployed kernel stores scales: "bfloat16", "float16" or
+            "float32". Fake quantization rounds to it, so that what is trained is what is deployed.
+        gradient_factor: Multiply the scale's gradient by 1/sqrt(N_group * qmax) (arXiv 1902.08153,
+            Section 2.2).
+
+    Raises:
+        InputError: An illegal value; the message names the field, the value and the legal ones.
     """
 
     bits: int = 4
@@ -81,10 +90,18 @@ class QuantSpec:
         return 2 ** (self.bits - 1) - 1
 
     def group_width(self, in_features: int, name: str = "") -> int:
-        """Input channels per group for a linear with `in_features` inputs.
+        """Input channels per group of a linear layer.
 
-        Raises InputError, naming the layer, if the group size does not divide `in_features`: a
-        group size that was silently replaced would make a different method.
+        Args:
+            in_features: Input features of the layer.
+            name: Name of the layer, for the error message.
+
+        Returns:
+            The group size; `in_features` where it is "row".
+
+        Raises:
+            InputError: The group size does not divide `in_features`. Choosing another one silently
+                would be another method.
         """
         if isinstance(self.group_size, str):
             return in_features
@@ -104,7 +121,8 @@ class QuantSpec:
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantSpec":
         """The spec that `to_dict` wrote; missing keys take their defaults.
 
-        Raises InputError for an unknown key or an illegal value.
+        Raises:
+            InputError: An unknown key or an illegal value.
         """
         if not isinstance(values, Mapping):
             raise InputError(f"QuantSpec: {values!r} is no mapping: give the fields by name")

@@ -92,20 +92,15 @@ def test_four_bits_are_meant_where_the_file_does_not_say(tmp_path):
 def test_settings_without_a_bit_width_are_refused(tmp_path, written, why):
     path = tmp_path / "c.safetensors"
     save_file(parts(made(3)), path, {"quantization": written})
-    with pytest.raises(InputError) as raised:
+    said = f"{path}: its metadata `quantization` is {written!r}, without a bit width ({why}"
+    with pytest.raises(InputError, match=re.escape(said)):
         CodesFile(path)
-    start = f"{path}: its metadata `quantization` is {written!r}, without a bit width ({why}"
-    assert str(raised.value).startswith(start)
-    assert str(raised.value).endswith("): write the file again")
 
 
 def test_a_file_that_is_not_there_or_no_safetensors_is_refused(tmp_path):
-    missing = tmp_path / "missing.safetensors"
-    with pytest.raises(InputError) as raised:
-        CodesFile(missing)
-    assert str(raised.value) == f"{missing}: no such file: name the file of codes and scales"
-    with pytest.raises(InputError, match="no such file"):
-        CodesFile(tmp_path)  # a folder
+    for path in (tmp_path / "missing.safetensors", tmp_path):  # the second is a folder
+        with pytest.raises(InputError, match=re.escape(f"{path}: no such file")):
+            CodesFile(path)
     write_codes(tmp_path, made(4), {})
     whole = (tmp_path / CODES_FILE).read_bytes()
     for cut in (b"", b"no safetensors", whole[:-1], whole[: len(whole) // 2]):
@@ -129,18 +124,15 @@ def test_a_file_of_anything_else_is_refused(tmp_path, change, said):
     change(held)
     path = tmp_path / "c.safetensors"
     save_file(held, path)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match=re.escape(f"{path}: {said}: ")):
         CodesFile(path)
-    mend = "give a file of <linear>.codes and <linear>.scales"
-    assert str(raised.value) == f"{path}: {said}: {mend}"
 
 
 def test_a_file_of_nothing_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
     save_file({}, path)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match=re.escape(f"{path}: holds no codes")):
         CodesFile(path)
-    assert str(raised.value) == f"{path}: holds no codes: write it again"
 
 
 def test_a_linear_that_is_not_there_is_a_key_error(tmp_path):
@@ -161,6 +153,6 @@ def test_a_tensor_that_cannot_be_read_names_file_and_linear(tmp_path):
             raise SafetensorError("lost")
 
     found._file = Broken()
-    said = f"{found.path}: layers.0.up cannot be read (lost): write the file again"
+    said = f"{found.path}: layers.0.up cannot be read (lost)"
     with pytest.raises(InputError, match=re.escape(said)):
         found["layers.0.up"]
