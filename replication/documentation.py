@@ -20,6 +20,7 @@ from typing import Any
 import griffe
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -342,12 +343,10 @@ def page(root: Path = ROOT) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+@command
 def main() -> None:
     write_text_atomic(PAGE, page())
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

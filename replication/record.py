@@ -31,7 +31,9 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base import provenance
+from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
+from replication.base.yaml import read_yaml
 from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import (
     ResultSet,
@@ -52,7 +54,6 @@ from replication.settings.schema import (
     LANGUAGE_FAMILY,
     PARAMS_FILE,
     parse_params,
-    read_yaml,
 )
 
 HEADLINE = "_runs"
@@ -524,7 +525,8 @@ def _check_seeds(recording: Recording, group: str, record: Mapping[str, Any]) ->
 # --- command --------------------------------------------------------------------------------------
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command; returns its exit code: 0, 2 for bad input, or that of the stage that failed."""
     parser = argparse.ArgumentParser(
         prog="python -m replication.record",
@@ -542,26 +544,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.evaluate is not None and given.bring is not None:
         parser.error("--evaluate and --import are two steps; give one of them")
-    try:
-        if given.bring is not None:
-            print(f"imported into {import_recording(given.bring)}; run the pipeline for the tables")
-        elif given.evaluate is not None:
-            evaluate(given.evaluate)
-        else:
-            folder = given.folder or ROOT / ".recordings" / given.scale
-            start(folder, given.scale, seeds=given.seeds, families=given.families, only=given.only)
-            print(f"recorded in {folder}")
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"error: {shlex.join(map(str, error.cmd))} failed; run again to go on",
-              file=sys.stderr)  # fmt: skip
-        return error.returncode if error.returncode > 0 else 1
-    except KeyboardInterrupt:
-        print("interrupted; run again to go on", file=sys.stderr)
-        return 130
-    return 0
+    if given.bring is not None:
+        print(f"imported into {import_recording(given.bring)}; run the pipeline for the tables")
+    elif given.evaluate is not None:
+        evaluate(given.evaluate)
+    else:
+        folder = given.folder or ROOT / ".recordings" / given.scale
+        start(folder, given.scale, seeds=given.seeds, families=given.families, only=given.only)
+        print(f"recorded in {folder}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import write_json_atomic
 from replication.settings.scales import ROOT, alone, merge, prepare, run_dvc, scale_params
 from replication.settings.schema import Standins, parse_params, section
@@ -178,7 +178,8 @@ def rehearse(folder: Path, words: list[str]) -> int:
         return run_dvc(folder, *words, lock=lock)
 
 
-def main() -> None:
+@command
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m replication.rehearsal",
         description=__doc__,
@@ -186,13 +187,8 @@ def main() -> None:
     )
     parser.add_argument("dvc", nargs=argparse.REMAINDER, help="words for dvc (default: repro)")
     given = parser.parse_args()
-    try:
-        code = rehearse(ROOT / FOLDER, given.dvc or ["repro"])
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        code = 2
-    sys.exit(code)
+    return rehearse(ROOT / FOLDER, given.dvc or ["repro"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from grace.errors import InputError
 from replication.base import hub
-from replication.base.files import no_space, write_json_atomic
+from replication.base.command import command
+from replication.base.files import write_json_atomic
 from replication.benchmarks import BENCHMARKS, get
 from replication.evaluate import parts as evaluate_shard
 from replication.evaluate.released import Attempt, Places, evaluate_checkpoint, prepare_data
@@ -90,6 +91,7 @@ def verify(
     return Status.NOT_RUN
 
 
+@command
 def main(words: Sequence[str] | None = None) -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -109,28 +111,18 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--results", type=Path, default=Path("results") / "released")
     given = parser.parse_args(words)
-    try:
-        if given.processes != "all" and not (given.processes.isdigit() and int(given.processes)):
-            raise InputError(f"--processes is {given.processes!r}; give a number, or 'all'")
-        if given.path and len(given.models or ()) != 1 and (given.path / "config.json").is_file():
-            raise InputError("--path is one checkpoint; name it with --models")
-        status = verify(
-            given.models,
-            given.benchmarks,
-            Places(given.results, given.path, given.mirror),
-            parse_params(scale_params(FULL_SCALE)),
-            processes=given.processes,
-            device=given.device,
-        )
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        told = no_space(error)
-        if told is None:
-            raise
-        print(f"error: {told}", file=sys.stderr)
-        return 2
+    if given.processes != "all" and not (given.processes.isdigit() and int(given.processes)):
+        raise InputError(f"--processes is {given.processes!r}; give a number, or 'all'")
+    if given.path and len(given.models or ()) != 1 and (given.path / "config.json").is_file():
+        raise InputError("--path is one checkpoint; name it with --models")
+    status = verify(
+        given.models,
+        given.benchmarks,
+        Places(given.results, given.path, given.mirror),
+        parse_params(scale_params(FULL_SCALE)),
+        processes=given.processes,
+        device=given.device,
+    )
     if status is Status.NOT_RUN:
         print("error: nothing could be run; the reasons are above", file=sys.stderr)
     return {Status.CONTRADICTED: 1, Status.NOT_RUN: 2}.get(status, 0)

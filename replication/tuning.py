@@ -11,11 +11,12 @@ it on the validation split, whose scenes are in neither the training set nor the
 import argparse
 import sys
 
-from grace.errors import InputError
+from replication.base.command import command
 from replication.measure.tuning import write_grid
 from replication.settings.schema import PARAMS_FILE, load_params
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m replication.tuning", description=(__doc__ or "").partition("\n")[0]
@@ -23,13 +24,9 @@ def main() -> None:
     parser.add_argument("family")
     parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
     arguments = parser.parse_args()
-    try:
-        params = load_params(arguments.params)
-        print(write_grid(params, params.known_family(arguments.family)))
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    params = load_params(arguments.params)
+    print(write_grid(params, params.known_family(arguments.family)))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

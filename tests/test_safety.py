@@ -15,7 +15,7 @@ from annotated import build, mixed
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.shards import ShardedConversations, Shards, locate_image
-from replication.paper import reading
+from replication.base import yaml as base_yaml
 from replication.settings.scales import merge, scale_params
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,10 +94,10 @@ def test_the_scan_finds_each(text):
 
 def test_the_one_loader_of_yaml_is_a_safe_one():
     assert issubclass(
-        reading._UniqueKeys, yaml.SafeLoader | getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        base_yaml._UniqueKeys, yaml.SafeLoader | getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     )
     with pytest.raises(yaml.YAMLError):
-        yaml.load("!!python/object/apply:os.getcwd []", Loader=reading._UniqueKeys)
+        yaml.load("!!python/object/apply:os.getcwd []", Loader=base_yaml._UniqueKeys)
 
 
 def test_code_beside_a_configuration_is_not_run(tmp_path, make_model):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import reprlib
 import sys
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -15,17 +13,6 @@ from grace.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 """The repository, or the folder that the packages lie in."""
-
-
-def no_space(error: OSError) -> str | None:
-    """What to say of an error for want of space on a disk; None for any other."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return None
-    where = f" at {error.filename!r}" if error.filename else ""
-    return (
-        f"no space is left{where} ({error.strerror}); free some and run the same command again: "
-        "what is finished is kept"
-    )
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
@@ -94,16 +81,3 @@ def _real(text: str) -> float:
     if not is_number(value):
         raise ValueError(f"{text} is no finite number")
     return value
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxdict, _SHORT.maxlist, _SHORT.maxtuple = 3, 6, 8, 8
-_SHORT.maxstring = _SHORT.maxother = 120
-
-
-def shown(value: Any) -> str:
-    """A value for an error message: its repr, short however large or deep the value is."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
-        return f"a very large {type(value).__name__}"

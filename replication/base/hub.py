@@ -7,11 +7,13 @@ network is never asked.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.messages import no_space, one_line
 
 KINDS = {"model": "models", "dataset": "datasets"}
 
@@ -64,27 +66,53 @@ def online(mirror: Path | None = None) -> bool:
     return mirror is None and not constants.HF_HUB_OFFLINE
 
 
-def fetch(repository: str, kind: str, patterns: Sequence[str]) -> Path:
-    """The repository's files that match the patterns, from the hub, in its cache; what is there
-    already is not fetched again.
+def fetch(
+    repository: str,
+    kind: str,
+    patterns: Sequence[str] | None = None,
+    folder: Path | None = None,
+    instead: str = "give a mirror",
+) -> Path:
+    """Download a repository; what is there already is not downloaded again.
 
-    Raises InputError, with the reason, if it cannot be had.
+    Args:
+        repository: ``<owner>/<name>``.
+        kind: "model" or "dataset".
+        patterns: of the files to download; default: all.
+        folder: where to; default: the hub's cache.
+        instead: for the error message, what helps where there is no network.
+
+    Returns:
+        The directory of the files.
+
+    Raises:
+        InputError: with the reason, if it cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
 
+    allowed = None if patterns is None else list(patterns)
+    with asking(repository, instead):
+        return Path(
+            snapshot_download(repository, repo_type=kind, allow_patterns=allowed, local_dir=folder)
+        )
+
+
+@contextmanager
+def asking(repository: str, instead: str = "give a mirror") -> Iterator[None]:
+    """Whatever goes wrong in this block with asking the hub for a repository is one clear error.
+
+    Raises:
+        InputError: with the reason.
+    """
     try:
-        return Path(snapshot_download(repository, repo_type=kind, allow_patterns=list(patterns)))
+        yield
     except Exception as error:  # offline, missing, gated: each has a type of its own
-        raise InputError(cannot_fetch(repository, error)) from error
-
-
-def cannot_fetch(repository: str, error: Exception) -> str:
-    """What to say of a repository that the hub does not give."""
-    reason = " ".join(str(error).split())[:300]
-    return (
-        f"{repository!r} cannot be fetched from the hub ({reason}); check the name and the "
-        "network, or give a mirror"
-    )
+        if isinstance(error, OSError) and no_space(error):
+            raise
+        raise InputError(
+            f"{repository!r} cannot be fetched from the hub ({one_line(error, 300)}); check the "
+            f"name and the network, or {instead}"
+        ) from error
 
 
 def missing(repository: str, mirror: Path | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import ROOT
+from replication.base.workers import cores
 
 LIBRARIES = ("torch", "transformers", "accelerate", "lmms_eval", "numpy")
 
@@ -93,8 +93,8 @@ def cpu_description() -> str:
                 break
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} core{'' if cores == 1 else 's'}"
+    count = cores()
+    return f"{name}, {count} core{'' if count == 1 else 's'}"
 
 
 def device_description() -> str:

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from typing import Any
 
-import torch
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
@@ -16,9 +20,10 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
 
     On an accelerator the jobs share it one after the other. The first exception stops all jobs.
     """
+    import torch
+
     torch.set_num_threads(1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, len(jobs))
+    workers = min(cores(), len(jobs))
     if workers < 2 or torch.cuda.is_available():
         return [function(*job) for job in jobs]
     context = multiprocessing.get_context("spawn")

@@ -144,10 +144,8 @@ def _locate(split: _Split, mirror: Path | None) -> tuple[Path, list[str], Any]:
         raise InputError(fault or hub.missing(repository, mirror))
     from huggingface_hub import HfApi
 
-    try:
+    with hub.asking(repository):
         names = HfApi().list_repo_files(repository, repo_type="dataset")
-    except Exception as error:  # offline, missing, gated: each has a type of its own
-        raise InputError(hub.cannot_fetch(repository, error)) from error
     card = hub.fetch(repository, "dataset", ["README.md"])
     files, features = split_files(_read(card / "README.md"), names, split)
     return hub.fetch(repository, "dataset", ["README.md", *files]), files, features

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
 from replication.base import provenance
+from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
 from replication.benchmarks import BENCHMARKS, Published
 from replication.benchmarks.published import Source, prepare
@@ -273,19 +274,16 @@ def _process_group() -> Iterator["Share"]:
         dist.destroy_process_group()
 
 
+@command
 def main() -> None:
-    try:
-        request = Request.from_dict(read_json(sys.argv[1]))
-        with _process_group() as share:
-            if sys.argv[2:] and share.world != int(sys.argv[2]):
-                raise InputError(
-                    f"the launcher started {share.world} processes instead of {sys.argv[2]}"
-                )
-            run(request, share)
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    request = Request.from_dict(read_json(sys.argv[1]))
+    with _process_group() as share:
+        if sys.argv[2:] and share.world != int(sys.argv[2]):
+            raise InputError(
+                f"the launcher started {share.world} processes instead of {sys.argv[2]}"
+            )
+        run(request, share)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import write_json_atomic
 from replication.judge import cells
 from replication.judge.cells import CellResult, verify_cells
@@ -318,38 +319,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code (see the module's text)."""
     options = _parser().parse_args(arguments)
-    try:
-        scale = check_scale(options.scale)
-        root = options.results or Path("results")
-        if options.results is not None and not (root / scale).is_dir():
-            raise InputError(
-                f"{root / scale}: no such folder; give the one that holds {scale}/scores"
-            )
-        ledger = load_ledger()
-        only = [one.id for one in ledger.claims if one.abstract] if options.abstract else None
-        results = verify(root, scale, ledger, only=only)
-        judged = [] if options.abstract else verify_cells(root, scale, ledger)
-        stream = sys.stdout
-        width = shutil.get_terminal_size().columns if stream.isatty() else None
-        render(
-            results,
-            scale,
-            stream,
-            colour=wants_colour(stream),
-            width=width,
-            abstract=options.abstract,
-        )
-        if judged:
-            render_cells(judged, stream, colour=wants_colour(stream), width=width)
-        path = options.json
-        if path is None and not options.abstract and (root / scale).is_dir():
-            path = root / scale / "claims.json"
-        if path is not None:
-            write_json_atomic(path, document(results, judged, scale, ledger))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    scale = check_scale(options.scale)
+    root = options.results or Path("results")
+    if options.results is not None and not (root / scale).is_dir():
+        raise InputError(f"{root / scale}: no such folder; give the one that holds {scale}/scores")
+    ledger = load_ledger()
+    only = [one.id for one in ledger.claims if one.abstract] if options.abstract else None
+    results = verify(root, scale, ledger, only=only)
+    judged = [] if options.abstract else verify_cells(root, scale, ledger)
+    stream = sys.stdout
+    width = shutil.get_terminal_size().columns if stream.isatty() else None
+    render(
+        results,
+        scale,
+        stream,
+        colour=wants_colour(stream),
+        width=width,
+        abstract=options.abstract,
+    )
+    if judged:
+        render_cells(judged, stream, colour=wants_colour(stream), width=width)
+    path = options.json
+    if path is None and not options.abstract and (root / scale).is_dir():
+        path = root / scale / "claims.json"
+    if path is not None:
+        write_json_atomic(path, document(results, judged, scale, ledger))
     return int(any(claim.failed for claim in results) or any(cell.failed for cell in judged))

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from grace.errors import InputError
 from replication.base import provenance
+from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
 from replication.measure.step import Trial, live_bytes, trial_trainer
 from replication.plan.costs import Precision, Shape, rank_memory, step_flops
@@ -169,16 +169,13 @@ def run(out: Path, say: Any = print, axes: dict[str, tuple[int, ...]] | None = N
     return content
 
 
+@command
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args(words)
-    try:
-        run(arguments.out)
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    run(arguments.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,7 @@ names the place and, for a misspelt key, the nearest valid one. tables.yaml also
 tables of our own, so that one place says what a table holds.
 """
 
+from replication.base.yaml import read_yaml
 from replication.paper.ledger import (
     CONSISTENCY_CHECKS,
     CONTROLLER_CHECKS,
@@ -18,7 +19,7 @@ from replication.paper.ledger import (
     load_ledger,
     parse_ledger,
 )
-from replication.paper.reading import nearest, read_yaml
+from replication.paper.reading import nearest
 from replication.paper.tables import (
     AVERAGE,
     COMPONENTS,

@@ -26,6 +26,7 @@ from statistics import NormalDist
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.yaml import read_yaml
 from replication.paper.reading import (
     expect_choice,
     expect_list,
@@ -33,7 +34,6 @@ from replication.paper.reading import (
     expect_number,
     expect_text,
     nearest,
-    read_yaml,
 )
 from replication.paper.tables import (
     AVERAGE,

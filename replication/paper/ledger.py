@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.yaml import read_yaml
 from replication.paper.bands import quantity_band
 from replication.paper.reading import (
     expect_choice,
@@ -16,7 +17,6 @@ from replication.paper.reading import (
     expect_number,
     expect_text,
     expect_texts,
-    read_yaml,
 )
 from replication.paper.tables import COMPONENTS, FOLDER, Reported, load_tables
 from replication.results.scores import SCALES

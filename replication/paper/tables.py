@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from grace.errors import InputError
+from replication.base.yaml import read_yaml
 from replication.paper.reading import (
     expect_choice,
     expect_list,
@@ -17,7 +18,6 @@ from replication.paper.reading import (
     expect_text,
     expect_texts,
     nearest,
-    read_yaml,
 )
 
 FOLDER = Path(__file__).resolve().parent

@@ -14,7 +14,6 @@ import importlib.metadata
 import os
 import shutil
 import socket
-import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from packaging.requirements import Requirement
 
 from grace.errors import InputError
 from replication.base import provenance
+from replication.base.command import command
+from replication.base.workers import cores
 from replication.paper import load_tables
 from replication.plan.needs import (
     Plan,
@@ -94,8 +96,8 @@ def probe(root: Path = ROOT) -> Machine:
     """This machine."""
     return Machine(
         gpus=_gpus(),
-        ram=_ram(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        ram=float(psutil.virtual_memory().available),
+        cores=cores(),
         disk=shutil.disk_usage(root).free,
         hub=hub_reachable(),
         versions={name: _version(name) for name in pins(root)},
@@ -112,15 +114,6 @@ def _gpus() -> tuple[Gpu, ...]:
         bf16 = properties.major >= 8 or bool(getattr(torch.version, "hip", None))
         found.append(Gpu(properties.name, properties.total_memory, bf16))
     return tuple(found)
-
-
-def _ram() -> float:
-    """Bytes of memory that can be had now."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="utf-8")
-        return 1024 * float(text.partition("MemAvailable:")[2].split()[0])
-    except (OSError, IndexError, ValueError):
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def hub_reachable(host: str | None = None, seconds: float = 3.0) -> bool:
@@ -577,18 +570,15 @@ def formula(device_name: str, utilisation: float) -> list[str]:
     ]
 
 
-def main(words: Sequence[str] | None = None) -> None:
+@command
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("scale", help="smoke, small or paper")
     parser.add_argument("--devices", type=int, help="times for so many devices, found or not")
     parser.add_argument("--rate", help="whose rate: a device of replication/plan/resources.yaml")
     arguments = parser.parse_args(words)
-    try:
-        found = report(arguments.scale, arguments.devices, arguments.rate)
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
-    sys.exit(1 if any(finding.status == FAILED for finding in found) else 0)
+    found = report(arguments.scale, arguments.devices, arguments.rate)
+    return int(any(finding.status == FAILED for finding in found))
 
 
 def report(

@@ -18,6 +18,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import read_json
+from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper.bands import load_facts
 from replication.paper.tables import Reported
@@ -31,7 +32,7 @@ from replication.plan.costs import (
     rank_memory,
     training_seconds,
 )
-from replication.settings.schema import FULL_SCALE, TEACHER_METHODS, Params, Run, read_yaml
+from replication.settings.schema import FULL_SCALE, TEACHER_METHODS, Params, Run
 
 PATH = Path(__file__).with_name("resources.yaml")
 PUBLISHED = ("teacher", "baseline")

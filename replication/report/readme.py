@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import write_text_atomic
 from replication.judge.quantities import signed
 from replication.report.tables.text import bits_text
@@ -110,6 +111,7 @@ def fill(
     return before + "\n\n".join((BEGIN, *parts, END)) + after
 
 
+@command
 def main() -> None:
     table, verdicts = RESULTS / "tables" / f"{HEADLINE}.json", RESULTS / "claims.json"
     deployed = RESULTS / "measurements" / f"{DEPLOYED}.json"
@@ -121,7 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
 from replication.measure.growth import AXES, OUT
 from replication.paper import load_tables
@@ -239,6 +240,7 @@ def fill(text: str, found: Mapping[str, str]) -> str:
     return text
 
 
+@command
 def main() -> None:
     measured = read_json(ROOT / OUT)
     document = fill(DOCUMENT.read_text(encoding="utf-8"), contents(measured))
@@ -246,7 +248,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(main())

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from grace.errors import InputError
-from replication.base.files import is_number, read_json, shown, write_json_atomic
+from replication.base.files import is_number, read_json, write_json_atomic
+from replication.base.messages import short
 from replication.results.scores import EVIDENCE, check_scale
 from replication.stats.association import (
     BINS,
@@ -61,7 +62,7 @@ def _interval(value: Any, where: str) -> Interval:
         raise InputError(f"{where} must hold {', '.join(_INTERVAL_KEYS)}")
     for key, number in value.items():
         if not is_number(number):
-            raise InputError(f"{where}.{key} is {shown(number)}: expected a number")
+            raise InputError(f"{where}.{key} is {short(number)}: expected a number")
     try:
         found = Interval(**{key: float(number) for key, number in value.items()})
     except InputError as error:
@@ -82,7 +83,7 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
         raise InputError(f"{where} {what}")
     for key in ("name", "method"):
         if not isinstance(record[key], str) or not record[key]:
-            raise InputError(f"{where}.{key} is {shown(record[key])}: expected text")
+            raise InputError(f"{where}.{key} is {short(record[key])}: expected text")
     check_scale(record["scale"])
     for key in ("n", "values", "provenance"):
         if not isinstance(record[key], dict) or not (
@@ -91,14 +92,14 @@ def validate_measurement(record: Any, where: str = "measurement") -> Measurement
             raise InputError(f"{where}.{key} must be a mapping that is not empty")
     for key, count in record["n"].items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{where}.n.{key} is {shown(count)}: expected a positive whole number")
+            raise InputError(f"{where}.n.{key} is {short(count)}: expected a positive whole number")
     evidence = record.get("evidence", "measured")
     if evidence not in EVIDENCE:
         raise InputError(
-            f"{where}.evidence is {shown(evidence)}: choose one of {', '.join(EVIDENCE)}"
+            f"{where}.evidence is {short(evidence)}: choose one of {', '.join(EVIDENCE)}"
         )
     if not isinstance(record.get("data", {}), dict):
-        raise InputError(f"{where}.data is {shown(record['data'])}: expected a mapping")
+        raise InputError(f"{where}.data is {short(record['data'])}: expected a mapping")
     return Measurement(
         name=record["name"],
         scale=record["scale"],

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grace.errors import InputError
-from replication.base.files import atomic_path, is_number, read_json, shown, write_json_atomic
+from replication.base.files import atomic_path, is_number, read_json, write_json_atomic
+from replication.base.messages import short
 from replication.stats.bootstrap import Answers
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ _SCORE_KEYS = {"family", "run", "method", "bits", "scale", "standin", "seeds", "
 def check_scale(scale: str) -> str:
     """`scale` if it is one of SCALES. Raises InputError with the valid names otherwise."""
     if scale not in SCALES:
-        raise InputError(f"unknown scale {shown(scale)}: choose one of {', '.join(SCALES)}")
+        raise InputError(f"unknown scale {short(scale)}: choose one of {', '.join(SCALES)}")
     return scale
 
 
@@ -131,7 +132,7 @@ class RunScores:
 
 def _number(value: Any, where: str, low: float, high: float) -> float:
     if not is_number(value):
-        raise InputError(f"{where} is {shown(value)}: expected a finite number")
+        raise InputError(f"{where} is {short(value)}: expected a finite number")
     if not low <= value <= high:
         raise InputError(f"{where} is {value}: expected a number from {low:g} to {high:g}")
     return float(value)
@@ -154,7 +155,7 @@ def _check_entries(benchmarks: Any, where: str) -> dict[str, dict[str, Any]]:
         _number(entry["standard_error"], f"{place}.standard_error", 0.0, math.inf)
         _number(entry["chance"], f"{place}.chance", 0.0, top)
         if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or entry["n"] < 1:
-            raise InputError(f"{place}.n is {shown(entry['n'])}: expected a positive whole number")
+            raise InputError(f"{place}.n is {short(entry['n'])}: expected a positive whole number")
     return benchmarks
 
 
@@ -172,18 +173,18 @@ def validate_scores(record: Any, where: str = "scores") -> RunScores:
         raise InputError(f"{where} lacks {', '.join(sorted(missing))}")
     for key in ("family", "run", "method"):
         if not isinstance(record[key], str) or not record[key]:
-            raise InputError(f"{where}.{key} is {shown(record[key])}: expected a name")
+            raise InputError(f"{where}.{key} is {short(record[key])}: expected a name")
     check_scale(record["scale"])
     if isinstance(record["bits"], bool) or not isinstance(record["bits"], int):
-        raise InputError(f"{where}.bits is {shown(record['bits'])}: expected a whole number")
+        raise InputError(f"{where}.bits is {short(record['bits'])}: expected a whole number")
     if not isinstance(record["standin"], bool):
-        raise InputError(f"{where}.standin is {shown(record['standin'])}: expected true or false")
+        raise InputError(f"{where}.standin is {short(record['standin'])}: expected true or false")
     if not isinstance(record["provenance"], dict):
         raise InputError(f"{where}.provenance is not a mapping")
     evidence = record.get("evidence", "measured")
     if evidence not in EVIDENCE:
         raise InputError(
-            f"{where}.evidence is {shown(evidence)}: choose one of {', '.join(EVIDENCE)}"
+            f"{where}.evidence is {short(evidence)}: choose one of {', '.join(EVIDENCE)}"
         )
     if not isinstance(record["seeds"], dict) or not record["seeds"]:
         raise InputError(f"{where}.seeds must map seeds to scores")

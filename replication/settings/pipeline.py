@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.settings.schema import read_yaml
+from replication.base.yaml import read_yaml
 
 PIPELINE_FILE = Path("dvc.yaml")
 _TEMPLATE = re.compile(r"\$\{([^{}]*)\}")

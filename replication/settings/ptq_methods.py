@@ -1,8 +1,7 @@
 """The methods of post-training quantization and what each of them can do."""
 
-import difflib
-
 from grace.errors import InputError
+from replication.base.messages import unknown
 
 BITS: dict[str, tuple[int, ...]] = {
     "rtn": tuple(range(2, 9)),
@@ -38,11 +37,7 @@ def check_method(method: str, bits: int, group_size: int | str = 128) -> None:
         InputError: naming what is wrong and what there is.
     """
     if method not in BITS:
-        near = difflib.get_close_matches(str(method), BITS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(
-            f"quantization method {method!r} is unknown{hint} (known: {', '.join(BITS)})"
-        )
+        raise InputError(unknown(f"quantization method {method!r}", method, BITS))
     if isinstance(bits, bool) or bits not in BITS[method]:
         known = BITS[method]
         widths = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"

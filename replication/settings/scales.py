@@ -23,7 +23,10 @@ from typing import Any
 import yaml
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.base.files import ROOT, atomic_path, write_text_atomic
+from replication.base.messages import unknown
+from replication.base.yaml import read_yaml
 from replication.settings.pipeline import PIPELINE_FILE
 from replication.settings.schema import (
     FULL_SCALE,
@@ -31,8 +34,6 @@ from replication.settings.schema import (
     PRESETS,
     SCALES,
     parse_params,
-    read_yaml,
-    unknown,
 )
 
 COMMITTED = "small"
@@ -169,7 +170,8 @@ def _copy(source: str, target: str) -> None:
         shutil.copyfile(source, temporary)
 
 
-def main() -> None:
+@command
+def main() -> int:
     parser = argparse.ArgumentParser(
         description="Run dvc on the pipeline at a scale.",
         epilog="example: python -m replication.scale smoke repro",
@@ -178,15 +180,11 @@ def main() -> None:
     parser.add_argument("dvc", nargs=argparse.REMAINDER, help="words for dvc, such as: repro")
     arguments = parser.parse_args()
     scale, words = arguments.scale, arguments.dvc
-    try:
-        scale_params(scale)  # before anything is written
-        with alone(scale) if words[:1] == ["repro"] else nullcontext() as lock:
-            folder = workspace(scale)
-            code = run_dvc(folder, *words, lock=lock)
-            results, shown = folder / "results" / scale, ROOT / "results" / scale
-            if folder != ROOT and results.is_dir():
-                shutil.copytree(results, shown, dirs_exist_ok=True, copy_function=_copy)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(code)
+    scale_params(scale)  # before anything is written
+    with alone(scale) if words[:1] == ["repro"] else nullcontext() as lock:
+        folder = workspace(scale)
+        code = run_dvc(folder, *words, lock=lock)
+        results, shown = folder / "results" / scale, ROOT / "results" / scale
+        if folder != ROOT and results.is_dir():
+            shutil.copytree(results, shown, dirs_exist_ok=True, copy_function=_copy)
+    return code

@@ -1,7 +1,6 @@
 """``params.yaml`` as validated, typed values: an unknown or missing key is one clear error."""
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -10,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from grace.errors import InputError
-from replication.base.files import shown
+from replication.base.messages import short, unknown
+from replication.base.yaml import read_yaml
 
 SCALES = ("smoke", "small", "paper")
 FULL_SCALE = "paper"
@@ -471,14 +469,6 @@ class Params:
         return self.folders[folder]
 
 
-def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
-    """An error text that names the known names, the nearest first."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what} is unknown{hint} (known: {', '.join(names)})"
-
-
 def load_params(path: str | Path = PARAMS_FILE) -> Params:
     """Read and check a parameter file.
 
@@ -486,26 +476,6 @@ def load_params(path: str | Path = PARAMS_FILE) -> Params:
         InputError: naming the key, the value and the mend.
     """
     return parse_params(read_yaml(path), str(path))
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
-
-    Raises:
-        InputError: for a missing file, bad YAML, or something other than a mapping.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(
-            f"parameter file {str(path)!r} cannot be read ({error.strerror})"
-        ) from error
-    except Exception as error:  # the library's constructors fail with types of their own
-        reason = " ".join(str(error).split())
-        raise InputError(f"{str(path)!r} is not valid YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r} holds {type(content).__name__}, not a mapping of sections")
-    return content
 
 
 def parse_params(content: dict[str, Any], source: str = "params") -> Params:
@@ -844,11 +814,11 @@ def _check_internals(params: Params, source: str) -> None:
 def _build(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise InputError(f"{where} is {shown(value)}; it must be a mapping")
+            raise InputError(f"{where} is {short(value)}; it must be a mapping")
         hints = typing.get_type_hints(kind)
         for key in value:
             if key not in hints:
-                raise InputError(unknown(f"{where}: key {shown(key)}", shown(key), hints))
+                raise InputError(unknown(f"{where}: key {short(key)}", short(key), hints))
         for entry in dataclasses.fields(kind):
             required = (
                 entry.default is dataclasses.MISSING
@@ -870,24 +840,24 @@ def _build(kind: Any, value: Any, where: str) -> Any:
                 return _build(option, value, where)
             except InputError:
                 continue
-        raise InputError(f"{where} is {shown(value)}; it must be {kind}")
+        raise InputError(f"{where} is {short(value)}; it must be {kind}")
     if kind is Any:
         return value
     if origin is dict:
         if not isinstance(value, dict):
-            raise InputError(f"{where} is {shown(value)}; it must be a mapping")
+            raise InputError(f"{where} is {short(value)}; it must be a mapping")
         for key in value:
             if not isinstance(key, str):
-                raise InputError(f"{where}: key {shown(key)} is not text; put it in quotes")
+                raise InputError(f"{where}: key {short(key)} is not text; put it in quotes")
         return {key: _build(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if origin is list:
         if not isinstance(value, list):
-            raise InputError(f"{where} is {shown(value)}; it must be a list")
+            raise InputError(f"{where} is {short(value)}; it must be a list")
         return [_build(arguments[0], entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     if kind in (int, float):
         return _number(kind, value, where)
     if not isinstance(value, kind):
-        raise InputError(f"{where} is {shown(value)}; it must be of type {kind.__name__}")
+        raise InputError(f"{where} is {short(value)}; it must be of type {kind.__name__}")
     return value
 
 
@@ -897,10 +867,10 @@ def _number(kind: type, value: Any, where: str) -> float:
         hint = ""
         if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
             hint = "; YAML reads a power of ten as text unless it has a point, as in 1.0e-5"
-        raise InputError(f"{where} is {shown(value)}; it must be of type {kind.__name__}{hint}")
+        raise InputError(f"{where} is {short(value)}; it must be of type {kind.__name__}{hint}")
     name = re.sub(r"\[\d+\]$", "", where).rpartition(".")[2]
     low, high = (1 if name in _AT_LEAST_ONE else 0), (1 if name in _FRACTIONS else 2**53)
     if not low <= value <= high:  # neither is NaN
         bound = f"from {low} to 1" if high == 1 else f"a finite number of at least {low}"
-        raise InputError(f"{where} is {shown(value)}; it must be {bound}")
+        raise InputError(f"{where} is {short(value)}; it must be {bound}")
     return kind(value)

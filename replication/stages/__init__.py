@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grace.errors import InputError
-from replication.base.files import no_space
+from replication.base.command import command
 from replication.settings.schema import FULL_SCALE, PARAMS_FILE, Params, load_params
 
 _LIVE = "its teacher answers while the student is trained, and its outputs are not kept"
@@ -49,8 +49,8 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
     """Make a function of the parameters, and of any further words, a command."""
     name = Path(inspect.getfile(function)).stem
 
-    @functools.wraps(function)
-    def main() -> None:
+    @command
+    def run() -> None:
         words = list(inspect.signature(function).parameters)[1:]
         parser = argparse.ArgumentParser(
             prog=f"python -m replication.stages.{name}",
@@ -60,23 +60,18 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
             parser.add_argument(word)
         parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
         arguments = vars(parser.parse_args())
-        try:
-            params = load_params(arguments.pop("params"))
-            check_scale(name, params)
-            if params.scale == FULL_SCALE and name in _GUARDED:
-                from replication.plan.machine import require
+        params = load_params(arguments.pop("params"))
+        check_scale(name, params)
+        if params.scale == FULL_SCALE and name in _GUARDED:
+            from replication.plan.machine import require
 
-                folder = next(iter(arguments.values()), None)
-                require(params, name, None if folder is None else params.family_of(folder))
-            function(params, *(arguments[word] for word in words))
-        except InputError as error:
-            print("error:", " ".join(str(error).split()), file=sys.stderr)
-            sys.exit(2)
-        except OSError as error:
-            told = no_space(error)
-            if told is None:
-                raise
-            print(f"error: {told}", file=sys.stderr)
-            sys.exit(2)
+            folder = next(iter(arguments.values()), None)
+            require(params, name, None if folder is None else params.family_of(folder))
+        function(params, *(arguments[word] for word in words))
+
+    @functools.wraps(function)
+    def main() -> None:
+        if code := run():
+            sys.exit(code)
 
     return main

@@ -6,6 +6,7 @@ A variant that was measured is kept; the stage can be interrupted and goes on af
 import sys
 
 from grace.errors import InputError
+from replication.base.messages import unknown
 from replication.measure.speed import benchmark
 from replication.measure.speed.text import lines
 from replication.measure.speed.variants import variant
@@ -13,7 +14,7 @@ from replication.plan.architectures import architecture
 from replication.results.measurements import write_measurement
 from replication.results.speed_ratios import deployment_record
 from replication.settings.paths import Layout
-from replication.settings.schema import Params, unknown
+from replication.settings.schema import Params
 from replication.stages import stage
 
 

@@ -8,6 +8,7 @@ from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.training import MethodConfig, prepare_student
+from replication.base import hub
 from replication.base.files import write_json_atomic
 from replication.data.world.models import build_model, take_tower
 from replication.data.world.warmstart import warm_start
@@ -65,7 +66,7 @@ def train_model(params: Params, family: str, name: str) -> None:
     models: dict[str, Pretraining] = getattr(params, name)
     settings = models[family]
     if settings.source is not None:
-        _download(settings.source, layout.model(family, name), f"{family}/{name}")
+        _download(settings.source, layout.model(family, name), f"{name}.{family}.source")
         log = layout.training_log(family, name, "source")
         write_json_atomic(log, {"source": settings.source})
         return
@@ -99,10 +100,7 @@ def train_model(params: Params, family: str, name: str) -> None:
     save_model(model, processor, layout.model(family, name))
 
 
-def _download(source: str, target: Path, what: str) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+def _download(source: str, target: Path, setting: str) -> None:
     temporary = target.with_name(target.name + ".tmp")
     if Path(source).is_dir():
         check_model_directory(Path(source))
@@ -111,12 +109,6 @@ def _download(source: str, target: Path, what: str) -> None:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         return
-    try:
-        snapshot_download(source, local_dir=temporary)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"{what}: {source!r} cannot be downloaded ({str(error).splitlines()[0]}); check the "
-            "network, or put the checkpoint's local directory into the parameter file"
-        ) from error
+    hub.fetch(source, "model", folder=temporary, instead=f"make {setting} a local directory")
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

@@ -38,6 +38,7 @@ from grace.quantization.codes import CODES_FILE, CodesFile
 from grace.shards import INDEX_FILE, SCHEMA, Shards, locate_image
 from grace.teacher import CachedTeacher
 from replication import paper as reported
+from replication.base.yaml import read_yaml
 from replication.data.conversations.annotations import read_records
 from replication.data.conversations.images import check_images
 from replication.data.conversations.records import Record, check_record
@@ -46,7 +47,7 @@ from replication.report.tables.summaries import _deploy
 from replication.results.measurements import measurement_path, read_measurement
 from replication.results.scores import outcomes_path, read_outcomes, read_scores, scores_path
 from replication.results.training_logs import cost_of, read_logs, trajectory_of
-from replication.settings.schema import load_params, parse_params, read_yaml
+from replication.settings.schema import load_params, parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"

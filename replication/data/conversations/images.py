@@ -18,6 +18,7 @@ from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from grace.errors import InputError
+from replication.base.workers import cores
 
 REASONS = ("missing", "unreadable", "empty", "undecodable")
 """Why an image cannot be used: no such file; the system refuses it; no bytes; no image."""
@@ -121,8 +122,7 @@ def check_images(
 @contextmanager
 def _mapper(workers: int | None, count: int) -> Iterator:
     if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = cores if cores and count >= _ALONE else 1
+        workers = cores() if count >= _ALONE else 1
     if workers < 2:
         yield map
         return

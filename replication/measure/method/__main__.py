@@ -7,12 +7,13 @@ straightforward loss is left out at the sizes that do not fit.
 import argparse
 import sys
 
-from grace.errors import InputError
+from replication.base.command import command
 from replication.measure.method import benchmark
 from replication.measure.method.text import lines
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m replication.measure.method", description=__doc__
     )
@@ -29,24 +30,17 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", default="results/performance", help="folder (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
-    try:
-        report = benchmark.run(
-            given.parts.split(","),
-            given.out,
-            quick=given.quick,
-            repeats=given.repeats,
-            seed=given.seed,
-            threads=given.threads,
-            command=" ".join(
-                ["python -m replication.measure.method", *(arguments or sys.argv[1:])]
-            ),
-            say=lambda text: print(text, file=sys.stderr, flush=True),
-        )
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    report = benchmark.run(
+        given.parts.split(","),
+        given.out,
+        quick=given.quick,
+        repeats=given.repeats,
+        seed=given.seed,
+        threads=given.threads,
+        command=" ".join(["python -m replication.measure.method", *(arguments or sys.argv[1:])]),
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     print("\n".join(lines(report)))
-    return 0
 
 
 if __name__ == "__main__":

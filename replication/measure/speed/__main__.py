@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable
 
 from grace.errors import InputError
+from replication.base.command import command
 from replication.measure.speed import benchmark
 from replication.measure.speed.measure import Settings
 from replication.measure.speed.text import lines
@@ -16,7 +17,8 @@ from replication.measure.speed.variants import VARIANTS, variant
 from replication.plan.architectures import architecture, architectures
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command
+def main(arguments: list[str] | None = None) -> None:
     default = Settings()
     parser = argparse.ArgumentParser(
         prog="python -m replication.measure.speed", description=__doc__
@@ -56,30 +58,25 @@ def main(arguments: list[str] | None = None) -> int:
         help='mark the result "recorded": measured on another device than the rest',
     )
     given = parser.parse_args(arguments)
-    try:
-        report = benchmark.run(
-            [architecture(name) for name in _names(given.models, architectures())],
-            [variant(name) for name in _names(given.variants, VARIANTS)],
-            Settings(
-                batches=_numbers(given.batches),
-                repeats=given.repeats,
-                decode_repeats=given.decode_repeats,
-                tokens=given.tokens,
-                seed=given.seed,
-                layers=given.layers,
-                device=given.device,
-                threads=given.threads,
-            ),
-            given.out,
-            command=" ".join(["python -m replication.measure.speed", *(arguments or sys.argv[1:])]),
-            evidence="recorded" if given.recorded else "measured",
-            say=lambda text: print(text, file=sys.stderr, flush=True),
-        )
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    report = benchmark.run(
+        [architecture(name) for name in _names(given.models, architectures())],
+        [variant(name) for name in _names(given.variants, VARIANTS)],
+        Settings(
+            batches=_numbers(given.batches),
+            repeats=given.repeats,
+            decode_repeats=given.decode_repeats,
+            tokens=given.tokens,
+            seed=given.seed,
+            layers=given.layers,
+            device=given.device,
+            threads=given.threads,
+        ),
+        given.out,
+        command=" ".join(["python -m replication.measure.speed", *(arguments or sys.argv[1:])]),
+        evidence="recorded" if given.recorded else "measured",
+        say=lambda text: print(text, file=sys.stderr, flush=True),
+    )
     print("\n".join(lines(report)))
-    return 0
 
 
 def _names(text: str, known: Iterable[str]) -> list[str]:

@@ -9,16 +9,15 @@ Peak memory belongs to a process, so every variant is given a fresh one
 import gc
 import itertools
 import math
-import os
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -273,13 +272,7 @@ def free_bytes(device: torch.device) -> int:
     """What can still be allocated."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return int(psutil.virtual_memory().available)
 
 
 def expected_bytes(architecture: Architecture, variant: Variant) -> float:

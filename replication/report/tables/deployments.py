@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.base.files import is_number, read_json, shown
+from replication.base.files import is_number, read_json
+from replication.base.messages import short
 from replication.results.deployment import BASELINE, RESULT
 from replication.results.elsewhere import RECORDED, slug_of
 
@@ -77,7 +78,7 @@ def _fault(report: Any) -> str:
         return f"it is no mapping with {', '.join(sorted(_KEYS))}"
     settings, models = report["settings"], report["models"]
     if not isinstance(report["device"], str):
-        return f"its device is {shown(report['device'])}"
+        return f"its device is {short(report['device'])}"
     if not isinstance(settings, dict) or not isinstance(settings.get("layers", ""), int | None):
         return "its settings say nothing of layers"
     if not isinstance(models, dict):
@@ -109,7 +110,7 @@ def _part_fault(part: Any) -> str:
     spreads = [part.get("time_to_first_token")]
     for batch, one in decode.items():
         if not batch.isdecimal() or len(batch) > 9 or not isinstance(one, dict):
-            return f"decode has {shown(batch)}"
+            return f"decode has {short(batch)}"
         if "not_run" in one:
             continue
         if not _is_measured(one.get("bytes_per_step")):

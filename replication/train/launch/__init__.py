@@ -15,7 +15,9 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import read_json
-from replication.settings.schema import Launch, Params, read_yaml, section, unknown
+from replication.base.messages import unknown
+from replication.base.yaml import read_yaml
+from replication.settings.schema import Launch, Params, section
 
 TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
 """The values of ``distributed_type`` in a configuration file that are supported."""

@@ -7,11 +7,12 @@
 import argparse
 import sys
 
-from grace.errors import InputError
+from replication.base.command import command
 from replication.settings.schema import PARAMS_FILE, load_params
 from replication.train.launch.run import train_launched
 
 
+@command
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m replication.train.launch",
@@ -23,12 +24,8 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
     given = parser.parse_args()
-    try:
-        train_launched(load_params(given.params), given.group, given.name, given.seed)
-    except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+    train_launched(load_params(given.params), given.group, given.name, given.seed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
+from replication.base.messages import unknown
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import TEACHER_METHODS, Launch, Params, section, unknown
+from replication.settings.schema import TEACHER_METHODS, Launch, Params, section
 from replication.train.launch import command, deepspeed_config, read_launch_config
 from replication.train.runs import (
     CODE,
