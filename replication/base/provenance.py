@@ -114,25 +114,6 @@ def lock_hash(root: str | Path | None = None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def code_hash(paths: Sequence[str], root: str | Path | None = None) -> str:
-    """SHA-256 of source files; a folder stands for every Python file in it.
-
-    paths: relative to `root` (default: the repository this file lies in).
-    Raises InputError for a path that does not exist.
-    """
-    base = Path(root) if root is not None else ROOT
-    digest = hashlib.sha256()
-    for name in sorted(paths):
-        path = base / name
-        if not path.exists():
-            raise InputError(f"source {str(path)!r} does not exist; correct the path")
-        files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-        for file in files:
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(base)}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()
-
-
 def collect(
     params: Any,
     seeds: Sequence[int],

@@ -16,6 +16,7 @@ import pandas as pd
 
 from grace.models import check_model_directory
 from replication.base import hub, provenance
+from replication.base.code import code_hash
 from replication.base.workers import run_all
 from replication.benchmarks import BENCHMARKS, PRINTED, Published
 from replication.evaluate import parts as evaluate_shard
@@ -23,12 +24,6 @@ from replication.evaluate.score import evaluate_model
 from replication.results.scores import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import FULL_SCALE, Params, section
-
-CODE = (
-    *("grace/models.py", "replication/evaluate/score.py", "replication/evaluate/chat_model.py"),
-    *("replication/evaluate/jobs.py", "replication/benchmarks"),
-)
-
 
 _Found = tuple[dict[str, dict[str, Any]], pd.DataFrame]
 """Scores by benchmark, and outcomes."""
@@ -91,7 +86,7 @@ def origin_of(params: Params, job: Job) -> dict[str, str]:
         "settings": json.dumps([settings.batch_size, settings.max_new_tokens, settings.dtype]),
         "official_tasks": json.dumps({name: BENCHMARKS[name].sha256() for name in names}),
         "versions": json.dumps(provenance.library_versions(), sort_keys=True),
-        "code": provenance.code_hash(CODE),
+        "code": code_hash("replication.evaluate.jobs"),
     }
 
 

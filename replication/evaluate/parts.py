@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
 from replication.base import provenance
+from replication.base.code import code_hash
 from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
 from replication.benchmarks import BENCHMARKS, Published
@@ -38,11 +39,8 @@ if TYPE_CHECKING:
 
     from replication.evaluate.chat_model import Share
 
-CODE = (
-    *("grace/models.py", "replication/evaluate/score.py", "replication/evaluate/chat_model.py"),
-    *("replication/evaluate/parts.py", "replication/benchmarks"),
-)
-RELEASED_CODE = ("grace/export", "grace/quantization")
+CODE = ("replication.evaluate.parts",)
+RELEASED_CODE = ("grace.export", "grace.quantization")
 """What decides the weights of a model that :attr:`Request.released` describes."""
 
 FOREVER = timedelta(days=7)
@@ -92,7 +90,7 @@ class Request:
             "settings": json.dumps([self.batch_size, self.max_new_tokens, self.dtype, self.limit]),
             "official_task": BENCHMARKS[benchmark].sha256(),
             "versions": json.dumps(provenance.library_versions(), sort_keys=True),
-            "code": provenance.code_hash(CODE + (RELEASED_CODE if self.released else ())),
+            "code": code_hash(*CODE, *(RELEASED_CODE if self.released else ())),
         }
 
 

@@ -27,13 +27,13 @@ import torch
 from transformers import TrainerCallback
 
 from replication.base import provenance
+from replication.base.code import code_hash
 from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
 from replication.measure.step import Trial, live_bytes, trial_trainer
 from replication.plan.costs import Precision, Shape, rank_memory, step_flops
 
 OUT = Path("results/scaling/scaling.json")
-CODE = ("grace", "replication/measure/step.py", "replication/measure/growth.py")
 CENTRE = Trial(text_tokens=112, supervised=64, sequences=2, vocabulary=4096, width=256, layers=2)
 AXES: dict[str, tuple[int, ...]] = {
     "text_tokens": (112, 240, 496, 1008),
@@ -148,7 +148,7 @@ def run(out: Path, say: Any = print, axes: dict[str, tuple[int, ...]] | None = N
         [0],
         "python -m replication.measure.growth",
         device=provenance.device_description(),
-        extra={"code": provenance.code_hash(CODE)},
+        extra={"code": code_hash("replication.measure.growth")},
     )
     points: dict[str, dict[str, Any]] = {}
     if out.is_file():

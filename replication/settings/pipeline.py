@@ -110,7 +110,13 @@ def _stage(name: str, body: Mapping[str, Any], context: Mapping[str, Any], where
         outs.append(out)
         if options.get("persist"):
             persistent.add(out)
-    names = (*body.get("deps", []), *body.get("params", []))
+    files = [entry for entry in body.get("params", []) if isinstance(entry, Mapping)]
+    body = {
+        **body,
+        "deps": [*body.get("deps", []), *(file for entry in files for file in entry)],
+        "params": [entry for entry in body.get("params", []) if entry not in files],
+    }
+    names = (*body["deps"], *body["params"])
     if other := [one for one in names if not isinstance(one, str)]:
         raise InputError(f"{where}: {other[0]!r} is not a plain name, which is all that is known")
     return Stage(

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -281,19 +281,19 @@ def origin_of(
     settings: dict[str, Any],
     teacher: Teacher | None,
     *,
-    code: Sequence[str],
+    code: str,
 ) -> dict[str, str]:
     """What a training run follows from, as hashes and plain values.
 
     Args:
-        code: the source files and packages that decide its result, from the repository's root.
+        code: hash of the code that decides its result.
     """
     weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
         weights.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
-        "code": provenance.code_hash(code),
+        "code": code,
         "versions": json.dumps(provenance.library_versions(), sort_keys=True),
         "settings": json.dumps(settings, sort_keys=True, default=str),
         "method": repr(method),

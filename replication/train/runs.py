@@ -15,6 +15,7 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.quantization import QuantSpec
+from replication.base.code import code_hash
 from replication.base.workers import run_all
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import TEACHER_METHODS, Params, Run, Train
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
 
 # The trainer takes seconds to import. It is needed by the processes that train, not by the one
 # that starts them.
-
-
-CODE = (
-    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
-    *("grace/teacher.py", "grace/training.py"),
-    *("replication/train/shuffled_teacher.py", "replication/train/fit.py"),
-    "replication/train/runs.py",
-)
 
 
 def method_config(settings: Train, run: Run) -> "MethodConfig":
@@ -111,7 +104,8 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
     settings = run_settings(params.train, run, seed)
-    origin = origin_of(model, data, method, settings, teacher, code=CODE)
+    code = code_hash("replication.train.runs")
+    origin = origin_of(model, data, method, settings, teacher, code=code)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     if log.is_file() and read_origin(target) == origin:
         return

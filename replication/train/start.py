@@ -3,12 +3,14 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.training import MethodConfig, prepare_student
 from replication.base import hub
+from replication.base.code import code_hash
 from replication.base.files import write_json_atomic
 from replication.data.world.models import build_model, take_tower
 from replication.data.world.warmstart import warm_start
@@ -21,12 +23,6 @@ from replication.settings.schema import (
     section,
 )
 from replication.train.fit import fit, load_training_data, origin_of, save_model
-
-CODE = (
-    *("grace/data.py", "grace/distillation", "grace/models.py", "grace/quantization"),
-    *("grace/teacher.py", "grace/training.py"),
-    *("replication/train/fit.py", "replication/train/start.py", "replication/data/world"),
-)
 
 
 def train_decoder(params: Params, name: str) -> None:
@@ -52,7 +48,7 @@ def train_decoder(params: Params, name: str) -> None:
         method,
         given,
         teacher=None,
-        origin=origin_of(model, data, method, given, None, code=CODE),
+        origin=_origin(model, data, method, given),
         scratch=layout.checkpoints("language", name),
         log=layout.training_log("language", name, "text"),
     )
@@ -93,11 +89,18 @@ def train_model(params: Params, family: str, name: str) -> None:
             method,
             given,
             teacher=None,
-            origin=origin_of(model, data, method, given, None, code=CODE),
+            origin=_origin(model, data, method, given),
             scratch=layout.checkpoints(family, name),
             log=layout.training_log(family, name, "instruction"),
         )
     save_model(model, processor, layout.model(family, name))
+
+
+def _origin(
+    model: Any, data: Any, method: MethodConfig, settings: dict[str, Any]
+) -> dict[str, str]:
+    code = code_hash("replication.train.start")
+    return origin_of(model, data, method, settings, None, code=code)
 
 
 def _download(source: str, target: Path, setting: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base import provenance
+from replication.base.code import code_hash
 from replication.base.files import read_json, write_json_atomic
 from replication.measure.speed.measure import Settings
 from replication.measure.speed.variants import Variant
@@ -27,11 +28,6 @@ from replication.results.deployment import BASELINE, RESULT
 MODELS = ("llava-1.5-7b",)
 DEFAULT_VARIANTS = (BASELINE, "int4")
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "torchao")
-_CODE = (
-    *("grace/decode_attention.py", "grace/generation.py", "grace/models.py"),
-    *("grace/int4", "grace/quantization"),
-    *("replication/measure/speed",),
-)
 
 
 def run(
@@ -121,7 +117,7 @@ def _device(settings: Settings) -> str:
 
 
 def _code_hash() -> str:
-    return provenance.code_hash(_CODE)
+    return code_hash("replication.measure.speed.process")
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:

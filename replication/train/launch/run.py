@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
+from replication.base.code import code_hash
 from replication.base.messages import unknown
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import TEACHER_METHODS, Launch, Params, section
 from replication.train.launch import command, deepspeed_config, read_launch_config
 from replication.train.runs import (
-    CODE,
     check_baseline,
     load_student,
     method_config,
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from grace.training import GraceTrainer
 
-LAUNCH_CODE = ("replication/train/launch/__init__.py", "replication/train/launch/run.py")
 
 # The trainer takes seconds to import: only the processes that train need it.
 
@@ -139,7 +138,8 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     origin: dict[str, str] = {}
     if processes.is_main_process:
-        origin = origin_of(model, data, method, settings, teacher, code=(*CODE, *LAUNCH_CODE))
+        code = code_hash("replication.train.launch.run")
+        origin = origin_of(model, data, method, settings, teacher, code=code)
     done = [bool(origin) and log.is_file() and read_origin(target) == origin]
     if broadcast_object_list(done)[0]:  # the first process looks, the others do as it does
         return
