@@ -26,8 +26,13 @@ def both(request, tmp_path_factory):
         told = {
             name: {
                 "cmd": stage.cmd,
-                "deps": {d.def_path for d in stage.deps if not hasattr(d, "params")},
-                "params": {p for d in stage.deps for p in getattr(d, "params", [])},
+                "deps": {d.def_path for d in stage.deps if d.def_path != "params.yaml"},
+                "params": {
+                    p
+                    for d in stage.deps
+                    for p in getattr(d, "params", [])
+                    if d.def_path == "params.yaml"
+                },
                 "outs": {out.def_path for out in stage.outs},
                 "persistent": {out.def_path for out in stage.outs if out.persist},
             }
@@ -95,7 +100,7 @@ def test_what_has_no_order_is_refused(stages, message):
         ({"foreach": [1], "do": {"cmd": "x"}, "cmd": "x"}, "takes do alone"),
         ({"cmd": "x", "matrix": [1]}, "matrix, which is not known"),
         ({"cmd": "x", "outs": [{"y": {"remote": "z"}}]}, "remote, which is not known"),
-        ({"cmd": "x", "params": [{"other.yaml": None}]}, "not a plain name"),
+        ({"cmd": "x", "deps": [{"other.yaml": None}]}, "not a plain name"),
     ],
 )
 def test_what_is_not_known_is_refused(tmp_path, body, message):
