@@ -88,7 +88,7 @@ def measure(path: str, given: dict[str, Any]) -> dict[str, Any]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    model, processor = load(path, device), processor_of(path)
+    model, processor = load(path, device, "bfloat16"), processor_of(path)
     image = open_image(given["image"]) or noise()
     inputs = question(processor, image, given["prompt"], device, model.dtype)
     rows, tokens = given["batch_size"], given["tokens"]

@@ -36,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
-        default="bfloat16",
-        help="of a model that is not packed (default: %(default)s)",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="of a model that is not packed (default: bfloat16 where the device multiplies it "
+        "natively, else float32)",
     )
     parser.add_argument(
         "--backend",

@@ -40,13 +40,14 @@ def check_free(path: str, overwrite: bool) -> None:
         raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
-def load(path: str, device: str, dtype: str = "bfloat16", backend: str = "auto") -> Any:
+def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> Any:
     """A model ready to answer: packed, released (then it is packed), trained or published.
 
-    dtype: of what is not packed.
+    dtype: of what is not packed; "auto" is what the device multiplies natively.
     """
     import torch
 
+    from grace.arithmetic import native_dtype
     from grace.export import load_packed, load_released
     from grace.export.awq import MODULES_FILE
     from grace.export.packed import PACKED_FILE
@@ -54,7 +55,8 @@ def load(path: str, device: str, dtype: str = "bfloat16", backend: str = "auto")
     from grace.int4 import pack
     from grace.models import load_model
 
-    chosen, directory = getattr(torch, dtype), Path(path)
+    chosen = native_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+    directory = Path(path)
     model: Any
     if (directory / PACKED_FILE).is_file():
         return load_packed(directory, device=device, backend=backend)

@@ -81,6 +81,7 @@ def run(given: argparse.Namespace) -> None:
     from transformers import TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
+    from grace.arithmetic import native_dtype
     from grace.cli.models import device_of
     from grace.data import Collator, ConversationDataset
     from grace.errors import InputError
@@ -109,7 +110,7 @@ def run(given: argparse.Namespace) -> None:
     collate = Collator(family, student.config.image_token_id, processor.tokenizer.pad_token_id)
     teacher = None
     if given.teacher is not None:
-        model = load_model(given.teacher, dtype=torch.bfloat16).to(device)
+        model = load_model(given.teacher, dtype=native_dtype(device)).to(device)
         teacher = LiveTeacher(
             model,
             family,
@@ -125,7 +126,7 @@ def run(given: argparse.Namespace) -> None:
         gradient_accumulation_steps=given.accumulation,
         warmup_steps=0.03,
         lr_scheduler_type="cosine",
-        bf16=True,
+        bf16=native_dtype(device) == torch.bfloat16,
         gradient_checkpointing=given.gradient_checkpointing,
         seed=given.seed,
         data_seed=given.seed,

@@ -114,6 +114,16 @@ def lock_hash(root: str | Path | None = None) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
+def native_arithmetic() -> str:
+    """What this machine multiplies at full speed, "bfloat16" or "float32"."""
+    import torch
+
+    from grace.arithmetic import native_dtype
+
+    dtype = native_dtype("cuda" if torch.cuda.is_available() else "cpu")
+    return str(dtype).removeprefix("torch.")
+
+
 def collect(
     params: Any,
     seeds: Sequence[int],
@@ -140,6 +150,7 @@ def collect(
         "lock": lock_hash(),
         "python": platform.python_version(),
         "device": device if device is not None else cpu_description(),
+        "native_arithmetic": native_arithmetic(),
         "seeds": [int(seed) for seed in seeds],
         "command": command if isinstance(command, str) else " ".join(command),
     }

@@ -20,7 +20,7 @@ from replication.base.code import code_hash
 from replication.base.workers import run_all
 from replication.benchmarks import BENCHMARKS, PRINTED, Published
 from replication.evaluate import parts as evaluate_shard
-from replication.evaluate.score import evaluate_model
+from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.results.scores import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import FULL_SCALE, Params, section
@@ -80,10 +80,11 @@ def origin_of(params: Params, job: Job) -> dict[str, str]:
     names = settings.benchmarks[job.folder]
     files = {name: needed(layout.benchmarks / f"{name}.parquet", "standins") for name in names}
     asked = {name: _digest(path) for name, path in files.items()}
+    dtype = evaluation_dtype(settings.dtype)
     return {
         "weights": json.dumps({seed: _digest(path) for seed, path in job.paths.items()}),
         "questions": json.dumps(asked),
-        "settings": json.dumps([settings.batch_size, settings.max_new_tokens, settings.dtype]),
+        "settings": json.dumps([settings.batch_size, settings.max_new_tokens, dtype]),
         "official_tasks": json.dumps({name: BENCHMARKS[name].sha256() for name in names}),
         "versions": json.dumps(provenance.library_versions(), sort_keys=True),
         "code": code_hash("replication.evaluate.jobs"),
@@ -115,7 +116,7 @@ def _request(
         weights=hub.directory_sha256(job.paths[seed], ["origin.json"]),
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        dtype=settings.dtype,
+        dtype=evaluation_dtype(settings.dtype),
     )
 
 
@@ -145,7 +146,7 @@ def evaluate_one(params: Params, job: Job) -> None:
             layout.benchmarks,
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
-            dtype=settings.dtype,
+            dtype=evaluation_dtype(settings.dtype),
         )
         found[seed] = evaluation.scores, evaluation.outcomes
         told = evaluation.settings

@@ -22,6 +22,7 @@ from replication.benchmarks import BENCHMARKS, PRINTED, Published
 from replication.benchmarks.published import prepare
 from replication.evaluate import parts as evaluate_shard
 from replication.evaluate.parts import EvaluationError, Part, Request
+from replication.evaluate.score import evaluation_dtype
 from replication.paper.released import Checkpoint, Files, find_files
 from replication.results.scores import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.settings.schema import FULL_SCALE, Params, section
@@ -113,7 +114,7 @@ def _request(
         weights=files.sha256(),
         batch_size=params.evaluate.batch_size,
         max_new_tokens=params.evaluate.max_new_tokens,
-        dtype=params.evaluate.dtype,
+        dtype=evaluation_dtype(params.evaluate.dtype),
     )
 
 

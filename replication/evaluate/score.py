@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import grace
+from grace.arithmetic import chosen_dtype
 from grace.errors import InputError
 from replication import benchmarks as tasks
 from replication.base.files import atomic_path
@@ -49,6 +50,16 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
 grace.ensure_importable()
 
 OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "credit")
+
+
+def evaluation_dtype(choice: str) -> str:
+    """The weights' type of an evaluation; "auto" is what this machine multiplies natively."""
+    if choice != "auto":
+        return choice
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(chosen_dtype("auto", device)).removeprefix("torch.")
+
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TOLERANCE = 1e-9
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from replication.evaluate.score import evaluate_model
+from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.results.measurements import entropy_error
 from replication.settings.schema import Params
 from replication.stats.bootstrap import generator
@@ -40,7 +40,7 @@ def measure_entropy(params: Params, family: str, teacher: Path, questions: Any) 
         questions,
         batch_size=params.evaluate.batch_size,
         max_new_tokens=params.evaluate.max_new_tokens,
-        dtype=params.evaluate.dtype,
+        dtype=evaluation_dtype(params.evaluate.dtype),
     )
     wrong = 1.0 - evaluation.outcomes["credit"].to_numpy()
     if len(np.unique(wrong)) < 2:  # a correlation has no value

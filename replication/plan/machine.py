@@ -376,6 +376,18 @@ def check_data(
     return found
 
 
+def check_arithmetic(params: Params) -> Finding:
+    """What training computes in, and whether the machine multiplies it natively."""
+    native = provenance.native_arithmetic()
+    chosen = native if params.arithmetic == "auto" else params.arithmetic
+    text = f"{chosen} (parameter arithmetic: {params.arithmetic}); native here: {native}"
+    if chosen == "bfloat16" != native and params.scale != FULL_SCALE:
+        return Finding(
+            "arithmetic", WARNING, f"{text}, and bfloat16 is several times slower", "set it to auto"
+        )
+    return Finding("arithmetic", OK, text)
+
+
 def check_all(
     params: Params,
     machine: Machine,
@@ -386,6 +398,7 @@ def check_all(
     """Every check of a scale, in the order in which it is to be mended."""
     found = [check_packages(machine, wanted)]
     found += check_devices(params, machine, plan.memory)
+    found.append(check_arithmetic(params))
     found += [check_ram(params, machine), check_disk(machine, plan.disk_bytes)]
     if params.scale == FULL_SCALE:
         for source in sources(params, _families(plan)):

@@ -18,6 +18,7 @@ FULL_SCALE = "paper"
 METHODS = ("sft", "qat", "kd", "grace")
 TEACHER_METHODS = ("kd", "grace")
 DTYPES = ("float32", "bfloat16", "float16")
+ARITHMETIC = ("auto", "bfloat16", "float32")
 PRESETS = ("paper", "released")
 OPTIMIZERS = ("adamw_torch_fused", "adamw_bnb_8bit")
 TEACHER_BITS = (16, 8, 4)
@@ -193,7 +194,6 @@ class Train:
     launch: Launch | None = None
     preset: str | None = None
     max_length: int | None = None
-    bf16: bool = True
     accumulation: int = 1
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
@@ -388,7 +388,10 @@ class Compare:
 
 @dataclass(frozen=True)
 class Params:
-    """All of ``params.yaml``; a section has the name of the stage that reads it."""
+    """All of ``params.yaml``; a section has the name of the stage that reads it.
+
+    ``arithmetic`` is what training computes in: "bfloat16", "float32", or "auto" for what the
+    machine multiplies natively."""
 
     scale: str
     teacher: dict[str, Pretraining]
@@ -407,6 +410,7 @@ class Params:
     deploy: Deploy
     examples: Examples
     compare: Compare
+    arithmetic: str = "auto"
     standins: Standins | None = None
     vision: dict[str, Vision] | None = None
     features: Features | None = None
@@ -483,6 +487,10 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     params = _build(Params, content, source)
     if params.scale not in SCALES:
         raise InputError(unknown(f"{source}: scale {params.scale!r}", params.scale, SCALES))
+    if params.arithmetic not in ARITHMETIC:
+        raise InputError(
+            unknown(f"{source}: arithmetic {params.arithmetic!r}", params.arithmetic, ARITHMETIC)
+        )
     _check_sections(params, source)
     _check_data(params, source)
     _check_groups(params, source)
@@ -768,9 +776,9 @@ def _check_evaluate(params: Params, source: str) -> None:
         raise InputError(
             f"{source}: evaluate.processes is {count}; remove it, only scale {FULL_SCALE} takes it"
         )
-    if chosen.dtype not in DTYPES:
+    if chosen.dtype not in (*DTYPES, "auto"):
         raise InputError(
-            unknown(f"{source}: evaluate.dtype {chosen.dtype!r}", chosen.dtype, DTYPES)
+            unknown(f"{source}: evaluate.dtype {chosen.dtype!r}", chosen.dtype, (*DTYPES, "auto"))
         )
 
 

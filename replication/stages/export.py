@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from replication.base.workers import run_all
+from replication.evaluate.score import evaluation_dtype
 from replication.measure.exported import RUN, WAYS, answers, compare_ways
 from replication.measure.records import write_record
 from replication.settings.paths import Layout, needed
@@ -27,7 +28,7 @@ def main(params: Params, name: str) -> None:
         "benchmarks": params.evaluate.benchmarks[group],
         "batch_size": params.evaluate.batch_size,
         "max_new_tokens": params.evaluate.max_new_tokens,
-        "dtype": params.evaluate.dtype,
+        "dtype": evaluation_dtype(params.evaluate.dtype),
         "limit": params.export.questions,
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from grace.arithmetic import chosen_dtype
 from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
 from grace.quantization import bake, write_codes
@@ -23,6 +24,7 @@ from grace.training import GraceTrainer, MethodConfig, Teacher
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import Params
 
 ORIGIN_FILE = "origin.json"
 _LEFT_OUT = ("rejected", "truncated", "dropped_images")  # what shards tell of their conversations
@@ -43,6 +45,12 @@ def load_training_data(
     return ConversationDataset(layout.conversations, processor, config, vision_features=features)
 
 
+def arithmetic_of(params: Params) -> str:
+    """What training computes in on this machine: "bfloat16" or "float32"."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return str(chosen_dtype(params.arithmetic, device)).removeprefix("torch.")
+
+
 def fit(
     model: Any,
     data: ConversationDataset,
@@ -61,8 +69,8 @@ def fit(
     them calls this, and ``model`` may be sharded afterwards: see :func:`whole_model`.
 
     Args:
-        settings: steps or epochs, batch_size, learning_rate, seed and the optional rest of the
-            corresponding section of ``params.yaml``.
+        settings: steps or epochs, batch_size, learning_rate, seed, arithmetic (bfloat16 or
+            float32) and the optional rest of the corresponding section of ``params.yaml``.
         origin: what the training follows from, see :func:`origin_of`.
         scratch: folder for checkpoints, removed when training is complete.
         log: JSON file for the logged values (``history``), the controller's bounds, what of the
@@ -87,7 +95,7 @@ def fit(
         warmup_steps=settings.get("warmup_ratio", 0.03),
         lr_scheduler_type="cosine",
         optim=launch.get("optimizer", "adamw_torch_fused"),
-        bf16=settings.get("bf16", False) and not _under_deepspeed(),
+        bf16=settings["arithmetic"] == "bfloat16" and not _under_deepspeed(),
         gradient_checkpointing=settings.get("gradient_checkpointing", False),
         seed=settings["seed"],
         data_seed=settings["seed"],
@@ -106,7 +114,10 @@ def fit(
         data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
     )
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    told: dict[str, Any] = {"family": model.config.model_type}
+    told: dict[str, Any] = {
+        "family": model.config.model_type,
+        "arithmetic": settings["arithmetic"],
+    }
     left_out = {name: getattr(data, name) for name in _LEFT_OUT if hasattr(data, name)}
     if left_out:
         told["data"] = left_out

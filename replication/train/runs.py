@@ -65,9 +65,11 @@ _PLAIN_KD: dict[str, Any] = {
 }
 
 
-def run_settings(settings: Train, run: Run, seed: int) -> dict[str, Any]:
+def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
     """What :func:`replication.train.fit.fit` is told of one seed of a run."""
-    told = dataclasses.asdict(settings) | {"seed": seed}
+    from replication.train.fit import arithmetic_of
+
+    told = dataclasses.asdict(params.train) | {"seed": seed, "arithmetic": arithmetic_of(params)}
     if run.learning_rate is not None:
         told["learning_rate"] = run.learning_rate
     return told
@@ -103,7 +105,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
-    settings = run_settings(params.train, run, seed)
+    settings = run_settings(params, run, seed)
     code = code_hash("replication.train.runs")
     origin = origin_of(model, data, method, settings, teacher, code=code)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")

@@ -22,7 +22,7 @@ from replication.settings.schema import (
     check_architectures,
     section,
 )
-from replication.train.fit import fit, load_training_data, origin_of, save_model
+from replication.train.fit import arithmetic_of, fit, load_training_data, origin_of, save_model
 
 
 def train_decoder(params: Params, name: str) -> None:
@@ -41,7 +41,7 @@ def train_decoder(params: Params, name: str) -> None:
     method = MethodConfig("sft")
     prepare_student(model, method)
     data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
-    given = dataclasses.asdict(settings) | {"bf16": True}
+    given = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
     fit(
         model,
         data,
@@ -81,7 +81,7 @@ def train_model(params: Params, family: str, name: str) -> None:
     method = MethodConfig("sft")
     prepare_student(model, method)
     data = load_training_data(layout, family, processor, model.config)
-    given = dataclasses.asdict(settings) | {"bf16": True}
+    given = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
     with family_of(family).take_vision_features(model):
         fit(
             model,

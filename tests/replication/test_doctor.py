@@ -276,6 +276,16 @@ def test_versions_against_pins():
     assert pins()["lmms-eval"] == "0.7.3"
 
 
+@pytest.mark.parametrize("native", ["bfloat16", "float32"])
+def test_arithmetic_is_the_machine_s_own_unless_it_is_chosen(monkeypatch, native):
+    monkeypatch.setattr(doctor.provenance, "native_arithmetic", lambda: native)
+    small = params("small")
+    found = doctor.check_arithmetic(small)
+    assert found.status == OK and found.text.startswith(f"{native} ")
+    chosen = doctor.check_arithmetic(dataclasses.replace(small, arithmetic="bfloat16"))
+    assert chosen.status == (OK if native == "bfloat16" else WARNING)
+
+
 def test_this_machine_is_probed():
     machine = doctor.probe()
     assert machine.ram > 0 and machine.disk > 0 and machine.cores > 0

@@ -281,7 +281,7 @@ def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatc
         ({"distributed_type": "MULTI_TPU"}, 2, "distributed_type 'MULTI_TPU'"),
         ({"distributed_type": "NO"}, 2, "processes is 2"),
         ({"distributed_type": "MULTI_GPU"}, 1, "processes is 1"),
-        ({"distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}, 2, "train.bf16 decides"),
+        ({"distributed_type": "MULTI_GPU", "mixed_precision": "bf16"}, 2, "arithmetic decides"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, 2, "must be 2"),
         ({"distributed_type": "DEEPSPEED", "mixed_precision": "no"}, 2, "remove mixed_precision"),
     ],

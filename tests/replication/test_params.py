@@ -26,7 +26,9 @@ from replication.settings.schema import (
 from replication.train.runs import method_config
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
-SECTIONS = sorted(set(COMMITTED) - {"scale", "runs", "teacher", "baseline", "vision", "language"})
+SECTIONS = sorted(
+    set(COMMITTED) - {"scale", "arithmetic", "runs", "teacher", "baseline", "vision", "language"}
+)
 BY_FAMILY = ("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher")
 RUNS = "runs.qwen2_vl_runs.models"
 QAT = COMMITTED["runs"]["qwen2_vl_runs"]["models"]["qat_int4"]

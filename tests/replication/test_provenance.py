@@ -66,6 +66,7 @@ def test_collect_holds_everything_and_no_date(repository):
         "lock",
         "python",
         "device",
+        "native_arithmetic",
         "seeds",
         "command",
     }

@@ -738,7 +738,7 @@ def _fit(built, folder, stop_after=None, **changes):
     teacher = kind(layout.teacher_outputs(FAMILY), samples=len(dataset))
     teacher.left = stop_after
     settings = {"steps": 6, "batch_size": 8, "learning_rate": 1e-3, "seed": 4, "save_steps": 2}
-    settings |= {"logging_steps": 1, "bf16": True, **changes}
+    settings |= {"logging_steps": 1, "arithmetic": "bfloat16", **changes}
     with family_of(FAMILY).take_vision_features(model):
         trainer = fit(
             model,

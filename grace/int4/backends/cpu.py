@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from grace.arithmetic import native_dtype
 from grace.int4.backends.base import Buffers, KernelBackend
 from grace.int4.layouts import (
     BlockedLayout,
@@ -52,11 +53,12 @@ def native_layout() -> BlockedLayout | None:
 
 
 class CpuBackend(KernelBackend):
-    """`_weight_int4pack_mm_for_cpu` for few rows, unpacking and bfloat16 products for many.
+    """`_weight_int4pack_mm_for_cpu` for few rows, unpacking and dense products for many.
 
-    Inputs are bfloat16. The kernel multiplies by s * q in float32 and accumulates in float32; the
-    dense product rounds s * q to bfloat16 first, as a bfloat16 model does, and accumulates in
-    float32. 8-bit weights run as two 4-bit planes (`grace.int4.layouts`).
+    Inputs are bfloat16. The kernel multiplies by s * q in float32 and accumulates in float32. The
+    dense product does so too, but where the processor multiplies bfloat16 natively, it rounds s * q
+    to bfloat16 first, as a bfloat16 model does. 8-bit weights run as two 4-bit planes
+    (`grace.int4.layouts`).
     """
 
     name = "cpu"
@@ -92,9 +94,10 @@ class CpuBackend(KernelBackend):
         The scratch memory is bounded by some bytes per code of what the threads take at a time.
         """
         layout = _layout()
-        y = x.new_empty(x.shape[0], shape.out_features)
+        inputs = x.to(native_dtype())
+        y = inputs.new_empty(x.shape[0], shape.out_features)
         assert shape.kernel_group is not None
-        bias = None if bias is None else bias.to(x.dtype)
+        bias = None if bias is None else bias.to(inputs.dtype)
         groups = shape.in_features // shape.kernel_group
         # At 8 bits, those of the low nibbles. Side by side, as a strided factor is read one by one.
         scale = buffers["scales_and_zeros"][-groups:, :, 0].contiguous()
@@ -106,7 +109,7 @@ class CpuBackend(KernelBackend):
             if scratch is None or scratch[0].shape != size:
                 scratch = (
                     torch.empty(size, dtype=torch.uint8, device=x.device),
-                    torch.empty(size, dtype=torch.bfloat16, device=x.device),
+                    torch.empty(size, dtype=inputs.dtype, device=x.device),
                 )
             nibbles, weight = scratch
             weight.copy_(_signed(layout, block, shape, nibbles))
@@ -117,11 +120,11 @@ class CpuBackend(KernelBackend):
                 start = index * 2 * half
                 target = columns[:, start : start + 2 * half]
                 if bias is None:
-                    torch.mm(x, weight[index], out=target)
+                    torch.mm(inputs, weight[index], out=target)
                 else:
                     part = bias[rows][start : start + 2 * half]
-                    torch.addmm(part, x, weight[index], out=target)
-        return y
+                    torch.addmm(part, inputs, weight[index], out=target)
+        return y.to(x.dtype)
 
 
 def _signed(layout: BlockedLayout, block: Tensor, shape: WeightShape, out: Tensor) -> Tensor:

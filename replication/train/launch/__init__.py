@@ -4,7 +4,7 @@
     run.train_launched(params, "qwen2_vl_runs", "grace_int4", 0)   # what each process does
 
 The configuration files beside this one are accelerate's own. They leave the precision to the
-parameters (``train.bf16``): weights and scales are float32 under every one of them, and the
+parameters (``arithmetic``): weights and scales are float32 under every one of them, and the
 arithmetic runs under bfloat16 autocast.
 """
 
@@ -48,7 +48,7 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
     if str(config.get("mixed_precision", "no")) not in ("no", "False"):
         raise InputError(
             f"{launch.config} has mixed_precision {config['mixed_precision']!r}; write 'no', "
-            "train.bf16 decides it"
+            "the parameter arithmetic decides it"
         )
     if kind == "FSDP" and (config.get("fsdp_config") or {}).get("fsdp_version") != 2:
         raise InputError(f"{launch.config}: fsdp_config.fsdp_version must be 2")

@@ -134,7 +134,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     teacher: Any = None
     if method.needs_teacher:
         teacher = live_teacher(layout, folder.family, launch, processes.device, method.relational)
-    settings = run_settings(params.train, run, seed)
+    settings = run_settings(params, run, seed)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     origin: dict[str, str] = {}
     if processes.is_main_process:
