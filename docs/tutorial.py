@@ -29,14 +29,13 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, TrainingArguments
 
 from grace.data import Collator, ConversationDataset
+from grace.decoding import generate
 from grace.distillation import DistillationConfig
 from grace.export import load_packed, save_compressed_tensors, save_packed
-from grace.generation import generate
 from grace.int4 import effective_bits, pack
 from grace.models import family_of, load_model, load_processor
 from grace.quantization import CODES_FILE, CodesFile, QuantSpec, bake, prepare, write_codes
-from grace.teacher import LiveTeacher
-from grace.training import GraceTrainer, MethodConfig, prepare_student
+from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 
 options = argparse.ArgumentParser(description="GRACE on a small model, from end to end.")
 options.add_argument("--student", help="directory or hub name; with --teacher and --data")

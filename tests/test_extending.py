@@ -20,14 +20,13 @@ from transformers import (
 )
 
 from grace.data import ConversationDataset
+from grace.decoding import generate
 from grace.distillation import DistillationConfig, kd
 from grace.export import load_packed, save_compressed_tensors, save_packed
-from grace.generation import generate
 from grace.int4 import BACKENDS, PackedLinear, effective_bits, pack
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
-from grace.teacher import LiveTeacher
-from grace.training import GraceTrainer, MethodConfig, prepare_student
+from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 from replication.benchmarks import BENCHMARKS, PRINTED
 from replication.data.world.schemas import features_of
 from replication.settings.scales import scale_params

@@ -37,13 +37,13 @@ from faults import (
 from safetensors.torch import load
 
 from grace.cli import train as cli_train
+from grace.data import Shards
 from grace.errors import InputError
 from grace.export import load_packed, save_compressed_tensors, save_packed
 from grace.files import atomic_path
 from grace.int4 import crossover, pack
 from grace.models import check_model_directory
 from grace.quantization import QuantSpec, bake, prepare
-from grace.shards import Shards
 from grace.training import MethodConfig
 from replication.base.files import read_json, write_json_atomic
 from replication.data.conversations.annotations import find_annotations

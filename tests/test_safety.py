@@ -12,9 +12,9 @@ import pytest
 import yaml
 from annotated import build, mixed
 
-from grace.data import ConversationDataset
+from grace.data import ConversationDataset, ShardedConversations, Shards
+from grace.data.shards import locate_image
 from grace.errors import InputError
-from grace.shards import ShardedConversations, Shards, locate_image
 from replication.base import yaml as base_yaml
 from replication.settings.scales import merge, scale_params
 
@@ -133,7 +133,7 @@ def test_an_image_path_that_leads_out_is_refused(path):
 
 
 def test_shards_with_a_path_that_leads_out_open_no_image(tmp_path, family):
-    from grace.shards import INDEX_FILE, write_shard
+    from grace.data.shards import INDEX_FILE, write_shard
     from replication.base.hub import file_sha256
 
     small = family("llava")

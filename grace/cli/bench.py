@@ -79,7 +79,7 @@ def measure(path: str, given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from grace.cli.models import device_of, load, open_image, processor_of, question
-    from grace.generation import Decoder
+    from grace.decoding import Decoder
 
     device = device_of(given["device"])
 

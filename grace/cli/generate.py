@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> None:
-    from grace.generation import generate
+    from grace.decoding import generate
 
     image = open_image(given.image)
     device = device_of(given.device)

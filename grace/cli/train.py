@@ -86,8 +86,7 @@ def run(given: argparse.Namespace) -> None:
     from grace.data import Collator, ConversationDataset
     from grace.errors import InputError
     from grace.models import family_of, load_model
-    from grace.teacher import LiveTeacher
-    from grace.training import GraceTrainer, prepare_student
+    from grace.training import GraceTrainer, LiveTeacher, prepare_student
 
     method = _method(given)
     check_free(given.out, given.overwrite)

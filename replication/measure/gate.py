@@ -13,7 +13,7 @@ from tqdm import tqdm
 from grace.data import Collator
 from grace.distillation import DistillationConfig, confidence_gate, decoupled_kd
 from grace.models import family_of
-from grace.teacher import CachedTeacher, SupervisedForward
+from grace.training import CachedTeacher, SupervisedForward
 
 RUN = "grace_int4"
 METHOD = (

@@ -26,8 +26,7 @@ from grace.data import Collator
 from grace.distillation import DistillationConfig
 from grace.models import family_of
 from grace.quantization import QuantSpec
-from grace.teacher import LiveTeacher
-from grace.training import TEACHER_METHODS, GraceTrainer, MethodConfig, prepare_student
+from grace.training import TEACHER_METHODS, GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 from replication.plan.architectures import Architecture, architecture
 from replication.plan.costs import Load
 

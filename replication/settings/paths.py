@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def published(self) -> Path:
-        """Directory of the published training conversations; see ``grace.shards``."""
+        """Directory of the published training conversations; see ``grace.data.shards``."""
         return self.data / "conversations"
 
     @property

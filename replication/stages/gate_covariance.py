@@ -3,7 +3,7 @@
 from typing import Any
 
 from grace.models import load_model, load_processor
-from grace.teacher import CachedTeacher
+from grace.training import CachedTeacher
 from replication.base.provenance import device_description
 from replication.measure.gate import METHOD, RUN, gates_and_losses
 from replication.measure.records import write_record

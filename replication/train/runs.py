@@ -88,7 +88,7 @@ def load_student(baseline: Path, method: "MethodConfig", seed: int) -> Any:
 def train_one(params: Params, group: str, name: str, seed: int) -> None:
     """Train one seed of a run and write its model directory, values on the grid, with the integer
     codes and scales beside them. A model that is there already, of the same origin, is kept."""
-    from grace.teacher import CachedTeacher, Identity, check_teacher
+    from grace.training import CachedTeacher, Identity, check_teacher
     from replication.train.fit import fit, load_training_data, origin_of, read_origin, save_trained
     from replication.train.shuffled_teacher import ShuffledTeacher
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from grace.errors import InputError
-from grace.teacher import CachedTeacher, TeacherOutputs
+from grace.training import CachedTeacher, TeacherOutputs
 
 
 class ShuffledTeacher:

@@ -8,14 +8,14 @@ from tqdm import tqdm
 
 from grace.data import Collator
 from grace.models import family_of, load_model, load_processor
-from grace.teacher import LiveTeacher, write_teacher_outputs
+from grace.training import LiveTeacher, write_teacher_outputs
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import Params
 from replication.train.fit import load_training_data
 
 
 def cache_teacher(params: Params, name: str) -> None:
-    """Write the directory that :class:`grace.teacher.CachedTeacher` reads.
+    """Write the directory that :class:`grace.training.CachedTeacher` reads.
 
     Args:
         params: The parameters of a reduced scale.

@@ -27,6 +27,7 @@ from safetensors.torch import save as save_tensors
 
 from grace.cli.models import load as load_directory
 from grace.data import ConversationDataset
+from grace.data.shards import INDEX_FILE, SCHEMA, Shards, locate_image
 from grace.errors import InputError
 from grace.export import save_compressed_tensors, save_packed
 from grace.export.packed import PACKED_FILE, load_packed
@@ -35,8 +36,7 @@ from grace.int4 import crossover, pack
 from grace.models import check_model_directory, family_of
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 from grace.quantization.codes import CODES_FILE, CodesFile
-from grace.shards import INDEX_FILE, SCHEMA, Shards, locate_image
-from grace.teacher import CachedTeacher
+from grace.training import CachedTeacher
 from replication import paper as reported
 from replication.base.yaml import read_yaml
 from replication.data.conversations.annotations import read_records

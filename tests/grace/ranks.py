@@ -12,7 +12,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 _QWEN = "transformers.models.qwen2_vl"
 CONTEXT.set_forkserver_preload(
     [
-        *("grace.training", "grace.teacher", "replication.train.fit"),
+        *("grace.training.trainer", "replication.train.fit"),
         *("replication.train.launch.run", "replication.train.runs"),
         *(f"{_QWEN}.modeling_qwen2_vl", f"{_QWEN}.processing_qwen2_vl"),
         *(f"{_QWEN}.image_processing_qwen2_vl", f"{_QWEN}.video_processing_qwen2_vl"),

@@ -19,7 +19,7 @@ from transformers import (
 
 from grace.data import IGNORE_INDEX, ConversationDataset, Encoder
 from grace.errors import InputError
-from grace.teacher import SupervisedForward
+from grace.training import SupervisedForward
 from replication.data.world.chat import CHATS
 
 TALK = [

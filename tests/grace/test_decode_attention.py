@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AttentionInterface
 
-from grace.decode_attention import IMPLEMENTATION, attention, decode_attention
+from grace.decoding.attention import IMPLEMENTATION, attention, decode_attention
 
 
 class Layer(torch.nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grace.data import ConversationDataset
-from grace.generation import generate
+from grace.decoding import generate
 from grace.int4 import pack
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 

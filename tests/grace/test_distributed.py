@@ -20,13 +20,15 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
 from grace.quantization import FakeQuantLinear, QuantSpec, bake
-from grace.teacher import LiveTeacher, load_frozen, shard_frozen
 from grace.training import (
     GraceTrainer,
     ImageInEveryBatch,
+    LiveTeacher,
     MethodConfig,
     check_deepspeed,
+    load_frozen,
     prepare_student,
+    shard_frozen,
 )
 
 METHOD = MethodConfig(

@@ -12,8 +12,7 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import family_of
 from grace.quantization import QuantSpec
-from grace.teacher import LiveTeacher
-from grace.training import GraceTrainer, MethodConfig, prepare_student
+from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 
 METHODS = ("sft", "grace")
 

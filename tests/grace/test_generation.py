@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import StaticCache
 
+from grace.decoding.generation import Decoder, _AllocatedLayer, _trimmed, generate
 from grace.errors import InputError
-from grace.generation import Decoder, _AllocatedLayer, _trimmed, generate
 from grace.quantization import QuantSpec, prepare
 
 PROMPTS = ("what is it", "how many letters are there in the picture at all", "a")

@@ -13,8 +13,14 @@ from grace.data import Collator, ConversationDataset
 from grace.distillation import DistillationConfig, gated_decoupled_kd
 from grace.models import FAMILIES, family_of
 from grace.quantization import QuantSpec
-from grace.teacher import CachedTeacher, LiveTeacher, write_teacher_outputs
-from grace.training import GraceTrainer, MethodConfig, prepare_student
+from grace.training import (
+    CachedTeacher,
+    GraceTrainer,
+    LiveTeacher,
+    MethodConfig,
+    prepare_student,
+    write_teacher_outputs,
+)
 
 PACKAGE = Path(grace.__file__).parent
 

@@ -11,8 +11,7 @@ from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, decoder_linears, family_of, load_model
 from grace.quantization import QuantSpec, bake, prepare
-from grace.teacher import SupervisedForward
-from grace.training import MethodConfig, prepare_student
+from grace.training import MethodConfig, SupervisedForward, prepare_student
 
 QWEN = family_of("qwen2_vl")
 

@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from grace.data import IGNORE_INDEX, ConversationDataset
+from grace.data.sharded_dataset import ImageTokens, ShardedConversations, kept_tokens
+from grace.data.shards import Shards
 from grace.errors import InputError
-from grace.shards import ImageTokens, ShardedConversations, Shards, kept_tokens
-from grace.teacher import SupervisedForward
-from grace.training import GraceTrainer, MethodConfig
+from grace.training import GraceTrainer, MethodConfig, SupervisedForward
 
 BOUNDS = {"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
 
@@ -411,9 +411,9 @@ def test_one_counts_while_the_others_wait(qwen, monkeypatch):
 @pytest.mark.slow
 def test_counting_in_processes_changes_nothing(qwen, monkeypatch):
     alone = qwen.data()
-    monkeypatch.setattr("grace.shards._ALONE", 1)
+    monkeypatch.setattr("grace.data.sharded_dataset._ALONE", 1)
     # processes that have the libraries already
-    monkeypatch.setattr("grace.shards.multiprocessing.get_context", lambda _: ranks.CONTEXT)
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: ranks.CONTEXT)
     many = alone._make_counts()
     monkeypatch.undo()
     assert many.tobytes() == alone._make_counts().tobytes()
@@ -463,7 +463,7 @@ def test_memory_is_bounded(tmp_path, family, monkeypatch):
     ShardedConversations(build(tmp_path / "few", records[:750]), small.processor, config)
     directory = build(tmp_path / "all", records, shard_size=250)
     records.clear()
-    monkeypatch.setattr("grace.shards._ALONE", 100_000)  # count in this process
+    monkeypatch.setattr("grace.data.sharded_dataset._ALONE", 100_000)  # count in this process
     before = resident()
     data = ShardedConversations(directory, small.processor, config)
     taken = range(0, 5_000, 8)

@@ -14,8 +14,15 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import family_of, load_model
 from grace.quantization import FakeQuantLinear, QuantSpec, bake
-from grace.teacher import CachedTeacher, LiveTeacher, write_teacher_outputs
-from grace.training import GraceTrainer, MethodConfig, Objective, prepare_student
+from grace.training import (
+    CachedTeacher,
+    GraceTrainer,
+    LiveTeacher,
+    MethodConfig,
+    Objective,
+    prepare_student,
+    write_teacher_outputs,
+)
 
 QWEN = family_of("qwen2_vl")
 DISTILLATION = {"tau": 0.2, "eta": 0.5, "beta_init": 0.7, "beta_min": 0.1, "beta_max": 2.0}

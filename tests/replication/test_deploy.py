@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from grace.decoding import generate
 from grace.errors import InputError
-from grace.generation import generate
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, prepare
 from replication.measure.speed import __main__ as command

@@ -17,7 +17,7 @@ from scipy.stats import entropy
 from grace.errors import InputError
 from grace.models import decoder_linears
 from grace.quantization import QuantSpec, bake, prepare, write_codes
-from grace.teacher import CachedTeacher
+from grace.training import CachedTeacher
 from replication.data.world.benchmarks import write_benchmark
 from replication.evaluate.score import evaluate_model
 from replication.measure.inside.agreement import (

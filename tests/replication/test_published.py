@@ -15,8 +15,8 @@ from annotated import annotate, build, draw, mixed, talk
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from grace.data import Shards
 from grace.errors import InputError
-from grace.shards import Shards
 from replication.data.conversations import annotations, convert, images
 from replication.data.conversations.annotations import find_annotations, read_records
 from replication.data.conversations.convert import Images, Limits

@@ -17,11 +17,11 @@ CASES = {
         DEFINITIONS,
     ),
     "the gate is dropped": (
-        *("grace/training.py", "config.kappa", "0.0"),
+        *("grace/training/trainer.py", "config.kappa", "0.0"),
         DEFINITIONS,
     ),
     "teacher and student change places in the loss": (
-        "grace/training.py",
+        "grace/training/trainer.py",
         "            logits,\n            teacher.logits,\n",
         "            teacher.logits.float().requires_grad_(),\n            logits.detach(),\n",
         DEFINITIONS,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grace.errors import InputError
-from grace.teacher import TeacherOutputs
+from grace.training import TeacherOutputs
 from replication.train.shuffled_teacher import ShuffledTeacher
 
 

@@ -22,8 +22,7 @@ from grace.data import Collator
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
 from grace.quantization import CODES_FILE
-from grace.teacher import CachedTeacher, Identity, LiveTeacher, check_teacher
-from grace.training import prepare_student
+from grace.training import CachedTeacher, Identity, LiveTeacher, check_teacher, prepare_student
 from replication import stages
 from replication.base.workers import run_all
 from replication.evaluate.jobs import jobs_of

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from grace.data.shards import FORMAT, INDEX_FILE, locate_image, write_shard
 from grace.errors import InputError
-from grace.shards import FORMAT, INDEX_FILE, locate_image, write_shard
 from replication.base.files import atomic_path, write_json_atomic
 from replication.base.hub import file_sha256
 from replication.data.conversations.annotations import AnnotationFile, read_records

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from grace.shards import is_inside
+from grace.data.shards import is_inside
 
 MARK = "<image>"
 ROLES = ("human", "gpt")

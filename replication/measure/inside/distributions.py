@@ -12,7 +12,7 @@ from grace.distillation import confidence_gate
 from grace.errors import InputError
 from grace.models import decoder_linears, load_model
 from grace.quantization import CODES_FILE, CodesFile, QuantSpec, dequantize, initial_scales
-from grace.teacher import CachedTeacher
+from grace.training import CachedTeacher
 
 _PART = 200  # samples whose logits are in memory at once
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from grace.data import ConversationDataset
 from grace.models import check_model_directory, load_processor
-from grace.teacher import CachedTeacher
+from grace.training import CachedTeacher
 from replication.base.workers import run_all
 from replication.measure.inside.distributions import gate_histogram, gates, quantizer_histograms
 from replication.measure.inside.observing import observe_model

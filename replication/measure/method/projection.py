@@ -2,7 +2,7 @@
 
 From the decoder's last hidden states to their gradient and the projection's: cross-entropy and
 GDKD on float32 copies of the logits, as the trainer takes them, with the teacher's logits given.
-`grace.teacher.SupervisedForward` selects before it projects; the other way makes logits of the
+`grace.training.SupervisedForward` selects before it projects; the other way makes logits of the
 whole sequence and selects in the loss.
 """
 

@@ -21,8 +21,8 @@ import psutil
 import torch
 from torch import nn
 
+from grace.decoding import Decoder
 from grace.errors import InputError
-from grace.generation import Decoder
 from replication.measure.speed.variants import Variant
 from replication.measure.speed.weights import random_model, stored_bytes
 from replication.plan.architectures import TEXT_TOKENS, Architecture

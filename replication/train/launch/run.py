@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def load_conversations(path: Path, processor: Any, config: Any, *, max_length: int | None) -> Any:
     """The published training data."""
-    from grace.shards import ShardedConversations
+    from grace.data import ShardedConversations
 
     return ShardedConversations(path, processor, config, max_length=max_length)
 
@@ -179,7 +179,7 @@ def _processes(launch: Launch) -> "PartialState":
 def live_teacher(layout: Layout, family: str, launch: Launch, device: Any, relational: bool) -> Any:
     """A family's teacher, frozen, on this process's device or sharded over all of them."""
     from grace.models import family_of, load_processor
-    from grace.teacher import LiveTeacher, load_frozen, shard_frozen
+    from grace.training import LiveTeacher, load_frozen, shard_frozen
 
     path = layout.model(family, "teacher")
     tokenizer = load_processor(path).tokenizer

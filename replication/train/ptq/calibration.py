@@ -13,7 +13,7 @@ from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
 
 if TYPE_CHECKING:
-    from grace.shards import ShardedConversations
+    from grace.data import ShardedConversations
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Calibration:
     """``samples`` training conversations with an image, drawn from ``path`` with ``seed``.
 
     path: conversations in the LLaVA schema, a file (`grace.data.ConversationDataset`) or the shards
-    of published ones (`grace.shards.ShardedConversations`).
+    of published ones (`grace.data.ShardedConversations`).
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Calibration:
         self.check()
         shards = None
         if self.path.is_dir():
-            from grace.shards import ShardedConversations
+            from grace.data import ShardedConversations
 
             shards = ShardedConversations(self.path, processor, config)
         with_image = self._with_image() if shards is None else shards.pictured.tolist()

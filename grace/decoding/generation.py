@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer, StaticCache
 
-from grace.decode_attention import decode_attention
+from grace.decoding.attention import decode_attention
 from grace.errors import InputError
 from grace.models import family_of
 

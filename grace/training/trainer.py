@@ -7,234 +7,29 @@ processes, logging, checkpoints and resume) is the library's.
 import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from grace.data import IGNORE_INDEX, Collator, ConversationDataset
-from grace.distillation import (
-    DistillationConfig,
-    combine,
-    distillation_sums,
-    gate_sum,
-    linear_warmup,
-    rcka_sums,
-)
+from grace.data import Collator, ConversationDataset
+from grace.distillation import combine, distillation_sums, gate_sum, rcka_sums
 from grace.errors import InputError
 from grace.models import family_of
-from grace.quantization import QuantSpec, prepare
-from grace.teacher import Identity, SupervisedForward, TeacherOutputs, check_teacher
+from grace.training.batches import EpochLengthGroupedSampler, ImageInEveryBatch
+from grace.training.callbacks import NoInputGradients, Objective
+from grace.training.distributed import check_deepspeed, let_torch_load_onto_first_cpu
+from grace.training.forward import SupervisedForward
+from grace.training.method import MethodConfig
+from grace.training.teacher import Identity, Teacher, TeacherOutputs, check_teacher
 
-METHODS = ("sft", "qat", "kd", "grace")
-TEACHER_METHODS = ("kd", "grace")
 SCALE_PARAMETER = "log_scale"
 PARTIAL = "partial"
 """Folder, beside the checkpoints, of the one that is being written."""
-
-
-class Teacher(Protocol):
-    """Anything that answers a batch: ``grace.teacher.LiveTeacher`` or ``CachedTeacher``."""
-
-    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs: ...
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """What is trained and under which loss.
-
-    Attributes:
-        method: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy on fake-quantized
-            weights), ``kd`` (cross-entropy and plain distillation), ``grace``.
-        bits: 16 (no quantization) or 2 to 8.
-        distillation: components and weights, for ``kd`` and ``grace``.
-        scale_lr_multiplier: learning rate of the scales relative to the weights' (10 in the paper).
-    """
-
-    method: str
-    bits: int = 16
-    quantization: QuantSpec | None = None
-    distillation: DistillationConfig | None = None
-    scale_lr_multiplier: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(
-                f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"
-            )
-        if self.method == "sft" and self.bits != 16:
-            raise InputError(f"method sft does not quantize, bits is {self.bits}; use method qat")
-        if self.method == "qat" and self.bits == 16:
-            raise InputError("method qat quantizes, bits is 16; use method sft or fewer bits")
-        if (self.bits == 16) != (self.quantization is None):
-            raise InputError(
-                f"bits is {self.bits} and the quantization is {self.quantization}; "
-                "give a QuantSpec for fewer than 16 bits, and none at 16"
-            )
-        if self.quantization is not None and self.quantization.bits != self.bits:
-            raise InputError(
-                f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; "
-                "make them one"
-            )
-        if self.needs_teacher != (self.distillation is not None):
-            raise InputError(
-                f"method {self.method} {'needs' if self.needs_teacher else 'takes no'} "
-                "distillation settings"
-            )
-        if self.scale_lr_multiplier <= 0:
-            raise InputError(
-                f"scale_lr_multiplier is {self.scale_lr_multiplier}; use a positive number"
-            )
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.method in TEACHER_METHODS
-
-    @property
-    def relational(self) -> bool:
-        """Whether the objective reads visual tokens (RCKA)."""
-        return self.distillation is not None and self.distillation.rcka_weight > 0
-
-
-class Objective(TrainerCallback, ExportableState):
-    """The weights of the loss terms and what was seen of them, as part of the trainer's state.
-
-    It holds the information-bottleneck controller, so that a resumed run goes on with the same
-    multiplier, and the running sums behind the logged means.
-    """
-
-    def __init__(self, config: DistillationConfig) -> None:
-        self.config = config
-        self.controller = config.controller() if config.adaptive else None
-        self.skipped = 0  # optimizer steps whose distillation terms were dropped
-        self.degenerate = 0  # images that carried no relational term
-
-    def weights(self, step: int) -> tuple[Any, float]:
-        """β and ω at an optimizer step, warm-ups included."""
-        beta = self.controller.beta if self.controller is not None else self.config.weight
-        return (
-            beta * linear_warmup(step, self.config.distill_warmup_steps),
-            self.config.rcka_weight * linear_warmup(step, self.config.rcka_warmup_steps),
-        )
-
-    def state(self) -> dict[str, Any]:
-        controller = self.controller.state_dict() if self.controller is not None else None
-        return {
-            "args": {"config": asdict(self.config)},
-            "attributes": {
-                "saved_controller": controller,
-                "skipped": self.skipped,
-                "degenerate": self.degenerate,
-            },
-        }
-
-    @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Objective":
-        """Rebuild from a checkpoint's trainer state."""
-        objective = cls(DistillationConfig.from_dict(state["args"]["config"]))
-        objective.restore(state)
-        return objective
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over counters and the controller's state of a checkpoint."""
-        attributes = state["attributes"]
-        self.skipped = attributes["skipped"]
-        self.degenerate = attributes["degenerate"]
-        if self.controller is not None and attributes["saved_controller"] is not None:
-            self.controller.load_state_dict(attributes["saved_controller"])
-
-
-class NoInputGradients(TrainerCallback):
-    """Takes off what gradient checkpointing has put on: hooks that make the output of every
-    embedding require a gradient, that of the frozen tower's patches too.
-
-    Without re-entrant checkpoints only adapters on a frozen model need them; here backward would
-    go through the whole tower, for gradients that nothing uses.
-    """
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        """After the library has enabled checkpointing, before the first step."""
-        reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant", False)
-        if args.gradient_checkpointing and not reentrant:
-            model.disable_input_require_grads()
-
-
-class EpochLengthGroupedSampler(LengthGroupedSampler):
-    """Groups samples of similar length; the order follows from the seed and the epoch alone."""
-
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self):
-        self.generator.manual_seed(self.seed * 1_000_003 + self.epoch)
-        return super().__iter__()
-
-
-@dataclass
-class ImageInEveryBatch:
-    """A collator for several processes: a batch of text alone is given one row more, of an image
-    and with nothing supervised.
-
-    So every process runs the vision tower and the projectors on every batch. Where parameters are
-    sharded, all processes gather them together, and one that left out a module would wait for
-    ever. The row is no part of any loss: ``image_spans`` and ``indices`` leave it out.
-    """
-
-    collate: Collator
-    blank: dict[str, Any]
-
-    @classmethod
-    def around(cls, collate: Collator, dataset: ConversationDataset) -> "ImageInEveryBatch | None":
-        """With the image of the data set's first sample that has one; None where none has."""
-        for index in range(len(dataset)):
-            ids, _ = dataset.tokens(index)
-            places = np.flatnonzero(ids == collate.image_token_id)
-            if len(places):
-                sample = dict(dataset[index])
-                sample["input_ids"] = ids[: places[-1] + 2]  # with the token that ends the image
-                sample["labels"] = np.full_like(sample["input_ids"], IGNORE_INDEX)
-                return cls(collate, sample)
-        return None
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        if any("pixel_values" in sample for sample in samples):
-            return self.collate(samples)
-        batch = self.collate([*samples, self.blank])
-        return {**batch, "image_spans": [], "indices": batch["indices"][:-1]}
-
-
-def check_deepspeed(config: Mapping[str, Any], method: MethodConfig) -> None:
-    """Check that a DeepSpeed configuration leaves the weights in float32.
-
-    DeepSpeed's own mixed precision casts every parameter, the learned scales included: in bfloat16
-    thousands of scales fall on a few dozen values and their updates are lost. Its
-    ``torch_autocast`` casts in the products instead.
-
-    Raises:
-        InputError: where it would cast the parameters of a quantized model.
-    """
-    if method.quantization is None:
-        return
-    for name in ("bf16", "fp16"):
-        if str(config.get(name, {}).get("enabled", False)).lower() == "true":
-            raise InputError(
-                f"the DeepSpeed configuration enables {name}, which casts the learned scales too; "
-                "remove that section and enable torch_autocast, with dtype bfloat16, instead"
-            )
 
 
 class GraceTrainer(Trainer):
@@ -514,7 +309,7 @@ class GraceTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint) -> None:
         if self.args.device == torch.device("cpu", 0):
-            _let_torch_load_onto_first_cpu()
+            let_torch_load_onto_first_cpu()
         super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_callback_state(self) -> None:
@@ -555,28 +350,3 @@ class GraceTrainer(Trainer):
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         self.optimizer = kind([group for group in settings if group["params"]], **options)
         return self.optimizer
-
-
-@cache
-def _let_torch_load_onto_first_cpu() -> None:
-    """For several processes on CPUs, the library loads onto "cpu:0", a name torch.load lacks."""
-
-    def restore(storage: Any, location: str) -> Any:
-        return storage if location == "cpu:0" else None
-
-    # 9: before torch's own places, of which no two may have one priority
-    torch.serialization.register_package(9, lambda _: None, restore)
-
-
-def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
-    """Freeze the vision tower and put fake quantization into the decoder's linears.
-
-    Returns:
-        The names of the quantized modules; empty at 16 bits.
-    """
-    config: Any = model.config
-    family = family_of(config.model_type)
-    family.freeze_vision(model)
-    if method.quantization is None:
-        return []
-    return prepare(model, method.quantization, family.decoder_linears(model))

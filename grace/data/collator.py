@@ -1,0 +1,56 @@
+"""Samples to batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grace.data.encoder import IGNORE_INDEX
+from grace.models import Family, Span
+
+
+@dataclass
+class Collator:
+    """Pads samples on the right and says where things are.
+
+    Beside the model's inputs a batch holds, all decided on the host: ``image_spans``;
+    ``token_rows`` and ``token_columns`` (N), the positions whose NEXT token is supervised;
+    ``targets`` (N), those tokens; ``indices``, the samples' places in the data set, a list.
+    """
+
+    family: Family
+    image_token_id: int
+    pad_token_id: int
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        length = max(len(sample["input_ids"]) for sample in samples)
+        shape = (len(samples), length)
+        input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
+        labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        for row, sample in enumerate(samples):
+            count = len(sample["input_ids"])
+            input_ids[row, :count] = torch.from_numpy(sample["input_ids"])
+            labels[row, :count] = torch.from_numpy(sample["labels"])
+            attention_mask[row, :count] = 1
+        rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+        spans: list[Span] = self.family.image_spans(input_ids, self.image_token_id)
+        shown = [sample for sample in samples if "pixel_values" in sample]
+        images = {
+            name: torch.cat([sample[name] for sample in shown])
+            for name in self.family.image_inputs
+            if shown
+        }
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "attention_mask": attention_mask,
+            **self.family.token_inputs(input_ids, self.image_token_id),
+            **images,
+            "image_spans": spans,
+            "token_rows": rows,
+            "token_columns": columns,
+            "targets": labels[rows, columns + 1],
+            "indices": [sample["index"] for sample in samples],
+        }

@@ -1,0 +1,31 @@
+"""One adapter per model family, and the loading of models and processors.
+
+family = family_of("qwen2_vl")
+model, processor = load_model(path), load_processor(path)
+"""
+
+from grace.models.family import (
+    FAMILIES,
+    Family,
+    LlavaFamily,
+    Qwen2VLFamily,
+    Qwen3VLFamily,
+    Span,
+    decoder_linears,
+    family_of,
+)
+from grace.models.loading import check_model_directory, load_model, load_processor
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "LlavaFamily",
+    "Qwen2VLFamily",
+    "Qwen3VLFamily",
+    "Span",
+    "check_model_directory",
+    "decoder_linears",
+    "family_of",
+    "load_model",
+    "load_processor",
+]

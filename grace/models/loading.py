@@ -1,0 +1,94 @@
+"""Models and processors from directories or the hub, with clear errors for what cannot be read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from grace.errors import InputError
+
+
+def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Load a vision-language model from a local directory or by hub name.
+
+    Raises:
+        InputError: when a local directory is missing or is not a readable model directory.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    check_model_directory(path)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except Exception as error:  # the library fails with many types, its parts with their own
+        if type(error).__name__ == "SafetensorError":
+            raise InputError(
+                f"the weights in {str(path)!r} are corrupt ({error}); rebuild the directory"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"cannot load a model from {str(path)!r}: {reason}; rebuild the directory or name "
+            "another"
+        ) from error
+    return model
+
+
+def load_processor(path: str | Path) -> Any:
+    """Load a processor (tokenizer, image processor, chat template) from a directory or the hub.
+
+    Raises:
+        InputError: when it is missing or cannot be read.
+    """
+    from transformers import AutoProcessor
+
+    if isinstance(path, Path) and not path.is_dir():
+        raise InputError(
+            f"processor directory {str(path)!r} does not exist; build it or correct the path"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(path)
+    except Exception as error:  # each part of the directory fails with a type of its own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"cannot load a processor from {str(path)!r}: {reason}; rebuild the directory"
+        ) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise InputError(
+            f"{str(path)!r} holds a {type(processor).__name__}, not a processor of images and "
+            "text; rebuild the directory"
+        )
+    return processor
+
+
+def check_model_directory(path: str | Path) -> dict[str, Any] | None:
+    """Check a local model directory without loading weights; return its configuration.
+
+    A path that does not look local (``org/name`` without such a directory) is taken as a hub
+    name and returns None.
+
+    Raises:
+        InputError: naming the directory and what is missing in it.
+    """
+    directory = Path(path)
+    if not directory.exists():
+        looks_like_hub = isinstance(path, str) and path.count("/") == 1 and not path.startswith(".")
+        if looks_like_hub and not directory.parent.exists():
+            return None
+        raise InputError(
+            f"model directory {str(path)!r} does not exist; build it or correct the path"
+        )
+    config = directory / "config.json"
+    if not config.is_file():
+        raise InputError(f"{str(path)!r} is not a model directory: it has no config.json")
+    try:
+        content = json.loads(config.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{str(config)!r} is not valid JSON ({error}); rebuild the directory"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{str(config)!r} holds no mapping; rebuild the directory")
+    if not any(directory.glob("*.safetensors")):
+        raise InputError(f"{str(path)!r} has no *.safetensors weights; rebuild the directory")
+    return content

@@ -1,0 +1,60 @@
+"""Which samples make a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from grace.data import IGNORE_INDEX, Collator, ConversationDataset
+
+
+class EpochLengthGroupedSampler(LengthGroupedSampler):
+    """Groups samples of similar length; the order follows from the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator.manual_seed(self.seed * 1_000_003 + self.epoch)
+        return super().__iter__()
+
+
+@dataclass
+class ImageInEveryBatch:
+    """A collator for several processes: a batch of text alone is given one row more, of an image
+    and with nothing supervised.
+
+    So every process runs the vision tower and the projectors on every batch. Where parameters are
+    sharded, all processes gather them together, and one that left out a module would wait for
+    ever. The row is no part of any loss: ``image_spans`` and ``indices`` leave it out.
+    """
+
+    collate: Collator
+    blank: dict[str, Any]
+
+    @classmethod
+    def around(cls, collate: Collator, dataset: ConversationDataset) -> "ImageInEveryBatch | None":
+        """With the image of the data set's first sample that has one; None where none has."""
+        for index in range(len(dataset)):
+            ids, _ = dataset.tokens(index)
+            places = np.flatnonzero(ids == collate.image_token_id)
+            if len(places):
+                sample = dict(dataset[index])
+                sample["input_ids"] = ids[: places[-1] + 2]  # with the token that ends the image
+                sample["labels"] = np.full_like(sample["input_ids"], IGNORE_INDEX)
+                return cls(collate, sample)
+        return None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if any("pixel_values" in sample for sample in samples):
+            return self.collate(samples)
+        batch = self.collate([*samples, self.blank])
+        return {**batch, "image_spans": [], "indices": batch["indices"][:-1]}

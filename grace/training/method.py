@@ -1,0 +1,85 @@
+"""What is trained, and under which loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from grace.distillation import DistillationConfig
+from grace.errors import InputError
+from grace.models import family_of
+from grace.quantization import QuantSpec, prepare
+
+METHODS = ("sft", "qat", "kd", "grace")
+TEACHER_METHODS = ("kd", "grace")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is trained and under which loss.
+
+    Attributes:
+        method: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy on fake-quantized
+            weights), ``kd`` (cross-entropy and plain distillation), ``grace``.
+        bits: 16 (no quantization) or 2 to 8.
+        distillation: components and weights, for ``kd`` and ``grace``.
+        scale_lr_multiplier: learning rate of the scales relative to the weights' (10 in the paper).
+    """
+
+    method: str
+    bits: int = 16
+    quantization: QuantSpec | None = None
+    distillation: DistillationConfig | None = None
+    scale_lr_multiplier: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(
+                f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}"
+            )
+        if self.method == "sft" and self.bits != 16:
+            raise InputError(f"method sft does not quantize, bits is {self.bits}; use method qat")
+        if self.method == "qat" and self.bits == 16:
+            raise InputError("method qat quantizes, bits is 16; use method sft or fewer bits")
+        if (self.bits == 16) != (self.quantization is None):
+            raise InputError(
+                f"bits is {self.bits} and the quantization is {self.quantization}; "
+                "give a QuantSpec for fewer than 16 bits, and none at 16"
+            )
+        if self.quantization is not None and self.quantization.bits != self.bits:
+            raise InputError(
+                f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; "
+                "make them one"
+            )
+        if self.needs_teacher != (self.distillation is not None):
+            raise InputError(
+                f"method {self.method} {'needs' if self.needs_teacher else 'takes no'} "
+                "distillation settings"
+            )
+        if self.scale_lr_multiplier <= 0:
+            raise InputError(
+                f"scale_lr_multiplier is {self.scale_lr_multiplier}; use a positive number"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.method in TEACHER_METHODS
+
+    @property
+    def relational(self) -> bool:
+        """Whether the objective reads visual tokens (RCKA)."""
+        return self.distillation is not None and self.distillation.rcka_weight > 0
+
+
+def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
+    """Freeze the vision tower and put fake quantization into the decoder's linears.
+
+    Returns:
+        The names of the quantized modules; empty at 16 bits.
+    """
+    config: Any = model.config
+    family = family_of(config.model_type)
+    family.freeze_vision(model)
+    if method.quantization is None:
+        return []
+    return prepare(model, method.quantization, family.decoder_linears(model))

@@ -1,0 +1,140 @@
+"""What a frozen teacher says about a batch.
+
+Every teacher answers the same call, ``outputs(batch)``, with its logits at the supervised
+positions and, for relational alignment, its visual tokens at the penultimate decoder layer.
+"""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from grace.distillation import shared_vocabulary
+from grace.errors import InputError
+from grace.models import Family, check_model_directory, family_of, load_model
+from grace.training.forward import SupervisedForward
+
+TEACHER_BITS = (16, 8, 4)
+"""Bits in which a frozen teacher can be held."""
+
+
+@dataclass
+class TeacherOutputs:
+    """Teacher outputs for one batch.
+
+    Attributes:
+        logits: (N, V) at the supervised positions.
+        relational: hidden states (B, S, d), or one centered Gram matrix (n, n) an image.
+    """
+
+    logits: torch.Tensor
+    relational: torch.Tensor | list[torch.Tensor] | None
+
+
+class Teacher(Protocol):
+    """Anything that answers a batch: :class:`LiveTeacher` or ``CachedTeacher``."""
+
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs: ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a teacher and a student must have in common, as far as it is known.
+
+    Attributes:
+        model_type: the family.
+        rows: rows of the output layer.
+        tokens: tokens of the tokenizer.
+        vocabulary: SHA-256 of the tokenizer's tokens and their ids.
+    """
+
+    model_type: str
+    rows: int
+    tokens: int | None = None
+    vocabulary: str | None = None
+
+    @classmethod
+    def of(cls, config: Any, tokenizer: Any = None) -> "Identity":
+        """The identity of a model's configuration and its tokenizer."""
+        rows = config.get_text_config().vocab_size
+        if tokenizer is None:
+            return cls(config.model_type, rows)
+        content = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        return cls(config.model_type, rows, len(tokenizer), digest)
+
+
+def check_teacher(student: Identity, teacher: Identity) -> None:
+    """Check that the logits of the two mean the same token column by column.
+
+    Raises:
+        InputError: for different families or different vocabularies.
+    """
+    if student.model_type != teacher.model_type:
+        raise InputError(
+            f"the student is of family {student.model_type!r} and the teacher of "
+            f"{teacher.model_type!r}; choose a teacher of the student's family"
+        )
+    if student.tokens is None or teacher.tokens is None:
+        return
+    shared_vocabulary(student.rows, teacher.rows, student.tokens, teacher.tokens)
+    if student.vocabulary != teacher.vocabulary:
+        raise InputError(
+            f"the student's tokenizer and the teacher's both have {student.tokens} tokens, but not "
+            "the same ones; distillation compares logits token by token, so choose a teacher with "
+            "the student's tokenizer"
+        )
+
+
+class LiveTeacher:
+    """A frozen model that answers as training goes; with its tokenizer it can be checked whether
+    it is a teacher for a student."""
+
+    def __init__(
+        self, model: nn.Module, family: Family, *, relational: bool, tokenizer: Any = None
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.identity = Identity.of(model.config, tokenizer)
+        self._forward = SupervisedForward(self.model, family, relational=relational)
+
+    @torch.no_grad()
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        logits, hidden = self._forward(self.model, batch)
+        return TeacherOutputs(logits, hidden)
+
+
+def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str) -> nn.Module:
+    """Load a teacher onto a device: in bfloat16, or its decoder's linears in 8 or 4 bits
+    (bitsandbytes: LLM.int8, NF4) and the rest in bfloat16.
+
+    Raises:
+        InputError: for other bits, a model that cannot be loaded, or bitsandbytes not installed.
+    """
+    if bits not in TEACHER_BITS:
+        known = ", ".join(map(str, TEACHER_BITS))
+        raise InputError(f"a teacher in {bits} bits is not known; choose one of {known}")
+    if bits == 16:
+        return load_model(path, dtype=torch.bfloat16).to(device)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"a teacher in {bits} bits needs bitsandbytes: pip install bitsandbytes, or use 16 bits"
+        )
+    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
+
+    check_model_directory(path)
+    family = family_of(AutoConfig.from_pretrained(path).model_type)
+    quantization = BitsAndBytesConfig(
+        load_in_8bit=bits == 8,
+        load_in_4bit=bits == 4,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=[family.vision_tower, *family.projectors, family.output_head],
+    )
+    return AutoModelForImageTextToText.from_pretrained(
+        path, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
+    )
