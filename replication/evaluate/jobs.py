@@ -195,7 +195,10 @@ def _write(
         "seeds": seeds,
         "origin": origin,
         "provenance": provenance.collect(
-            {"params": repr(params)},
+            params.subset(
+                *("evaluate.batch_size", "evaluate.dtype", "evaluate.max_new_tokens"),
+                *("data.benchmarks", f"evaluate.benchmarks.{job.folder}"),
+            ),
             list(job.paths),
             f"python -m replication.stages.evaluate {job.folder}",
             device=provenance.device_description(),

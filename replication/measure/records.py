@@ -18,7 +18,7 @@ def write_record(
     *,
     method: str,
     seeds: Sequence[int],
-    sections: Sequence[str],
+    settings: Sequence[str],
     device: str | None = None,
 ) -> Path:
     """Write the measurement ``<stage>-<family>``.
@@ -30,8 +30,8 @@ def write_record(
         parts: "n" and "values" of the measurement, and where there are any, "data" and "undefined".
         method: how it was measured, in a sentence.
         seeds: the seeds behind the numbers.
-        sections: names of the sections of the parameters that the stage reads; their values make
-            the provenance's hash.
+        settings: dotted names of the parameters that the stage reads; their values make the
+            provenance's hash.
         device: the device it was measured on; by default the processor.
 
     Returns:
@@ -46,7 +46,7 @@ def write_record(
         "method": method,
         **parts,
         "provenance": provenance.collect(
-            {section: repr(getattr(params, section)) for section in sections},
+            params.subset(*settings),
             seeds,
             f"python -m replication.stages.{stage} {family}",
             device=device,

@@ -157,7 +157,7 @@ def write_grid(params: Params, family: str) -> str:
     candidates = tune(params, family)
     page = describe(params, family, candidates)
     origin = provenance.collect(
-        {section: repr(getattr(params, section)) for section in SECTIONS},
+        params.subset(*SECTIONS),
         [params.tuning.seed],
         f"python -m replication.tuning {family}",
         device=provenance.device_description(),

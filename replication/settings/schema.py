@@ -417,6 +417,30 @@ class Params:
     language: dict[str, Language] | None = None
     data: Data | None = None
 
+    def subset(self, *names: str) -> dict[str, Any]:
+        """What a stage reads, for the provenance of its results.
+
+        Example::
+
+            params.subset("compare.resamples", "entropy_error")
+
+        Args:
+            names: dotted names, as ``dvc.yaml`` lists them under ``params``.
+
+        Returns:
+            The value of every name, of JSON's types; None for a section that this scale lacks.
+
+        Raises:
+            KeyError: for a name that is not in the schema.
+        """
+        found = {}
+        for name in names:
+            value: Any = dataclasses.asdict(self)
+            for key in name.split("."):
+                value = None if value is None else value[key]
+            found[name] = value
+        return found
+
     @property
     def families(self) -> list[str]:
         """The model families, in order."""

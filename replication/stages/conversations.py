@@ -1,7 +1,5 @@
 """Stage ``conversations``: the published training conversations, checked and converted once."""
 
-from dataclasses import asdict
-
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout
@@ -30,7 +28,9 @@ def main(params: Params) -> None:
     )
     result = {name: index[name] for name in ("format", "sources", "selection", "counts")}
     result["provenance"] = provenance.collect(
-        asdict(settings), [settings.seed], "python -m replication.stages.conversations"
+        params.subset("data.training"),
+        [settings.seed],
+        "python -m replication.stages.conversations",
     )
     write_json_atomic(layout.results / "conversations.json", result)
 

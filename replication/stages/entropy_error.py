@@ -27,7 +27,10 @@ def main(params: Params, name: str) -> None:
         measure_entropy(params, name, teacher, questions),
         method=METHOD,
         seeds=[params.entropy_error.seed],
-        sections=["data", "evaluate", "entropy_error", "compare"],
+        settings=[
+            *("compare.resamples", "data.benchmarks", "entropy_error"),
+            *("evaluate.batch_size", "evaluate.dtype", "evaluate.max_new_tokens"),
+        ],
         device=device_description(),
     )
 

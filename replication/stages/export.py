@@ -54,7 +54,10 @@ def main(params: Params, name: str) -> None:
         "compressed-tensors and by the AWQ layout's reader, against those trained; answers against "
         "those of the model as trained; bootstrap over questions",
         seeds=[seed],
-        sections=["evaluate", "export", "compare"],
+        settings=[
+            *("compare.resamples", "export", f"evaluate.benchmarks.{group}"),
+            *("evaluate.batch_size", "evaluate.dtype", "evaluate.max_new_tokens"),
+        ],
     )
 
 

@@ -44,7 +44,7 @@ def main(params: Params, name: str) -> None:
         parts,
         method=METHOD,
         seeds=[run.seeds[0]],
-        sections=["train", "runs", "gate_covariance", "compare"],
+        settings=["compare.resamples", "gate_covariance", "train.distillation", f"runs.{group}"],
         device=device_description(),
     )
 

@@ -364,3 +364,19 @@ def test_garbage_in_valid_parameters_is_refused_or_valid(changes):
         except (KeyError, TypeError, IndexError):
             continue  # an earlier change took the place away
     parsed_or_refused(content)
+
+
+def test_a_subset_is_what_a_stage_reads():
+    params = parse_params(COMMITTED)
+    names = ("compare.resamples", "runs.gates.family", "data.benchmarks", "train.distillation.tau")
+    assert params.subset(*names) == {
+        "compare.resamples": 10000,
+        "runs.gates.family": "qwen2_vl",
+        "data.benchmarks": None,
+        "train.distillation.tau": 0.35,
+    }
+    before = params.subset("entropy_error", "evaluate.dtype")
+    other = parse_params(changed("evaluate.batch_size", 3))
+    assert other.subset("entropy_error", "evaluate.dtype") == before
+    with pytest.raises(KeyError):
+        params.subset("compare.sedes")

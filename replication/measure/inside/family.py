@@ -26,15 +26,18 @@ METHOD = (
     "attention of the position that predicts the answer's first token, mean over heads; "
     "visual tokens at the penultimate decoder layer; bootstrap over questions and seeds"
 )
-SECTIONS = ("train", "runs", "internals", "compare")
-"""Sections of the parameters that are read."""
+SETTINGS = (
+    *("compare.resamples", "train.distillation"),
+    *(f"internals.{name}" for name in ("bins", "conversations", "samples", "scenes", "seed")),
+)
+"""Dotted names of the parameters that are read."""
 
 
 def look_inside(params: Params, layout: Layout, family: str) -> dict[str, Any]:
     """Observe teacher, baseline and students of a family.
 
     Args:
-        params: all parameters; `SECTIONS` are read.
+        params: all parameters; `SETTINGS` are read.
         layout: where the models, questions and teacher's outputs are.
         family: the family's name.
 
