@@ -1,4 +1,4 @@
-"""What every file of this package needs: checks of plain numbers, working precision, chunking."""
+"""Shared by the modules of this package: checks of numbers, working precision, chunking."""
 
 from __future__ import annotations
 
@@ -26,7 +26,19 @@ def check_number(
     low_open: bool = False,
     high_open: bool = False,
 ) -> float:
-    """``value`` as a float, or an `InputError` naming the field, the value and the legal range."""
+    """`value` as a float.
+
+    Args:
+        field: Its name, for the error message.
+        value: What the user wrote.
+        low: Least legal number.
+        high: Largest legal number.
+        low_open: Whether `low` itself is illegal.
+        high_open: Whether `high` itself is illegal.
+
+    Raises:
+        InputError: No finite number in the range; the message names field, value and range.
+    """
     opening, closing = "(" if low_open else "[", ")" if high_open else "]"
     legal = f"a finite number in {opening}{low:g}, {high:g}{closing}"
     if math.isinf(low) and math.isinf(high):
@@ -41,7 +53,7 @@ def check_number(
 
 
 def check_count(field: str, value: object, *, low: int = 0) -> int:
-    """``value`` as an int, or an `InputError` naming the field, the value and the legal range."""
+    """`value` as an int of at least `low`, or an InputError that names the field and the value."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise InputError(f"{field} is {value!r}; give an integer of at least {low}")
     return value
@@ -66,28 +78,27 @@ def chunks(
     *,
     device: torch.device,
 ) -> Iterator[slice]:
-    """Slices over the tokens such that ``buffers`` (chunk, vocab) tensors fit in the bound."""
-    size = rows_per_chunk(tokens, vocab, dtype, buffers, chunk_size, device=device)
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
+    """Slices over the tokens, such that the working memory of each is bounded.
 
-
-def rows_per_chunk(
-    tokens: int,
-    vocab: int,
-    dtype: torch.dtype,
-    buffers: int,
-    chunk_size: int | None,
-    *,
-    device: torch.device,
-) -> int:
-    """Tokens per chunk: ``chunk_size``, or all if `WORKSPACE_BYTES` allows; otherwise as many as it
-    does allow, on a CPU as `CACHED_BYTES` does; at least one."""
+    Args:
+        tokens: Number of tokens.
+        vocab: Classes per token.
+        dtype: Of the buffers.
+        buffers: (chunk, vocab) tensors that are alive at once.
+        chunk_size: Tokens per chunk. By default all, if `WORKSPACE_BYTES` allows; otherwise as many
+            as it does allow, on a CPU as `CACHED_BYTES` does; at least one.
+        device: Where the buffers are.
+    """
     if chunk_size is None:
         row = buffers * vocab * dtype.itemsize
         chunk_size = max(1, WORKSPACE_BYTES // row)
         if chunk_size < tokens and device.type == "cpu":
             chunk_size = max(1, min(WORKSPACE_BYTES, CACHED_BYTES) // row)
-    else:
-        check_count("chunk_size", chunk_size, low=1)
-    return max(1, min(chunk_size, tokens))
+    assert chunk_size > 0, chunk_size
+    for start in range(0, tokens, chunk_size):
+        yield slice(start, min(start + chunk_size, tokens))
+
+
+def shapes(*tensors: torch.Tensor) -> str:
+    """Their shapes, for the message of an assertion."""
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors)

@@ -14,27 +14,36 @@ from grace.errors import InputError
 class IBController:
     """Adaptive weight of the distillation term (Eq. 15-20): min CE subject to GDKD <= tau.
 
+    Example:
+        >>> controller = IBController(
+        ...     tau=0.35, eta=0.0015, beta_init=1.0, beta_min=0.1, beta_max=5.0
+        ... )
+        >>> controller.update(1.35)  # above the constraint: the multiplier rises
+        tensor(1.0015, dtype=torch.float64)
+
     Once per optimizer step::
 
         EMA  <- ema_decay * EMA + (1 - ema_decay) * GDKD
         beta <- clip(beta + eta * (EMA - tau), beta_min, beta_max)
 
     The first finite loss initialises the EMA: started at zero it would report the constraint as met
-    for hundreds of steps. A non-finite loss leaves beta and the EMA as they are and is counted in
-    ``skipped``.
+    for hundreds of steps. A non-finite loss changes neither beta nor the EMA and is counted in
+    `skipped`.
 
     The state is float64 tensors and `update` branches on the device, so that a CUDA loss needs no
     host synchronisation; the state follows the device of the loss. Under data parallelism every
     rank must pass the same, globally reduced loss.
 
     Args:
-        tau: the constraint, in the units of GDKD (temperature² included); >= 0.
-        eta: step size of the dual ascent; >= 0.
-        beta_init, beta_min, beta_max: 0 <= beta_min <= beta_init <= beta_max.
-        ema_decay: in [0, 1).
+        tau: The constraint, in the units of GDKD (temperature² included); >= 0.
+        eta: Step size of the dual ascent; >= 0.
+        beta_init: The multiplier before the first step, from beta_min to beta_max.
+        beta_min: Lower bound of the multiplier; >= 0.
+        beta_max: Upper bound of the multiplier; >= beta_min.
+        ema_decay: Decay of the moving average of the loss, in [0, 1).
 
     Raises:
-        InputError: an illegal value; the message names the field, the value and the legal range.
+        InputError: An illegal value; the message names the field, the value and the legal range.
     """
 
     def __init__(  # noqa: PLR0917
@@ -69,12 +78,12 @@ class IBController:
 
     @property
     def observations(self) -> torch.Tensor:
-        """Finite losses seen, integer scalar."""
+        """Number of finite losses so far, integer scalar."""
         return self._observations.clone()
 
     @property
     def skipped(self) -> torch.Tensor:
-        """Non-finite losses refused, integer scalar."""
+        """Number of non-finite losses so far, integer scalar."""
         return self._skipped.clone()
 
     def to(self, device: torch.device | str) -> IBController:
@@ -84,12 +93,18 @@ class IBController:
         self._skipped = self._skipped.to(device)
         return self
 
-    @torch.no_grad()
     def update(self, loss: torch.Tensor | float) -> torch.Tensor:
-        """Take the GDKD of one optimizer step, a number or a one-element tensor; returns beta."""
+        """One step of the dual ascent.
+
+        Args:
+            loss: GDKD of one optimizer step, a number or a tensor of one element.
+
+        Returns:
+            beta, float64 scalar without gradient.
+        """
         if isinstance(loss, torch.Tensor):
-            if loss.numel() != 1:
-                raise InputError(f"loss has shape {tuple(loss.shape)}; give one number")
+            assert loss.numel() == 1, tuple(loss.shape)
+            loss = loss.detach()
             self.to(loss.device)
         observed = torch.as_tensor(loss, dtype=torch.float64, device=self._beta.device).reshape(())
 
@@ -119,7 +134,7 @@ class IBController:
         """Restore what `state_dict` returned.
 
         Raises:
-            InputError: missing or unknown entries, or values this controller cannot hold (such as
+            InputError: Missing or unknown entries, or values this controller cannot hold (such as
                 a beta outside its bounds); the state is then unchanged.
         """
         names = {"beta", "ema", "observations", "skipped"}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from grace.distillation._common import check_number, compute_dtype, full_precision
-from grace.errors import InputError
+from grace.distillation._common import check_number, compute_dtype, full_precision, shapes
 
 
 def decoupled_kd(  # noqa: PLR0917
@@ -32,24 +31,22 @@ def decoupled_kd(  # noqa: PLR0917
     ``alpha = 1`` and ``beta = 1 - p_T(y)`` per token give the full KL divergence back.
 
     Args:
-        student_logits, teacher_logits: (N, V), any floating dtype; the work is done in float32, or
-            float64 if either is float64.
+        student_logits: (N, V), V >= 2, any floating dtype; the work is done in float32, or float64
+            if either side is float64.
+        teacher_logits: (N, V).
         target: (N,) class indices.
-        temperature: softens both distributions; > 0.
-        alpha, beta: weights of TCKD and NCKD.
+        temperature: Softens both distributions; > 0.
+        alpha: Weight of TCKD.
+        beta: Weight of NCKD.
 
     Returns:
         (N,) in nats, times temperature².
 
     Raises:
-        InputError: shapes that do not match, fewer than two classes, or an illegal temperature.
+        InputError: An illegal temperature.
     """
     _check(student_logits, teacher_logits, temperature)
-    if target.shape != student_logits.shape[:1]:
-        raise InputError(
-            f"target has shape {tuple(target.shape)}; give one class per row of the logits, "
-            f"{tuple(student_logits.shape[:1])}"
-        )
+    assert target.shape == student_logits.shape[:1], shapes(student_logits, target)
     dtype = compute_dtype(student_logits, teacher_logits)
     with full_precision(student_logits):
         student, teacher = student_logits.to(dtype) / temperature, teacher_logits.to(dtype)
@@ -95,10 +92,6 @@ def kd(
 
 def _check(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> None:
     check_number("temperature", temperature, low=0.0, low_open=True)
-    if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
-        raise InputError(
-            f"student_logits has shape {tuple(student_logits.shape)} and teacher_logits "
-            f"{tuple(teacher_logits.shape)}; give two (N, V) tensors of one shape"
-        )
-    if student_logits.shape[1] < 2:
-        raise InputError(f"the logits have {student_logits.shape[1]} classes; give at least 2")
+    both = shapes(student_logits, teacher_logits)
+    assert student_logits.dim() == 2 and student_logits.shape == teacher_logits.shape, both
+    assert student_logits.shape[1] >= 2, both

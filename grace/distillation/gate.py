@@ -1,4 +1,4 @@
-"""How sure the teacher is of each token, and the weight the token therefore gets."""
+"""Confidence of the teacher at each token, and the weight that the token gets from it."""
 
 from __future__ import annotations
 
@@ -6,29 +6,22 @@ import math
 
 import torch
 
-from grace.distillation._common import check_number, chunks, compute_dtype, full_precision
-from grace.errors import InputError
+from grace.distillation._common import check_number, chunks, compute_dtype, full_precision, shapes
 
 
-@torch.no_grad()
 def teacher_entropy(teacher_logits: torch.Tensor, *, chunk_size: int | None = None) -> torch.Tensor:
-    """Entropy of the teacher at temperature 1, in nats (Eq. 4).
+    """Entropy of the teacher at temperature 1, in nats (Eq. 4): H = -sum_j p_j log p_j.
 
     Args:
         teacher_logits: (N, V), any floating dtype, V >= 2.
-        chunk_size: tokens per chunk; by default what a workspace of 32 MiB allows.
+        chunk_size: Tokens per chunk; by default what a workspace of 32 MiB allows.
 
     Returns:
         (N,) in [0, log V], float32 (float64 for float64 logits), without gradient: the teacher is
         frozen. A row with a non-finite logit gives NaN.
-
-    Raises:
-        InputError: logits that are not (N, V) with V >= 2.
     """
-    if teacher_logits.dim() != 2 or teacher_logits.shape[1] < 2:
-        raise InputError(
-            f"teacher_logits has shape {tuple(teacher_logits.shape)}; give (N, V) with V >= 2"
-        )
+    assert teacher_logits.dim() == 2 and teacher_logits.shape[1] >= 2, shapes(teacher_logits)
+    teacher_logits = teacher_logits.detach()
     tokens, vocab = teacher_logits.shape
     dtype = compute_dtype(teacher_logits)
     entropy = torch.empty(tokens, dtype=dtype, device=teacher_logits.device)
@@ -42,7 +35,9 @@ def teacher_entropy(teacher_logits: torch.Tensor, *, chunk_size: int | None = No
 def entropy_of_rows(
     logits: torch.Tensor, shifted: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Entropy of each row; ``shifted`` and ``weights`` are scratch, ``shifted`` may be ``logits``.
+    """Entropy of each row of (n, V).
+
+    `shifted` and `weights` are scratch of the same shape; `shifted` may be `logits` itself.
 
     H = log Z + sum_j exp(x_j) (-x_j) / Z with x the logits less their maximum: two terms that are
     never negative, so that nothing cancels when the teacher is almost certain.
@@ -61,15 +56,15 @@ def confidence_gate(
 
     Args:
         teacher_logits: (N, V) with V >= 2.
-        kappa: sharpness. 1 is the published gate, g in [1/e, 1]; 0 is no gate (all ones); a
+        kappa: Sharpness. 1 is the published gate, g in [1/e, 1]; 0 is no gate (all ones); a
             negative value is the inverted gate, which favours uncertain tokens.
-        chunk_size: as in `teacher_entropy`.
+        chunk_size: As in `teacher_entropy`.
 
     Returns:
         (N,), without gradient.
 
     Raises:
-        InputError: a sharpness that is not a finite number, or logits of a wrong shape.
+        InputError: A sharpness that is not a finite number.
     """
     check_number("kappa", kappa)
     entropy = teacher_entropy(teacher_logits, chunk_size=chunk_size)

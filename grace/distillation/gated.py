@@ -36,6 +36,7 @@ from grace.distillation._common import (
     chunks,
     compute_dtype,
     full_precision,
+    shapes,
 )
 from grace.distillation.gate import confidence_gate, entropy_of_rows, gate_of_entropy
 from grace.errors import InputError
@@ -48,14 +49,18 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class DistillationSums(NamedTuple):
-    """What one micro-batch adds to the numerator and the denominator of Eq. 6."""
+    """What one micro-batch adds to the numerator and the denominator of Eq. 6.
+
+    Attributes:
+        loss_sum: sum_i g_i * term_i, scalar, differentiable in the student's logits.
+        gate_sum: sum_i g_i, scalar, no gradient.
+        finite: Boolean scalar; where False the call was dropped: both sums and the gradient are
+            zero.
+    """
 
     loss_sum: torch.Tensor
-    """sum_i g_i * term_i, scalar, differentiable with respect to the student's logits."""
     gate_sum: torch.Tensor
-    """sum_i g_i, scalar, no gradient."""
     finite: torch.Tensor
-    """Boolean scalar; where False the call was dropped: both sums and the gradient are zero."""
 
 
 def shared_vocabulary(
@@ -71,11 +76,13 @@ def shared_vocabulary(
     first ``min`` columns.
 
     Args:
-        student_vocab, teacher_vocab: rows of the two output layers.
-        student_tokenizer_size, teacher_tokenizer_size: tokens the two tokenizers really have.
+        student_vocab: Rows of the student's output layer.
+        teacher_vocab: Rows of the teacher's.
+        student_tokenizer_size: Tokens that the student's tokenizer really has.
+        teacher_tokenizer_size: Tokens that the teacher's has.
 
     Raises:
-        InputError: tokenizers of different sizes, or an output layer smaller than its tokenizer.
+        InputError: Tokenizers of different sizes, or an output layer smaller than its tokenizer.
     """
     if student_tokenizer_size != teacher_tokenizer_size:
         raise InputError(
@@ -110,50 +117,39 @@ def distillation_sums(
     included: GDKD = sum of ``loss_sum`` / sum of ``gate_sum``. Either sum may be zero (no token, or
     everything dropped), which the caller must not divide by.
 
+    Backward runs once: it scales the stored gradient in place rather than keep a second one.
+
     Args:
-        student_logits: (N, V_S); teacher_logits: (N, V_T). Any floating dtypes; the work is done in
-            float32 (float64 if either is float64), whatever autocast says. Where V_S != V_T only
-            the first min(V_S, V_T) columns are read, see `shared_vocabulary`; the gradient in the
-            student's other columns is zero.
+        student_logits: (N, V_S), any floating dtype; the work is done in float32 (float64 if either
+            side is float64), whatever autocast says. Where V_S != V_T only the first
+            min(V_S, V_T) columns are read, see `shared_vocabulary`; the gradient in the student's
+            other columns is zero.
+        teacher_logits: (N, V_T).
         targets: (N,) class indices, each below min(V_S, V_T). This is not checked here, because
             the check would wait for the device; PyTorch's indexing fails on a violation.
-        temperature: softens both distributions, > 0; terms carry the factor temperature².
-        alpha, beta: weights of the target-class and the non-target-class term, >= 0.
-        kappa: sharpness of the confidence gate, see `confidence_gate`.
+        temperature: Softens both distributions, > 0; terms carry the factor temperature².
+        alpha: Weight of the target-class term, >= 0.
+        beta: Weight of the non-target-class term, >= 0.
+        kappa: Sharpness of the confidence gate, see `confidence_gate`.
         decoupled: False replaces DKD by the full KL divergence, `kd`; alpha and beta are unused.
-        chunk_size: tokens per chunk. By default as many as fit in a workspace of 32 MiB, the bound
+        chunk_size: Tokens per chunk. By default as many as fit in a workspace of 32 MiB, the bound
             on memory beyond the logits and the student's gradient (one token at the least).
 
     Returns:
         `DistillationSums`. A non-finite value in any term, gate or gradient drops the whole call,
         decided on the device: nothing here makes the host wait.
 
-    Backward runs once: it scales the stored gradient in place rather than keep a second one.
-
     Raises:
-        InputError: shapes that do not match, or an option outside its range.
+        InputError: An option outside its range.
     """
-    _check_options(temperature, alpha, beta, kappa, student_logits.dtype)
-    if student_logits.dim() != 2 or teacher_logits.dim() != 2 or targets.dim() != 1:
-        raise InputError(
-            f"student_logits, teacher_logits, targets have shapes {tuple(student_logits.shape)}, "
-            f"{tuple(teacher_logits.shape)}, {tuple(targets.shape)}; give (N, V), (N, V), (N,)"
-        )
-    if not student_logits.shape[0] == teacher_logits.shape[0] == targets.shape[0]:
-        raise InputError(
-            f"student_logits, teacher_logits, targets have {student_logits.shape[0]}, "
-            f"{teacher_logits.shape[0]}, {targets.shape[0]} rows; give the same tokens to all three"
-        )
-    return _sums(
-        student_logits,
-        teacher_logits,
-        targets,
-        None,
-        _Options(temperature, alpha, beta, kappa, decoupled, chunk_size),
-    )
+    options = _Options(temperature, alpha, beta, kappa, decoupled, chunk_size)
+    options.check(student_logits.dtype)
+    every = shapes(student_logits, teacher_logits, targets)
+    assert (student_logits.dim(), teacher_logits.dim(), targets.dim()) == (2, 2, 1), every
+    assert student_logits.shape[0] == teacher_logits.shape[0] == targets.shape[0], every
+    return _sums(student_logits, teacher_logits, targets, None, options)
 
 
-@torch.no_grad()
 def gate_sum(
     teacher_logits: torch.Tensor,
     kappa: float = 1.0,
@@ -164,27 +160,19 @@ def gate_sum(
 
     Args:
         teacher_logits: (N, V_T) of the selected tokens.
-        kappa: sharpness, as in `confidence_gate`.
-        vocab_size: shared columns; pass min(V_S, V_T) so that this equals the ``gate_sum`` that
+        kappa: Sharpness, as in `confidence_gate`.
+        vocab_size: Shared columns; pass min(V_S, V_T) so that this equals the ``gate_sum`` that
             `distillation_sums` reports. By default all.
-        chunk_size: as in `distillation_sums`.
+        chunk_size: As in `distillation_sums`.
 
     Returns:
         Scalar without gradient; zero if a gate is non-finite, as in `distillation_sums`.
 
     Raises:
-        InputError: logits that are not (N, V), or an option outside its range.
+        InputError: A sharpness that is not a finite number.
     """
     if vocab_size is not None:
-        if teacher_logits.dim() != 2:
-            raise InputError(
-                f"teacher_logits has shape {tuple(teacher_logits.shape)}; give (N, V) with V >= 2"
-            )
-        if not 2 <= vocab_size <= teacher_logits.shape[1]:
-            raise InputError(
-                f"vocab_size is {vocab_size}; give 2 to {teacher_logits.shape[1]}, the columns "
-                "of teacher_logits"
-            )
+        assert 2 <= vocab_size <= teacher_logits.shape[1], (vocab_size, shapes(teacher_logits))
         teacher_logits = teacher_logits[:, :vocab_size]
     total = confidence_gate(teacher_logits, kappa, chunk_size=chunk_size).sum()
     return torch.where(total.isfinite(), total, 0.0)
@@ -205,31 +193,32 @@ def gated_decoupled_kd(  # noqa: PLR0917
     """Gated decoupled distillation of one batch (Eq. 6): sum_i g_i DKD_i / sum_i g_i.
 
     Args:
-        student_logits: (B, S, V_S); teacher_logits: (B, S, V_T).
+        student_logits: (B, S, V_S).
+        teacher_logits: (B, S, V_T).
         labels: (B, S) token ids, `ignore_index` where unsupervised. As in a causal language model,
             logits at position s are compared at the label of position s + 1.
-        temperature, alpha, beta, kappa, decoupled, chunk_size: as in `distillation_sums`.
+        temperature: As in `distillation_sums`, and so `alpha`, `beta`, `kappa`, `decoupled` and
+            `chunk_size`.
+        alpha: Weight of the target-class term.
+        beta: Weight of the non-target-class term.
+        kappa: Sharpness of the confidence gate.
+        decoupled: False for the full KL divergence.
+        ignore_index: The label of unsupervised positions.
+        chunk_size: Tokens per chunk.
 
     Returns:
         Scalar. Zero with zero gradient if no label is supervised or a value is non-finite. Over
         several micro-batches use `distillation_sums`: a mean of these means is not Eq. 6.
-
-    Selecting the supervised positions waits for the device once.
+        Selecting the supervised positions waits for the device once.
 
     Raises:
-        InputError: shapes that do not match, or an option outside its range.
+        InputError: An option outside its range.
     """
-    _check_options(temperature, alpha, beta, kappa, student_logits.dtype)
-    if (
-        student_logits.dim() != 3
-        or teacher_logits.dim() != 3
-        or not student_logits.shape[:2] == teacher_logits.shape[:2] == labels.shape
-    ):
-        raise InputError(
-            f"student_logits, teacher_logits, labels have shapes {tuple(student_logits.shape)}, "
-            f"{tuple(teacher_logits.shape)}, {tuple(labels.shape)}; give (B, S, V), (B, S, V), "
-            "(B, S)"
-        )
+    options = _Options(temperature, alpha, beta, kappa, decoupled, chunk_size)
+    options.check(student_logits.dtype)
+    every = shapes(student_logits, teacher_logits, labels)
+    assert student_logits.dim() == teacher_logits.dim() == 3, every
+    assert student_logits.shape[:2] == teacher_logits.shape[:2] == labels.shape, every
     following = nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index).flatten()
     # Row numbers rather than logits[mask], which would copy the logits of every supervised token.
     rows = (following != ignore_index).nonzero()[:, 0]
@@ -238,7 +227,7 @@ def gated_decoupled_kd(  # noqa: PLR0917
         teacher_logits.flatten(0, 1),
         following[rows],
         rows,
-        _Options(temperature, alpha, beta, kappa, decoupled, chunk_size),
+        options,
     )
     return sums.loss_sum / torch.where(sums.gate_sum > 0, sums.gate_sum, 1.0)
 
@@ -251,24 +240,24 @@ class _Options(NamedTuple):
     decoupled: bool
     chunk_size: int | None
 
-
-def _check_options(
-    temperature: float, alpha: float, beta: float, kappa: float, dtype: torch.dtype
-) -> None:
-    check_number("temperature", temperature, low=0.0, low_open=True)
-    check_number("alpha", alpha, low=0.0)
-    check_number("beta", beta, low=0.0)
-    check_number("kappa", kappa, low=-50.0, high=50.0)
-    if not dtype.is_floating_point:
-        raise InputError(f"student_logits has dtype {dtype}; give a floating dtype")
-    # Probabilities are at most one, so this bounds every element of the gradient: with it, and
-    # finite terms, the gradient needs no pass of its own to be known finite.
-    bound = temperature * max(alpha + 2 * beta, 2.0) * max(1.0, math.exp(-kappa))
-    if bound > torch.finfo(dtype).max:
-        raise InputError(
-            f"temperature {temperature!r}, alpha {alpha!r}, beta {beta!r}, kappa {kappa!r} allow "
-            f"gradients up to {bound:g}, beyond {dtype}; choose smaller values"
-        )
+    def check(self, dtype: torch.dtype) -> None:
+        """Refuse options outside their range, or whose gradients could overflow `dtype`."""
+        check_number("temperature", self.temperature, low=0.0, low_open=True)
+        check_number("alpha", self.alpha, low=0.0)
+        check_number("beta", self.beta, low=0.0)
+        check_number("kappa", self.kappa, low=-50.0, high=50.0)
+        if self.chunk_size is not None:
+            check_count("chunk_size", self.chunk_size, low=1)
+        # Probabilities are at most one, so this bounds every element of the gradient: with it, and
+        # finite terms, the gradient needs no pass of its own to be known finite.
+        bound = self.temperature * max(self.alpha + 2 * self.beta, 2.0)
+        bound *= max(1.0, math.exp(-self.kappa))
+        if bound > torch.finfo(dtype).max:
+            raise InputError(
+                f"temperature {self.temperature!r}, alpha {self.alpha!r}, beta {self.beta!r}, "
+                f"kappa {self.kappa!r} allow gradients up to {bound:g}, beyond {dtype}; choose "
+                "smaller values"
+            )
 
 
 def _sums(
@@ -278,12 +267,7 @@ def _sums(
     rows: torch.Tensor | None,
     options: _Options,
 ) -> DistillationSums:
-    if min(student.shape[1], teacher.shape[1]) < 2:
-        raise InputError(
-            f"the logits have {student.shape[1]} and {teacher.shape[1]} classes; give at least 2"
-        )
-    if options.chunk_size is not None:
-        check_count("chunk_size", options.chunk_size, low=1)
+    assert min(student.shape[1], teacher.shape[1]) >= 2, shapes(student, teacher)
     keep_gradient = torch.is_grad_enabled() and student.requires_grad
     return DistillationSums(
         *_DistillationSums.apply(student, teacher, targets, rows, options, keep_gradient)
@@ -303,65 +287,89 @@ class _DistillationSums(torch.autograd.Function):
         options: _Options,
         keep_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        tokens, vocab = targets.shape[0], min(student.shape[1], teacher.shape[1])
-        dtype = compute_dtype(student, teacher)
-        terms = torch.empty(tokens, dtype=dtype, device=student.device)
-        gates = torch.ones_like(terms)
         gradient = None
         if keep_gradient:
-            covered = rows is None and student.shape[1] == vocab
+            covered = rows is None and student.shape[1] <= teacher.shape[1]
             gradient = torch.empty_like(student) if covered else torch.zeros_like(student)
-        workspace: list[torch.Tensor] = []
         with full_precision(student):
-            parts = chunks(tokens, vocab, dtype, BUFFERS, options.chunk_size, device=student.device)
-            for part in parts:
-                count = part.stop - part.start
-                if not workspace:
-                    workspace = [terms.new_empty(count, vocab) for _ in range(BUFFERS)]
-                where = part if rows is None else rows[part]
-                result = _chunk(
-                    student[where, :vocab],
-                    teacher[where, :vocab],
-                    targets[part],
-                    options,
-                    keep_gradient=keep_gradient,
-                    workspace=[buffer[:count] for buffer in workspace],
-                )
-                terms[part], gates[part] = result[0], result[1]
-                if gradient is not None and rows is None:
-                    gradient[part, :vocab].copy_(result[2])  # casts without a temporary
-                elif gradient is not None:
-                    gradient[where, :vocab] = result[2].to(gradient.dtype)
+            terms, gates = _terms(student, teacher, targets, rows, options, gradient)
             loss_sum, total_gate = (gates * terms).sum(), gates.sum()
             # An infinite or undefined term makes the sum so too: one scalar tells the whole story.
             finite = loss_sum.isfinite() & total_gate.isfinite()
             loss_sum = torch.where(finite, loss_sum, 0.0)
             total_gate = torch.where(finite, total_gate, 0.0)
         ctx.mark_non_differentiable(total_gate, finite)
-        ctx.gradient, ctx.dropped, ctx.chunk_size = gradient, ~finite, options.chunk_size
+        ctx.gradient, ctx.dropped = gradient, ~finite
         return loss_sum, total_gate, finite
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, *_: object) -> tuple[torch.Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:
-            raise RuntimeError(
-                "distillation_sums was differentiated twice; its gradient is kept for one backward"
-            )
-        # As a (1, 1) tensor the factor keeps its float32 precision against a half-precision
-        # gradient; a scalar on a GPU would first be rounded to half precision, off by up to 0.4 %.
-        factor = grad_loss.reshape(1, 1)
-        # All bits or none: cheaper than a fill under a mask, and exactly zero whatever is there.
-        whole = _INTEGERS[gradient.element_size()]
-        keep = (ctx.dropped.to(whole) - 1).reshape(1, 1)
-        # Chunked because some devices copy a half-precision operand to float32 for that; on a CPU
-        # so small that the copy stays in its cache.
-        (tokens, vocab), device = gradient.shape, gradient.device
-        rows = max(1, _CACHED // vocab) if device.type == "cpu" else None
-        for part in chunks(tokens, vocab, grad_loss.dtype, BUFFERS, rows, device=device):
-            gradient[part].mul_(factor).view(whole).bitwise_and_(keep)
+        assert gradient is not None, "differentiated twice: the gradient is kept for one backward"
+        _scale(gradient, grad_loss, ctx.dropped)
         return gradient, None, None, None, None, None
+
+
+def _terms(  # noqa: PLR0917
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    targets: torch.Tensor,
+    rows: torch.Tensor | None,
+    options: _Options,
+    gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Terms and gates (N,) of the targets, chunk by chunk.
+
+    Args:
+        student: (M, V_S).
+        teacher: (M, V_T).
+        targets: (N,).
+        rows: (N,) rows of the logits that the targets belong to; None where M = N.
+        options: Of the loss.
+        gradient: Where the gradient of sum(gates * terms) in the student's logits goes, (M, V_S),
+            or None.
+    """
+    tokens, vocab = targets.shape[0], min(student.shape[1], teacher.shape[1])
+    dtype = compute_dtype(student, teacher)
+    terms = torch.empty(tokens, dtype=dtype, device=student.device)
+    gates = torch.ones_like(terms)
+    workspace: list[torch.Tensor] = []
+    parts = chunks(tokens, vocab, dtype, BUFFERS, options.chunk_size, device=student.device)
+    for part in parts:
+        count = part.stop - part.start
+        if not workspace:
+            workspace = [terms.new_empty(count, vocab) for _ in range(BUFFERS)]
+        where = part if rows is None else rows[part]
+        terms[part], gates[part], chunk_gradient = _chunk(
+            student[where, :vocab],
+            teacher[where, :vocab],
+            targets[part],
+            options,
+            keep_gradient=gradient is not None,
+            workspace=[buffer[:count] for buffer in workspace],
+        )
+        if gradient is not None and rows is None:
+            gradient[part, :vocab].copy_(chunk_gradient)  # casts without a temporary
+        elif gradient is not None:
+            gradient[where, :vocab] = chunk_gradient.to(gradient.dtype)
+    return terms, gates
+
+
+def _scale(gradient: torch.Tensor, factor: torch.Tensor, dropped: torch.Tensor) -> None:
+    """Multiply (N, V) by a scalar in place; all zero where the boolean scalar `dropped` is True."""
+    # As a (1, 1) tensor the factor keeps its float32 precision against a half-precision
+    # gradient; a scalar on a GPU would first be rounded to half precision, off by up to 0.4 %.
+    factor = factor.reshape(1, 1)
+    # All bits or none: cheaper than a fill under a mask, and exactly zero whatever is there.
+    whole = _INTEGERS[gradient.element_size()]
+    keep = (dropped.to(whole) - 1).reshape(1, 1)
+    # Chunked because some devices copy a half-precision operand to float32 for that; on a CPU
+    # so small that the copy stays in its cache.
+    (tokens, vocab), device = gradient.shape, gradient.device
+    rows = max(1, _CACHED // vocab) if device.type == "cpu" else None
+    for part in chunks(tokens, vocab, factor.dtype, BUFFERS, rows, device=device):
+        gradient[part].mul_(factor).view(whole).bitwise_and_(keep)
 
 
 def _chunk(

@@ -16,44 +16,52 @@ from grace.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """Options of L = CE + beta * GDKD + omega * RCKA.
+    """Options of the objective L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
+
+    Example:
+        >>> config = DistillationConfig(adaptive=False, weight=0.5)
+        >>> DistillationConfig.from_dict({"kappa": 0.0}).kappa  # no gate
+        0.0
+
+    Attributes:
+        temperature: Softens both distributions; the term carries the factor temperature².
+        alpha: Weight of the target-class term (Eq. 3).
+        beta_dkd: Weight of the non-target-class term (Eq. 3).
+        kappa: Sharpness of the confidence gate (Eq. 5): 1 published, 0 no gate, negative inverted.
+        decoupled: False: the full KL divergence in place of DKD; alpha and beta_dkd are then
+            unused.
+        weight: Fixed weight of the distillation term where `adaptive` is off.
+        adaptive: Weight the distillation term by the `IBController`.
+        tau: Controller: the constraint GDKD <= tau, in nats times temperature².
+        eta: Controller: step size.
+        beta_init: Controller: the multiplier before the first step.
+        beta_min: Controller: lower bound of the multiplier.
+        beta_max: Controller: upper bound of the multiplier.
+        ema_decay: Controller: decay of the moving average of the loss.
+        rcka_weight: omega, the weight of the relational term (Eq. 21).
+        distill_warmup_steps: Optimizer steps over which the distillation weight rises linearly.
+        rcka_warmup_steps: Optimizer steps over which the relational weight rises linearly.
 
     Raises:
-        InputError: an illegal value; the message names the field, the value and the legal range.
+        InputError: An illegal value; the message names the field, the value and the legal range.
     """
 
     temperature: float = 2.0
-    """Softens both distributions; the distillation term carries the factor temperature²."""
     alpha: float = 1.0
-    """Weight of the target-class term (Eq. 3)."""
     beta_dkd: float = 4.0
-    """Weight of the non-target-class term (Eq. 3)."""
     kappa: float = 1.0
-    """Sharpness of the confidence gate: 1 published, 0 no gate, negative inverted."""
     decoupled: bool = True
-    """False: the full KL divergence in place of DKD; alpha and beta_dkd are then unused."""
     weight: float = 1.0
-    """The fixed weight of the distillation term when `adaptive` is off."""
     adaptive: bool = True
-    """Weight the distillation term by the `IBController`."""
     tau: float = 0.35
-    """Controller: the constraint GDKD <= tau, in nats times temperature²."""
     eta: float = 0.0015
-    """Controller: step size."""
     beta_init: float = 1.0
-    """Controller: the multiplier before the first step."""
     beta_min: float = 0.1
-    """Controller: lower bound of the multiplier."""
     beta_max: float = 5.0
-    """Controller: upper bound of the multiplier."""
     ema_decay: float = 0.99
-    """Controller: decay of the loss average."""
     rcka_weight: float = 1.0
-    """omega, the weight of the relational term (Eq. 21)."""
     distill_warmup_steps: int = 0
-    """Optimizer steps over which the distillation weight rises linearly to its value."""
     rcka_warmup_steps: int = 0
-    """Optimizer steps over which the relational weight rises linearly to its value."""
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, low=0.0, low_open=True)
@@ -83,7 +91,7 @@ class DistillationConfig:
         """Build from a mapping, such as a section of a YAML file.
 
         Raises:
-            InputError: an unknown key (the message names the nearest valid one) or illegal value.
+            InputError: An unknown key (the message names the nearest valid one) or illegal value.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         for key in options:
@@ -100,12 +108,8 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
     """Factor of a weight at an optimizer step counted from 0: step / warmup_steps, then 1.
 
     Without warm-up steps it is 1 throughout.
-
-    Raises:
-        InputError: a negative count.
     """
-    check_count("step", step)
-    check_count("warmup_steps", warmup_steps)
+    assert step >= 0 and warmup_steps >= 0, (step, warmup_steps)
     return 1.0 if step >= warmup_steps else step / warmup_steps
 
 
@@ -116,10 +120,19 @@ def combine(
     beta: torch.Tensor | float,
     omega: torch.Tensor | float,
 ) -> torch.Tensor:
-    """L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21), scalar.
+    """L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
 
-    Weights given as tensors, such as the controller's float64 beta, are cast to the dtype of their
-    term and carry no gradient: the multiplier is moved by the controller, never by the optimizer.
+    Args:
+        ce: Cross-entropy, scalar.
+        gdkd: Gated distillation term, scalar.
+        rcka: Relational term, scalar.
+        beta: Weight of `gdkd`. A tensor, such as the controller's float64 beta, is cast to the
+            dtype of its term and carries no gradient: the controller moves the multiplier, never
+            the optimizer.
+        omega: Weight of `rcka`, likewise.
+
+    Returns:
+        Scalar, differentiable in the three terms.
     """
     return ce + _constant(beta, gdkd) * gdkd + _constant(omega, rcka) * rcka
 

@@ -16,24 +16,27 @@ from typing import NamedTuple
 
 import torch
 
-from grace.distillation._common import compute_dtype, full_precision
-from grace.errors import InputError
+from grace.distillation._common import compute_dtype, full_precision, shapes
 
 ImageSpan = tuple[int, int, int]
-"""(index in the batch, first position, position after the last) of one image's visual tokens."""
+"""(batch index, start, stop) of one image's visual tokens, stop exclusive."""
 
 
 class RckaSums(NamedTuple):
-    """What one micro-batch adds to the mean of 1 - CKA over images."""
+    """What one micro-batch adds to the mean of 1 - CKA over images.
+
+    Attributes:
+        loss_sum: Sum over non-degenerate images of 1 - CKA, scalar, differentiable in the student.
+        image_count: Number of non-degenerate images, integer scalar.
+        degenerate_count: Number of images left out because CKA is undefined on them.
+        finite: Boolean scalar; where False the call was dropped: loss, gradient and counts are
+            zero.
+    """
 
     loss_sum: torch.Tensor
-    """sum over non-degenerate images of 1 - CKA, scalar, differentiable in the student."""
     image_count: torch.Tensor
-    """Non-degenerate images, integer scalar."""
     degenerate_count: torch.Tensor
-    """Images left out because CKA is undefined on them, integer scalar."""
     finite: torch.Tensor
-    """Boolean scalar; where False the call was dropped: loss, gradient and counts are zero."""
 
 
 def cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -43,32 +46,31 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     permutation of the tokens applied to both.
 
     Args:
-        x: (n, d1); y: (n, d2). Any floating dtype; the work is done in float32 (float64 if either
-            is float64), whatever autocast says.
+        x: (n, d1), any floating dtype; the work is done in float32 (float64 if either side is
+            float64), whatever autocast says.
+        y: (n, d2).
 
     Returns:
         Scalar in [0, 1]. Zero with zero gradient where CKA is undefined: n < 2, or all rows of x or
         of y pointing the same way.
-
-    Raises:
-        InputError: inputs that are not matrices with the same number of rows.
     """
-    _check_matrix("x", x)
-    _check_matrix("y", y)
-    if x.shape[0] != y.shape[0]:
-        raise InputError(
-            f"x has {x.shape[0]} rows and y {y.shape[0]}; give features of the same tokens"
-        )
+    assert x.dim() == y.dim() == 2 and x.shape[0] == y.shape[0], shapes(x, y)
     value, defined = _cka_of_features(x[None], y[None])
     return torch.where(defined, value, 0.0)[0]
 
 
 def centered_gram(x: torch.Tensor) -> torch.Tensor:
-    """K~ = H V Vᵀ H of features (n, d), rows l2-normalised (Eq. 10-11): (n, n), float32 or float64.
+    """K~ = H V Vᵀ H of features with l2-normalised rows V (Eq. 10-11).
 
     All that `cka_from_gram` and `rcka_sums` need of a teacher; it can be kept between epochs.
+
+    Args:
+        x: (n, d).
+
+    Returns:
+        (n, n), float32 (float64 for float64 features).
     """
-    _check_matrix("x", x)
+    assert x.dim() == 2, shapes(x)
     with full_precision(x):
         features = _centered_features(x[None].to(compute_dtype(x)))[0]
         return features @ features.T
@@ -78,17 +80,10 @@ def cka_from_gram(gram_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`cka` with one side given as its `centered_gram`.
 
     Args:
-        gram_t: (n, n), as returned by `centered_gram`; x: (n, d).
-
-    Raises:
-        InputError: shapes that do not match.
+        gram_t: (n, n), as returned by `centered_gram`.
+        x: (n, d).
     """
-    _check_matrix("x", x)
-    if gram_t.shape != (x.shape[0], x.shape[0]):
-        raise InputError(
-            f"gram_t has shape {tuple(gram_t.shape)}; give ({x.shape[0]}, {x.shape[0]}), "
-            "the centered Gram matrix of the tokens of x"
-        )
+    assert x.dim() == 2 and gram_t.shape == (x.shape[0], x.shape[0]), shapes(gram_t, x)
     value, defined = _cka_of_gram(gram_t[None], x[None])
     return torch.where(defined, value, 0.0)[0]
 
@@ -99,14 +94,12 @@ def rcka_loss(
     """Mean of 1 - CKA over the images of a batch (Eq. 13); text tokens never enter.
 
     Args:
-        student_hidden: (B, S, d_S); teacher_hidden: (B, S, d_T), taken as constant.
+        student_hidden: (B, S, d_S).
+        teacher_hidden: (B, S, d_T), taken as constant.
         image_spans: (batch index, start, stop) of each image's visual tokens, stop exclusive.
 
     Returns:
         Scalar in [0, 1]; zero with zero gradient if no image is usable or a value is non-finite.
-
-    Raises:
-        InputError: hidden states or spans that do not fit together.
     """
     sums = rcka_sums(student_hidden, teacher_hidden, image_spans)
     return sums.loss_sum / sums.image_count.clamp(min=1)
@@ -131,28 +124,10 @@ def rcka_sums(
         Gram matrix of zero norm on either side) contributes neither value nor gradient and is
         counted. A non-finite visual token drops the whole call, decided on the device: nothing
         here makes the host wait.
-
-    Raises:
-        InputError: hidden states, Gram matrices or spans that do not fit together.
     """
-    _check_spans(student_hidden, teacher, image_spans)
-    groups: dict[int, list[int]] = {}
-    for number, (_, start, stop) in enumerate(image_spans):
-        groups.setdefault(stop - start, []).append(number)
-    too_short = sum(len(numbers) for length, numbers in groups.items() if length < 2)
-
+    _assert_fit(student_hidden, teacher, image_spans)
+    pairs, too_short = _pairs(student_hidden, teacher, image_spans)
     device = student_hidden.device
-    pairs = []
-    for length, numbers in groups.items():
-        if length < 2:
-            continue
-        spans = [image_spans[number] for number in numbers]
-        if isinstance(teacher, torch.Tensor):
-            reference = _visual_tokens(teacher, spans)
-        else:
-            reference = torch.stack([teacher[number] for number in numbers]).to(device)
-        pairs.append((_visual_tokens(student_hidden, spans), reference.detach()))
-
     finite = torch.ones((), dtype=torch.bool, device=device)
     for ours, reference in pairs:
         finite = finite & ours.isfinite().all() & reference.isfinite().all()
@@ -176,6 +151,33 @@ def rcka_sums(
         torch.where(finite, degenerate, 0),
         finite,
     )
+
+
+def _pairs(
+    student_hidden: torch.Tensor,
+    teacher: torch.Tensor | Sequence[torch.Tensor],
+    image_spans: Sequence[ImageSpan],
+) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], int]:
+    """(student (m, n, d), teacher's features or Gram matrices) per number of tokens n >= 2.
+
+    The second value is the number of images with fewer tokens.
+    """
+    groups: dict[int, list[int]] = {}
+    for number, (_, start, stop) in enumerate(image_spans):
+        groups.setdefault(stop - start, []).append(number)
+    pairs, too_short = [], 0
+    for length, numbers in groups.items():
+        if length < 2:
+            too_short += len(numbers)
+            continue
+        spans = [image_spans[number] for number in numbers]
+        if isinstance(teacher, torch.Tensor):
+            reference = _visual_tokens(teacher, spans)
+        else:
+            grams = [teacher[number] for number in numbers]
+            reference = torch.stack(grams).to(student_hidden.device)
+        pairs.append((_visual_tokens(student_hidden, spans), reference.detach()))
+    return pairs, too_short
 
 
 def _visual_tokens(hidden: torch.Tensor, spans: Sequence[ImageSpan]) -> torch.Tensor:
@@ -242,40 +244,21 @@ def _normalised(
     return value.clamp(0.0, 1.0), defined
 
 
-def _check_matrix(name: str, x: torch.Tensor) -> None:
-    if x.dim() != 2:
-        raise InputError(f"{name} has shape {tuple(x.shape)}; give a matrix (n, d)")
-
-
-def _check_spans(
+def _assert_fit(
     student_hidden: torch.Tensor,
     teacher: torch.Tensor | Sequence[torch.Tensor],
     image_spans: Sequence[ImageSpan],
 ) -> None:
-    if student_hidden.dim() != 3:
-        raise InputError(f"student_hidden has shape {tuple(student_hidden.shape)}; give (B, S, d)")
+    """Asserts that hidden states, Gram matrices and spans fit each other."""
+    assert student_hidden.dim() == 3, shapes(student_hidden)
     batch, length = student_hidden.shape[:2]
-    for span in image_spans:
-        index, start, stop = span
-        if not (0 <= index < batch and 0 <= start <= stop <= length):
-            raise InputError(
-                f"image span {tuple(span)} does not fit hidden states of shape "
-                f"{tuple(student_hidden.shape)}; give (batch index, start, stop) within them"
-            )
+    for index, start, stop in image_spans:
+        fits = 0 <= index < batch and 0 <= start <= stop <= length
+        assert fits, (index, start, stop, shapes(student_hidden))
     if isinstance(teacher, torch.Tensor):
-        if teacher.dim() != 3 or teacher.shape[:2] != student_hidden.shape[:2]:
-            raise InputError(
-                f"the teacher's hidden states have shape {tuple(teacher.shape)} and the student's "
-                f"{tuple(student_hidden.shape)}; give the same batch and positions to both"
-            )
+        both = shapes(student_hidden, teacher)
+        assert teacher.dim() == 3 and teacher.shape[:2] == student_hidden.shape[:2], both
         return
-    if len(teacher) != len(image_spans):
-        raise InputError(
-            f"{len(teacher)} Gram matrices for {len(image_spans)} image spans; give one per span"
-        )
-    for gram, (index, start, stop) in zip(teacher, image_spans, strict=True):
-        if gram.shape != (stop - start, stop - start):
-            raise InputError(
-                f"the Gram matrix of image span {(index, start, stop)} has shape "
-                f"{tuple(gram.shape)}; give ({stop - start}, {stop - start})"
-            )
+    assert len(teacher) == len(image_spans), (len(teacher), len(image_spans))
+    for gram, (_, start, stop) in zip(teacher, image_spans, strict=True):
+        assert gram.shape == (stop - start, stop - start), (shapes(gram), start, stop)

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -370,7 +371,6 @@ def test_nothing_waits_for_the_device_and_the_workspace_is_bounded(monkeypatch):
 def test_rows_of_a_chunk(tokens, vocab, chunk_size, device, rows):
     """Three float32 buffers in 32 MiB; in 8 MiB on a CPU, where one chunk does not hold all."""
     shape = (tokens, vocab, torch.float32, 3, chunk_size)
-    assert _common.rows_per_chunk(*shape, device=torch.device(device)) == rows
     parts = list(_common.chunks(*shape, device=torch.device(device)))
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(tokens))
     assert all(part.stop - part.start == rows for part in parts[:-1])
@@ -544,11 +544,8 @@ def test_a_second_backward_is_refused():
     student = torch.randn(2, 3, requires_grad=True)
     loss = distillation_sums(student, torch.randn(2, 3), torch.tensor([0, 1])).loss_sum
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(AssertionError, match="differentiated twice"):
         loss.backward()
-    assert str(caught.value) == (
-        "distillation_sums was differentiated twice; its gradient is kept for one backward"
-    )
 
 
 def test_shared_vocabulary():
@@ -557,153 +554,68 @@ def test_shared_vocabulary():
     assert shared_vocabulary(7, 9, 7, 7) == shared_vocabulary(9, 7, 7, 7) == 7  # without padding
 
 
-SHAPES = "student_logits, teacher_logits, targets have shapes"
-BATCH_SHAPES = "student_logits, teacher_logits, labels have shapes"
-ROWS = "student_logits, teacher_logits, targets have"
 Z, Y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("sizes", "message"),
     [
-        (
-            lambda: shared_vocabulary(151_936, 152_064, 32_000, 151_665),
-            "the student's tokenizer has 32000 tokens and the teacher's 151665; distillation "
-            "compares logits token by token, so choose a teacher with the student's tokenizer",
-        ),
-        (
-            lambda: shared_vocabulary(128, 100, 120, 120),
-            "the teacher's output layer has 100 rows for 120 tokens; load the checkpoint that "
-            "belongs to its tokenizer",
-        ),
-        (
-            lambda: shared_vocabulary(119, 128, 120, 120),
-            "the student's output layer has 119 rows for 120 tokens; load the checkpoint that "
-            "belongs to its tokenizer",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y[:1]),
-            f"{ROWS} 2, 2, 1 rows; give the same tokens to all three",
-        ),
-        (
-            lambda: distillation_sums(Z, Z[:1], Y),
-            f"{ROWS} 2, 1, 2 rows; give the same tokens to all three",
-        ),
-        (
-            lambda: distillation_sums(Z[:1], Z, Y),
-            f"{ROWS} 1, 2, 2 rows; give the same tokens to all three",
-        ),
-        (
-            lambda: distillation_sums(Z[:, :, None], Z, Y),
-            f"{SHAPES} (2, 3, 1), (2, 3), (2,); give (N, V), (N, V), (N,)",
-        ),
-        (
-            lambda: distillation_sums(Z, Z[:, :, None], Y),
-            f"{SHAPES} (2, 3), (2, 3, 1), (2,); give (N, V), (N, V), (N,)",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y[:, None]),
-            f"{SHAPES} (2, 3), (2, 3), (2, 1); give (N, V), (N, V), (N,)",
-        ),
-        (
-            lambda: distillation_sums(Z[:, :1], Z, Y),
-            "the logits have 1 and 3 classes; give at least 2",
-        ),
-        (
-            lambda: distillation_sums(Z, Z[:, :1], Y),
-            "the logits have 3 and 1 classes; give at least 2",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, temperature=0.0),
-            "temperature is 0.0; give a finite number in (0, inf]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, alpha=-1.0),
-            "alpha is -1.0; give a finite number in [0, inf]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, beta=math.inf),
-            "beta is inf; give a finite number in [0, inf]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, beta=-1.0),
-            "beta is -1.0; give a finite number in [0, inf]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, kappa=math.nan),
-            "kappa is nan; give a finite number in [-50, 50]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, kappa=50.5),
-            "kappa is 50.5; give a finite number in [-50, 50]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, kappa=-50.5),
-            "kappa is -50.5; give a finite number in [-50, 50]",
-        ),
-        (
-            lambda: distillation_sums(Z, Z, Y, chunk_size=0),
-            "chunk_size is 0; give an integer of at least 1",
-        ),
-        (
-            lambda: gate_sum(Z, chunk_size=0),
-            "chunk_size is 0; give an integer of at least 1",
-        ),
-        (
-            lambda: distillation_sums(Z.half(), Z, Y, beta=1e5),
-            "temperature 2.0, alpha 1.0, beta 100000.0, kappa 1.0 allow gradients up to 400002, "
-            "beyond torch.float16; choose smaller values",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z, Z, Y),
-            f"{BATCH_SHAPES} (2, 3), (2, 3), (2,); give (B, S, V), (B, S, V), (B, S)",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z[None], Z[None], Y[None, :1]),
-            f"{BATCH_SHAPES} (1, 2, 3), (1, 2, 3), (1, 1); give (B, S, V), (B, S, V), (B, S)",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z[None], Z[None, :1], Y[None]),
-            f"{BATCH_SHAPES} (1, 2, 3), (1, 1, 3), (1, 2); give (B, S, V), (B, S, V), (B, S)",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z[None, :, 0], Z[None], Y[None]),
-            f"{BATCH_SHAPES} (1, 2), (1, 2, 3), (1, 2); give (B, S, V), (B, S, V), (B, S)",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z[None], Z[None, :, 0], Y[None]),
-            f"{BATCH_SHAPES} (1, 2, 3), (1, 2), (1, 2); give (B, S, V), (B, S, V), (B, S)",
-        ),
-        (
-            lambda: gated_decoupled_kd(Z[None], Z[None], Y[None], chunk_size=0),
-            "chunk_size is 0; give an integer of at least 1",
-        ),
-        (
-            lambda: gate_sum(Z, 1.0, 4),
-            "vocab_size is 4; give 2 to 3, the columns of teacher_logits",
-        ),
-        (
-            lambda: gate_sum(Z, 1.0, 1),
-            "vocab_size is 1; give 2 to 3, the columns of teacher_logits",
-        ),
-        (
-            lambda: gate_sum(Z[None], 1.0, 3),
-            "teacher_logits has shape (1, 2, 3); give (N, V) with V >= 2",
-        ),
-        (
-            lambda: gate_sum(Z[0], 1.0, 2),
-            "teacher_logits has shape (3,); give (N, V) with V >= 2",
-        ),
-        (
-            lambda: distillation_sums(Z.long(), Z, Y),
-            "student_logits has dtype torch.int64; give a floating dtype",
-        ),
+        ((151_936, 152_064, 32_000, 151_665), "has 32000 tokens and the teacher's 151665"),
+        ((128, 100, 120, 120), "the teacher's output layer has 100 rows for 120 tokens"),
+        ((119, 128, 120, 120), "the student's output layer has 119 rows for 120 tokens"),
     ],
 )
-def test_bad_input_is_named(call, message):
-    with pytest.raises(InputError) as caught:
+def test_vocabularies_that_cannot_be_compared_are_refused(sizes, message):
+    with pytest.raises(InputError, match=message):
+        shared_vocabulary(*sizes)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "legal"),
+    [
+        ("temperature", 0.0, "a finite number in (0, inf]"),
+        ("alpha", -1.0, "a finite number in [0, inf]"),
+        ("beta", math.inf, "a finite number in [0, inf]"),
+        ("beta", -1.0, "a finite number in [0, inf]"),
+        ("kappa", math.nan, "a finite number in [-50, 50]"),
+        ("kappa", 50.5, "a finite number in [-50, 50]"),
+        ("kappa", -50.5, "a finite number in [-50, 50]"),
+        ("chunk_size", 0, "an integer of at least 1"),
+    ],
+)
+def test_illegal_options_are_refused(option, value, legal):
+    message = re.escape(f"{option} is {value!r}; give {legal}")
+    with pytest.raises(InputError, match=message):
+        distillation_sums(Z, Z, Y, **{option: value})
+    with pytest.raises(InputError, match=message):
+        gated_decoupled_kd(Z[None], Z[None], Y[None], **{option: value})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: distillation_sums(Z, Z, Y[:1]),
+        lambda: distillation_sums(Z, Z[:1], Y),
+        lambda: distillation_sums(Z[:1], Z, Y),
+        lambda: distillation_sums(Z[:, :, None], Z, Y),
+        lambda: distillation_sums(Z, Z[:, :, None], Y),
+        lambda: distillation_sums(Z, Z, Y[:, None]),
+        lambda: distillation_sums(Z[:, :1], Z, Y),
+        lambda: distillation_sums(Z, Z[:, :1], Y),
+        lambda: gated_decoupled_kd(Z, Z, Y),
+        lambda: gated_decoupled_kd(Z[None], Z[None], Y[None, :1]),
+        lambda: gated_decoupled_kd(Z[None], Z[None, :1], Y[None]),
+        lambda: gated_decoupled_kd(Z[None, :, 0], Z[None], Y[None]),
+        lambda: gated_decoupled_kd(Z[None], Z[None, :, 0], Y[None]),
+        lambda: gate_sum(Z, chunk_size=0),
+        lambda: gate_sum(Z, 1.0, 4),
+        lambda: gate_sum(Z, 1.0, 1),
+        lambda: gate_sum(Z[None], 1.0, 2),
+    ],
+)
+def test_tensors_that_do_not_fit_are_programming_errors(call):
+    with pytest.raises(AssertionError):
         call()
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("chosen", [{"kappa": 50}, {"kappa": -50}, {"alpha": 0, "beta": 0}])

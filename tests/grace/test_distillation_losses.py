@@ -485,62 +485,37 @@ def test_gate_ends():
     assert not confidence_gate(flat.requires_grad_()).requires_grad
 
 
-TWO_MATRICES = "give two (N, V) tensors of one shape"
+Z, Y = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda z, y: decoupled_kd(z, z[:, :2], y),
-            f"student_logits has shape (2, 3) and teacher_logits (2, 2); {TWO_MATRICES}",
-        ),
-        (
-            lambda z, y: decoupled_kd(z[None], z[None], y),
-            f"student_logits has shape (1, 2, 3) and teacher_logits (1, 2, 3); {TWO_MATRICES}",
-        ),
-        (
-            lambda z, y: kd(z[0], z[0]),
-            f"student_logits has shape (3,) and teacher_logits (3,); {TWO_MATRICES}",
-        ),
-        (
-            lambda z, y: decoupled_kd(z, z, y[:1]),
-            "target has shape (1,); give one class per row of the logits, (2,)",
-        ),
-        (
-            lambda z, y: decoupled_kd(z, z, y, temperature=0.0),
-            "temperature is 0.0; give a finite number in (0, inf]",
-        ),
-        (
-            lambda z, y: kd(z, z, temperature=-1.0),
-            "temperature is -1.0; give a finite number in (0, inf]",
-        ),
-        (lambda z, y: kd(z[:, :1], z[:, :1]), "the logits have 1 classes; give at least 2"),
-        (
-            lambda z, y: teacher_entropy(z[:, :1]),
-            "teacher_logits has shape (2, 1); give (N, V) with V >= 2",
-        ),
-        (
-            lambda z, y: teacher_entropy(z[None]),
-            "teacher_logits has shape (1, 2, 3); give (N, V) with V >= 2",
-        ),
-        (lambda z, y: confidence_gate(z, kappa=math.nan), "kappa is nan; give a finite number"),
-        (lambda z, y: confidence_gate(z, kappa=True), "kappa is True; give a finite number"),
-        (
-            lambda z, y: teacher_entropy(z, chunk_size=0),
-            "chunk_size is 0; give an integer of at least 1",
-        ),
-        (
-            lambda z, y: confidence_gate(z, chunk_size=0),
-            "chunk_size is 0; give an integer of at least 1",
-        ),
-        (
-            lambda z, y: teacher_entropy(z, chunk_size=True),
-            "chunk_size is True; give an integer of at least 1",
-        ),
+        (lambda: decoupled_kd(Z, Z, Y, temperature=0.0), "temperature is 0.0; give a finite"),
+        (lambda: kd(Z, Z, temperature=-1.0), "temperature is -1.0; give a finite"),
+        (lambda: confidence_gate(Z, kappa=math.nan), "^kappa is nan; give a finite number$"),
+        (lambda: confidence_gate(Z, kappa=True), "kappa is True; give a finite"),
     ],
 )
-def test_bad_input_is_named(call, message):
-    with pytest.raises(InputError) as caught:
-        call(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
-    assert str(caught.value) == message
+def test_illegal_options_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: decoupled_kd(Z, Z[:, :2], Y),
+        lambda: decoupled_kd(Z[None], Z[None], Y),
+        lambda: kd(Z[0], Z[0]),
+        lambda: decoupled_kd(Z, Z, Y[:1]),
+        lambda: kd(Z[:, :1], Z[:, :1]),
+        lambda: teacher_entropy(Z[:, :1]),
+        lambda: teacher_entropy(Z[None]),
+        lambda: teacher_entropy(Z, chunk_size=0),
+        lambda: confidence_gate(Z, chunk_size=0),
+    ],
+)
+def test_tensors_that_do_not_fit_are_programming_errors(call):
+    with pytest.raises(AssertionError):
+        call()

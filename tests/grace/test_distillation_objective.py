@@ -46,19 +46,10 @@ def test_warmup(step, warmup_steps):
     assert linear_warmup(warmup_steps, warmup_steps) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("steps", "named"),
-    [
-        ((-1, 5), "step is -1"),
-        ((1.5, 5), "step is 1.5"),
-        ((True, 5), "step is True"),
-        ((1, -5), "warmup_steps is -5"),
-    ],
-)
-def test_warmup_refuses_illegal_counts(steps, named):
-    with pytest.raises(InputError) as caught:
+@pytest.mark.parametrize("steps", [(-1, 5), (1, -5)])
+def test_negative_counts_are_programming_errors(steps):
+    with pytest.raises(AssertionError):
         linear_warmup(*steps)
-    assert str(caught.value) == f"{named}; give an integer of at least 0"
 
 
 def test_defaults_are_valid_and_round_trip():

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from grace.distillation import centered_gram, cka, cka_from_gram, rcka, rcka_loss, rcka_sums
-from grace.errors import InputError
 
 SETTINGS = settings(deadline=None, max_examples=25)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -419,65 +418,34 @@ def test_nothing_waits_for_the_device(seed):
 
 
 H = torch.zeros(2, 6, 3)
-OUTSIDE = "does not fit hidden states of shape (2, 6, 3); give (batch index, start, stop) within"
-SAME = "give the same batch and positions to both"
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    "call",
     [
-        (lambda: cka(H, H[0]), "x has shape (2, 6, 3); give a matrix (n, d)"),
-        (lambda: cka(H[0], H), "y has shape (2, 6, 3); give a matrix (n, d)"),
-        (lambda: cka(H[0], H[0, :4]), "x has 6 rows and y 4; give features of the same tokens"),
-        (lambda: centered_gram(H), "x has shape (2, 6, 3); give a matrix (n, d)"),
-        (
-            lambda: cka_from_gram(torch.eye(4), H[0]),
-            "gram_t has shape (4, 4); give (6, 6), the centered Gram matrix of the tokens of x",
+        lambda: cka(H, H[0]),
+        lambda: cka(H[0], H),
+        lambda: cka(H[0], H[0, :4]),
+        lambda: centered_gram(H),
+        lambda: cka_from_gram(torch.eye(4), H[0]),
+        lambda: cka_from_gram(torch.ones(6, 3), H[0]),
+        lambda: cka_from_gram(torch.eye(6), H[0, 0]),
+        lambda: rcka_loss(H, H[:1], []),
+        lambda: rcka_loss(H, H[:, :5], []),
+        lambda: rcka_loss(H, H[..., 0], []),
+        lambda: rcka_loss(H[0], H, []),
+        *(
+            lambda span=span: rcka_loss(H, H, [span])
+            for span in [(0, 2, 7), (2, 0, 3), (-1, 0, 3), (0, -1, 3), (0, 3, 2)]
         ),
-        (
-            lambda: cka_from_gram(torch.ones(6, 3), H[0]),
-            "gram_t has shape (6, 3); give (6, 6), the centered Gram matrix of the tokens of x",
-        ),
-        (
-            lambda: cka_from_gram(torch.eye(6), H[0, 0]),
-            "x has shape (3,); give a matrix (n, d)",
-        ),
-        (
-            lambda: rcka_loss(H, H[:1], []),
-            "the teacher's hidden states have shape (1, 6, 3) and the student's (2, 6, 3); " + SAME,
-        ),
-        (
-            lambda: rcka_loss(H, H[:, :5], []),
-            "the teacher's hidden states have shape (2, 5, 3) and the student's (2, 6, 3); " + SAME,
-        ),
-        (
-            lambda: rcka_loss(H, H[..., 0], []),
-            "the teacher's hidden states have shape (2, 6) and the student's (2, 6, 3); " + SAME,
-        ),
-        (lambda: rcka_loss(H[0], H, []), "student_hidden has shape (6, 3); give (B, S, d)"),
-        (lambda: rcka_loss(H, H, [(0, 2, 7)]), f"image span (0, 2, 7) {OUTSIDE} them"),
-        (lambda: rcka_loss(H, H, [(2, 0, 3)]), f"image span (2, 0, 3) {OUTSIDE} them"),
-        (lambda: rcka_loss(H, H, [[-1, 0, 3]]), f"image span (-1, 0, 3) {OUTSIDE} them"),
-        (lambda: rcka_loss(H, H, [(0, -1, 3)]), f"image span (0, -1, 3) {OUTSIDE} them"),
-        (lambda: rcka_loss(H, H, [(0, 3, 2)]), f"image span (0, 3, 2) {OUTSIDE} them"),
-        (
-            lambda: rcka_sums(H, [], [(0, 0, 3)]),
-            "0 Gram matrices for 1 image spans; give one per span",
-        ),
-        (
-            lambda: rcka_sums(H, [torch.eye(3), torch.eye(4)], [(0, 0, 3), (1, 2, 5)]),
-            "the Gram matrix of image span (1, 2, 5) has shape (4, 4); give (3, 3)",
-        ),
-        (
-            lambda: rcka_sums(H, [torch.ones(3, 4)], [(0, 1, 4)]),
-            "the Gram matrix of image span (0, 1, 4) has shape (3, 4); give (3, 3)",
-        ),
+        lambda: rcka_sums(H, [], [(0, 0, 3)]),
+        lambda: rcka_sums(H, [torch.eye(3), torch.eye(4)], [(0, 0, 3), (1, 2, 5)]),
+        lambda: rcka_sums(H, [torch.ones(3, 4)], [(0, 1, 4)]),
     ],
 )
-def test_bad_input_is_named(call, message):
-    with pytest.raises(InputError) as caught:
+def test_tensors_and_spans_that_do_not_fit_are_programming_errors(call):
+    with pytest.raises(AssertionError):
         call()
-    assert str(caught.value) == message
 
 
 def test_whole_sequences_and_empty_spans_fit():
