@@ -14,14 +14,12 @@ def main(params: Params) -> None:
     results = layout.results.parent
     for table in build_tables(results, params.scale, layout.recorded):
         write(table, layout.results / "tables")
-    plain, found = {}, ResultSet(results, params.scale)
-    for family in params.families:
-        for run in found.runs(family):
-            scores = found.scores(family, run)
-            assert scores is not None  # it is among those found
-            values = {name: scores.score(name) for name in scores.benchmarks}
-            entries = {name: {"score": value} for name, value in values.items()}
-            plain[f"{family}-{run}"] = {**values, "average": average_score(entries)}
+    plain = {}
+    everything = sorted(ResultSet(results, params.scale).all(), key=lambda one: one.run)
+    for one in (one for family in params.families for one in everything if one.family == family):
+        values = {name: one.score(name) for name in one.benchmarks}
+        average = average_score({name: {"score": value} for name, value in values.items()})
+        plain[f"{one.family}-{one.run}"] = {**values, "average": average}
     write_json_atomic(layout.results / "scores.json", plain)
     averages = [{"model": name, "average": values["average"]} for name, values in plain.items()]
     write_json_atomic(layout.results / "averages.json", averages)

@@ -12,7 +12,7 @@ from grace.errors import InputError
 from replication import paper as reported
 from replication.judge.claims import verify
 from replication.report.tables import files as tables
-from replication.report.tables.text import tex_escape
+from replication.report.tables.forms import tex_escape
 from replication.results import scores as results
 from replication.stats.bootstrap import Status
 

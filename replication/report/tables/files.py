@@ -46,7 +46,7 @@ from grace.errors import InputError
 from replication.base.files import json_text, write_text_atomic
 from replication.judge.quantities import Sources
 from replication.paper import load_ledger, load_tables, nearest
-from replication.report.tables import text
+from replication.report.tables import forms
 from replication.report.tables.scores import Comparisons, Recorded, score_table
 from replication.report.tables.summaries import summary_table
 from replication.results.elsewhere import read_recordings
@@ -64,22 +64,17 @@ class Table:
         """The file name without suffix."""
         return str(self.data["short"])
 
-    def _write(self, form: str) -> str:
-        kind = "summary" if self.data["kind"] == "summary" else "score"
-        written: str = getattr(text, f"{kind}_{form}")(self.data)
-        return written
-
     def json(self) -> str:
         return json_text(dict(self.data), self.name)
 
     def markdown(self) -> str:
-        return self._write("markdown")
+        return forms.markdown(self.data)
 
     def csv(self) -> str:
-        return self._write("csv")
+        return forms.csv(self.data)
 
     def tex(self) -> str:
-        return self._write("tex")
+        return forms.tex(self.data)
 
 
 def write(table: Table, folder: str | Path) -> list[Path]:

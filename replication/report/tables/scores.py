@@ -20,8 +20,8 @@ from replication.stats.bootstrap import generator
 OURS = "ours, not in the paper"
 
 _STANDIN_NOTE = (
-    "stand-in benchmark written in the official schema, scored by the official scorer; not the "
-    "benchmark itself"
+    "* stand-in benchmark written in the official schema, scored by the official scorer; not the "
+    "benchmark itself."
 )
 _REDUCED_NOTE = (
     "Measured at scale {scale}: small models of the same classes, trained from scratch, named "
@@ -37,17 +37,14 @@ _RETENTION_NOTE = (
     "Measured retention with its 95 % interval: paired bootstrap over questions, and over seeds "
     "where there are several."
 )
-_POINTS_NOTE = "{columns}: points (of 2,000), not percent; in no average, and without an interval."
 _RESOLVABLE_NOTE = (
     "Smallest difference from the baseline that these questions and seeds would have resolved "
     "(95 % interval, power 0.8), in points, from row to row: {columns}."
 )
-_AVERAGE_NOTE = "Avg is the mean of {columns}."
-_SPREAD_NOTE = "± is the standard deviation over seeds."
-_OURS_NOTE = "Rows marked † are of our own: not in the paper's table, as far as that could be read."
 _RECORDED_NOTE = (
     "Recorded: trained on {device}, evaluated on {evaluated}; commit {commits}, {versions}. Shown "
-    "beside what was measured, Δ from the recording's own baseline; no status follows from it."
+    "beside what was measured, Δ from the recording's own baseline; no status follows from it. "
+    "Questions: {sizes}."
 )
 _OWN_TABLE_NOTE = (
     "A table of our own. Its reported values are those that the paper prints for the same model in "
@@ -196,10 +193,6 @@ class _Measurements:
         return cell
 
 
-def _difference(value: float | None, base: float | None) -> float | None:
-    return None if value is None or base is None else value - base
-
-
 def _reported(
     table: ReportedTable, row: ReportedRow | OwnRow, sources: Sources
 ) -> dict[str, float | None]:
@@ -214,29 +207,98 @@ def _reported(
     }
 
 
+def _note(table: ReportedTable, row: ReportedRow | OwnRow) -> str:
+    if isinstance(row, ReportedRow):
+        return "quoted, not rerun" if row.run is None else ""
+    ours = [OURS] if table.printed and row.role == CONTROL else []
+    return ": ".join([*ours, *filter(None, [row.note])])
+
+
+class _Rows:
+    """The rows of a table: what is reported, measured here, and recorded elsewhere."""
+
+    def __init__(
+        self,
+        table: ReportedTable,
+        sources: Sources,
+        measured: _Measurements,
+        recorded: Mapping[str, _Measurements],
+    ) -> None:
+        self.table, self.sources, self.measured, self.recorded = table, sources, measured, recorded
+        self.all: list[ReportedRow | OwnRow] = [*table.rows, *table.controls]
+        self.baseline = next((row for row in self.all if row.role == "baseline"), None)
+        self.base = _reported(table, self.baseline, sources) if self.baseline else {}
+
+    def build(self) -> list[dict[str, Any]]:
+        """The teacher's row, the baseline's, then the others by falling bit width."""
+        order = {"teacher": 0, "baseline": 1}
+        rows = map(self._row, self.all)
+        return sorted(rows, key=lambda row: (order.get(row["role"], 2), -row["bits"]))  # stable
+
+    def _row(self, row: ReportedRow | OwnRow) -> dict[str, Any]:
+        printed = _reported(self.table, row, self.sources)
+        cells = {column: self._cell(row, column, printed) for column in self.table.columns}
+        kinds = {cell["evidence"] for cell in cells.values()} - {NOT_RUN}
+        return {
+            "method": row.method,
+            "bits": row.bits,
+            "role": row.role,
+            "ours": self.table.printed and isinstance(row, OwnRow),
+            "run": row.run,
+            "evidence": min(kinds, default=QUOTED if row.run is None else NOT_RUN),
+            "seeds": sorted({seed for cell in cells.values() for seed in cell["seeds"]}),
+            "note": _note(self.table, row),
+            "cells": cells,
+        }
+
+    def _cell(
+        self, row: ReportedRow | OwnRow, column: str, printed: Mapping[str, float | None]
+    ) -> dict[str, Any]:
+        value = printed.get(column)
+        base = None if row is self.baseline else self.base.get(column)
+        cell = {
+            "reported": value,
+            "delta_reported": None if value is None or base is None else value - base,
+            **self.measured.cell(row.run, column),
+        }
+        if self.recorded:
+            others = self.recorded.items()
+            cell["recorded"] = {slug: other.cell(row.run, column) for slug, other in others}
+        return cell
+
+
+def _sizes(
+    rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *place: str
+) -> dict[str, int | None]:
+    """How many questions stand behind each column, by the first row that was measured."""
+
+    def size(row: Mapping[str, Any], column: str) -> int | None:
+        cell = row["cells"][column]
+        for key in place:
+            cell = cell[key]
+        return cell["n"] or None
+
+    return {c: next(filter(None, (size(row, c) for row in rows)), None) for c in columns}
+
+
 def _recording_data(
     table: ReportedTable, rows: Sequence[Mapping[str, Any]], recording: Recording
 ) -> dict[str, Any]:
     """What a table says of a recording that it shows."""
-    slug = recording.slug
-    shown = [one for run in table.runs if (one := recording.results.scores(table.family, run))]
-    trained = [one for one in shown if one.run not in ("teacher", "baseline")] or shown
-    sizes = {
-        column: next(
-            (n for row in rows if (n := row["cells"][column]["recorded"][slug]["n"])), None
-        )
-        for column in table.columns
-    }
+    scores = [s for run in table.runs if (s := recording.results.scores(table.family, run))]
+    trained = [one for one in scores if one.run not in ("teacher", "baseline")] or scores
+    seeds = [len(one.seeds) for one in trained]
+    provenance = [one.provenance for one in scores]
     return {
-        "id": slug,
+        "id": recording.slug,
         "device": recording.device,
-        "standin": any(one.standin for one in shown),
-        "seeds": [min(len(one.seeds) for one in trained), max(len(one.seeds) for one in trained)],
-        "n": sizes,
-        "evaluated_on": sorted({str(one.provenance["device"]) for one in shown}),
-        "commits": sorted({str(one.provenance["commit"]) for one in shown}),
+        "standin": any(one.standin for one in scores),
+        "seeds": [min(seeds), max(seeds)],
+        "n": _sizes(rows, table.columns, "recorded", recording.slug),
+        "evaluated_on": sorted({str(one["device"]) for one in provenance}),
+        "commits": sorted({str(one["commit"]) for one in provenance}),
         "versions": {
-            name: sorted({str(one.provenance["versions"].get(name)) for one in shown})
+            name: sorted({str(one["versions"].get(name)) for one in provenance})
             for name in ("torch", "transformers")
         },
     }
@@ -245,73 +307,34 @@ def _recording_data(
 def score_table(
     table: ReportedTable, comparisons: Comparisons, recorded: Sequence[Recorded] = ()
 ) -> dict[str, Any]:
-    """The content of a table of scores with everything measured at the results' scale, and what
-    was recorded of its runs on other devices."""
+    """The JSON content of a table of scores, with everything measured at the results' scale.
+
+    Args:
+        table: The paper's table, or one of our own.
+        comparisons: Of the results of this machine.
+        recorded: Results of other devices, which the table shows where they have one of its runs.
+    """
     sources = comparisons.sources
-    results, scale = sources.results, sources.results.scale
+    results = sources.results
     measured = _Measurements(table, comparisons)
     elsewhere = [
-        (one.recording, _Measurements(table, one.comparisons))
+        one
         for one in recorded
         if any(one.recording.results.scores(table.family, run) for run in table.runs)
     ]
-    rows: list[dict[str, Any]] = []
-    all_rows: list[ReportedRow | OwnRow] = [*table.rows, *table.controls]
-    base_row = next((row for row in all_rows if row.role == "baseline"), None)
-    base = _reported(table, base_row, sources) if base_row else {}
-
-    def add(row: ReportedRow | OwnRow, note: str) -> None:
-        run, printed = row.run, _reported(table, row, sources)
-        cells: dict[str, Any] = {}
-        for column in table.columns:
-            reference = None if row is base_row else base.get(column)
-            cells[column] = {
-                "reported": printed.get(column),
-                "delta_reported": _difference(printed.get(column), reference),
-                **measured.cell(run, column),
-            }
-            if elsewhere:
-                cells[column]["recorded"] = {
-                    recording.slug: other.cell(run, column) for recording, other in elsewhere
-                }
-        kinds = {cell["evidence"] for cell in cells.values()} - {NOT_RUN}
-        evidence = sorted(kinds)[0] if kinds else (QUOTED if run is None else NOT_RUN)
-        rows.append(
-            {
-                "method": row.method,
-                "bits": row.bits,
-                "role": row.role,
-                "ours": table.printed and isinstance(row, OwnRow),
-                "run": run,
-                "evidence": evidence,
-                "seeds": sorted({seed for cell in cells.values() for seed in cell["seeds"]}),
-                "note": note,
-                "cells": cells,
-            }
-        )
-
-    for row in table.rows:
-        add(row, "quoted, not rerun" if row.run is None else "")
-    for control in table.controls:
-        ours = [OURS] if table.printed and control.role == CONTROL else []
-        add(control, ": ".join([*ours, *([control.note] if control.note else [])]))
-    order = {"teacher": 0, "baseline": 1}
-    rows.sort(key=lambda one: (order.get(one["role"], 2), -one["bits"]))  # stable
-
-    found = [results.scores(table.family, run) for run in table.runs]
-    standin = any(scores.standin for scores in found if scores is not None)
-    sizes: dict[str, int | None] = {
-        column: next((r["cells"][column]["n"] for r in rows if r["cells"][column]["n"]), None)
-        for column in table.columns
-    }
-    data = {
+    others = {one.recording.slug: _Measurements(table, one.comparisons) for one in elsewhere}
+    rows = _Rows(table, sources, measured, others).build()
+    scores = [one for run in table.runs if (one := results.scores(table.family, run)) is not None]
+    standin = any(one.standin for one in scores)
+    sizes = _sizes(rows, table.columns)
+    data: dict[str, Any] = {
         "kind": "scores",
         "id": table.id,
         "short": table.short,
         "title": table.title,
         "source": table.source,
         "family": table.family,
-        "scale": scale,
+        "scale": results.scale,
         "quantity": table.quantity,
         "interval_level": measured.level,
         "power": POWER,
@@ -328,79 +351,75 @@ def score_table(
         "rows": rows,
     }
     if elsewhere:
-        shown = [_recording_data(table, rows, recording) for recording, _ in elsewhere]
-        data["recordings"] = shown
-        standin = standin or any(one["standin"] for one in shown)
-    return {**data, "footnotes": _footnotes(table, data, standin, any(found) or bool(elsewhere))}
+        recordings = [_recording_data(table, rows, one.recording) for one in elsewhere]
+        data["recordings"] = recordings
+        standin = standin or any(one["standin"] for one in recordings)
+    notes = standin_notes(standin, bool(scores or elsewhere), results.scale)
+    return {**data, "footnotes": [*notes, *_footnotes(table, data)]}
 
 
-def _all_cells(data: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    """Measured and recorded cells."""
-    for row in data["rows"]:
-        for cell in row["cells"].values():
-            yield cell
-            yield from cell.get("recorded", {}).values()
-
-
-def _recorded_note(recording: Mapping[str, Any]) -> str:
-    versions = [f"{name} {'/'.join(found)}" for name, found in recording["versions"].items()]
-    note = _RECORDED_NOTE.format(
-        device=recording["device"],
-        evaluated=" and ".join(recording["evaluated_on"]),
-        commits=", ".join(commit[:12] for commit in recording["commits"]),
-        versions=", ".join(versions),
-    )
-    sizes = [f"{column} {n}" for column, n in recording["n"].items() if n]
-    return f"{note} Questions: {', '.join(sizes)}."
-
-
-def _resolvable(data: Mapping[str, Any]) -> list[str]:
-    """For each column, from which to which row the smallest resolvable difference goes."""
-    found = []
-    for column in data["columns"]:
-        values = [row["cells"][column["name"]]["resolvable"] for row in data["rows"]]
-        known = [value for value in values if value is not None]
-        if known:
-            low, high = f"{min(known):.1f}", f"{max(known):.1f}"
-            found.append(f"{column['name']} {low if low == high else f'{low} to {high}'}")
-    return found
+# --- footnotes ------------------------------------------------------------------------------------
 
 
 def standin_notes(standin: bool, measured: bool, scale: str) -> list[str]:
     """What must be said under every table that holds measured scores."""
-    notes = [f"* {_STANDIN_NOTE}."] if standin else []
+    notes = [_STANDIN_NOTE] if standin else []
     if measured and scale != FULL_SCALE:
         notes.append(_REDUCED_NOTE.format(scale=scale))
     return notes
 
 
-def _footnotes(
-    table: ReportedTable, data: Mapping[str, Any], standin: bool, measured: bool
-) -> list[str]:
-    notes = standin_notes(standin, measured, data["scale"])
+def _recorded_note(recording: Mapping[str, Any]) -> str:
+    return _RECORDED_NOTE.format(
+        device=recording["device"],
+        evaluated=" and ".join(recording["evaluated_on"]),
+        commits=", ".join(commit[:12] for commit in recording["commits"]),
+        versions=", ".join(f"{name} {'/'.join(v)}" for name, v in recording["versions"].items()),
+        sizes=", ".join(f"{column} {n}" for column, n in recording["n"].items() if n),
+    )
+
+
+def _resolvable(data: Mapping[str, Any]) -> list[str]:
+    """For each column, from which to which row the smallest resolvable difference goes."""
+    ranges = []
+    for column in data["columns"]:
+        values = [row["cells"][column["name"]]["resolvable"] for row in data["rows"]]
+        if known := [value for value in values if value is not None]:
+            low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+            ranges.append(f"{column['name']} {low if low == high else f'{low} to {high}'}")
+    return ranges
+
+
+def _has_spread(data: Mapping[str, Any]) -> bool:
+    """Whether a measured or recorded cell rests on several seeds."""
+    cells = [cell for row in data["rows"] for cell in row["cells"].values()]
+    cells += [other for cell in cells for other in cell.get("recorded", {}).values()]
+    return any(cell["seed_spread"] is not None for cell in cells)
+
+
+def _footnotes(table: ReportedTable, data: Mapping[str, Any]) -> list[str]:
+    notes = []
     if table.quantity == "score" and table.baseline is not None:
         notes.append(_DELTA_NOTE)
     if table.quantity == "retention":
         notes.append(_RETENTION_NOTE)
-    resolvable = _resolvable(data)
-    if resolvable:
+    if resolvable := _resolvable(data):
         notes.append(_RESOLVABLE_NOTE.format(columns=", ".join(resolvable)))
-    if any(cell["seed_spread"] is not None for cell in _all_cells(data)):
-        notes.append(_SPREAD_NOTE)
-    points = [column for column in table.columns if column in table.not_in_average]
-    if points:
-        notes.append(_POINTS_NOTE.format(columns=", ".join(points)))
+    if _has_spread(data):
+        notes.append("± is the standard deviation over seeds.")
+    if points := [column for column in table.columns if column in table.not_in_average]:
+        notes.append(
+            f"{', '.join(points)}: points (of 2,000), not percent; in no average, and without an "
+            "interval."
+        )
     if AVERAGE in table.columns:
-        notes.append(_AVERAGE_NOTE.format(columns=", ".join(table.averaged)))
+        notes.append(f"Avg is the mean of {', '.join(table.averaged)}.")
     if table.printed and table.controls:
-        notes.append(_OURS_NOTE)
+        notes.append(
+            "Rows marked † are of our own: not in the paper's table, as far as that could be read."
+        )
     notes += map(_recorded_note, data.get("recordings", []))
     mark = "† " if table.printed else ""
-    notes += [
-        f"{mark}{one.method}, {one.bits} bits: {one.note}." for one in table.controls if one.note
-    ]
-    if table.printed:
-        notes.append(f"Reported values: arXiv 2601.22709, {table.source}.")
-    else:
-        notes.append(_OWN_TABLE_NOTE)
-    return notes
+    notes += [f"{mark}{r.method}, {r.bits} bits: {r.note}." for r in table.controls if r.note]
+    printed = f"Reported values: arXiv 2601.22709, {table.source}."
+    return [*notes, printed if table.printed else _OWN_TABLE_NOTE]

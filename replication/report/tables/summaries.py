@@ -3,7 +3,8 @@ speed and memory when deployed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ from replication.stats import factorial as designs
 from replication.stats.bootstrap import Interval
 
 _NAMES = {"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}
-_MIB = 2**20
-_GIB = 2**30
+_MIB, _GIB = 2**20, 2**30
 
 
 def cell(
@@ -52,6 +52,16 @@ def _column(
     return {"name": name, "unit": unit, "places": places, "signed": signed, "standin": standin}
 
 
+def _row(
+    columns: Iterable[Mapping[str, Any]], labels: Sequence[Any], cells: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A row whose other cells are empty."""
+    return {
+        "labels": [*labels],
+        "cells": {c["name"]: cells.get(c["name"], cell()) for c in columns},
+    }
+
+
 def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
     """The content of a summary with everything measured at the results' scale."""
     sources = comparisons.sources
@@ -63,6 +73,7 @@ def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
         "family": summary.family,
         "scale": sources.results.scale,
         "interval_level": sources.ledger.level,
+        "has_reported": summary.id == "effects",
     }
     if summary.id == "deploy":
         return {**data, **_deploy(sources)}
@@ -70,10 +81,10 @@ def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
     return {**data, **build(summary, sources.reported.table(summary.table), sources)}
 
 
-def _is_standin(family: str, runs: Sequence[str], sources: Sources) -> tuple[bool, bool]:
+def _is_standin(family: str, runs: Iterable[str], sources: Sources) -> tuple[bool, bool]:
     """Whether a run was measured on stand-ins, and whether any was measured at all."""
-    found = [scores for run in runs if (scores := sources.results.scores(family, run)) is not None]
-    return any(scores.standin for scores in found), bool(found)
+    scores = [one for run in runs if (one := sources.results.scores(family, run)) is not None]
+    return any(one.standin for one in scores), bool(scores)
 
 
 # --- effects --------------------------------------------------------------------------------------
@@ -81,10 +92,9 @@ def _is_standin(family: str, runs: Sequence[str], sources: Sources) -> tuple[boo
 
 def printed_effect(table: ReportedTable, column: str, effect: Sequence[str]) -> float | None:
     """A main effect or interaction of the printed cells of a column; None if one is missing."""
-    weights = designs.factorial_weights(COMPONENTS, effect)
     cells = {on: table.row(run).values[column] for on, run in table.design().items()}
     total = 0.0
-    for on, weight in weights.items():
+    for on, weight in designs.factorial_weights(COMPONENTS, effect).items():
         value = cells[on]
         if value is None:
             return None
@@ -92,35 +102,43 @@ def printed_effect(table: ReportedTable, column: str, effect: Sequence[str]) -> 
     return total
 
 
+def _measured_effects(
+    table: ReportedTable, column: str, sources: Sources
+) -> Mapping[tuple[str, ...], Interval]:
+    """The effects on a column; none where a run of the design is missing."""
+    design, average = table.design(), column == AVERAGE
+    names = table.averaged_benchmarks if average else [table.benchmark(column)]
+    answers = sources.results.answers(table.family, list(design.values()), names)
+    if answers is None:
+        return {}
+    name = f"effects:{table.short}" + ("" if average else f":{column}")
+    return designs.factorial_effects(
+        dict(zip(design, answers, strict=True)),
+        COMPONENTS,
+        names,
+        compare.generator(sources.ledger.seed, name),
+        **sources.settings,
+    )
+
+
 def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str, Any]:
-    design = table.design()
-    standin, _ = _is_standin(table.family, list(design.values()), sources)
+    standin, _ = _is_standin(table.family, table.design().values(), sources)
     columns = [
         _column(name, "points", places=2, signed=True, standin=standin) for name in table.columns
     ]
-    measured: dict[str, Mapping[tuple[str, ...], Interval]] = {}
-    for column in table.columns:
-        average = column == AVERAGE
-        names = table.averaged_benchmarks if average else [table.benchmark(column)]
-        answers = sources.results.answers(table.family, list(design.values()), names)
-        if answers is None:
-            continue
-        name = f"effects:{table.short}" + ("" if average else f":{column}")
-        measured[column] = designs.factorial_effects(
-            dict(zip(design, answers, strict=True)),
-            COMPONENTS,
-            names,
-            compare.generator(sources.ledger.seed, name),
-            **sources.settings,
-        )
+    measured = {column: _measured_effects(table, column, sources) for column in table.columns}
+    sizes = range(1, len(COMPONENTS) + 1)
     rows = []
-    for effect in _all_effects():
-        cells = {}
-        for column in table.columns:
-            interval = measured.get(column, {}).get(effect)
-            cells[column] = cell(interval=interval, reported=printed_effect(table, column, effect))
-        rows.append({"labels": [" × ".join(_NAMES[one] for one in effect)], "cells": cells})
-    notes = standin_notes(standin, bool(measured), sources.results.scale)
+    for effect in (one for size in sizes for one in combinations(COMPONENTS, size)):
+        cells = {
+            column: cell(
+                interval=measured[column].get(effect),
+                reported=printed_effect(table, column, effect),
+            )
+            for column in table.columns
+        }
+        rows.append(_row(columns, [" × ".join(_NAMES[one] for one in effect)], cells))
+    notes = standin_notes(standin, any(measured.values()), sources.results.scale)
     notes += [
         "Full two-level design of eight runs. A main effect is the mean of the four runs with the "
         "component minus the mean of the four without it; an interaction of two is half the "
@@ -129,27 +147,14 @@ def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[s
         "95 % intervals: paired bootstrap over questions, and over seeds where there are several.",
         f"Reported effects are computed from the printed cells of {table.source}.",
     ]
-    if AVERAGE in measured:
-        error = np.mean([one.standard_error for one in measured[AVERAGE].values()])
+    if average := measured.get(AVERAGE):
+        error = np.mean([one.standard_error for one in average.values()])
         smallest = compare.minimum_detectable_difference(float(error))
         notes.append(
             "Smallest effect on the average that these questions and seeds would have resolved "
             f"(95 % interval, power 0.8): {smallest:.2f} points."
         )
-    return {
-        "labels": ["Effect"],
-        "columns": columns,
-        "has_reported": True,
-        "rows": rows,
-        "footnotes": notes,
-    }
-
-
-def _all_effects() -> list[tuple[str, ...]]:
-    from itertools import combinations
-
-    sizes = range(1, len(COMPONENTS) + 1)
-    return [effect for size in sizes for effect in combinations(COMPONENTS, size)]
+    return {"labels": ["Effect"], "columns": columns, "rows": rows, "footnotes": notes}
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -167,91 +172,79 @@ def _mean(values: Sequence[float], scale: float = 1.0) -> dict[str, float | None
 
 
 def _cost(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str, Any]:
-    names = {
-        "seconds": _column("Wall time", "s"),
-        "step": _column("Time a step", "ms"),
-        "ratio": _column(f"Time a step, {summary.against} = 1", "×", places=2),
-        "tokens": _column("Tokens", "1/s", places=0),
-        "memory": _column("Peak memory", "MiB", places=0),
-        "parameters": _column("Trained parameters", places=0),
+    ratio = f"Time a step, {summary.against} = 1"
+    quantities = {
+        "Wall time": ("seconds", 1.0),
+        "Time a step": ("seconds_per_step", 1000.0),
+        "Tokens": ("tokens_per_second", 1.0),
+        "Peak memory": ("peak_memory_bytes", 1 / _MIB),
+        "Trained parameters": ("trained_parameters", 1.0),
     }
-    reference = _costs(summary, summary.against, sources)
+    columns = [
+        _column("Wall time", "s"),
+        _column("Time a step", "ms"),
+        _column(ratio, "×", places=2),
+        _column("Tokens", "1/s", places=0),
+        _column("Peak memory", "MiB", places=0),
+        _column("Trained parameters", places=0),
+    ]
+    if reference := _costs(summary, summary.against, sources):
+        base = float(np.mean([cost.seconds_per_step for cost in reference]))
+        quantities[ratio] = ("seconds_per_step", 1 / base)
     machines: set[str] = set()
     rows = []
     for run in summary.runs:
         costs = _costs(summary, run, sources)
         machines |= {f"{cost.device}, {cost.threads} thread(s)" for cost in costs}
-        cells = {column["name"]: cell() for column in names.values()}
-        if costs:
-            found = {
-                "seconds": _mean([cost.seconds for cost in costs]),
-                "step": _mean([cost.seconds_per_step for cost in costs], 1000.0),
-                "tokens": _mean([cost.tokens_per_second for cost in costs]),
-                "memory": _mean([cost.peak_memory_bytes for cost in costs], 1 / _MIB),
-                "parameters": _mean([cost.trained_parameters for cost in costs]),
-            }
-            if reference:
-                base = float(np.mean([cost.seconds_per_step for cost in reference]))
-                found["ratio"] = _mean([cost.seconds_per_step for cost in costs], 1 / base)
-            cells |= {names[key]["name"]: one for key, one in found.items()}
-        rows.append({"labels": [run, len(costs)], "cells": cells})
+        cells = {
+            name: _mean([getattr(cost, key) for cost in costs], scale)
+            for name, (key, scale) in quantities.items()
+            if costs
+        }
+        rows.append(_row(columns, [run, len(costs)], cells))
     notes = [
         "Means over seeds; ± is the standard deviation over seeds. Padding counts as no token.",
         "Post-training quantization trains nothing and is not listed.",
     ]
     if machines:
-        notes.append("Device: " + "; ".join(sorted(machines)) + ".")
-        notes.append(
+        notes += [
+            "Device: " + "; ".join(sorted(machines)) + ".",
             "At reduced scale the teacher's outputs are computed once, before training: its "
-            "forward pass is not in these figures."
-        )
-    return {
-        "labels": ["Run", "Seeds"],
-        "columns": list(names.values()),
-        "has_reported": False,
-        "rows": rows,
-        "footnotes": notes,
-    }
+            "forward pass is not in these figures.",
+        ]
+    return {"labels": ["Run", "Seeds"], "columns": columns, "rows": rows, "footnotes": notes}
 
 
 # --- flips ----------------------------------------------------------------------------------------
 
 
 def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str, Any]:
-    named = sorted(summary.named)
-    standin, measured = _is_standin(summary.family, named, sources)
+    standin, measured = _is_standin(summary.family, sorted(summary.named), sources)
     columns = [
         _column("Questions", places=0),
-        _column("Right → wrong", places=1),
-        _column("Wrong → right", places=1),
+        _column("Right → wrong"),
+        _column("Wrong → right"),
         _column("Change", "points", signed=True, standin=standin),
     ]
     rows = []
     for first, second in summary.pairs:
-        answers = answers_by_skill(
-            sources.results, summary.family, [first, second], table.averaged_benchmarks
-        )
+        pair, names = f"{first} → {second}", table.averaged_benchmarks
+        answers = answers_by_skill(sources.results, summary.family, [first, second], names)
         if answers is None:
-            cells = {column["name"]: cell() for column in columns}
-            rows.append({"labels": [f"{first} → {second}", "all"], "cells": cells})
+            rows.append(_row(columns, [pair, "all"], {}))
             continue
-        for skill in answers[0].values:
-            counted = flips(answers[0], answers[1], skill)
-            name = f"flips:{first}:{second}:{skill}"
-            change = compare.difference_interval(
-                answers[1],
-                answers[0],
-                [skill],
-                compare.generator(sources.ledger.seed, name),
-                **sources.settings,
-            )
+        before, after = answers
+        for skill in before.values:
+            counts = flips(before, after, skill)
+            rng = compare.generator(sources.ledger.seed, f"flips:{first}:{second}:{skill}")
+            change = compare.difference_interval(after, before, [skill], rng, **sources.settings)
             cells = {
-                "Questions": cell(float(counted.questions)),
-                "Right → wrong": cell(counted.lost),
-                "Wrong → right": cell(counted.gained),
+                "Questions": cell(float(counts.questions)),
+                "Right → wrong": cell(counts.lost),
+                "Wrong → right": cell(counts.gained),
                 "Change": cell(interval=change),
             }
-            rows.append({"labels": [f"{first} → {second}", skill], "cells": cells})
+            rows.append(_row(columns, [pair, skill], cells))
     notes = standin_notes(standin, measured, sources.results.scale)
     notes += [
         f"Questions of {', '.join(table.averaged_benchmarks)}, those of one type together. A "
@@ -259,13 +252,8 @@ def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str
         "Change: the second run's score minus the first's, with its 95 % interval (paired "
         "bootstrap over questions, and over seeds where there are several).",
     ]
-    return {
-        "labels": ["Runs", "Question type"],
-        "columns": columns,
-        "has_reported": False,
-        "rows": rows,
-        "footnotes": notes,
-    }
+    labels = ["Runs", "Question type"]
+    return {"labels": labels, "columns": columns, "rows": rows, "footnotes": notes}
 
 
 # --- deploy ---------------------------------------------------------------------------------------
@@ -279,50 +267,42 @@ def _repeated(values: Mapping[str, Any]) -> dict[str, float | None]:
 def _deploy(sources: Sources) -> dict[str, Any]:
     results = sources.results
     reports = deployment_reports(results.results, results.scale, sources.recorded)
-    batches = sorted(
-        {
-            int(batch)
-            for report in reports
-            for model in report["models"].values()
-            for part in model["variants"].values()
-            for batch in part.get("decode", {})
-        }
-    )
+    parts = [p for r in reports for m in r["models"].values() for p in m["variants"].values()]
     columns = [
         _column("Weights", "GiB", places=2),
         _column("Peak memory", "GiB", places=2),
         _column("First token", "s", places=2),
     ]
-    for batch in batches:
+    for batch in sorted({int(batch) for part in parts for batch in part.get("decode", {})}):
         columns += [
             _column(f"Decoding, batch {batch}", "tokens/s", places=2),
             _column(f"Of the floor, batch {batch}", "%", places=0),
         ]
-    rows, notes = [], []
     best = bandwidths(reports)
+    rows, notes = [], []
     for report in reports:
-        whole = report["settings"]["layers"] is None
-        for model, found in report["models"].items():
-            name = model if whole else f"{model}, {report['settings']['layers']} layers"
-            variants = ordered(found["variants"])
+        layers = report["settings"]["layers"]
+        for model, content in report["models"].items():
+            name = model if layers is None else f"{model}, {layers} layers"
+            variants = ordered(content["variants"])
             for part in variants.values():
-                label = part["label"]
-                cells = {column["name"]: cell() for column in columns}
-                if "not_run" in part:
-                    notes.append(f"Not run: {name}, {label}: {part['not_run']}.")
-                else:
-                    cells |= _deployed(part, best[report["device"]])
-                rows.append({"labels": [name, label, report["evidence"]], "cells": cells})
-            for key in variants:
-                against = ratios(variants, key) if key != BASELINE else {}
-                if against:
-                    notes.append(_against(name, variants, key, against))
+                cells = {} if "not_run" in part else _deployed(part, best[report["device"]])
+                rows.append(_row(columns, [name, part["label"], report["evidence"]], cells))
+            notes += _model_notes(name, variants)
         place = f"{report['evidence'].capitalize()} on {report['device']}."
         if place not in notes:
             notes.append(place)
-    printed = sources.reported.deployment
+    return {
+        "labels": ["Model", "Weights of the decoder", "Evidence"],
+        "columns": columns,
+        "rows": rows,
+        "footnotes": [*notes, *_deployment_notes(best, sources.reported.deployment)],
+    }
+
+
+def _deployment_notes(best: Mapping[str, float], printed: Mapping[str, Any]) -> list[str]:
     weights = printed["llava_7b_lm_weight_footprint_gb"]
-    notes += [
+    return [
         "Medians over repeats with their least and greatest. First token: from a prompt of one "
         "image and 64 words, the vision tower included. Peak memory: of the process (on a GPU, of "
         "its allocator) through building the model, reading the prompt and decoding at batch 1.",
@@ -339,28 +319,35 @@ def _deploy(sources: Sources) -> dict[str, Any]:
         f"{weights['bf16']} and {weights['int4']} GB, INT4 peak "
         f"{printed['llava_7b_int4_peak_gpu_gb']} GB.",
     ]
-    return {
-        "labels": ["Model", "Weights of the decoder", "Evidence"],
-        "columns": columns,
-        "has_reported": False,
-        "rows": rows,
-        "footnotes": notes,
-    }
 
 
 def _deployed(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
+    """The cells of a variant that was run, beside a bandwidth in bytes/s."""
     most = peak(part)
     cells = {
         "Weights": cell(part["weight_bytes"] / _GIB),
         "Peak memory": cell(None if most is None else most / _GIB),
         "First token": _repeated(part["time_to_first_token"]),
     }
-    for batch, found in part["decode"].items():
-        if "not_run" not in found:
-            cells[f"Decoding, batch {batch}"] = _repeated(found["tokens_per_second"])
-            share = floor_seconds(found, bandwidth) / found["seconds_per_step"]["median"]
+    for batch, step in part["decode"].items():
+        if "not_run" not in step:
+            cells[f"Decoding, batch {batch}"] = _repeated(step["tokens_per_second"])
+            share = floor_seconds(step, bandwidth) / step["seconds_per_step"]["median"]
             cells[f"Of the floor, batch {batch}"] = cell(100 * share)
     return cells
+
+
+def _model_notes(name: str, variants: Mapping[str, Any]) -> list[str]:
+    """Which variants were not run, and how the others compare with BF16."""
+    notes = [
+        f"Not run: {name}, {part['label']}: {part['not_run']}."
+        for part in variants.values()
+        if "not_run" in part
+    ]
+    for key in variants:
+        if key != BASELINE and (against := ratios(variants, key)):
+            notes.append(_against(name, variants, key, against))
+    return notes
 
 
 def _rates_first(entry: tuple[str, Ratio]) -> tuple[bool, int]:
@@ -369,14 +356,16 @@ def _rates_first(entry: tuple[str, Ratio]) -> tuple[bool, int]:
     return kind != "throughput", int(batch or 1) if kind == "throughput" else 0
 
 
-def _against(model: str, variants: Mapping[str, Any], key: str, found: Mapping[str, Ratio]) -> str:
-    shown = []
-    for name, one in sorted(found.items(), key=_rates_first):
+def _against(
+    model: str, variants: Mapping[str, Any], key: str, against: Mapping[str, Ratio]
+) -> str:
+    parts = []
+    for name, ratio in sorted(against.items(), key=_rates_first):
         if name.endswith("reduction"):
-            shown.append(f"{name.replace('_', ' ')} {one.point:.1f} %")
+            parts.append(f"{name.replace('_', ' ')} {ratio.point:.1f} %")
         else:
             kind, _, batch = name.partition("_")
             kind = f"{kind} at batch {batch or 1}" if kind == "throughput" else kind
-            shown.append(f"{kind} {one.point:.2f}× [{one.low:.2f}, {one.high:.2f}]")
+            parts.append(f"{kind} {ratio.point:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]")
     pair = f"{variants[key]['label']} against {variants[BASELINE]['label']}"
-    return f"{model}, {pair}: {', '.join(shown)}."
+    return f"{model}, {pair}: {', '.join(parts)}."
