@@ -6,36 +6,65 @@ a CPU build its operators do not load, and the import then trips over two schema
 Python code registers fake kernels for. Declaring these two schemas is all that is missing.
 Where the compiled operators load, this module changes nothing.
 
-Call :func:`ensure_importable` before anything imports torchvision or a processor.
+``import grace`` calls :func:`install`, which costs nothing: torch itself is imported only when
+something looks for torchvision.
 """
 
 import importlib.util
-import pathlib
-
-import torch
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_library: torch.library.Library | None = None  # its registrations end when it is collected
+_library: Any = None  # the registrations of a torch.library.Library end when it is collected
+
+
+class _DeclareFirst(MetaPathFinder):
+    """Finds no module itself, but declares the schemas when torchvision is first looked for."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> None:
+        if fullname == "torchvision" and self in sys.meta_path:
+            sys.meta_path.remove(self)
+            ensure_importable()
+
+
+def install() -> None:
+    """Declare the missing schemas as soon as anything looks for torchvision."""
+    if not any(isinstance(finder, _DeclareFirst) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _DeclareFirst())
 
 
 def ensure_importable() -> bool:
-    """Declare the missing operator schemas; return whether that was needed."""
+    """Declare the missing operator schemas now.
+
+    Returns:
+        Whether that was needed.
+    """
     global _library
     if _library is not None:
         return True
     spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None or _operators_load(pathlib.Path(spec.origin).parent):
+    if spec is None or spec.origin is None or _operators_load(Path(spec.origin).parent):
         return False
+    import torch
+
     _library = torch.library.Library("torchvision", "FRAGMENT")
     for schema in _SCHEMAS.values():
         _library.define(schema)
     return True
 
 
-def _operators_load(package: pathlib.Path) -> bool:
+def _operators_load(package: Path) -> bool:
+    import torch
+
     for binary in package.glob("_C*.so"):
         try:
             torch.ops.load_library(str(binary))

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import grace
 from grace.arithmetic import chosen_dtype
 from grace.errors import InputError
 from replication import benchmarks as tasks
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
 # Read by huggingface_hub and datasets when they are imported, which happens further down.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", os.environ["HF_HUB_OFFLINE"])
-grace.ensure_importable()
 
 OUTCOME_COLUMNS = ("benchmark", "question_id", "skill", "prediction", "target", "credit")
 
