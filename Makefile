@@ -22,7 +22,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast fuzz mutation determinism lint help
+.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -36,7 +36,9 @@ help:
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make lock                             renew requirements/lock.txt: the newest versions that fit"
 	@echo "make docs                             write docs/api.md from the docstrings"
-	@echo "make test                             run the tests"
+	@echo "make test                             the tests of what a change can break"
+	@echo "make test-fast                        those that take less than half a second each"
+	@echo "make weekly                           the other tests: kills, fuzzing, rehearsal, determinism, mutation"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make mutation [MUTATE='grace.int4.*'] is every change of the code noticed by a fast test?"
 	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
@@ -97,11 +99,19 @@ docs: setup
 # A file of tests stays in one process: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
 
+# What a change can break; the rest runs weekly.
 test: setup
-	$(PYTEST)
+	$(PYTEST) -m "not weekly"
 
 test-fast: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not weekly"
+
+weekly: setup
+	$(PYTEST) -m weekly
+	$(MAKE) fuzz
+	$(MAKE) rehearsal
+	$(MAKE) determinism
+	$(MAKE) mutation
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
