@@ -33,6 +33,7 @@ from grace.errors import InputError
 from replication.base import provenance
 from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
+from replication.base.scales import COMMITTED, FULL_SCALE
 from replication.base.yaml import read_yaml
 from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import (
@@ -41,6 +42,7 @@ from replication.results.scores import (
     validate_scores,
     write_scores,
 )
+from replication.settings.checks import parse_params
 from replication.settings.pipeline import (
     PIPELINE_FILE,
     Stage,
@@ -48,13 +50,8 @@ from replication.settings.pipeline import (
     lookup,
     read_pipeline,
 )
-from replication.settings.scales import COMMITTED, ROOT, link, scale_params
-from replication.settings.schema import (
-    FULL_SCALE,
-    LANGUAGE_FAMILY,
-    PARAMS_FILE,
-    parse_params,
-)
+from replication.settings.scales import ROOT, link, scale_params
+from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE
 
 HEADLINE = "_runs"
 """How the names of the groups end whose seeds a recording replaces."""

@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from replication.base.command import command
 from replication.base.files import write_json_atomic
+from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, alone, merge, prepare, run_dvc, scale_params
-from replication.settings.schema import Standins, parse_params, section
+from replication.settings.schema import Standins, section
 
 FOLDER = Path(".scales") / "rehearsal"
 CONVERSATIONS = 8  # three epochs of two steps

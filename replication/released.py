@@ -20,14 +20,16 @@ from grace.errors import InputError
 from replication.base import hub
 from replication.base.command import command
 from replication.base.files import write_json_atomic
+from replication.base.scales import FULL_SCALE
 from replication.benchmarks import BENCHMARKS, get
 from replication.evaluate import parts as evaluate_shard
 from replication.evaluate.released import Attempt, Places, evaluate_checkpoint, prepare_data
 from replication.judge.released import as_text, judge, to_data
 from replication.paper.released import choose, find_in, load_checkpoints
 from replication.results.scores import ResultSet
+from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import FULL_SCALE, Params, parse_params
+from replication.settings.schema import Params
 from replication.stats.bootstrap import Status
 
 VERDICTS = "verdicts.json"

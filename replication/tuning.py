@@ -13,7 +13,8 @@ import sys
 
 from replication.base.command import command
 from replication.measure.tuning import write_grid
-from replication.settings.schema import PARAMS_FILE, load_params
+from replication.settings.checks import load_params
+from replication.settings.schema import PARAMS_FILE
 
 
 @command

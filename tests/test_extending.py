@@ -29,8 +29,8 @@ from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 from replication.benchmarks import BENCHMARKS, PRINTED
 from replication.data.world.schemas import features_of
+from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import parse_params
 from replication.train.runs import method_config
 
 ROOT = Path(__file__).resolve().parents[1]

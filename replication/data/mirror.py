@@ -11,8 +11,9 @@ from datasets import Dataset, Features, Image, Value
 
 from replication import benchmarks as tasks
 from replication.data.world.benchmarks import write_benchmark
+from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import Source, parse_params
+from replication.settings.schema import Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WORLD = {"noise": 6.0, "clutter": 4}

@@ -17,13 +17,14 @@ import pandas as pd
 from grace.models import check_model_directory
 from replication.base import hub, provenance
 from replication.base.code import code_hash
+from replication.base.scales import FULL_SCALE
 from replication.base.workers import run_all
 from replication.benchmarks import BENCHMARKS, PRINTED, Published
 from replication.evaluate import parts as evaluate_shard
 from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.results.scores import outcomes_path, scores_path, write_outcomes, write_scores
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import FULL_SCALE, Params, section
+from replication.settings.schema import Params, section
 
 _Found = tuple[dict[str, dict[str, Any]], pd.DataFrame]
 """Scores by benchmark, and outcomes."""

@@ -18,6 +18,7 @@ import pandas as pd
 
 from grace.errors import InputError
 from replication.base import hub, provenance
+from replication.base.scales import FULL_SCALE
 from replication.benchmarks import BENCHMARKS, PRINTED, Published
 from replication.benchmarks.published import prepare
 from replication.evaluate import parts as evaluate_shard
@@ -25,7 +26,7 @@ from replication.evaluate.parts import EvaluationError, Part, Request
 from replication.evaluate.score import evaluation_dtype
 from replication.paper.released import Checkpoint, Files, find_files
 from replication.results.scores import outcomes_path, scores_path, write_outcomes, write_scores
-from replication.settings.schema import FULL_SCALE, Params, section
+from replication.settings.schema import Params, section
 
 
 @dataclass(frozen=True)

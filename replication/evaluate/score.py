@@ -37,6 +37,7 @@ from replication import benchmarks as tasks
 from replication.base.files import atomic_path
 from replication.benchmarks import Benchmark, Published
 from replication.benchmarks.benchmark import best_constants
+from replication.settings.schema import DTYPES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,7 @@ def evaluation_dtype(choice: str) -> str:
     return str(chosen_dtype("auto", device)).removeprefix("torch.")
 
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {name: getattr(torch, name) for name in DTYPES}
 _TOLERANCE = 1e-9
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 """By these lmms-eval would share the questions out itself; here the model wrapper does."""

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from grace.errors import InputError
+from replication.base.scales import FULL_SCALE
 from replication.paper import (
     AVERAGE,
     Ledger,
@@ -35,7 +36,7 @@ from replication.paper.bands import (
     difference_rule,
     load_facts,
 )
-from replication.results.scores import FULL_SCALE, NOT_IN_AVERAGE, ResultSet, RunScores
+from replication.results.scores import NOT_IN_AVERAGE, ResultSet, RunScores
 from replication.stats import bootstrap as compare
 from replication.stats.bootstrap import Band, Interval, Rule, Status
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from replication.base.scales import FULL_SCALE
 from replication.judge.quantities import Measured, Sources, measure
 from replication.paper import Claim, Ledger, Part, Reported, load_ledger, load_tables
 from replication.paper.bands import quantity_band
-from replication.results.scores import FULL_SCALE, ResultSet
+from replication.results.scores import ResultSet
 from replication.stats import bootstrap as compare
 from replication.stats.bootstrap import Band, Interval, Status
 

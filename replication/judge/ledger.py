@@ -23,12 +23,12 @@ from typing import Any, TextIO
 from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import write_json_atomic
+from replication.base.scales import FULL_SCALE, SCALES, check_scale
 from replication.judge import cells
 from replication.judge.cells import CellResult, verify_cells
 from replication.judge.claims import ClaimResult, PartResult, to_data, verify
 from replication.judge.quantities import signed
 from replication.paper import Claim, Ledger, Part, load_ledger
-from replication.results.scores import FULL_SCALE, SCALES, check_scale
 from replication.stats.bootstrap import Interval, Status
 
 # --- as text --------------------------------------------------------------------------------------

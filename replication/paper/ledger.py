@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from replication.base.scales import SCALES
 from replication.base.yaml import read_yaml
 from replication.paper.bands import quantity_band
 from replication.paper.reading import (
@@ -19,7 +20,6 @@ from replication.paper.reading import (
     expect_texts,
 )
 from replication.paper.tables import COMPONENTS, FOLDER, Reported, load_tables
-from replication.results.scores import SCALES
 from replication.stats.bootstrap import LEVEL, RESAMPLES, Band, Rule
 
 OF_CELLS = "cells"

@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from grace.errors import InputError
 from replication.base import provenance
 from replication.base.command import command
+from replication.base.scales import FULL_SCALE
 from replication.base.workers import cores
 from replication.paper import load_tables
 from replication.plan.needs import (
@@ -41,8 +42,9 @@ from replication.plan.needs import (
     shape_of,
     sources,
 )
+from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
-from replication.settings.schema import FULL_SCALE, Params, parse_params
+from replication.settings.schema import Params
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 HUB = "huggingface.co"

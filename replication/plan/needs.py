@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.training import TEACHER_METHODS
 from replication.base.files import read_json
+from replication.base.scales import FULL_SCALE
 from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper.bands import load_facts
@@ -32,7 +34,7 @@ from replication.plan.costs import (
     rank_memory,
     training_seconds,
 )
-from replication.settings.schema import FULL_SCALE, TEACHER_METHODS, Params, Run
+from replication.settings.schema import Params, Run
 
 PATH = Path(__file__).with_name("resources.yaml")
 PUBLISHED = ("teacher", "baseline")

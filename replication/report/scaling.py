@@ -14,6 +14,7 @@ from typing import Any
 from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
+from replication.base.scales import FULL_SCALE
 from replication.measure.growth import AXES, OUT
 from replication.paper import load_tables
 from replication.plan.costs import (
@@ -34,8 +35,9 @@ from replication.plan.needs import (
     sources,
     training_load,
 )
+from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
-from replication.settings.schema import FULL_SCALE, Params, parse_params, section
+from replication.settings.schema import Params, section
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grace.errors import InputError
-from replication.results.scores import ResultSet, check_scale
+from replication.base.scales import check_scale
+from replication.results.scores import ResultSet
 
 RECORDED = "recorded"
 TRAINED_ON = "trained_on"

@@ -24,7 +24,8 @@ import numpy as np
 from grace.errors import InputError
 from replication.base.files import is_number, read_json, write_json_atomic
 from replication.base.messages import short
-from replication.results.scores import EVIDENCE, check_scale
+from replication.base.scales import check_scale
+from replication.results.scores import EVIDENCE
 from replication.stats.association import (
     BINS,
     binned_means,

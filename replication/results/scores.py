@@ -23,13 +23,12 @@ import numpy as np
 from grace.errors import InputError
 from replication.base.files import atomic_path, is_number, read_json, write_json_atomic
 from replication.base.messages import short
+from replication.base.scales import check_scale
 from replication.stats.bootstrap import Answers
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCALES = ("smoke", "small", "paper")
-FULL_SCALE = "paper"
 EVIDENCE = ("measured", "recorded")
 
 # Benchmarks whose score is not an accuracy in percent: they enter no average.
@@ -49,13 +48,6 @@ OUTCOME_COLUMNS = (
 _AGREEMENT = 1e-6
 
 _SCORE_KEYS = {"family", "run", "method", "bits", "scale", "standin", "seeds", "provenance"}
-
-
-def check_scale(scale: str) -> str:
-    """`scale` if it is one of SCALES. Raises InputError with the valid names otherwise."""
-    if scale not in SCALES:
-        raise InputError(f"unknown scale {short(scale)}: choose one of {', '.join(SCALES)}")
-    return scale
 
 
 def scores_path(results: str | Path, scale: str, folder: str, run: str) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 
 from grace.errors import InputError
 from replication.base.files import is_number, read_json
-from replication.results.scores import check_scale
+from replication.base.scales import check_scale
 from replication.stats.bootstrap import LEVEL, Interval
 
 BUDGET_TOLERANCE = 0.1  # of tau: how far above it the average may end

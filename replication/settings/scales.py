@@ -26,17 +26,12 @@ from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import ROOT, atomic_path, write_text_atomic
 from replication.base.messages import unknown
+from replication.base.scales import COMMITTED, FULL_SCALE, SCALES, check_scale
 from replication.base.yaml import read_yaml
+from replication.settings.checks import parse_params
 from replication.settings.pipeline import PIPELINE_FILE
-from replication.settings.schema import (
-    FULL_SCALE,
-    PARAMS_FILE,
-    PRESETS,
-    SCALES,
-    parse_params,
-)
+from replication.settings.schema import PARAMS_FILE, PRESETS
 
-COMMITTED = "small"
 _SHARED = (
     *("grace", "replication", "recorded", ".dvcignore"),
     *("results/performance", "results/scaling"),  # of no scale: the page of every scale shows them
@@ -70,8 +65,7 @@ def scale_params(scale: str, root: Path = ROOT) -> dict[str, Any]:
     Raises:
         InputError: for an unknown scale, or changes that make no valid parameters.
     """
-    if scale not in SCALES:
-        raise InputError(unknown(f"scale {scale!r}", scale, SCALES))
+    check_scale(scale)
     params = read_yaml(root / PARAMS_FILE)
     if scale != COMMITTED:
         folder = root / "replication" / "settings" / "values"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from grace.errors import InputError
 from replication.base.command import command
-from replication.settings.schema import FULL_SCALE, PARAMS_FILE, Params, load_params
+from replication.base.scales import FULL_SCALE
+from replication.settings.checks import load_params
+from replication.settings.schema import PARAMS_FILE, Params
 
 _LIVE = "its teacher answers while the student is trained, and its outputs are not kept"
 NOT_AT_FULL_SCALE = {

@@ -15,10 +15,11 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
 from grace.quantization import QuantSpec
+from grace.training import TEACHER_METHODS
 from replication.base.code import code_hash
 from replication.base.workers import run_all
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import TEACHER_METHODS, Params, Run, Train
+from replication.settings.schema import Params, Run, Train
 
 if TYPE_CHECKING:
     from grace.training import MethodConfig

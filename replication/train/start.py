@@ -14,14 +14,9 @@ from replication.base.code import code_hash
 from replication.base.files import write_json_atomic
 from replication.data.world.models import build_model, take_tower
 from replication.data.world.warmstart import warm_start
+from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
-from replication.settings.schema import (
-    LANGUAGE_FAMILY,
-    Params,
-    Pretraining,
-    check_architectures,
-    section,
-)
+from replication.settings.schema import LANGUAGE_FAMILY, Params, Pretraining, section
 from replication.train.fit import arithmetic_of, fit, load_training_data, origin_of, save_model
 
 

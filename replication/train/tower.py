@@ -14,8 +14,9 @@ from replication.base.files import atomic_path
 from replication.data.world.models import build_processor, build_tower, load_tower
 from replication.data.world.scenes import GRID
 from replication.data.world.vision import pretrain
+from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
-from replication.settings.schema import Params, Vision, check_architectures, section
+from replication.settings.schema import Params, Vision, section
 
 TOKENIZER_TEXTS = 4000
 """Conversations that a family's tokenizer is trained on."""

@@ -47,7 +47,7 @@ from replication.report.tables.summaries import _deploy
 from replication.results.measurements import measurement_path, read_measurement
 from replication.results.scores import outcomes_path, read_outcomes, read_scores, scores_path
 from replication.results.training_logs import cost_of, read_logs, trajectory_of
-from replication.settings.schema import load_params, parse_params
+from replication.settings.checks import load_params, parse_params
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results"

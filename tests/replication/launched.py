@@ -14,7 +14,7 @@ import ranks
 
 import replication.train.launch.run
 from grace.data import ConversationDataset
-from replication.settings.schema import load_params
+from replication.settings.checks import load_params
 
 
 def _load(path, processor, config, *, max_length):

@@ -14,8 +14,8 @@ from replication.benchmarks import PRINTED
 from replication.evaluate.jobs import jobs_of
 from replication.report.tables import files as tables
 from replication.results.scores import ResultSet
+from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import parse_params
 
 REPORTED = reported.load_tables()
 LEDGER = reported.load_ledger()

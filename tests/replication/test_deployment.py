@@ -14,7 +14,8 @@ from replication.report.tables.deployments import deployment_reports
 from replication.report.tables.files import build_table
 from replication.results.measurements import write_measurement
 from replication.results.speed_ratios import deployment_record
-from replication.settings.schema import Deploy, load_params
+from replication.settings.checks import load_params
+from replication.settings.schema import Deploy
 from replication.stages import deploy as stage
 from replication.stats.bootstrap import Status
 

@@ -30,8 +30,8 @@ from replication.plan.machine import (
     size,
 )
 from replication.plan.needs import find_model, load_resources, make_plan, needs, questions, shape_of
+from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
-from replication.settings.schema import parse_params
 
 BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,

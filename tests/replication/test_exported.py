@@ -19,7 +19,7 @@ from replication.judge.claims import verify
 from replication.measure import exported
 from replication.measure.exported import WAYS, mismatches, trained_integers
 from replication.results.measurements import read_measurement
-from replication.settings.schema import load_params
+from replication.settings.checks import load_params
 from replication.stages import export as stage
 from replication.stats.bootstrap import Status
 

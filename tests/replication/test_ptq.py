@@ -25,10 +25,10 @@ from grace.models import FAMILIES, decoder_linears, family_of, load_model, load_
 from grace.quantization import CODES_FILE, QuantSpec, dequantize
 from grace.quantization import quantize as codes_of
 from replication.data.world.models import build_model, build_processor
+from replication.settings.checks import parse_params
 from replication.settings.paths import Layout
 from replication.settings.ptq_methods import BITS, check_method
 from replication.settings.scales import scale_params
-from replication.settings.schema import parse_params
 from replication.train.ptq import Calibration, quantize
 
 SHAPE = {"num_key_value_heads": 2, "intermediate_size": 256}

@@ -32,8 +32,9 @@ from replication.evaluate import parts as evaluate_shard
 from replication.evaluate.parts import EvaluationError, Request, open_benchmarks, prepare_data
 from replication.evaluate.score import evaluate_model
 from replication.results import scores as results
+from replication.settings.checks import parse_params
 from replication.settings.scales import merge, scale_params
-from replication.settings.schema import Source, parse_params
+from replication.settings.schema import Source
 
 lmms_model = pytest.importorskip(
     "replication.evaluate.chat_model", reason="lmms-eval is not installed"

@@ -7,8 +7,8 @@ from PIL import Image
 
 from grace.models import check_model_directory
 from replication import rehearsal
+from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import parse_params
 
 pytestmark = pytest.mark.slow
 

@@ -28,8 +28,8 @@ from replication.judge import released as judging
 from replication.paper import load_tables
 from replication.paper import released as checkpoints
 from replication.results.scores import ResultSet
+from replication.settings.checks import parse_params
 from replication.settings.scales import merge, scale_params
-from replication.settings.schema import parse_params
 from replication.stats.bootstrap import Band, Status
 
 pytest.importorskip("replication.evaluate.chat_model", reason="lmms-eval is not installed")

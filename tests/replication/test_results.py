@@ -108,7 +108,7 @@ def first(record):
     [
         (lambda r: r.pop("bits"), "lacks bits"),
         (lambda r: r.update(bits="4"), "bits"),
-        (lambda r: r.update(scale="large"), "unknown scale"),
+        (lambda r: r.update(scale="large"), r"scale .* is unknown"),
         (lambda r: r.update(standin="yes"), "standin"),
         (lambda r: r.update(run="other"), "lies under"),
         (lambda r: r.update(provenance=None), "provenance"),

@@ -19,7 +19,7 @@ from replication.paper import load_tables
 from replication.report.figures import FIGURES
 from replication.results.measurements import read_measurement
 from replication.results.scores import ResultSet
-from replication.settings.schema import parse_params
+from replication.settings.checks import parse_params
 
 pytestmark = pytest.mark.slow
 

@@ -27,9 +27,9 @@ from replication import stages
 from replication.base.workers import run_all
 from replication.evaluate.jobs import jobs_of
 from replication.results.measurements import read_measurement
+from replication.settings.checks import load_params, parse_params
 from replication.settings.paths import Layout
 from replication.settings.scales import merge, scale_params
-from replication.settings.schema import load_params, parse_params
 from replication.train.fit import fit, last_checkpoint, load_training_data, origin_of
 from replication.train.runs import method_config
 

@@ -5,8 +5,8 @@ import yaml
 
 from grace.errors import InputError
 from replication.measure.tuning import best, describe, with_candidates
+from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
-from replication.settings.schema import parse_params
 
 PARAMS = parse_params(scale_params("small"))
 

@@ -8,13 +8,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from replication.base.scales import FULL_SCALE
 from replication.paper import load_tables
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.reading import listed, source, standins
 from replication.report.names import FAMILIES
 from replication.results.measurements import Measurement, measurement_path, read_measurement
-from replication.results.scores import FULL_SCALE
 
 PRINTED = "llava"  # the family whose teacher the paper shows
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import read_json
+from replication.base.scales import FULL_SCALE, check_scale
 from replication.paper import AVERAGE
 from replication.report.figures.figure import NotRun
 from replication.report.tables.deployments import deployment_reports, ordered
 from replication.results.deployment import RESULT
-from replication.results.scores import FULL_SCALE, check_scale
 
 STUDENTS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-2b", "qwen3_vl": "qwen3-vl-2b"}
 """The published architecture that a family's student stands for."""

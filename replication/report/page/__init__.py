@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from replication.base.scales import check_scale
 from replication.paper import load_ledger, load_tables
 from replication.report.names import FAMILIES
 from replication.report.page.evidence import Evidence
@@ -34,7 +35,6 @@ from replication.report.page.overview import (
 from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
 from replication.report.page.sources import Files, counted, plain, shortened
 from replication.report.page.tables import table_views
-from replication.results.scores import check_scale
 
 _FOLDER = Path(__file__).resolve().parent
 _COSTS = ("cost", "deploy")  # tables that stand in the section of costs

@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from grace.errors import InputError
+from replication.base.scales import FULL_SCALE
 from replication.judge.ledger import format_number
 from replication.paper import Ledger, Part
 from replication.report.names import FAMILIES
@@ -17,7 +18,6 @@ from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.sources import Node, absent, plain, quoted
-from replication.results.scores import FULL_SCALE
 from replication.stats.bootstrap import Status
 
 MEANING = {

@@ -44,13 +44,14 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import json_text, write_text_atomic
+from replication.base.scales import check_scale
 from replication.judge.quantities import Sources
 from replication.paper import load_ledger, load_tables, nearest
 from replication.report.tables import forms
 from replication.report.tables.scores import Comparisons, Recorded, score_table
 from replication.report.tables.summaries import summary_table
 from replication.results.elsewhere import read_recordings
-from replication.results.scores import ResultSet, check_scale
+from replication.results.scores import ResultSet
 
 
 @dataclass(frozen=True)

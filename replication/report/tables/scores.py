@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from replication.base.scales import FULL_SCALE
 from replication.judge.claims import POWER
 from replication.judge.quantities import Sources
 from replication.paper import AVERAGE, CONTROL, OwnRow, ReportedRow, ReportedTable
 from replication.report.tables.text import NOT_RUN, QUOTED
 from replication.results.elsewhere import Recording
-from replication.results.scores import FULL_SCALE, NOT_IN_AVERAGE, RunScores
+from replication.results.scores import NOT_IN_AVERAGE, RunScores
 from replication.stats import bootstrap as compare
 from replication.stats.bootstrap import generator
 

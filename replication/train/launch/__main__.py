@@ -8,7 +8,8 @@ import argparse
 import sys
 
 from replication.base.command import command
-from replication.settings.schema import PARAMS_FILE, load_params
+from replication.settings.checks import load_params
+from replication.settings.schema import PARAMS_FILE
 from replication.train.launch.run import train_launched
 
 

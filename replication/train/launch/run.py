@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
+from grace.training import TEACHER_METHODS
 from replication.base.code import code_hash
 from replication.base.messages import unknown
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import TEACHER_METHODS, Launch, Params, section
+from replication.settings.schema import Launch, Params, section
 from replication.train.launch import command, deepspeed_config, read_launch_config
 from replication.train.runs import (
     check_baseline,

@@ -1,0 +1,324 @@
+"""Reading of ``params.yaml``: its fields, and everything that has to go together.
+
+    params = load_params()
+
+The checks look into registries of other packages (benchmarks, methods, model families). They may
+refuse a file and never change a value, so that no stage's code hash includes this module.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
+from grace.training import METHODS, TEACHER_METHODS
+from replication.base.messages import one_line, unknown
+from replication.base.scales import FULL_SCALE
+from replication.base.yaml import read_yaml
+from replication.benchmarks import BENCHMARKS
+from replication.settings.ptq_methods import check_method
+from replication.settings.schema import (
+    PARAMS_FILE,
+    REDUCED_ONLY,
+    Params,
+    Run,
+    Train,
+    build,
+    section,
+)
+
+_KINDS = ("teacher", "baseline")
+
+
+def load_params(path: str | Path = PARAMS_FILE) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        InputError: in one line that names the file, the key, the value and the mend.
+    """
+    return parse_params(read_yaml(path), str(path))
+
+
+def parse_params(content: dict[str, Any], source: str = "params") -> Params:
+    """Check a mapping and make it :class:`replication.settings.schema.Params`.
+
+    Args:
+        content: what a parameter file holds.
+        source: what it is, for error messages.
+
+    Raises:
+        InputError: in one line that names the source, the key, the value and the mend.
+    """
+    params = build(content, source)
+    for message in itertools.chain.from_iterable(check(params) for check in _CHECKS):
+        raise InputError(f"{source}: {message}")
+    return params
+
+
+def check_architectures(params: Params) -> None:
+    """Check every key that describes a model against transformers' own configuration classes.
+
+    Apart from :func:`parse_params` because it imports transformers.
+
+    Raises:
+        InputError: naming the section and the key.
+    """
+    from transformers import AutoConfig
+
+    from grace.models import family_of
+
+    parts: list[tuple[str, dict[str, Any], Any]] = []
+    for family, vision in section(params.vision, "vision").items():
+        config = AutoConfig.for_model(family_of(family).model_type)
+        for kind, models in (("teacher", params.teacher), ("baseline", params.baseline)):
+            parts.append((f"{kind}.{family}.text", models[family].text, config.get_text_config()))
+        parts.append((f"vision.{family}.config", vision.config, config.vision_config))
+    for where, values, known in parts:
+        names = [entry.name for entry in dataclasses.fields(known)]
+        for key in values:
+            if key not in names:
+                raise InputError(unknown(f"{where}: key {key!r}", key, names))
+        try:
+            type(known)(**values)
+        except Exception as error:  # the library's own validation errors have no common base
+            raise InputError(
+                f"{where} makes no {type(known).__name__}: {one_line(error)}"
+            ) from error
+
+
+# --- checks: each yields what is wrong, and is not asked for more than the first ------------------
+
+
+def _sections(params: Params) -> Iterator[str]:
+    full, reduced = ["data"], list(REDUCED_ONLY)
+    required, refused = (full, reduced) if params.scale == FULL_SCALE else (reduced, full)
+    for name in required:
+        if getattr(params, name) is None:
+            yield f"scale {params.scale} needs the section {name!r}; add it"
+    for name in refused:
+        if getattr(params, name) is not None:
+            yield f"scale {params.scale} takes no section {name!r}; remove it"
+
+
+def _families(params: Params) -> Iterator[str]:
+    from grace.models import family_of
+
+    sections: dict[str, Collection[str] | None] = {
+        "vision": params.vision,
+        "baseline": params.baseline,
+        "world.teacher_gap": params.world.teacher_gap,
+    }
+    for name, families in sections.items():
+        if families is not None and list(families) != params.families:
+            yield (
+                f"{name} names the families {', '.join(families)}, teacher names "
+                f"{', '.join(params.families)}; name the same ones, in the same order"
+            )
+    for family in params.families:
+        if fault := _fault(family_of, family):
+            yield f"teacher.{family}: {fault}"
+    for name in params.language or ():
+        if name not in _KINDS:
+            yield unknown(f"language.{name}", name, _KINDS)
+    yield from _once("internals.families", params.internals.families, params.families)
+
+
+def _starts(params: Params) -> Iterator[str]:
+    models = [f"{family}/{kind}" for family in params.families for kind in _KINDS]
+    models += [f"language/{kind}" for kind in params.language or ()]
+    for kind in _KINDS:
+        for family, settings in getattr(params, kind).items():
+            where, start = f"{kind}.{family}", settings.start
+            if settings.source is not None:
+                continue
+            if params.scale == FULL_SCALE:
+                yield f"{where} lacks the key 'source', a published checkpoint; add it"
+            if settings.steps < 1 or not settings.text or start is None:
+                yield (
+                    f"{where} has neither a 'source' nor 'start', 'steps' and 'text' to train it; "
+                    "give one of them"
+                )
+            if start not in models or start == f"{family}/{kind}":
+                yield unknown(f"{where}.start {start!r}", start, models)
+
+
+def _training(params: Params) -> Iterator[str]:
+    train, launch = params.train, params.train.launch
+    if (train.steps > 0) == (train.epochs is not None):
+        yield (
+            f"train.steps is {train.steps} and train.epochs is {train.epochs}; give exactly one of "
+            "them"
+        )
+    if params.scale != FULL_SCALE:
+        alone = {
+            "train.epochs": (train.epochs, None),
+            "train.devices": (train.devices, 1),
+            "train.launch": (launch, None),
+            "train.preset": (train.preset, None),
+            "train.max_length": (train.max_length, None),
+            "evaluate.processes": (params.evaluate.processes, 1),
+        }
+        for name, (value, default) in alone.items():
+            if value != default:
+                yield f"{name} is {value!r}; remove it, only scale {FULL_SCALE} takes it"
+    if launch is None:
+        return
+    if launch.processes != train.devices:
+        yield (
+            f"train.launch.processes is {launch.processes} and train.devices is {train.devices}; "
+            "an optimizer step counts on one process a device, so make them one number"
+        )
+    if launch.teacher_sharded and launch.teacher_bits != 16:
+        yield (
+            f"train.launch.teacher_sharded is for 16 bits, teacher_bits is {launch.teacher_bits}; "
+            "choose one of the two"
+        )
+
+
+def _data(params: Params) -> Iterator[str]:
+    if params.data is None:
+        return
+    training = params.data.training
+    yield from _once("data.training.files", training.files)
+    for name in training.folders:
+        if not name or "/" in name or name in (".", ".."):
+            yield (
+                f"data.training.folders: {name!r} is no folder of images; use the first part of "
+                "the paths in the annotation files, such as coco"
+            )
+
+
+def _groups(params: Params) -> Iterator[str]:
+    """Folders and runs have names of their own: no folder that of a family or another folder, and
+    no run that of another of its family."""
+    folders = ["language", *params.families]
+    owners: dict[tuple[str, str], str] = {}
+    sections: dict[str, Any] = {"runs": params.runs, "ptq.groups": params.ptq.groups}
+    for section_name, groups in sections.items():
+        for folder, group in groups.items():
+            where = f"{section_name}.{folder}"
+            yield from _name(section_name, folder, folders)
+            folders.append(folder)
+            if group.family not in params.families:
+                yield unknown(f"{where}.family {group.family!r}", group.family, params.families)
+            if not group.models:
+                yield f"{where}.models is empty; name at least one run"
+            for name in group.models:
+                yield from _name(f"{where}.models", name, _KINDS)
+                owner = owners.setdefault((group.family, name), folder)
+                if owner != folder:
+                    yield (
+                        f"{where}.models.{name}: the family {group.family} has a run of this name "
+                        f"in {owner}; choose another name"
+                    )
+
+
+def _runs(params: Params) -> Iterator[str]:
+    for folder, group in params.runs.items():
+        for name, run in group.models.items():
+            yield from _run(params.train, run, f"runs.{folder}.models.{name}")
+
+
+def _run(train: Train, run: Run, where: str) -> Iterator[str]:
+    from grace.distillation import DistillationConfig
+    from grace.quantization import QuantSpec
+
+    yield from _once(f"{where}.seeds", run.seeds)
+    if run.method not in METHODS:
+        yield unknown(f"{where}.method {run.method!r}", run.method, METHODS)
+    if (run.method == "sft" and run.bits != 16) or (run.method == "qat" and run.bits == 16):
+        yield f"{where}: method {run.method!r} at {run.bits} bits; sft is for 16, qat for fewer"
+    for key in ("distillation", "shuffled_teacher"):
+        if getattr(run, key) and run.method not in TEACHER_METHODS:
+            yield f"{where}: method {run.method!r} takes no key {key!r}; remove it"
+    if run.group_size is not None and run.bits == 16:
+        yield f"{where}: 16 bits have no groups; remove the key 'group_size'"
+    distillation = {**train.distillation, **run.distillation}
+    if fault := _fault(DistillationConfig.from_dict, distillation):
+        yield f"{where}.distillation: {fault}"
+    size = train.group_size if run.group_size is None else run.group_size
+    if run.bits != 16 and (fault := _fault(QuantSpec, run.bits, size, train.init)):
+        yield f"{where}: {fault}"
+
+
+def _ptq(params: Params) -> Iterator[str]:
+    for folder, group in params.ptq.groups.items():
+        for name, model in group.models.items():
+            if fault := _fault(check_method, model.method, model.bits, params.ptq.group_size):
+                yield f"ptq.groups.{folder}.models.{name}: {fault}"
+
+
+def _evaluation(params: Params) -> Iterator[str]:
+    evaluated = params.evaluate.benchmarks
+    for folder, names in evaluated.items():
+        if folder not in params.folders:
+            yield unknown(f"evaluate.benchmarks names {folder!r}, which", folder, params.folders)
+        yield from _once(f"evaluate.benchmarks.{folder}", names, BENCHMARKS)
+    if missing := [folder for folder in params.folders if folder not in evaluated]:
+        yield f"evaluate.benchmarks lacks {', '.join(missing)}; say on what they are evaluated"
+
+
+def _tuning(params: Params) -> Iterator[str]:
+    tuning = params.tuning
+    for name in tuning.benchmarks:
+        if name not in BENCHMARKS:
+            yield unknown(f"tuning.benchmarks names {name!r}, which", name, BENCHMARKS)
+    counts = {method: len(candidates) for method, candidates in tuning.candidates.items()}
+    if len(set(counts.values())) != 1:
+        yield (
+            f"tuning.candidates: the methods have {counts} candidates; give each the same number"
+        )
+    for method, candidates in tuning.candidates.items():
+        for index, candidate in enumerate(candidates):
+            run = Run(
+                method=method,
+                bits=tuning.bits,
+                seeds=[tuning.seed],
+                learning_rate=candidate.learning_rate,
+                distillation=candidate.distillation,
+            )
+            yield from _run(params.train, run, f"tuning.candidates.{method}[{index}]")
+
+
+def _internals(params: Params) -> Iterator[str]:
+    samples, scenes = params.internals.samples, params.internals.scenes
+    if samples < max(2, scenes):
+        yield (
+            f"internals.samples is {samples}; an interval needs at least 2, and of them the first "
+            f"{scenes} (scenes) are shown"
+        )
+
+
+_CHECKS: tuple[Callable[[Params], Iterable[str]], ...] = (
+    *(_sections, _families, _starts, _training, _data, _groups, _runs, _ptq, _evaluation),
+    *(_tuning, _internals),
+)
+
+
+def _once(where: str, values: list[Any], known: Collection[str] | None = None) -> Iterator[str]:
+    """A list that names each thing once, and at least one."""
+    if not values or len(set(values)) != len(values):
+        yield f"{where} is {values}; name each once, and at least one"
+    for value in values:
+        if known is not None and value not in known:
+            yield unknown(f"{where} names {value!r}, which", value, known)
+
+
+def _name(where: str, name: str, taken: Collection[str]) -> Iterator[str]:
+    if not re.fullmatch(r"[a-z0-9_]+", name) or name in taken:
+        yield (
+            f"{where}: {name!r} cannot be a name here; use a-z, 0-9 and _, and none of "
+            f"{', '.join(taken)}"
+        )
+
+
+def _fault(function: Callable[..., Any], *arguments: Any) -> str | None:
+    """What a function says of its arguments; None where it takes them."""
+    try:
+        function(*arguments)
+    except (InputError, OverflowError) as error:
+        return one_line(error)
+    return None
