@@ -30,7 +30,7 @@ from replication.results.scores import ResultSet
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 from replication.settings.schema import Params
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 VERDICTS = "verdicts.json"
 

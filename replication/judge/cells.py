@@ -1,9 +1,9 @@
 """At full scale: every reported cell, and its difference from the baseline, against its band.
 
-A result is one of the statuses of `replication.stats.bootstrap`: REPRODUCED where the whole 95 %
-interval
-lies in the band (a difference also on the reported side of zero, where it claims one), CONTRADICTED
-where it lies outside, INCONCLUSIVE where it straddles an end, NOT RUN where a result is missing.
+The verdict is one of the statuses of `replication.stats.verdict`: REPRODUCED where the whole 95 %
+interval lies in the band (a difference also on the reported side of zero, where it claims one),
+CONTRADICTED where it lies outside, INCONCLUSIVE where it straddles an end, NOT RUN where a result
+is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -21,7 +21,6 @@ import numpy as np
 from grace.errors import InputError
 from replication.base.scales import FULL_SCALE
 from replication.paper import (
-    AVERAGE,
     Ledger,
     Reported,
     ReportedRow,
@@ -29,23 +28,25 @@ from replication.paper import (
     load_ledger,
     load_tables,
 )
-from replication.paper.bands import (
-    Facts,
-    band,
-    difference_band,
-    difference_rule,
-    load_facts,
-)
+from replication.paper.bands import Facts, band, difference_band, difference_rule, load_facts
 from replication.results.scores import NOT_IN_AVERAGE, ResultSet, RunScores
-from replication.stats import bootstrap as compare
-from replication.stats.bootstrap import Band, Interval, Rule, Status
+from replication.stats import bootstrap, verdict
+from replication.stats.bootstrap import Resamples
+from replication.stats.verdict import Band, Interval, Rule, Status
 
 _WITHIN = Rule(within_band=True)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A reported cell that a run of ours measures, or (`against`) its difference from another's."""
+    """A reported cell that a run of ours measures, or its difference from another's.
+
+    Attributes:
+        table: where it stands.
+        row: its row.
+        column: its column, as printed.
+        against: the row that a difference is taken from; None: the cell itself.
+    """
 
     table: ReportedTable
     row: ReportedRow
@@ -59,6 +60,7 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """Its name within the table."""
         other = f"-vs-{self.against.key}" if self.against else ""
         return f"{self.row.key}{other}-{self.column.lower()}"
 
@@ -71,12 +73,12 @@ class Cell:
 
     @property
     def benchmarks(self) -> list[str]:
-        if self.column == AVERAGE:
-            return self.table.averaged_benchmarks
-        return [self.table.benchmark(self.column)]
+        """Those that it is, or is the average, of."""
+        return self.table.benchmarks_of(self.column)
 
     @property
     def reported(self) -> float:
+        """The printed number, or the difference of the two."""
         value = self.row.values[self.column]
         other = self.against.values[self.column] if self.against else 0.0
         assert value is not None and other is not None  # such cells are not made
@@ -91,7 +93,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """The verdict on a cell. `failed`: contradicted; no deviation of a cell is known."""
+    """The verdict on a cell.
+
+    Attributes:
+        cell: the cell.
+        band: what it was judged by.
+        rule: what its interval must satisfy.
+        status: the verdict.
+        interval: None where nothing was measured, or there is no value.
+        questions: how many were answered.
+        seeds: by run, those of its trainings.
+        note: why it was not run, or what a reader should know.
+    """
 
     cell: Cell
     band: Band
@@ -104,12 +117,15 @@ class CellResult:
 
     @property
     def failed(self) -> bool:
+        """Whether it is contradicted: no deviation of a cell is known."""
         return self.status is Status.CONTRADICTED
 
 
 def cells_of(reported: Reported) -> Iterator[Cell]:
-    """Every printed cell that a run of ours measures, each followed by its difference from the
-    table's baseline where both are printed."""
+    """Every printed cell that a run of ours measures, in the tables' order.
+
+    Each is followed by its difference from the table's baseline where both are printed.
+    """
     for table in reported.tables.values():
         base = next((row for row in table.rows if row.role == "baseline"), None)
         for row in table.rows:
@@ -124,8 +140,15 @@ def cells_of(reported: Reported) -> Iterator[Cell]:
 class Judge:
     """Judges cells by the results of one folder; every pair of runs is drawn once.
 
-    results: the folder that holds paper/scores. Raises InputError for another scale: the bands are
-    those of the full scale.
+    Args:
+        results: the folder that holds paper/scores.
+        scale: the full one.
+        reported: default: the paper's tables.
+        ledger: default: the project's.
+        facts: default: what is known of the benchmarks.
+
+    Raises:
+        InputError: for another scale: the bands are those of the full scale.
     """
 
     def __init__(
@@ -146,18 +169,22 @@ class Judge:
         self.reported = load_tables() if reported is None else reported
         self.ledger = load_ledger() if ledger is None else ledger
         self.facts = load_facts() if facts is None else facts
-        self._drawn: dict[tuple[str, ...], tuple[list[str], np.ndarray, np.ndarray]] = {}
+        self._resamples: dict[tuple[str, ...], tuple[list[str], Resamples]] = {}
 
     def __call__(self, cell: Cell) -> CellResult:
-        """The verdict on one cell. Raises InputError for results that are wrong in themselves."""
+        """The verdict on one cell.
+
+        Raises:
+            InputError: for results that are wrong in themselves.
+        """
         rule = _WITHIN
         if cell.against is not None:
             rule = difference_rule(cell.table, cell.row, cell.against, cell.column, self.facts)
-        found = [self.results.scores(cell.table.family, run) for run in cell.runs]
-        missing = self._missing(cell, found)
+        runs = [self.results.scores(cell.table.family, run) for run in cell.runs]
+        missing = self._missing(cell, runs)
         if missing:
             return CellResult(cell, self._band(cell, None), rule, Status.NOT_RUN, note=missing)
-        scores = [one for one in found if one is not None]
+        scores = [run for run in runs if run is not None]
         interval = self._interval(cell, scores)
         if interval is None:
             note = "the baseline scores zero, or does in a resample: there is nothing to retain"
@@ -167,10 +194,10 @@ class Judge:
             cell,
             tolerance,
             rule,
-            compare.judge(interval, rule, tolerance, Status.REPRODUCED),
+            verdict.judge(interval, rule, tolerance, Status.REPRODUCED),
             interval,
             sum(scores[0].questions(name) for name in cell.benchmarks),
-            {one.run: list(one.seeds) for one in scores},
+            {run.run: list(run.seeds) for run in scores},
             self._note(cell, scores[0]),
         )
 
@@ -186,8 +213,8 @@ class Judge:
             cell.table, cell.row, cell.against, cell.column, self.facts, standard_error=error
         )
 
-    def _missing(self, cell: Cell, found: Sequence[RunScores | None]) -> str:
-        for run, scores in zip(cell.runs, found, strict=True):
+    def _missing(self, cell: Cell, runs: Sequence[RunScores | None]) -> str:
+        for run, scores in zip(cell.runs, runs, strict=True):
             name = f"{cell.table.family}/{run}"
             if scores is None:
                 return f"no results of {name}"
@@ -209,46 +236,44 @@ class Judge:
 
     # --- intervals
 
-    def _interval(self, cell: Cell, scores: Sequence[RunScores]) -> Interval | None:
+    def _interval(self, cell: Cell, runs: Sequence[RunScores]) -> Interval | None:
         names = cell.benchmarks
         if set(names) & NOT_IN_AVERAGE:
-            return self._from_errors(cell, scores, names[0])
-        known, accuracies, drawn = self._draws(cell.table.family, cell.runs)
+            return self._from_errors(cell, runs, names[0])
+        known, (accuracies, drawn) = self._resample(cell.table.family, cell.runs)
         chosen = [known.index(name) for name in names]
         # the official score, where it is not the mean of the credits, varies as that mean does
-        points = np.array([np.mean([one.score(name) for name in names]) for one in scores])
+        points = np.array([np.mean([run.score(name) for name in names]) for run in runs])
         moved = drawn[:, :, chosen].mean(axis=2) + points - accuracies[:, chosen].mean(axis=1)
-        level = self.ledger.level
+        statistic = bootstrap.score if cell.against is None else bootstrap.difference
         if cell.table.quantity == "retention":
-            if points[1] <= 0 or np.any(moved[:, 1] <= 0):
-                return None
-            ratio = 100.0 * moved[:, 0] / moved[:, 1]
-            return compare.percentile_interval(100.0 * points[0] / points[1], ratio, level)
-        if cell.against is None:
-            return compare.percentile_interval(points[0], moved[:, 0], level)
-        return compare.percentile_interval(points[0] - points[1], moved[:, 0] - moved[:, 1], level)
+            statistic = bootstrap.ratio
+        return bootstrap.find_interval(Resamples(points, moved), statistic, self.ledger.level)
 
-    def _draws(self, family: str, runs: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """The accuracy benchmarks that all runs have, the runs' mean credits in percent (runs,
-        benchmarks) and their resamples (resamples, runs, benchmarks)."""
+    def _resample(self, family: str, runs: Sequence[str]) -> tuple[list[str], Resamples]:
+        """The accuracy benchmarks that all runs have, and the bootstrap of the mean credits."""
         key = (family, *runs)
-        if key not in self._drawn:
+        if key not in self._resamples:
             scores = [self.results.scores(family, run) for run in runs]
-            shared = set.intersection(*(set(one.benchmarks) for one in scores if one is not None))
+            shared = set.intersection(*(set(run.benchmarks) for run in scores if run is not None))
             names = sorted(shared - NOT_IN_AVERAGE)
             answers = self.results.answers(family, runs, names)
             assert answers is not None
-            rng = compare.generator(self.ledger.seed, ":".join(key))
-            drawn = compare.bootstrap_benchmarks(answers, names, rng, self.ledger.resamples)
-            self._drawn[key] = (names, *drawn)
-        return self._drawn[key]
+            rng = bootstrap.generator(self.ledger.seed, ":".join(key))
+            self._resamples[key] = (
+                names,
+                bootstrap.bootstrap_benchmarks(answers, names, rng, self.ledger.resamples),
+            )
+        return self._resamples[key]
 
-    def _from_errors(self, cell: Cell, scores: Sequence[RunScores], name: str) -> Interval:
-        """The normal interval of a score that is no mean of credits, from its files' own errors;
-        two runs are taken as unpaired, which is wider than paired."""
+    def _from_errors(self, cell: Cell, runs: Sequence[RunScores], name: str) -> Interval:
+        """The normal interval of a score that is no mean of credits, from its files' own errors.
+
+        Two runs are taken as unpaired, which is wider than paired.
+        """
         variance = 0.0
-        for one in scores:
-            entries = [benchmarks[name] for benchmarks in one.seeds.values()]
+        for run in runs:
+            entries = [benchmarks[name] for benchmarks in run.seeds.values()]
             variance += float(np.mean([entry["standard_error"] ** 2 for entry in entries]))
             if len(entries) > 1:
                 values = [entry["score"] for entry in entries]
@@ -256,7 +281,7 @@ class Judge:
         error = math.sqrt(variance)
         level = self.ledger.level
         reach = NormalDist().inv_cdf((1 + level) / 2) * error
-        point = scores[0].score(name) - (scores[1].score(name) if cell.against else 0.0)
+        point = runs[0].score(name) - (runs[1].score(name) if cell.against else 0.0)
         return Interval(point, point - reach, point + reach, level, error)
 
 
@@ -285,15 +310,8 @@ def _cell_data(result: CellResult) -> dict[str, Any]:
         "column": cell.column,
         "unit": cell.unit,
         "reported": cell.reported,
-        "measured": interval
-        and {
-            "point": interval.point,
-            "low": interval.low,
-            "high": interval.high,
-            "level": interval.level,
-            "standard_error": interval.standard_error,
-        },
-        "band": {"low": result.band.low, "high": result.band.high, "reason": result.band.reason},
+        "measured": interval and asdict(interval),
+        "band": asdict(result.band),
         "rule": {"above": result.rule.above, "below": result.rule.below, "within_band": True},
         "questions": result.questions,
         "seeds": result.seeds or None,

@@ -13,8 +13,9 @@ from replication.judge.quantities import Measured, Sources, measure
 from replication.paper import Claim, Ledger, Part, Reported, load_ledger, load_tables
 from replication.paper.bands import quantity_band
 from replication.results.scores import ResultSet
-from replication.stats import bootstrap as compare
-from replication.stats.bootstrap import Band, Interval, Status
+from replication.stats import verdict
+from replication.stats.bootstrap import McNemar, minimum_detectable_difference
+from replication.stats.verdict import Band, Interval, Status
 
 POWER = 0.8
 
@@ -31,7 +32,7 @@ class PartResult:
     questions: int | None = None
     seeds: dict[str, list[int]] | None = None
     resolvable: float | None = None
-    mcnemar: compare.McNemar | None = None
+    mcnemar: McNemar | None = None
     note: str = ""
     failed: bool = False
 
@@ -66,7 +67,7 @@ def _status(part: Part, found: Measured, band: Band | None, scale: str) -> Statu
     if found.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
         return Status.INCONCLUSIVE
     holds = Status.REPRODUCED if full else Status.DIRECTION_HOLDS
-    status = compare.judge(found.interval, rule, band, holds)
+    status = verdict.judge(found.interval, rule, band, holds)
     return Status.INCONCLUSIVE if found.undecided and not status.holds else status
 
 
@@ -79,7 +80,7 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
         return PartResult(part, Status.NOT_RUN, part.band, note=found.missing)
     resolvable = None
     if found.interval is not None and found.resolves:
-        resolvable = compare.minimum_detectable_difference(
+        resolvable = minimum_detectable_difference(
             found.interval.standard_error, POWER, level=sources.ledger.level
         )
     band = _band(part, found.interval, sources)
@@ -120,7 +121,7 @@ def evaluate_claim(claim: Claim, sources: Sources) -> ClaimResult:
         evaluate_part(part, sources) for part in claim.parts if sources.results.scale in part.scales
     )
     statuses = [part.status for part in parts]
-    combine = compare.combine_all if claim.combine == "all" else compare.combine_each
+    combine = verdict.combine_all if claim.combine == "all" else verdict.combine_each
     status = combine(statuses)
     notes = []
     run = [one for one in statuses if one is not Status.NOT_RUN]

@@ -29,7 +29,7 @@ from replication.judge.cells import CellResult, verify_cells
 from replication.judge.claims import ClaimResult, PartResult, to_data, verify
 from replication.judge.quantities import signed
 from replication.paper import Claim, Ledger, Part, load_ledger
-from replication.stats.bootstrap import Interval, Status
+from replication.stats.verdict import Interval, Status
 
 # --- as text --------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ from replication.paper import AVERAGE, load_ledger
 from replication.paper.bands import band
 from replication.paper.released import Checkpoint
 from replication.results.scores import ResultSet
-from replication.stats import bootstrap as compare
-from replication.stats.bootstrap import Band, Interval, Rule, Status
+from replication.stats import verdict
+from replication.stats.bootstrap import bootstrap_scores, generator, interval, score
+from replication.stats.verdict import Band, Interval, Rule, Status
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
             cells.append(Cell(column, reported, None, None, Status.NOT_RUN, reason))
             continue
         found = band(table, row, column)
-        status = compare.judge(interval, Rule(within_band=True), found, Status.REPRODUCED)
+        status = verdict.judge(interval, Rule(within_band=True), found, Status.REPRODUCED)
         cells.append(Cell(column, reported, interval, found, status, found.reason))
     return cells
 
@@ -71,10 +72,9 @@ def _interval(
     if scores is None or answers is None:
         return None
     ledger = load_ledger()
-    rng = compare.generator(ledger.seed, f"released.{checkpoint.name}.{column}")
-    found = compare.score_interval(
-        answers[0], benchmarks, rng, resamples=ledger.resamples, level=ledger.level
-    )
+    rng = generator(ledger.seed, f"released.{checkpoint.name}.{column}")
+    drawn = bootstrap_scores(answers, benchmarks, rng, ledger.resamples)
+    found = interval(drawn, score, ledger.level)
     point = sum(scores.score(name) for name in benchmarks) / len(benchmarks)
     moved = point - found.point
     return Interval(point, found.low + moved, found.high + moved, found.level, found.standard_error)

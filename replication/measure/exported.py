@@ -22,7 +22,8 @@ from grace.int4 import PackedLinear, pack
 from grace.models import load_model, load_processor
 from grace.quantization import CODES_FILE, CodesFile, fake_quant_layers
 from replication.evaluate.score import evaluate_model
-from replication.stats.bootstrap import Answers, Interval, score_interval
+from replication.stats.bootstrap import Answers, bootstrap_scores, interval, score
+from replication.stats.verdict import Interval
 
 RUN = "grace_int4"
 
@@ -211,7 +212,7 @@ def compare_ways(
         "values": {
             "mismatches": Interval.exact(float(sum(way["mismatches"] for way in ways.values()))),
             "differing": Interval.exact(float(sum(exported))),
-            "agreement": score_interval(packed, benchmarks, rng, resamples=resamples),
+            "agreement": interval(bootstrap_scores([packed], benchmarks, rng, resamples), score),
         },
         "data": {"ways": ways},
     }

@@ -12,7 +12,16 @@ from grace.errors import InputError
 from replication.benchmarks import PRINTED
 from replication.results.scores import NOT_IN_AVERAGE, ResultSet
 from replication.settings.schema import Params
-from replication.stats.bootstrap import Interval, difference_interval, generator, score_interval
+from replication.stats.bootstrap import (
+    Answers,
+    Statistic,
+    bootstrap_scores,
+    difference,
+    generator,
+    interval,
+    score,
+)
+from replication.stats.verdict import Interval
 
 PLATEAU_RUN = "sft_bf16"
 
@@ -46,16 +55,16 @@ def check_world(params: Params, results: ResultSet, family: str) -> dict[str, An
     assert scores is not None
     first_seed = next(iter(scores.seeds.values()))
 
-    def options(quantity: str) -> dict[str, Any]:
+    def measure(
+        statistic: Statistic, runs: list[Answers], names: list[str], quantity: str
+    ) -> Interval:
         rng = generator(params.compare.seed, f"{family} {quantity}")
-        return {"rng": rng, "resamples": params.compare.resamples}
+        return interval(bootstrap_scores(runs, names, rng, params.compare.resamples), statistic)
 
-    gap = difference_interval(teacher, baseline, benchmarks, **options("teacher"))
-    gain = difference_interval(continued, baseline, benchmarks, **options(PLATEAU_RUN))
+    gap = measure(difference, [teacher, baseline], benchmarks, "teacher")
+    gain = measure(difference, [continued, baseline], benchmarks, PLATEAU_RUN)
     above_chance = {
-        name: _points(
-            score_interval(baseline, [name], **options(name)), minus=first_seed[name]["chance"]
-        )
+        name: _points(measure(score, [baseline], [name], name), minus=first_seed[name]["chance"])
         for name in benchmarks
     }
     bounds = params.world

@@ -44,7 +44,7 @@ from replication.paper.tables import (
     ReportedTable,
     load_tables,
 )
-from replication.stats.bootstrap import LEVEL, Band, Rule
+from replication.stats.verdict import LEVEL, Band, Rule
 
 __all__ = [
     "Benchmark",

@@ -20,7 +20,8 @@ from replication.paper.reading import (
     expect_texts,
 )
 from replication.paper.tables import COMPONENTS, FOLDER, Reported, load_tables
-from replication.stats.bootstrap import LEVEL, RESAMPLES, Band, Rule
+from replication.stats.bootstrap import RESAMPLES
+from replication.stats.verdict import LEVEL, Band, Rule
 
 OF_CELLS = "cells"
 OUTCOMES = ("holds", "inconclusive-ok", "known_deviation", "undecidable")

@@ -81,6 +81,10 @@ class ReportedTable:
     def benchmark(self, column: str) -> str:
         return self.aliases.get(column, column)
 
+    def benchmarks_of(self, column: str) -> list[str]:
+        """The benchmarks of a column: several of the average, otherwise one."""
+        return self.averaged_benchmarks if column == AVERAGE else [self.benchmark(column)]
+
     @property
     def benchmark_columns(self) -> list[str]:
         return [column for column in self.columns if column != AVERAGE]

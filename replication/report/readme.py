@@ -18,7 +18,7 @@ from replication.base.command import command
 from replication.base.files import write_text_atomic
 from replication.judge.quantities import signed
 from replication.report.tables.text import bits_text
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 README = Path("README.md")
 RESULTS = Path("results/small")

@@ -26,14 +26,10 @@ from replication.base.files import is_number, read_json, write_json_atomic
 from replication.base.messages import short
 from replication.base.scales import check_scale
 from replication.results.scores import EVIDENCE
-from replication.stats.association import (
-    BINS,
-    binned_means,
-    binned_r2_interval,
-    gate_covariance_interval,
-    pearson_interval,
-)
-from replication.stats.bootstrap import LEVEL, RESAMPLES, Interval
+from replication.stats import association
+from replication.stats.association import BINS, cluster_interval
+from replication.stats.bootstrap import RESAMPLES
+from replication.stats.verdict import LEVEL, Interval
 
 _KEYS = {"name", "scale", "method", "n", "values", "provenance"}
 _INTERVAL_KEYS = ("point", "low", "high", "level", "standard_error")
@@ -169,17 +165,21 @@ def entropy_error(
     (items,) 1 where the teacher's most likely answer is wrong, else 0. clusters: the image or
     question of each item.
 
-    Raises InputError for errors other than 0 and 1; otherwise as `binned_r2_interval`.
+    Raises InputError for errors other than 0 and 1; otherwise as
+    `replication.stats.association.binned_r2`.
     """
     wrong = np.asarray(wrong, dtype=np.float64)
     if not np.isin(wrong, (0.0, 1.0)).all():
         raise InputError("errors must be 1 (wrong) or 0 (right)")
-    settings: dict[str, Any] = {"clusters": clusters, "resamples": resamples, "level": level}
-    values = {
-        "pearson_r": pearson_interval(entropy, wrong, rng, **settings),
-        "binned_r2": binned_r2_interval(entropy, wrong, rng, bins=bins, **settings),
+    statistics = {
+        "pearson_r": association.pearson(entropy, wrong, clusters),
+        "binned_r2": association.binned_r2(entropy, wrong, clusters, bins),
     }
-    means = binned_means(entropy, wrong, bins)
+    values = {
+        name: cluster_interval(statistic, rng, resamples=resamples, level=level)
+        for name, statistic in statistics.items()
+    }
+    means = association.binned_means(entropy, wrong, bins)
     items = int(wrong.size)
     return {
         "n": {
@@ -202,10 +202,10 @@ def gate_covariance(
     level: float = LEVEL,
 ) -> dict[str, Any]:
     """Does gating lower the loss (Theorem 3.1)? The parts n, values of a measurement:
-    "covariance", N · Cov(w, DKD) in nats. Arguments and errors: see `gate_covariance_interval`."""
-    interval = gate_covariance_interval(
-        gates, losses, rng, clusters=clusters, resamples=resamples, level=level
-    )
+    "covariance", N · Cov(w, DKD) in nats. Arguments and errors: see
+    `replication.stats.association.gate_covariance`."""
+    statistic = association.gate_covariance(gates, losses, clusters)
+    interval = cluster_interval(statistic, rng, resamples=resamples, level=level)
     tokens = int(np.size(gates))
     count = tokens if clusters is None else len(np.unique(clusters))
     return {"n": {"tokens": tokens, "clusters": count}, "values": {"covariance": interval}}

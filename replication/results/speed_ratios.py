@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from replication.results.deployment import ratios
-from replication.stats.bootstrap import LEVEL, Interval
+from replication.stats.verdict import LEVEL, Interval
 
 
 def deployment_record(report: Mapping[str, Any], model: str, scale: str) -> dict[str, Any]:

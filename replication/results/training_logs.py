@@ -23,7 +23,7 @@ import numpy as np
 from grace.errors import InputError
 from replication.base.files import is_number, read_json
 from replication.base.scales import check_scale
-from replication.stats.bootstrap import LEVEL, Interval
+from replication.stats.verdict import LEVEL, Interval
 
 BUDGET_TOLERANCE = 0.1  # of tau: how far above it the average may end
 SETTLED = 0.1  # of the last value: how far beta may be from it once it has settled

@@ -27,7 +27,7 @@ from replication.results.scores import (
     write_outcomes,
     write_scores,
 )
-from replication.stats.bootstrap import Interval, Status, judge
+from replication.stats.verdict import Interval, Status, judge
 
 REPORTED = reported.load_tables()
 FACTS = bands.load_facts()

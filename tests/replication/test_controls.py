@@ -13,7 +13,7 @@ from synthetic_results import GOOD, strict_ledger, write_results
 from replication.judge.claims import verify
 from replication.results import measurements, training_logs
 from replication.results import scores as results
-from replication.stats.bootstrap import Interval, Status
+from replication.stats.verdict import Interval, Status
 
 HOLDS, OPEN, WRONG, NOT_RUN = (
     Status.DIRECTION_HOLDS,

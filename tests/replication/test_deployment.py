@@ -17,7 +17,7 @@ from replication.results.speed_ratios import deployment_record
 from replication.settings.checks import load_params
 from replication.settings.schema import Deploy
 from replication.stages import deploy as stage
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 MODEL = "llava-1.5-7b"
 

@@ -21,7 +21,7 @@ from replication.measure.exported import WAYS, mismatches, trained_integers
 from replication.results.measurements import read_measurement
 from replication.settings.checks import load_params
 from replication.stages import export as stage
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 SPEC = QuantSpec(4, 64)
 COLUMNS = ("benchmark", "question_id", "prediction")

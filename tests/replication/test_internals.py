@@ -37,7 +37,7 @@ from replication.measure.inside.distributions import (
 from replication.measure.inside.observing import Observation, observe, token_grid
 from replication.measure.inside.questions import draw_questions
 from replication.measure.inside.record import intervals, rounded, scenes
-from replication.stats.bootstrap import Interval
+from replication.stats.verdict import Interval
 
 
 @pytest.fixture(scope="module")

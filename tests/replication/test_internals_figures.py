@@ -13,7 +13,7 @@ from replication.measure.inside.distributions import gate_histogram, histogram
 from replication.report.figures import attention, distributions, observed, similarity
 from replication.report.figures.figure import NotRun, write
 from replication.results.measurements import write_measurement
-from replication.stats.bootstrap import Interval
+from replication.stats.verdict import Interval
 
 FIGURES = (attention, similarity, distributions)
 FAMILY = "qwen2_vl"

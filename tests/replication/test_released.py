@@ -30,7 +30,7 @@ from replication.paper import released as checkpoints
 from replication.results.scores import ResultSet
 from replication.settings.checks import parse_params
 from replication.settings.scales import merge, scale_params
-from replication.stats.bootstrap import Band, Status
+from replication.stats.verdict import Band, Status
 
 pytest.importorskip("replication.evaluate.chat_model", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")

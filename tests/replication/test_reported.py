@@ -9,7 +9,7 @@ import pytest
 from grace.errors import InputError
 from replication import paper as reported
 from replication.paper import consistency
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 
 @pytest.fixture(scope="module")

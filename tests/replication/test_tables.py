@@ -14,7 +14,7 @@ from replication.judge.claims import verify
 from replication.report.tables import files as tables
 from replication.report.tables.forms import tex_escape
 from replication.results import scores as results
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 RUNS = {name: value for name, value in GOOD.items() if name != "kd_int8"}  # one run is missing
 

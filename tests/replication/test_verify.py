@@ -16,7 +16,7 @@ from grace.errors import InputError
 from replication import paper as reported
 from replication.judge import ledger as verify
 from replication.results import scores as results
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 ROOT = Path(verify.__file__).parent.parent
 DECIDED = ("C02", "C03", "C04", "C05", "C06", "C14", "C16")

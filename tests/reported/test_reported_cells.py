@@ -11,7 +11,7 @@ import pytest
 
 from replication import paper as reported
 from replication.judge.cells import Cell, cells_of
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 pytestmark = pytest.mark.reported
 

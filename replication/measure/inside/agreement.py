@@ -10,7 +10,8 @@ from PIL import Image
 
 from grace.distillation import cka
 from replication.measure.inside.observing import Observation
-from replication.stats.bootstrap import Answers, Interval, bootstrap_scores, percentile_interval
+from replication.stats.bootstrap import Answers, bootstrap_scores, percentile_interval
+from replication.stats.verdict import Interval
 
 _CELL = 16  # pixels of a token's side
 

@@ -19,7 +19,8 @@ from replication.measure.inside.agreement import (
 from replication.measure.inside.observing import Observation
 from replication.measure.inside.questions import Question
 from replication.results.measurements import interval_data
-from replication.stats.bootstrap import Interval, generator
+from replication.stats.bootstrap import generator
+from replication.stats.verdict import Interval
 
 STUDENT = "grace_int4"
 SHOWN = ("teacher", "baseline", STUDENT)

@@ -19,7 +19,7 @@ from replication.report.figures import style
 from replication.report.figures.figure import NotRun
 from replication.report.figures.reading import source
 from replication.results.measurements import Measurement, measurement_path, read_measurement
-from replication.stats.bootstrap import Interval
+from replication.stats.verdict import Interval
 
 _DARK = 0.6  # of a colour that is left over a black pixel
 

@@ -13,7 +13,7 @@ from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure, command_of
 from replication.report.figures.reading import standins
 from replication.report.names import FAMILIES
-from replication.stats.bootstrap import Interval
+from replication.stats.verdict import Interval
 
 ORDER = ("baseline", "sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4", "grace_int4")
 

@@ -18,7 +18,7 @@ from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.sources import Node, absent, plain, quoted
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 MEANING = {
     Status.REPRODUCED: "the interval lies in the tolerance band",

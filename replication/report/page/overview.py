@@ -13,7 +13,7 @@ from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, stacked
 from replication.report.page.ledger import ClaimView
 from replication.report.page.sources import Node, absent, quoted
-from replication.stats.bootstrap import Status
+from replication.stats.verdict import Status
 
 SCALING = "results/scaling/scaling.json"
 HEADLINES = {

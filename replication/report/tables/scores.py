@@ -16,7 +16,7 @@ from replication.report.tables.text import NOT_RUN, QUOTED
 from replication.results.elsewhere import Recording
 from replication.results.scores import NOT_IN_AVERAGE, RunScores
 from replication.stats import bootstrap as compare
-from replication.stats.bootstrap import generator
+from replication.stats.bootstrap import Resamples, generator
 
 OURS = "ours, not in the paper"
 
@@ -144,11 +144,11 @@ class _Measurements:
             "evidence": scores.evidence,
         }
 
-    def _pair(self, run: str, against: str, column: str) -> tuple[np.ndarray, np.ndarray]:
+    def _pair(self, run: str, against: str, column: str) -> Resamples:
         """The column's scores of both runs (2,) and their resamples (resamples, 2)."""
         names, points, drawn = self.comparisons.draws(self.table.family, run, against)
         columns = [names.index(name) for name in _benchmarks(self.table, column)]
-        return points[:, columns].mean(axis=1), drawn[:, :, columns].mean(axis=2)
+        return Resamples(points[:, columns].mean(axis=1), drawn[:, :, columns].mean(axis=2))
 
     def delta(self, run: str | None, column: str) -> dict[str, float | None]:
         """The measured difference from the baseline, with its paired interval."""
@@ -161,10 +161,8 @@ class _Measurements:
         if set(names) & NOT_IN_AVERAGE:  # no mean of right answers: no paired interval
             difference = float(np.mean([first.score(n) - second.score(n) for n in names]))
             return {"delta_measured": difference}
-        points, drawn = self._pair(run, self.baseline, column)
-        interval = compare.percentile_interval(
-            points[0] - points[1], drawn[:, 0] - drawn[:, 1], self.level
-        )
+        pair = self._pair(run, self.baseline, column)
+        interval = compare.interval(pair, compare.difference, self.level)
         return {
             "delta_measured": interval.point,
             "delta_low": interval.low,
@@ -186,10 +184,10 @@ class _Measurements:
         cell["measured"] = 100.0 * first.score(name) / second.score(name)
         if name in NOT_IN_AVERAGE:
             return cell
-        _, drawn = self._pair(run, "baseline", column)
-        if (drawn[:, 1] > 0).all():
-            ratio = 100.0 * drawn[:, 0] / drawn[:, 1]
-            interval = compare.percentile_interval(cell["measured"], ratio, self.level)
+        interval = compare.find_interval(
+            self._pair(run, "baseline", column), compare.ratio, self.level
+        )
+        if interval is not None:
             cell |= {"measured_low": interval.low, "measured_high": interval.high}
         return cell
 

@@ -4,7 +4,6 @@ speed and memory when deployed."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from replication.results.question_types import answers_by_skill, flips
 from replication.results.training_logs import Cost, cost_of, read_logs
 from replication.stats import bootstrap as compare
 from replication.stats import factorial as designs
-from replication.stats.bootstrap import Interval
+from replication.stats.verdict import Interval
 
 _NAMES = {"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}
 _MIB, _GIB = 2**20, 2**30
@@ -116,8 +115,9 @@ def _measured_effects(
         dict(zip(design, answers, strict=True)),
         COMPONENTS,
         names,
-        compare.generator(sources.ledger.seed, name),
-        **sources.settings,
+        sources.generator(name),
+        resamples=sources.ledger.resamples,
+        level=sources.ledger.level,
     )
 
 
@@ -127,9 +127,8 @@ def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[s
         _column(name, "points", places=2, signed=True, standin=standin) for name in table.columns
     ]
     measured = {column: _measured_effects(table, column, sources) for column in table.columns}
-    sizes = range(1, len(COMPONENTS) + 1)
     rows = []
-    for effect in (one for size in sizes for one in combinations(COMPONENTS, size)):
+    for effect in designs.all_effects(COMPONENTS):
         cells = {
             column: cell(
                 interval=measured[column].get(effect),
@@ -236,8 +235,8 @@ def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str
         before, after = answers
         for skill in before.values:
             counts = flips(before, after, skill)
-            rng = compare.generator(sources.ledger.seed, f"flips:{first}:{second}:{skill}")
-            change = compare.difference_interval(after, before, [skill], rng, **sources.settings)
+            scores = sources.resample([after, before], [skill], f"flips:{first}:{second}:{skill}")
+            change = compare.interval(scores, compare.difference, sources.ledger.level)
             cells = {
                 "Questions": cell(float(counts.questions)),
                 "Right → wrong": cell(counts.lost),
