@@ -15,6 +15,7 @@ from replication.stats.bootstrap import (
     RESAMPLES,
     Answers,
     Resamples,
+    Statistic,
     bootstrap_scores,
     interval,
 )
@@ -67,9 +68,14 @@ def factorial_effects(
     scores = bootstrap_scores([design[run] for run in runs], benchmarks, rng, resamples)
     effects = {}
     for effect in all_effects(factors):
-        weights = np.array(list(factorial_weights(factors, effect).values()))
-        effects[effect] = interval(scores, lambda values, weights=weights: values @ weights, level)
+        weights = factorial_weights(factors, effect)
+        effects[effect] = interval(scores, _contrast(list(weights.values())), level)
     return effects
+
+
+def _contrast(weights: Sequence[float]) -> Statistic:
+    vector = np.array(weights)
+    return lambda scores: scores @ vector
 
 
 def largest_interval(points: np.ndarray, drawn: np.ndarray, level: float = LEVEL) -> Interval:
