@@ -17,23 +17,32 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.export.checkpoint import atomic_directory, read_json
-from grace.int4 import Int4Linear, Int8Linear, PackedLinear
+from grace.export.layers import linear_of
+from grace.int4 import PackedLinear
 from grace.int4.backends import AUTO
-from grace.int4.layouts import WeightShape, unpack_plain
+from grace.int4.layouts import unpack_stored
+from grace.int4.linear import LAYERS
 
 PACKED_FILE = "packed.safetensors"
-_LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
 _DEPTHS = ("num_hidden_layers", "depth")
 
 
 def save_packed(
     model: nn.Module, path: str | Path, *, processor: Any = None, overwrite: bool = False
 ) -> Path:
-    """Write a packed model (`grace.int4.pack`) as a directory; returns it.
+    """Write a packed model (`grace.int4.pack`) as a directory.
 
-    overwrite: replace a model directory at `path`; until the new one is complete the old stays.
+    Args:
+        model: With packed layers.
+        path: Of the new directory.
+        processor: Written beside the model where given.
+        overwrite: Replace a model directory at `path`; until the new one is complete the old stays.
 
-    Raises InputError for a model without packed layers, and for a `path` that is taken.
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: The model has no packed layer, or `path` is taken.
     """
     from safetensors.torch import save_file
 
@@ -69,10 +78,15 @@ def load_packed(
 ) -> nn.Module:
     """A model that `save_packed` wrote, in evaluation mode; its dense weights are never made.
 
-    backend, crossover: as of `Int4Linear.from_codes`.
+    Args:
+        path: The directory.
+        device: Where the model is loaded.
+        backend: As of `Int4Linear.from_codes`.
+        crossover: Likewise.
 
-    Raises InputError, naming file and tensor, for a directory without packed weights, a file that
-    is damaged or of another model, and codes or scales that do not fit.
+    Raises:
+        InputError: No packed weights, a file that is damaged or of another model, or codes or
+            scales that do not fit; the message names the file and the tensor.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
@@ -166,7 +180,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: corrupt or truncated ({error}); write it again") from error
     known = isinstance(bits, dict) and all(
-        type(width) is int and width in _LAYERS for width in bits.values()
+        type(width) is int and width in LAYERS for width in bits.values()
     )
     if not known or not bits:
         raise InputError(f"{file}: does not say how many bits which layer has; write it again")
@@ -185,30 +199,18 @@ def _layer(
     crossover: int | None,
 ) -> PackedLinear:
     """Takes a layer's codes, scales and bias out of `state`."""
-    try:
-        linear: Any = model.get_submodule(name)
-    except AttributeError:
-        linear = None
-    if type(linear) is not nn.Linear:
-        raise InputError(f"{file}: names {name}, which is no linear of the model")
+    linear = linear_of(model, name, str(file))
     keys = [f"{name}.packed", f"{name}.scales"]
     for key in keys:
         if key not in state:
             raise InputError(f"{file}: lacks {key}: write the directory again")
     packed, scales = state.pop(keys[0]), state.pop(keys[1])
-    columns = linear.in_features if bits == 8 else (linear.in_features + 1) // 2
-    wanted = (torch.int8 if bits == 8 else torch.uint8), (linear.out_features, columns)
-    if (packed.dtype, tuple(packed.shape)) != wanted:
-        raise InputError(
-            f"{file}: {keys[0]} is {packed.dtype} {tuple(packed.shape)}, the model needs "
-            f"{wanted[0]} {wanted[1]}: write the directory again"
-        )
-    shape = WeightShape(linear.out_features, linear.in_features, 1, bits)
-    codes = unpack_plain(packed, shape).to(device)
+    size = (linear.out_features, linear.in_features)
+    codes = unpack_stored(packed, size, bits, f"{file}: {keys[0]}").to(device)
     bias = state.pop(f"{name}.bias", None)
     if (bias is None) != (linear.bias is None):
         raise InputError(f"{file}: {name}.bias is {'missing' if bias is None else 'too many'}")
-    return _LAYERS[bits].from_codes(
+    return LAYERS[bits].from_codes(
         codes,
         scales.to(device),
         None if bias is None else bias.to(device),

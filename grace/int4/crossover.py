@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from grace.errors import InputError
+from grace.files import atomic_path
 from grace.int4.backends import Backend, Buffers
 from grace.int4.layouts import WeightShape
 
@@ -46,9 +46,10 @@ def crossover_path() -> Path:
 
 
 def forced_crossover() -> int | None:
-    """The value of $GRACE_INT4_CROSSOVER, which layers made now take instead of measuring.
+    """The value of $GRACE_INT4_CROSSOVER, which new layers take instead of measuring.
 
-    Raises InputError if it is no whole number of rows.
+    Raises:
+        InputError: It is no whole number of rows.
     """
     text = os.environ.get(ENVIRONMENT)
     if text is None or text == "":
@@ -108,7 +109,12 @@ def measure(
     """The largest of `ROWS` (or 1) at which the packed product is faster than the dense one.
 
     By bisection, which takes the packed product's advantage to fall as rows are added.
-    clock: seconds that a call takes, by default the median of a few.
+
+    Args:
+        backend: With a kernel.
+        buffers: A packed weight.
+        shape: Of the weight.
+        clock: Seconds that a call takes; by default the median of a few calls.
     """
     device = next(iter(buffers.values())).device
     clock = clock or _seconds
@@ -175,19 +181,14 @@ def _read() -> dict[str, int]:
 
 
 def _write(rows: dict[str, int]) -> None:
-    """Through a temporary name and a rename. A directory that cannot be written costs a warning."""
+    """Whole or not at all. A directory that cannot be written costs a warning."""
     path = crossover_path()
     content = {"format": _FORMAT, "rows": dict(sorted(rows.items()))}
-    temporary = None
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         warnings.warn(
             f"{path}: crossovers cannot be kept ({error}) and are measured in every process; "
             f"set ${CACHE_ENVIRONMENT} to a directory that can be written",

@@ -34,9 +34,13 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class WeightShape:
-    """The shape of a quantized weight: (out_features, in_features), `groups` scales a row.
+    """The shape of a quantized weight.
 
-    bits: 4 or 8, what a code is stored in.
+    Attributes:
+        out_features: Rows.
+        in_features: Columns.
+        groups: Scales per row.
+        bits: 4 or 8, in which a code is stored.
     """
 
     out_features: int
@@ -65,13 +69,17 @@ class WeightShape:
 
 
 def check(codes: Tensor, scales: Tensor, bits: int, name: str = "") -> WeightShape:
-    """The shape of a weight, once its codes and scales are known to be sound.
+    """The shape of a weight, after its codes and scales were checked.
 
-    codes: int8 (out, in), in -2^(bits-1) .. 2^(bits-1) - 1; scales: (out, groups), floating point,
-    positive, exactly representable in bfloat16, and so small that every code times its scale is
-    finite there; name: the layer's, for messages.
+    Args:
+        codes: int8 (out, in), in -2^(bits-1) .. 2^(bits-1) - 1.
+        scales: (out, groups), floating point, positive, exactly representable in bfloat16, and so
+            small that every code times its scale is finite there.
+        bits: 4 or 8.
+        name: Name of the layer, for messages.
 
-    Raises InputError, naming the tensor, the value and the mend, for anything else.
+    Raises:
+        InputError: Anything else; the message names the tensor, the value and the mend.
     """
     label = name or "linear"
     _check_kind(codes, f"{label}: codes", torch.int8)
@@ -94,7 +102,7 @@ def check(codes: Tensor, scales: Tensor, bits: int, name: str = "") -> WeightSha
 
 
 def check_scales(scales: Tensor, size: tuple[int, int], bits: int, name: str = "") -> WeightShape:
-    """The part of `check` that needs no codes; size: (out, in)."""
+    """The part of `check` that needs no codes but only their shape, `size` (out, in)."""
     label = name or "linear"
     if type(bits) is not int or bits not in BITS:
         raise InputError(f"{label}: bits is {bits!r}: codes are packed in 4 or 8 bits")
@@ -111,8 +119,7 @@ def check_scales(scales: Tensor, size: tuple[int, int], bits: int, name: str = "
 
 
 def _check_kind(tensor: Tensor, what: str, dtype: torch.dtype | None) -> None:
-    if not isinstance(tensor, Tensor):
-        raise InputError(f"{what} are a {type(tensor).__name__}: give a tensor")
+    assert isinstance(tensor, Tensor), f"{what} are a {type(tensor).__name__}"
     right = tensor.dtype == dtype if dtype else tensor.is_floating_point()
     if not right or tensor.dim() != 2:
         raise InputError(
@@ -146,11 +153,18 @@ def _check_values(scales: Tensor, largest_code: int, label: str) -> None:
 
 
 def kernel_scales(scales: Tensor, shape: WeightShape) -> Tensor:
-    """What torch's kernels read: (K / g, out, 2) bfloat16 of scale and zero point.
+    """Scales and zero points as torch's kernels read them.
 
-    scales: (out, groups). The kernels compute w = (nibble - 8) * scale + zero, g is
-    `shape.kernel_group`, and K is in_features, or twice that at 8 bits: first the groups of the
+    The kernels compute w = (nibble - 8) * scale + zero. At 8 bits there are first the groups of the
     high nibbles, with 16 s, then those of the low ones, with s and the zero point 8 s.
+
+    Args:
+        scales: (out, groups).
+        shape: Of the weight.
+
+    Returns:
+        (K / g, out, 2) bfloat16, with g = `shape.kernel_group`, K = in_features at 4 bits and twice
+        that at 8.
     """
     assert shape.kernel_group is not None
     scale = scales.to(torch.float32).t()
@@ -213,6 +227,28 @@ def unpack_plain(packed: Tensor, shape: WeightShape) -> Tensor:
     return _codes(both[:, : shape.in_features])
 
 
+def unpack_stored(packed: Tensor, size: tuple[int, int], bits: int, label: str) -> Tensor:
+    """int8 codes (out, in) of a layer that was stored by `pack_plain`.
+
+    Args:
+        packed: From a state dict or a file.
+        size: (out, in) of the layer that it is loaded into.
+        bits: Of that layer.
+        label: Name of the tensor, for the message.
+
+    Raises:
+        InputError: The shape or the dtype is that of another layer.
+    """
+    rows, columns = size
+    dtype, width = (torch.int8, columns) if bits == 8 else (torch.uint8, (columns + 1) // 2)
+    if (packed.dtype, tuple(packed.shape)) != (dtype, (rows, width)):
+        raise InputError(
+            f"{label} is {packed.dtype} {tuple(packed.shape)} and the layer needs {dtype} "
+            f"{(rows, width)}: load it into a layer of the same shape and bits"
+        )
+    return unpack_plain(packed, WeightShape(rows, columns, 1, bits))
+
+
 # --------------------------------------------------------------------------------------- blocked
 
 
@@ -257,9 +293,11 @@ class BlockedLayout:
         return codes
 
     def blocks(self, packed: Tensor, limit: int = _BLOCK) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, uint8 (blocks, in, w / 2)), a view of `packed`, by and by.
+        """Pairs (rows, uint8 (blocks, in, w / 2)): views of `packed`, one after another.
 
-        limit: codes that come at a time, but at least one block.
+        Args:
+            packed: uint8 (out, in / 2).
+            limit: Codes per view; there is at least one block in each.
         """
         rows, columns = packed.shape[0], packed.shape[1] * 2
         step = max(1, limit // (self.width * columns)) * self.width
@@ -321,7 +359,7 @@ def unpack_tensor_core(packed: Tensor) -> Tensor:
 
 
 def row_steps(shape: WeightShape, multiple: int, limit: int = _BLOCK) -> Iterator[slice]:
-    """Slices of whole rows, `multiple` of them or multiples of it, of about `limit` codes."""
+    """Slices of rows, of about `limit` codes each: all but the last of a multiple of `multiple`."""
     step = max(1, limit // (shape.in_features * multiple)) * multiple
     for start in range(0, shape.out_features, step):
         yield slice(start, min(start + step, shape.out_features))

@@ -11,18 +11,14 @@ from grace.int4.backends import AUTO, Backend, select
 from grace.int4.crossover import crossover, forced_crossover
 from grace.int4.layouts import (
     SCALE_DTYPE,
-    WeightShape,
     check,
     pack_plain,
-    unpack_plain,
+    unpack_stored,
 )
 
 
 class PackedLinear(nn.Module):
-    """y = x (s q)^T + b on a packed weight; the class of `Int4Linear` and `Int8Linear`.
-
-    bits: what a code is stored in. backend: the name of the back end that runs. reason: why that
-    one. shape: the weight's.
+    """y = x (s q)^T + b on a packed weight; the base class of `Int4Linear` and `Int8Linear`.
 
     Inputs. x: (..., in_features), any floating-point dtype; the result is (..., out_features) in
     x's dtype, or in autocast's where it is on. The kernels work on bfloat16 inputs and give
@@ -37,8 +33,16 @@ class PackedLinear(nn.Module):
 
     The state dict has the keys packed (uint8, two codes a byte, or int8), scales (bfloat16) and
     bias, in `pack_plain`'s layout whatever the back end's: it can be loaded on another device.
-    Moving the module to another device packs it anew for that device; casting it casts the bias
-    only. There are no gradients. Make one with `from_codes`.
+    Moving the module to another device packs it again for that device; casting it casts the bias
+    only. There are no gradients. Create it with `from_codes`.
+
+    Attributes:
+        bits: In which a code is stored.
+        bias: (out_features,) or None.
+        name: Dotted name of the layer in its model, for messages.
+        requested: The back end that was asked for.
+        reason: One line on why the back end that runs was chosen.
+        shape: Of the weight.
     """
 
     bits: ClassVar[int]
@@ -85,17 +89,20 @@ class PackedLinear(nn.Module):
     ) -> Self:
         """A layer with the weight s * q.
 
-        codes: int8 (out, in), in the range of `bits`; scales: (out, groups), positive and
-            representable in bfloat16, one for every in / groups consecutive inputs of a row; bias:
-            (out,) or None, shared and not copied.
-        backend: a name of `grace.int4.BACKENDS`, or "auto": the kernel of the codes' device, or
-            the reference, with a warning, where that cannot take the shape.
-        crossover: rows up to which the kernel is used, instead of what is measured; by default
-            $GRACE_INT4_CROSSOVER, where that is set now.
-        name: the layer's, for messages.
+        Args:
+            codes: int8 (out, in), in the range of `bits`.
+            scales: (out, groups), positive and representable in bfloat16, one for every
+                in / groups consecutive inputs of a row.
+            bias: (out,) or None, shared and not copied.
+            backend: A name of `grace.int4.BACKENDS`, or "auto": the kernel of the codes' device,
+                or the reference, with a warning, where that cannot take the shape.
+            crossover: Rows up to which the kernel is used, instead of what is measured; by default
+                $GRACE_INT4_CROSSOVER, where that is set now.
+            name: Name of the layer, for messages.
 
-        Raises InputError, naming the layer, the tensor, the value and the mend, for codes, scales
-        or a bias that do not fit, and for a back end that cannot run here.
+        Raises:
+            InputError: Codes, scales or a bias that do not fit, or a back end that cannot run here;
+                the message names the layer, the tensor, the value and the mend.
         """
         return cls(codes, scales, bias, backend, crossover=crossover, name=name)
 
@@ -132,7 +139,10 @@ class PackedLinear(nn.Module):
         """Rows up to which the kernel is used; None where the back end has one product only.
 
         What `from_codes` was given, or a measurement on this device, which is kept in a file.
-        measure: without it, also None where this layer has not asked yet.
+
+        Args:
+            measure: Measure where necessary; without it, also None where this layer has not
+                measured yet.
         """
         if not self._backend.kernel:
             return None
@@ -147,7 +157,7 @@ class PackedLinear(nn.Module):
         return self._measured[1]
 
     def product(self, rows: int) -> str:
-        """ "packed" or "dense": how inputs of so many rows are multiplied."""
+        """The product that multiplies inputs of so many rows: "packed" or "dense"."""
         if not self._backend.kernel:
             return "dense"
         if rows <= 1 and self._fixed_crossover is None:
@@ -157,11 +167,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features) -> (..., out_features)."""
-        if x.shape[-1] != self.in_features or not x.is_floating_point():
-            raise InputError(
-                f"{self.name or 'linear'}: input has shape {tuple(x.shape)} and dtype {x.dtype}: "
-                f"give floating-point vectors of {self.in_features}"
-            )
+        assert x.shape[-1] == self.in_features and x.is_floating_point(), (x.shape, x.dtype)
         if x.requires_grad and torch.is_grad_enabled():
             raise InputError(
                 f"{self.name or 'linear'}: a packed layer has no gradients: run under "
@@ -252,23 +258,23 @@ class PackedLinear(nn.Module):
 
     def _take(self, packed: Tensor, scales: Tensor) -> None:
         """Packs what a state dict holds, on the device that this layer is on."""
-        columns = self.in_features if self.bits == 8 else (self.in_features + 1) // 2
-        expected = (self.out_features, columns), torch.int8 if self.bits == 8 else torch.uint8
-        if (tuple(packed.shape), packed.dtype) != expected:
-            raise InputError(
-                f"{self.name or 'linear'}: packed is {packed.dtype} {tuple(packed.shape)} in the "
-                f"state dict, {expected[1]} {expected[0]} in the layer: load it into a layer of "
-                "the same shape and bits"
-            )
+        size = (self.out_features, self.in_features)
+        codes = unpack_stored(packed, size, self.bits, f"{self.name or 'linear'}: packed")
         device = next(iter(self.packed_tensors().values())).device
-        shape = WeightShape(self.out_features, self.in_features, 1, self.bits)
-        codes, scales = unpack_plain(packed, shape).to(device), scales.to(device)
+        codes, scales = codes.to(device), scales.to(device)
         self.shape = check(codes, scales, self.bits, self.name)
         self._put(codes, scales)
 
 
 class Int4Linear(PackedLinear):
-    """A linear layer whose weight is packed in 4 bits: codes in -8 .. 7. See `PackedLinear`."""
+    """A linear layer whose weight is packed in 4 bits: codes in -8 .. 7. See `PackedLinear`.
+
+    Example:
+        >>> quantized = FakeQuantLinear.from_linear(nn.Linear(256, 64), QuantSpec())
+        >>> layer = Int4Linear.from_codes(quantized.codes(), quantized.scales(), quantized.bias)
+        >>> layer(torch.randn(3, 256)).shape, torch.equal(layer.codes(), quantized.codes())
+        (torch.Size([3, 64]), True)
+    """
 
     bits = 4
 
@@ -280,6 +286,10 @@ class Int8Linear(PackedLinear):
     """
 
     bits = 8
+
+
+LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
+"""The layer for each number of bits that a code is stored in."""
 
 
 def _check_bias(bias: Tensor, out_features: int, device: torch.device, name: str) -> None:

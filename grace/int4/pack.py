@@ -10,16 +10,13 @@ from torch import Tensor, nn
 from grace.errors import InputError
 from grace.int4.backends import AUTO, select
 from grace.int4.layouts import WeightShape, check, check_scales, row_steps
-from grace.int4.linear import Int4Linear, Int8Linear, PackedLinear
+from grace.int4.linear import LAYERS, PackedLinear
 from grace.quantization import CodesFile, FakeQuantLinear
 
 Exact = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (codes int8 (out, in), scales (out, groups)): what `grace.quantization.bake` returns."""
 
-_LAYERS: dict[int, type[PackedLinear]] = {4: Int4Linear, 8: Int8Linear}
 
-
-@torch.no_grad()
 def pack(
     model: nn.Module,
     exact: Exact | None = None,
@@ -28,59 +25,77 @@ def pack(
     backend: str = AUTO,
     crossover: int | None = None,
 ) -> list[str]:
-    """Replaces a model's quantized linears by packed ones, in place, and freezes the model.
+    """Replace a model's quantized linear layers by packed ones, in place, and freeze the model.
 
     Without `exact`, every `FakeQuantLinear` becomes an `Int4Linear`, or an `Int8Linear` where its
     codes have more than 4 bits: with the codes and scales that it trains with. With `exact`, the
     named `nn.Linear`s of a plain model do, whose weights must be s * q as far as their dtype tells
     (`bake` makes such a model, and returns its `exact`).
 
-    bits: 4 or 8, with `exact` only; by default those of a `CodesFile`, else 4.
-    backend, crossover: as of `Int4Linear.from_codes`.
-
-    Returns the names of the replaced modules, in module order. Embeddings, norms, the vision tower
-    and whatever else is no such linear stay as they are, but nothing keeps `requires_grad`: a
-    packed layer passes no gradient on.
+    Embeddings, norms, the vision tower and whatever else is no such linear stay as they are, but
+    nothing keeps `requires_grad`: a packed layer passes no gradient on.
 
     Memory: the smallest layers go first, and each layer's weight is dropped before the next is
     touched. So the peak is the larger of the two models, and above it, while the first layers are
     packed, no more than their codes and their packed form, one layer's at a time, with some MiB of
     scratch. A weight that something else refers to, an optimizer for one, is not freed.
 
-    Raises InputError, and leaves the model as it was, for a model with nothing to pack, names that
-    the model lacks or that are no plain linear, codes or scales that do not fit them (`check`),
-    weights that are not s * q, and a back end that cannot run here. Raises RuntimeError if what
-    was packed, unpacked again, differs in any code or scale.
+    Args:
+        model: Left as it was where an InputError is raised.
+        exact: Codes and scales by name, for a plain model.
+        bits: 4 or 8, with `exact` only; by default those of a `CodesFile`, else 4.
+        backend: As of `Int4Linear.from_codes`.
+        crossover: Likewise.
+
+    Returns:
+        The names of the replaced modules, in the order of the model's modules.
+
+    Raises:
+        InputError: A model with nothing to pack, names that the model lacks or that are no plain
+            linear, codes or scales that do not fit them (`check`), weights that are not s * q, or a
+            back end that cannot run here.
+        RuntimeError: What was packed, unpacked again, differs in any code or scale.
     """
     if isinstance(model, FakeQuantLinear | nn.Linear):
         raise InputError("pack: the model itself is a linear: wrap it in a parent module")
     if exact is None:
-        if bits is not None:
-            raise InputError(f"pack: bits is {bits!r}, which the layers know: leave it out")
+        assert bits is None, "the layers know their bits"
         names = _check_prepared(model, backend)
     else:
         bits = _bits_of(exact) if bits is None else bits
         names = _check_plain(model, exact, bits, backend)
     model.requires_grad_(False)
-    for shared in _smallest_first(model, names):
-        name = shared[0]
-        codes, scales, container = _exact(model.get_submodule(name), name, exact, bits)
-        source: Any = model.get_submodule(name)
-        layer = _LAYERS[container].from_codes(
-            codes, scales, source.bias, backend, crossover=crossover, name=name
-        )
-        wrong = layer.mismatches(codes, scales)
-        if wrong:
-            raise RuntimeError(
-                f"{name}: {wrong} codes or scales differ after packing for {layer.backend}: "
-                "this back end must not be used here"
-            )
-        layer.train(source.training)
-        for each in shared:
-            parent, _, child = each.rpartition(".")
-            setattr(model.get_submodule(parent), child, layer)
-        del source, codes, scales  # before the next layer's are made
+    with torch.no_grad():
+        for shared in _smallest_first(model, names):
+            layer = _packed(model, shared[0], exact, bits, backend=backend, crossover=crossover)
+            for name in shared:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer)
     return names
+
+
+def _packed(
+    model: nn.Module,
+    name: str,
+    exact: Exact | None,
+    bits: int | None,
+    *,
+    backend: str,
+    crossover: int | None,
+) -> PackedLinear:
+    """The packed layer for a linear of the model; no other reference to its weight is kept."""
+    source: Any = model.get_submodule(name)
+    codes, scales, container = _exact(source, name, exact, bits)
+    layer = LAYERS[container].from_codes(
+        codes, scales, source.bias, backend, crossover=crossover, name=name
+    )
+    wrong = layer.mismatches(codes, scales)
+    if wrong:
+        raise RuntimeError(
+            f"{name}: {wrong} codes or scales differ after packing for {layer.backend}: "
+            "this back end must not be used here"
+        )
+    return layer.train(source.training)
 
 
 def _smallest_first(model: nn.Module, names: list[str]) -> list[list[str]]:
@@ -156,7 +171,7 @@ def _check_plain(model: nn.Module, exact: Exact, bits: int, backend: str) -> lis
         linear: Any = modules[name]
         codes, scales = exact[name]
         shape = check(codes, scales, bits, name)
-        _check_weight(linear.weight, codes, scales, shape, name)
+        _check_weight(linear.weight.detach(), codes, scales, shape, name)
         select(backend, shape, linear.weight.device, name)
     return names
 
@@ -189,11 +204,16 @@ def _check_weight(
 
 @dataclass(frozen=True)
 class LayerBits:
-    """What one linear runs.
+    """What one linear layer runs.
 
-    name: dotted. kind: its class. weights: how many. stored_bytes: of what holds them, scales and
-    zero points included, bias not. backend: of a packed layer, else None. how: of a packed layer,
-    why that back end, its arithmetic and its dispatch; else the weight's dtype.
+    Attributes:
+        name: Dotted name.
+        kind: Name of its class.
+        weights: Number of weights.
+        stored_bytes: Of the tensors that hold them, scales and zero points included, bias not.
+        backend: Of a packed layer, else None.
+        how: Of a packed layer why that back end was chosen, its arithmetic and its dispatch; else
+            the weight's dtype.
     """
 
     name: str
@@ -211,7 +231,11 @@ class LayerBits:
 
 @dataclass(frozen=True)
 class EffectiveBits:
-    """What the linears of a model really run; `str()` is a table."""
+    """What the linear layers of a model really run; `str()` is a table.
+
+    Attributes:
+        layers: In the order of the model's modules.
+    """
 
     layers: tuple[LayerBits, ...]
 
@@ -226,7 +250,11 @@ class EffectiveBits:
         return _mean([layer for layer in self.layers if layer.backend is not None])
 
     def of(self, names: Iterable[str]) -> "EffectiveBits":
-        """The same for some layers. Raises InputError for a name that is no linear."""
+        """The same for some layers only.
+
+        Raises:
+            InputError: A name is no linear of the model.
+        """
         layers = {layer.name: layer for layer in self.layers}
         names = list(names)
         for name in names:
@@ -254,7 +282,7 @@ def _mean(layers: Iterable[LayerBits]) -> float:
 
 
 def effective_bits(model: nn.Module) -> EffectiveBits:
-    """What every linear of the model runs, from the tensors that it holds now.
+    """What every linear layer of the model runs, from the tensors that it holds now.
 
     Linears are `nn.Linear` and its subclasses, `FakeQuantLinear` and packed layers. A
     fake-quantized layer counts with the bits of its weight's dtype: it saves nothing.

@@ -253,22 +253,11 @@ def test_a_damaged_file_is_measured_again_and_replaced(measured, damage):
     assert list(json.loads(crossover_path().read_text())["rows"].values()) == [24]
 
 
-def kept(caught, path, error):
-    """The warning is this one."""
-    (warning,) = caught
-    assert str(warning.message) == (
-        f"{path}: crossovers cannot be kept ({error}) and are measured in every process; "
-        "set $GRACE_CACHE to a directory that can be written"
-    )
-    assert warning.category is UserWarning
-
-
 def test_a_directory_that_cannot_be_written_costs_a_warning(measured, cache, monkeypatch):
     (cache / "file").write_text("")
     monkeypatch.setenv("GRACE_CACHE", str(cache / "file"))
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match=r"crossovers cannot be kept.*File exists.*GRACE_CACHE"):
         assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    kept(caught, crossover_path(), f"[Errno 17] File exists: '{cache / 'file'}'")
     assert crossover.crossover(CPU, buffers(), SHAPE) == 24
     assert len(measured) == 1
 
@@ -289,9 +278,8 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
         raise OSError("no space")
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match=r"crossovers cannot be kept \(no space\)"):
         assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    kept(caught, crossover_path(), "no space")
     (source,) = sources
     assert source.parent == crossover_path().parent
     assert source.name.startswith(".int4_crossover.json.")
@@ -400,11 +388,8 @@ def test_a_layer_asks_only_beyond_one_row(measured):
 @pytest.mark.parametrize("text", ["-1", "1.5", "eight", " "])
 def test_a_bad_override_is_refused(monkeypatch, text):
     monkeypatch.setenv("GRACE_INT4_CROSSOVER", text)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=rf"GRACE_INT4_CROSSOVER is {text!r}: "):
         forced_crossover()
-    assert str(caught.value) == (
-        f"$GRACE_INT4_CROSSOVER is {text!r}: give a number of rows, 0 or more"
-    )
 
 
 @pytest.mark.parametrize(("text", "expected"), [(None, None), ("", None), ("0", 0), ("48", 48)])

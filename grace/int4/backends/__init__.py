@@ -1,6 +1,6 @@
-"""The back ends by name, and the choice of one.
+"""The back ends by name, and the choice between them.
 
-`base` says what a back end is; `reference`, `cpu` and `cuda` are one each.
+`base` has their interface; `reference`, `cpu` and `cuda` are one each.
 """
 
 import warnings
@@ -32,13 +32,21 @@ def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
 def select(
     requested: str, shape: WeightShape, device: torch.device, name: str = ""
 ) -> tuple[Backend, str]:
-    """The back end for a weight, and one line on why it was chosen.
+    """The back end for a weight.
 
-    requested: a back end's name, or "auto": the device's kernel where it is available and takes
-        the shape, else the reference with a warning. name: the layer's, for messages.
+    Args:
+        requested: Name of a back end, or "auto": the device's kernel where it is available and
+            takes the shape, else the reference with a warning.
+        shape: Of the weight.
+        device: Where the weight is.
+        name: Name of the layer, for messages.
 
-    Raises InputError where a back end asked for by name is unknown, unavailable on the device, or
-    cannot take the shape: nothing falls back in silence.
+    Returns:
+        (back end, one line on why it was chosen).
+
+    Raises:
+        InputError: A back end asked for by name is unknown, unavailable on the device, or cannot
+            take the shape: nothing falls back in silence.
     """
     label = name or "linear"
     if requested == AUTO:

@@ -1,4 +1,4 @@
-"""What a back end is."""
+"""The interface of a back end."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -16,10 +16,12 @@ Buffers = dict[str, Tensor]
 class Backend(ABC):
     """A layout of the weight and the products that read it. Stateless; one instance serves all.
 
-    name: by which it is asked for.
-    kernel: has a product for few rows, `packed`; without one, `dense` serves any number.
-    activations: the dtype that inputs are cast to, or None for the input's own.
-    arithmetic: one line for reports: what is computed in which precision.
+    Attributes:
+        name: By which a user asks for it.
+        kernel: Whether it has a product for few rows, `packed`; without one, `dense` serves any
+            number.
+        activations: Dtype that inputs are cast to, or None for the input's own.
+        arithmetic: One line for reports: what is computed in which precision.
     """
 
     name: ClassVar[str]
@@ -37,7 +39,7 @@ class Backend(ABC):
 
     @abstractmethod
     def pack(self, codes: Tensor, scales: Tensor, shape: WeightShape) -> Buffers:
-        """codes: int8 (out, in); scales: (out, groups); both checked, on the right device."""
+        """Pack codes int8 (out, in) and scales (out, groups): both checked, on the right device."""
 
     @abstractmethod
     def code_rows(self, buffers: Buffers, shape: WeightShape) -> Iterator[tuple[slice, Tensor]]:
@@ -80,9 +82,11 @@ class Backend(ABC):
 
 
 class KernelBackend(Backend):
-    """One of torch's int4pack kernels, whose scales lie beside zeros, two by two.
+    """One of torch's int4pack kernels, which read scales and zero points in pairs.
 
-    product: the operator's name in torch.ops.aten. row_multiple: what divides the output features.
+    Attributes:
+        product: Name of the operator in torch.ops.aten.
+        row_multiple: A divisor of the output features that the kernel takes.
     """
 
     product: ClassVar[str]
