@@ -17,6 +17,7 @@ from grace.errors import InputError
 from grace.training import METHODS, TEACHER_METHODS
 from replication.base.messages import one_line, unknown
 from replication.base.scales import FULL_SCALE
+from replication.base.validation import validate
 from replication.base.yaml import read_yaml
 from replication.benchmarks import BENCHMARKS
 from replication.settings.ptq_methods import check_method
@@ -26,7 +27,6 @@ from replication.settings.schema import (
     Params,
     Run,
     Train,
-    build,
     section,
 )
 
@@ -52,7 +52,7 @@ def parse_params(content: dict[str, Any], source: str = "params") -> Params:
     Raises:
         InputError: in one line that names the source, the key, the value and the mend.
     """
-    params = build(content, source)
+    params = validate(Params, content, source)
     for message in itertools.chain.from_iterable(check(params) for check in _CHECKS):
         raise InputError(f"{source}: {message}")
     return params

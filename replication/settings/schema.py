@@ -6,18 +6,16 @@ stage's code does not change with a registry that the checks look into.
 """
 
 import dataclasses
-import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, Strict
 from pydantic.dataclasses import dataclass
 
 from grace.errors import InputError
-from replication.base.messages import short, unknown
+from replication.base.messages import unknown
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -705,101 +703,3 @@ def section(value: T | None, name: str) -> T:
     if value is None:
         raise InputError(f"the parameters have no section {name}, which this stage reads")
     return value
-
-
-# --- errors ---------------------------------------------------------------------------------------
-
-_EXPECTED = {
-    "bool_type": "true or false",
-    "dataclass_type": "a mapping",
-    "dict_type": "a mapping",
-    "float_type": "a number",
-    "int_from_float": "a whole number",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "string_type": "text",
-}
-"""What a field takes, by pydantic's type of the error; its own words otherwise."""
-
-
-def build(content: Any, source: str) -> Params:
-    """The fields of a mapping, each of its type and within its bounds.
-
-    Args:
-        content: what a parameter file holds.
-        source: what it is, for error messages.
-
-    Raises:
-        InputError: naming the place, the value and what is allowed there.
-    """
-    try:
-        return TypeAdapter(Params).validate_python(content)
-    except ValidationError as error:
-        reason = _explain(error.errors(include_url=False), content)
-    except RecursionError:
-        reason = "they are nested too deep"
-    raise InputError(f"{source}: {reason}")
-
-
-def _explain(errors: Sequence[Mapping[str, Any]], content: Any) -> str:
-    """The first error in words; an unknown key, which may be a missing one misspelt, goes first."""
-    keys = ("invalid_key", "unexpected_keyword_argument")
-    first = min(errors, key=lambda error: error["type"] not in keys)
-    kind, loc = first["type"], first["loc"]
-    where, value = _locate(content, loc)
-    if kind == "missing":
-        return f"{where or 'the file'} lacks the key {loc[-1]!r}; add it"
-    if kind == "unexpected_keyword_argument":
-        parent, _ = _locate(content, loc[:-1])
-        return unknown(f"{parent}: key {loc[-1]!r}".removeprefix(": "), loc[-1], _keys(loc[:-1]))
-    if kind == "invalid_key" or loc[-1:] == ("[key]",):
-        parent, _ = _locate(content, loc[: -1 if kind == "invalid_key" else -2])
-        return f"{parent}: key {short(first['input'])} is not text; put it in quotes"
-    same = [error for error in errors if _locate(content, error["loc"])[0] == where]
-    if isinstance(value, str) and (names := [n for error in same for n in _choices(error)]):
-        return unknown(f"{where} {value!r}", value, names)
-    allowed = " or ".join(dict.fromkeys(_allowed(error) for error in same))
-    hint = ""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-        hint = "; YAML reads a power of ten as text unless it has a point, as in 1.0e-5"
-    return f"{where or 'the file'} is {short(value)}; it must be {allowed}{hint}"
-
-
-def _allowed(error: Mapping[str, Any]) -> str:
-    words = error["msg"].removeprefix("Input should be ")
-    words = words.replace("greater than or equal to", "at least")
-    return _EXPECTED.get(error["type"], words.replace("less than or equal to", "at most"))
-
-
-def _choices(error: Mapping[str, Any]) -> list[str]:
-    """The names that a literal takes."""
-    expected = error["ctx"]["expected"] if error["type"] == "literal_error" else ""
-    return re.findall(r"'([^']*)'", expected)
-
-
-def _locate(content: Any, loc: Iterable[Any]) -> tuple[str, Any]:
-    """The dotted place that an error is at, and its value; pydantic's names of types left out."""
-    place = ""
-    for part in loc:
-        if isinstance(content, dict) and part in content:
-            place = f"{place}.{part}".removeprefix(".")
-        elif isinstance(content, list) and isinstance(part, int):
-            place += f"[{part}]"
-        else:
-            break
-        content = content[part]
-    return place, content
-
-
-def _keys(loc: Iterable[Any]) -> list[str]:
-    """The names of the fields at a place."""
-    kind: Any = Params
-    for part in loc:
-        if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind)[part]
-        else:  # a mapping or a list
-            kind = typing.get_args(kind)[-1]
-        options = [o for o in typing.get_args(kind) if o is not type(None)]
-        if type(None) in typing.get_args(kind):
-            (kind,) = options
-    return [entry.name for entry in dataclasses.fields(kind)]
