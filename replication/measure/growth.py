@@ -1,25 +1,20 @@
 """How time and memory of GRACE's training step grow: measured at small sizes, on this machine.
 
-    python -m replication.measure.growth [--out results/scaling/scaling.json]
-
-Varies the length of a sequence, the vocabulary and the student's width, one at a time, around one
+The length of a sequence, the vocabulary and the student's width vary, one at a time, around one
 step of `replication.measure.step`. Every point has the median time of a step (processor seconds of
-one
-thread), the peak of the bytes alive (`LiveBytes`), and what `replication.plan.costs` says of both.
-A
-point that the file has already, from the same code, is kept: an interrupted run goes on where it
-stopped.
-"""
+one thread), the peak of the bytes alive (`LiveBytes`), and what `replication.plan.costs` predicts
+for both.
 
-from __future__ import annotations
+    <out>/parts/<axis>=<value>.json    one point; a run that is interrupted goes on after it
+    <out>/scaling.json                 all of them, with provenance
+"""
 
 import argparse
 import dataclasses
+import itertools
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +22,14 @@ import torch
 from transformers import TrainerCallback
 
 from replication.base import provenance
-from replication.base.code import code_hash
-from replication.base.command import command
-from replication.base.files import read_json, write_json_atomic
+from replication.base.files import write_json_atomic
+from replication.measure.clock import Clock
+from replication.measure.harness import Benchmark, Part
+from replication.measure.printing import ResultTable
 from replication.measure.step import Trial, live_bytes, trial_trainer
 from replication.plan.costs import Precision, Shape, rank_memory, step_flops
 
+HELP = "growth of the time and memory of a training step with its sizes"
 OUT = Path("results/scaling/scaling.json")
 CENTRE = Trial(text_tokens=112, supervised=64, sequences=2, vocabulary=4096, width=256, layers=2)
 AXES: dict[str, tuple[int, ...]] = {
@@ -43,29 +40,107 @@ AXES: dict[str, tuple[int, ...]] = {
 STEPS = 5
 
 
-class _Clock(TrainerCallback):
-    """Seconds of every optimizer step, the teacher's forward included: from one step's end to the
-    next one's. On a CPU those of the processor, which other programs do not lengthen."""
+def run(
+    out: str | Path,
+    *,
+    axes: Mapping[str, Sequence[int]] = AXES,
+    centre: Trial = CENTRE,
+    steps: int = STEPS,
+    command: str,
+) -> dict[str, Any]:
+    """Measure the points that are missing, and write the report.
+
+    Args:
+        out: folder of points and report.
+        axes: values by the field of `Trial` that varies.
+        centre: the step around which it varies.
+        steps: optimizer steps that are timed at each point.
+        command: for the provenance.
+
+    Returns:
+        The content of <out>/scaling.json.
+
+    Raises:
+        InputError: where a point fails.
+    """
+    settings = {"centre": dataclasses.asdict(centre), "steps": steps, "axes": dict(axes)}
+    parts = [
+        Part(
+            f"{axis}={value}",
+            "replication.measure.growth",
+            {"trial": {**settings["centre"], axis: value}, "steps": steps},
+        )
+        for axis, values in axes.items()
+        for value in values
+    ]
+    benchmark = Benchmark(provenance.device_description())
+    report = {
+        "points": benchmark.run(parts, Path(out) / "parts"),
+        "settings": settings,
+        "provenance": benchmark.provenance(parts, settings, 0, command),
+    }
+    write_json_atomic(Path(out) / OUT.name, report)
+    return report
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("--out", default=str(OUT.parent), help="folder (default: %(default)s)")
+
+
+def run_options(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """`run` with the options of `add_options`."""
+    return run(options.out, command=command)
+
+
+def tables(report: Mapping[str, Any]) -> list[ResultTable]:
+    """Every point beside its prediction of memory."""
+    rows = [
+        (
+            name,
+            f"{point['seconds']:.3f} [{point['least']:.3f}, {point['greatest']:.3f}]",
+            f"{point['peak_bytes']:,}",
+            f"{point['predicted_peak_bytes']:,.0f}",
+        )
+        for name, point in report["points"].items()
+    ]
+    header = ("point", "seconds of a step", "peak bytes", "predicted")
+    return [ResultTable("Growth of a training step", header, rows)]
+
+
+def measure_part(trial: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Seconds and peak bytes of a trial's optimizer steps, and what the formulas predict.
+
+    Args:
+        trial: the fields of a `Trial`.
+        steps: optimizer steps that are timed.
+    """
+    step = Trial(**trial)
+    seconds = step_seconds(step, steps)
+    operations, memory = predicted(step)
+    return {
+        "seconds": statistics.median(seconds),
+        "least": min(seconds),
+        "greatest": max(seconds),
+        "peak_bytes": peak_bytes(step),
+        "predicted_operations": operations,
+        "predicted_peak_bytes": memory,
+    }
+
+
+class _Ends(TrainerCallback):
+    """When training began and every optimizer step ended; a step includes the teacher's forward."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.clock = Clock(device, processor=True)
+        self.moments: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._note()
+        self.moments.append(self.clock.now())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._note()
-
-    def _note(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
-        else:
-            self.ends.append(time.process_time())
-
-    @property
-    def seconds(self) -> list[float]:
-        return [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        self.moments.append(self.clock.now())
 
 
 def step_seconds(trial: Trial, steps: int = STEPS) -> list[float]:
@@ -75,12 +150,12 @@ def step_seconds(trial: Trial, steps: int = STEPS) -> list[float]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             trainer = trial_trainer(trial, folder, steps=steps + 1)
-            clock = _Clock()
-            trainer.add_callback(clock)
+            ends = _Ends()
+            trainer.add_callback(ends)
             trainer.train()
     finally:
         torch.set_num_threads(threads)
-    return clock.seconds[1:]
+    return [after - before for before, after in itertools.pairwise(ends.moments)][1:]
 
 
 def peak_bytes(trial: Trial) -> int:
@@ -96,86 +171,23 @@ def peak_bytes(trial: Trial) -> int:
 def predicted(trial: Trial) -> tuple[float, float]:
     """Operations of an optimizer step and its peak bytes, from the formulas."""
     student = Shape.of(trial.shape().meta_model)
-    taught = trial.configuration().needs_teacher
-    teacher = Shape.of(trial.shape(teacher=True).meta_model) if taught else None
-    spec = trial.quantization()
-    flops = step_flops(
-        student,
-        trial.load(),
-        teacher=teacher,
-        relational=trial.configuration().relational,
-        quantized=spec is not None,
-        checkpointing=trial.checkpointing,
-        attention="eager" if trial.attention == "eager" else "fused",
-    )
+    method, spec = trial.configuration(), trial.quantization()
+    common: dict[str, Any] = {
+        "teacher": Shape.of(trial.shape(teacher=True).meta_model) if method.needs_teacher else None,
+        "relational": method.relational,
+        "quantized": spec is not None,
+        "checkpointing": trial.checkpointing,
+        "attention": "eager" if trial.attention == "eager" else "fused",
+    }
+    flops = step_flops(student, trial.load(), **common)
     memory = rank_memory(
         student,
         trial.load(),
-        quantized=spec is not None,
         group_size=spec.group_size if spec else "row",
-        teacher=teacher,
-        relational=trial.configuration().relational,
-        checkpointing=trial.checkpointing,
         accumulation=trial.accumulation,
         precision=Precision(
             autocast=trial.autocast, teacher_dtype_bytes=2 if trial.autocast else 4
         ),
-        attention="eager" if trial.attention == "eager" else "fused",
+        **common,
     )
     return trial.accumulation * sum(flops.values()), memory["peak"]
-
-
-def measure(trial: Trial) -> dict[str, Any]:
-    """One point."""
-    seconds = step_seconds(trial)
-    operations, memory = predicted(trial)
-    return {
-        "seconds": statistics.median(seconds),
-        "least": min(seconds),
-        "greatest": max(seconds),
-        "peak_bytes": peak_bytes(trial),
-        "predicted_operations": operations,
-        "predicted_peak_bytes": memory,
-    }
-
-
-def run(out: Path, say: Any = print, axes: dict[str, tuple[int, ...]] | None = None) -> dict:
-    """Measure what `out` lacks, point by point, and return its content."""
-    axes = AXES if axes is None else axes
-    settings = {"centre": dataclasses.asdict(CENTRE), "steps": STEPS, "axes": axes}
-    stamp = provenance.collect(
-        settings,
-        [0],
-        "python -m replication.measure.growth",
-        device=provenance.device_description(),
-        extra={"code": code_hash("replication.measure.growth")},
-    )
-    points: dict[str, dict[str, Any]] = {}
-    if out.is_file():
-        known = read_json(out)
-        same = ("code", "device", "params_hash")
-        if all(known["provenance"][key] == stamp[key] for key in same):
-            points = known["points"]
-    content = {"provenance": stamp, "settings": settings, "points": points}
-    for axis, values in axes.items():
-        for value in values:
-            name = f"{axis}={value}"
-            if name in points:
-                continue
-            changed: dict[str, Any] = {axis: value}
-            points[name] = measure(dataclasses.replace(CENTRE, **changed))
-            write_json_atomic(out, content)
-            say(f"{name}: {points[name]['seconds']:.3f} s, {points[name]['peak_bytes']:,} bytes")
-    return content
-
-
-@command
-def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=OUT)
-    arguments = parser.parse_args(words)
-    run(arguments.out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,16 +10,12 @@ what a training run uses.
 from __future__ import annotations
 
 import copy
-import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from grace.data import Collator
@@ -27,6 +23,7 @@ from grace.distillation import DistillationConfig
 from grace.models import family_of
 from grace.quantization import QuantSpec
 from grace.training import TEACHER_METHODS, GraceTrainer, LiveTeacher, MethodConfig, prepare_student
+from replication.measure.memory import LiveBytes
 from replication.plan.architectures import Architecture, architecture
 from replication.plan.costs import Load
 
@@ -61,9 +58,25 @@ _ROPE: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A training step to be made. `width` is the student's hidden size, the teacher's is twice it.
-    Every sequence has one image of 16 visual tokens and `text_tokens` words around it, the last
-    `supervised` of which are targets."""
+    """A training step to try out.
+
+    Every sequence has one image of 16 visual tokens and words around it.
+
+    Attributes:
+        family: name of the model's family.
+        method: of `grace.training.MethodConfig`.
+        bits: of the student's weights; 16 leaves them as they are.
+        vocabulary: number of tokens.
+        width: the student's hidden size; the teacher's is twice it.
+        layers: of either decoder.
+        text_tokens: words of a sequence.
+        supervised: number of words, at the end of a sequence, that are targets.
+        sequences: of a micro-batch.
+        accumulation: micro-batches of an optimizer step.
+        autocast: products in bfloat16.
+        checkpointing: decoder layers are computed again in the backward pass.
+        attention: transformers' name of the implementation.
+    """
 
     family: str = "qwen2_vl"
     method: str = "grace"
@@ -135,11 +148,11 @@ class _Samples(torch.utils.data.Dataset):
         return self.size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        made = self.shape.prompt(index, dtype=torch.float32, text_tokens=self.trial.text_tokens)
-        ids = made["input_ids"][0]
+        prompt = self.shape.prompt(index, dtype=torch.float32, text_tokens=self.trial.text_tokens)
+        ids = prompt["input_ids"][0]
         labels = torch.full_like(ids, -100)
         labels[-self.trial.supervised :] = ids[-self.trial.supervised :]
-        images = {name: made[name] for name in self.family.image_inputs}
+        images = {name: prompt[name] for name in self.family.image_inputs}
         return {"index": index, "input_ids": ids.numpy(), "labels": labels.numpy(), **images}
 
 
@@ -156,8 +169,8 @@ def trial_trainer(trial: Trial, folder: str | Path, *, steps: int = 1) -> GraceT
     prepare_student(models[False], method)
     teacher_model = None
     if method.needs_teacher:
-        wanted = torch.bfloat16 if trial.autocast else torch.float32
-        teacher_model = LiveTeacher(models[True].to(wanted), family, relational=method.relational)
+        dtype = torch.bfloat16 if trial.autocast else torch.float32
+        teacher_model = LiveTeacher(models[True].to(dtype), family, relational=method.relational)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -186,42 +199,6 @@ def trial_trainer(trial: Trial, folder: str | Path, *, steps: int = 1) -> GraceT
         method=method,
         teacher=teacher_model,
     )
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive: `now`, and at the highest, `peak`.
-
-    Every storage that an operation returns is counted from then until it is freed, on any device;
-    `given` are those that exist already. What a kernel allocates for itself is not seen.
-    """
-
-    def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, Any] = {}
-        for tensor in given:
-            self._add(tensor)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, torch.Tensor):
-                self._add(leaf)
-        return found
-
-    def _add(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive or not size:
-            return
-
-        def freed(_: Any) -> None:
-            del self._alive[key]
-            self.now -= size
-
-        self._alive[key] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 def live_bytes(trainer: GraceTrainer) -> LiveBytes:

@@ -1,6 +1,6 @@
 """Speed and memory of the method's own parts, each beside the straightforward way to compute it.
 
-One module a part, at the published widths, with random values:
+One module for each part, at the published widths, with random values:
 
     fake_quantization     a training step of a decoder layer, fake-quantized and plain
     scale_search          the start of the scales
@@ -8,8 +8,8 @@ One module a part, at the published widths, with random values:
     projection            the vocabulary projection of supervised positions, and of all
     relational            RCKA as visual tokens grow
 
-`straightforward` holds what they are compared with, `measure` how. `python -m
-replication.measure.method` runs all of them and writes results/performance/performance.json.
+`straightforward` holds what they are compared with, `compare` how. `python -m replication.bench
+method` runs all of them and writes results/performance/performance.json.
 """
 
 OURS = "grace"

@@ -1,17 +1,16 @@
-"""All parts, each in a process of its own, and one report: <out>/performance.json, its tables in
-<out>/performance.md.
+"""All parts, each in a process of its own, and one report.
+
+    <out>/parts/<part>.json    one part; a run that is interrupted goes on after it
+    <out>/performance.json     all of them, with provenance
+    <out>/performance.md       its tables
 
 {"name", "evidence", "settings", "device", "memory", "parts": {part: {"rows", "bounds"}},
-"provenance"}. A row has "case", "sizes", and what `measure.compare` returns: seconds and peak bytes
+"provenance"}. A row has "case", "sizes", and what `compare.compare` returns: seconds and peak bytes
 of every way, and the quotients of our own way, "grace", over the others.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +20,8 @@ import torch
 
 from grace.errors import InputError
 from replication.base import provenance
-from replication.base.files import read_json, write_json_atomic, write_text_atomic
+from replication.base.files import write_json_atomic, write_text_atomic
+from replication.measure.harness import Benchmark, Part
 from replication.measure.method import (
     fake_quantization,
     gated_distillation,
@@ -29,8 +29,15 @@ from replication.measure.method import (
     relational,
     scale_search,
 )
-from replication.measure.method.text import markdown
+from replication.measure.method.tables import markdown, tables
 
+__all__ = ["HELP", "PARTS", "add_options", "cases_of", "run", "run_options", "tables"]
+
+HELP = (
+    "the method's own speed and memory beside the straightforward ways, at published widths: about "
+    "four minutes on two cores and up to 16 GiB of memory; where there is less, the "
+    "straightforward loss is left out at the sizes that do not fit"
+)
 RESULT, TABLES = "performance.json", "performance.md"
 PARTS: dict[str, ModuleType] = {
     "fake_quantization": fake_quantization,
@@ -39,17 +46,10 @@ PARTS: dict[str, ModuleType] = {
     "projection": projection,
     "relational": relational,
 }
-# Freed memory is kept, as in training under make. Else every large tensor is paid for in page
-# faults, those of the straightforward ways most.
-_KEEP_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**35),
-    "MALLOC_TOP_PAD_": str(2**28),
-}
 
 
 def run(
-    parts: Sequence[str],
+    names: Sequence[str],
     out: str | Path,
     *,
     quick: bool = False,
@@ -57,42 +57,55 @@ def run(
     seed: int = 41,
     threads: int = 0,
     command: str,
-    evidence: str = "measured",
-    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the parts, write the report and its tables, and return the report.
+    """Measure the parts that are missing, and write the report and its tables.
 
-    quick: sizes that only show that it runs. threads: of the CPU; 0: torch's own number.
+    Args:
+        names: of `PARTS`.
+        out: folder of parts, report and tables.
+        quick: small sizes, which only show that it runs.
+        repeats: rounds that are timed.
+        seed: of the random values.
+        threads: of the CPU; 0: torch's choice.
+        command: for the provenance.
 
-    Raises InputError for an unknown part or a setting that cannot be, and where a part fails.
+    Returns:
+        The report.
+
+    Raises:
+        InputError: for an unknown part or a setting out of range, and where a part fails.
     """
-    for name in parts:
+    for name in names:
         if name not in PARTS:
             raise InputError(f"part {name!r}: choose of {', '.join(PARTS)}")
     for field, value, low in (("repeats", repeats, 1), ("threads", threads, 0)):
         if type(value) is not int or value < low:
             raise InputError(f"{field}: {value!r} is no whole number from {low}")
-    found = {}
-    for name in dict.fromkeys(parts):
-        say(f"{name}: measuring")
-        job = {"part": name, "quick": quick, "repeats": repeats, "seed": seed, "threads": threads}
-        found[name] = _in_a_process(job)
+    cases = {name: [asdict(case) for case in cases_of(name, quick)] for name in names}
+    benchmark = Benchmark(provenance.device_description(), keep_memory=True)
+    parts = [
+        Part(
+            name,
+            PARTS[name].__name__,
+            {"cases": cases[name], "repeats": repeats, "seed": seed, "threads": threads},
+        )
+        for name in cases
+    ]
+    results = benchmark.run(parts, Path(out) / "parts")
     settings = {
         "quick": quick,
         "repeats": repeats,
         "threads": threads or torch.get_num_threads(),
-        "cases": {name: [asdict(case) for case in cases_of(name, quick)] for name in found},
+        "cases": cases,
     }
     report = {
         "name": "performance",
-        "evidence": evidence,
+        "evidence": "measured",
         "settings": settings,
-        "device": provenance.device_description(),
+        "device": benchmark.device,
         "memory": _how_memory_is_counted(),
-        "parts": found,
-        "provenance": provenance.collect(
-            settings, [seed], command, device=provenance.device_description()
-        ),
+        "parts": results,
+        "provenance": benchmark.provenance(parts, settings, seed, command),
     }
     write_json_atomic(Path(out) / RESULT, report)
     write_text_atomic(Path(out) / TABLES, markdown(report))
@@ -101,20 +114,8 @@ def run(
 
 def cases_of(part: str, quick: bool) -> tuple[Any, ...]:
     """What a part measures."""
-    module: Any = PARTS[part]
-    cases: tuple[Any, ...] = module.QUICK if quick else module.DEFAULT
+    cases: tuple[Any, ...] = PARTS[part].QUICK if quick else PARTS[part].DEFAULT
     return cases
-
-
-def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """One part, in this process."""
-    if job["threads"]:
-        torch.set_num_threads(job["threads"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module: Any = PARTS[job["part"]]
-    cases = cases_of(job["part"], job["quick"])
-    found: dict[str, Any] = module.run(cases, job["repeats"], job["seed"], device)
-    return found
 
 
 def _how_memory_is_counted() -> str:
@@ -123,32 +124,25 @@ def _how_memory_is_counted() -> str:
     return "every allocation of torch's CPU allocator, from its profiler's memory events"
 
 
-def _in_a_process(job: dict[str, Any]) -> dict[str, Any]:
-    root = Path(__file__).resolve().parents[3]
-    environment = {
-        **os.environ,
-        **_KEEP_MEMORY,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "part.json"
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "replication.measure.method.process",
-                json.dumps(job),
-                str(result),
-            ],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            found: dict[str, Any] = read_json(result)
-            return found
-    reason = f"its process was ended by signal {-done.returncode} (out of memory?)"
-    if done.returncode > 0:
-        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:300]
-    raise InputError(f"{job['part']}: {reason}")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add, every = parser.add_argument, ",".join(PARTS)
+    add("--parts", default=every, help="with commas between (default: %(default)s)")
+    add("--quick", action="store_true", help="small sizes: only that it runs")
+    add("--repeats", type=int, default=4, help="rounds that are timed (default: %(default)s)")
+    add("--seed", type=int, default=41, help="of the random values")
+    add("--threads", type=int, default=0, help="of the CPU; 0: torch's choice")
+    add("--out", default="results/performance", help="folder (default: %(default)s)")
+
+
+def run_options(options: argparse.Namespace, command: str) -> dict[str, Any]:
+    """`run` with the options of `add_options`."""
+    return run(
+        options.parts.split(","),
+        options.out,
+        quick=options.quick,
+        repeats=options.repeats,
+        seed=options.seed,
+        threads=options.threads,
+        command=command,
+    )

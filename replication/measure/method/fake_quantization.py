@@ -7,6 +7,7 @@ plain linears, and LSQ by autograd (`straightforward.StraightThroughLinear`). No
 
 import copy
 import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from grace.quantization import QuantSpec, fake_quant_layers, prepare
-from replication.measure.method.measure import Call, bound, compare
+from replication.measure.clock import Call
+from replication.measure.method.compare import bound, compare, device_with
 from replication.measure.method.straightforward import StraightThroughLinear
 from replication.plan.architectures import architecture
 
@@ -23,9 +25,16 @@ TIME, MEMORY = 1.3, 1.15
 
 @dataclass(frozen=True)
 class Case:
-    """model: of architectures.yaml. batch sequences of `length` tokens. autocast: float32 weights
-    under bfloat16 autocast, as the trainer has them, instead of bfloat16 weights. narrow: divides
-    the widths, for a trial."""
+    """A batch for one decoder layer.
+
+    Attributes:
+        model: of architectures.yaml.
+        batch: number of sequences.
+        length: tokens of a sequence.
+        autocast: float32 weights under bfloat16 autocast, as the trainer has them, instead of
+            bfloat16 weights.
+        narrow: divides the widths, for a trial.
+    """
 
     model: str
     batch: int
@@ -43,9 +52,12 @@ DEFAULT = (
 QUICK = (Case("qwen2-vl-2b", 1, 64, narrow=2), Case("qwen2-vl-2b", 1, 64, True, narrow=2))
 
 
-def run(cases: tuple[Case, ...], repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Rows, one a case, and the bounds of the published widths."""
-    rows = [_row(case, repeats, seed, device) for case in cases]
+def measure_part(
+    cases: Sequence[Mapping[str, Any]], repeats: int, seed: int, threads: int = 0
+) -> dict[str, Any]:
+    """Rows, one for each case, and the bounds of the published widths."""
+    device = device_with(threads)
+    rows = [_row(Case(**case), repeats, seed, device) for case in cases]
     bounds = []
     for row in rows:
         what = f"fake-quantized step over plain, {row['case']}"
@@ -67,10 +79,10 @@ def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str,
     ways["straightforward"] = straight_through(ways["grace"])
     steps = {name: step_of(model, x, upstream, case.autocast) for name, model in ways.items()}
     parameters = {
-        name: sum(one.numel() * one.element_size() for one in model.parameters())
+        name: sum(weight.numel() * weight.element_size() for weight in model.parameters())
         for name, model in ways.items()
     }
-    found = compare(steps, repeats, device, held=parameters)
+    comparison = compare(steps, repeats, device, held=parameters)
     del ways, steps, plain
     gc.collect()
     return {
@@ -81,7 +93,7 @@ def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str,
             "width": shape[-1],
             "parameter_bytes": parameters["plain"],
         },
-        **found,
+        **comparison,
     }
 
 
@@ -89,8 +101,7 @@ def decoder(case: Case, seed: int, device: torch.device) -> Any:
     """The text model of one layer and no vocabulary to speak of, random weights."""
     from transformers import AutoModel
 
-    one = architecture(case.model).first_layers(1)
-    text = one.config().get_text_config()
+    text = architecture(case.model).first_layers(1).config().get_text_config()
     text.vocab_size, text.pad_token_id = 8, None
     for name in ("hidden_size", "intermediate_size", "num_attention_heads"):
         setattr(text, name, getattr(text, name) // case.narrow)
@@ -106,13 +117,13 @@ def decoder(case: Case, seed: int, device: torch.device) -> Any:
 
 def _shared(model: nn.Module) -> Any:
     """A copy of the modules around the same parameters."""
-    return copy.deepcopy(model, {id(one): one for one in model.parameters()})
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 def fake_quantized(plain: nn.Module) -> Any:
     """The model with its layer's linears fake-quantized to four bits."""
     model = _shared(plain)
-    names = [name for name, one in model.named_modules() if type(one) is nn.Linear]
+    names = [name for name, layer in model.named_modules() if type(layer) is nn.Linear]
     prepare(model, QuantSpec(init="max"), names)
     return model
 

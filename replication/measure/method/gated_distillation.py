@@ -4,6 +4,7 @@ Beside time: the memory that is used beyond the two logit tensors and the studen
 how far each way's gradient is from float64.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from grace.distillation import distillation_sums
 from grace.distillation._common import WORKSPACE_BYTES
-from replication.measure.method.measure import bound, compare, peak_allocated
+from replication.measure.memory import peak_allocated, shortage
+from replication.measure.method.compare import bound, compare, device_with
 from replication.measure.method.straightforward import gated_distillation
-from replication.measure.speed.measure import free_bytes
 
 TIME, WORKSPACE, ERROR = 0.5, 0.1, 2.0
 _ORACLE_TOKENS = 16
@@ -23,7 +24,12 @@ _SLACK = 2 * 2**30  # bytes to leave free
 
 @dataclass(frozen=True)
 class Case:
-    """tokens: supervised ones. vocabulary: classes."""
+    """Logits of a batch.
+
+    Attributes:
+        tokens: number of supervised tokens.
+        vocabulary: number of classes.
+    """
 
     tokens: int
     vocabulary: int
@@ -33,38 +39,33 @@ DEFAULT = (Case(512, 32_064), Case(512, 151_936), Case(2048, 151_936))
 QUICK = (Case(64, 1_000), Case(64, 4_000))
 
 
-def run(cases: tuple[Case, ...], repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Rows, one a case; the straightforward way only where its memory is free."""
+def measure_part(
+    cases: Sequence[Mapping[str, Any]], repeats: int, seed: int, threads: int = 0
+) -> dict[str, Any]:
+    """Rows, one for each case, and bounds; the straightforward way only where memory allows."""
+    device = device_with(threads)
     rows, bounds = [], []
-    for case in cases:
+    for values in cases:
+        case = Case(**values)
         row = _row(case, repeats, seed, device)
         rows.append(row)
-        size = f"{case.tokens:,} tokens x {case.vocabulary:,} classes"
-        if "straightforward" in row["time"]:
-            bounds.append(
-                bound(
-                    f"GDKD over straightforward, {size}: time",
-                    TIME,
-                    row["time"]["straightforward"],
-                )
-            )
-        # the chunks' workspace is of one size, so only a large tensor can be ten times as large
-        if WORKSPACE * row["sizes"]["logit_bytes"] >= WORKSPACE_BYTES:
-            bounds.append(
-                bound(
-                    f"GDKD, {size}: bytes beyond logits and gradient, of one logit tensor",
-                    WORKSPACE,
-                    row["workspace"]["grace"],
-                )
-            )
-        bounds.append(
-            bound(
-                f"GDKD, {size}: gradient's error over straightforward's",
-                ERROR,
-                row["error"]["grace"] / row["error"]["straightforward"],
-            )
-        )
+        bounds += _bounds(case, row)
     return {"rows": rows, "bounds": bounds}
+
+
+def _bounds(case: Case, row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    size = f"{case.tokens:,} tokens x {case.vocabulary:,} classes"
+    bounds = []
+    if "straightforward" in row["time"]:
+        time = row["time"]["straightforward"]
+        bounds.append(bound(f"GDKD over straightforward, {size}: time", TIME, time))
+    # the chunks' workspace is of one size, so only a large tensor can be ten times as large
+    if WORKSPACE * row["sizes"]["logit_bytes"] >= WORKSPACE_BYTES:
+        what = f"GDKD, {size}: bytes beyond logits and gradient, of one logit tensor"
+        bounds.append(bound(what, WORKSPACE, row["workspace"]["grace"]))
+    quotient = row["error"]["grace"] / row["error"]["straightforward"]
+    what = f"GDKD, {size}: gradient's error over straightforward's"
+    return [*bounds, bound(what, ERROR, quotient)]
 
 
 def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
@@ -73,24 +74,24 @@ def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str,
     ways = {"grace": ours, "straightforward": gated_distillation}
     left_out: dict[str, Any] = {}
     # a few tokens tell what all will need
-    few = [one[:_ORACLE_TOKENS] for one in (student, teacher, targets)]
+    few = [tensor[:_ORACLE_TOKENS] for tensor in (student, teacher, targets)]
     need = peak_allocated(lambda: gradient(gated_distillation, *few), device)
     need = need * case.tokens // _ORACLE_TOKENS
-    free = free_bytes(device)
-    if need + _SLACK > free:
+    if reason := shortage(need + _SLACK, device):
         del ways["straightforward"]
-        reason = f"needs about {need / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
         left_out = {"straightforward": {"not_run": reason}}
     calls = {
         name: lambda way=way: gradient(way, student, teacher, targets) for name, way in ways.items()
     }
-    found = compare(calls, repeats, device)
-    workspace = {name: (one["peak_bytes"] - size) / size for name, one in found["ways"].items()}
-    found["ways"].update(left_out)
+    comparison = compare(calls, repeats, device)
+    workspace = {
+        name: (way["peak_bytes"] - size) / size for name, way in comparison["ways"].items()
+    }
+    comparison["ways"].update(left_out)
     return {
         "case": f"{case.tokens:,} tokens, {case.vocabulary:,} classes",
         "sizes": {"tokens": case.tokens, "vocabulary": case.vocabulary, "logit_bytes": size},
-        **found,
+        **comparison,
         "workspace": workspace,
         "error": errors(*few),
     }
@@ -123,8 +124,8 @@ def ours(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
 def gradient(way: Any, student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     """The loss's gradient with respect to the student's logits."""
     leaf = student.detach().requires_grad_()
-    (found,) = torch.autograd.grad(way(leaf, teacher, targets), leaf)
-    return found
+    (result,) = torch.autograd.grad(way(leaf, teacher, targets), leaf)
+    return result
 
 
 def errors(student: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, float]:

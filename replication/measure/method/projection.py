@@ -6,6 +6,7 @@ GDKD on float32 copies of the logits, as the trainer takes them, with the teache
 whole sequence and selects in the loss.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from grace.distillation import distillation_sums, gated_decoupled_kd
-from replication.measure.method.measure import Call, compare
+from replication.measure.clock import Call
+from replication.measure.method.compare import compare, device_with
 
 
 @dataclass(frozen=True)
 class Case:
-    """positions of a sequence, of which `supervised` are, at the end. width: of the decoder."""
+    """One sequence.
+
+    Attributes:
+        positions: its length.
+        supervised: number of supervised positions, at its end.
+        width: of the decoder.
+        vocabulary: number of classes.
+    """
 
     positions: int
     supervised: int
@@ -31,9 +40,12 @@ DEFAULT = (Case(1024, 256, 1536, 151_936),)
 QUICK = (Case(64, 16, 32, 1_000),)
 
 
-def run(cases: tuple[Case, ...], repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Rows, one a case."""
-    return {"rows": [_row(case, repeats, seed, device) for case in cases], "bounds": []}
+def measure_part(
+    cases: Sequence[Mapping[str, Any]], repeats: int, seed: int, threads: int = 0
+) -> dict[str, Any]:
+    """Rows, one for each case; there are no bounds."""
+    device = device_with(threads)
+    return {"rows": [_row(Case(**case), repeats, seed, device) for case in cases], "bounds": []}
 
 
 def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
@@ -89,5 +101,5 @@ def whole(hidden: Tensor, head: Tensor, teacher: Tensor, labels: Tensor) -> Tens
 def step(way: Any, hidden: Tensor, head: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
     """The loss's gradients with respect to the hidden states and the projection."""
     leaf = hidden.detach().requires_grad_()
-    found: tuple[Tensor, ...] = torch.autograd.grad(way(leaf, head, *rest), (leaf, head))
-    return found
+    gradients: tuple[Tensor, ...] = torch.autograd.grad(way(leaf, head, *rest), (leaf, head))
+    return gradients

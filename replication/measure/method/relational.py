@@ -4,6 +4,7 @@ Beside time and memory: the products that either way multiplies, and how far the
 Gram form's in float64.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from grace.distillation import rcka_loss
-from replication.measure.method.measure import bound, compare
+from replication.measure.method.compare import bound, compare, device_with
 from replication.measure.method.straightforward import relational
 
 ERROR = 1e-5
@@ -20,7 +21,13 @@ ERROR = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """tokens: visual ones of one image. student, teacher: the decoders' widths."""
+    """One image.
+
+    Attributes:
+        tokens: number of visual tokens.
+        student: width of the student's decoder.
+        teacher: width of the teacher's decoder.
+    """
 
     tokens: int
     student: int
@@ -35,9 +42,12 @@ DEFAULT = (
 QUICK = (Case(36, 48, 64), Case(256, 48, 64))
 
 
-def run(cases: tuple[Case, ...], repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Rows, one a case, and the bound on the value's distance."""
-    rows = [_row(case, repeats, seed, device) for case in cases]
+def measure_part(
+    cases: Sequence[Mapping[str, Any]], repeats: int, seed: int, threads: int = 0
+) -> dict[str, Any]:
+    """Rows, one for each case, and the bound on the value's distance."""
+    device = device_with(threads)
+    rows = [_row(Case(**case), repeats, seed, device) for case in cases]
     bounds = [
         bound(f"RCKA, {row['case']}: distance from the Gram form", ERROR, row["distance"])
         for row in rows
@@ -51,12 +61,12 @@ def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str,
         "grace": lambda: step(ours, student, teacher),
         "straightforward": lambda: step(relational, student, teacher),
     }
-    found = compare(calls, repeats, device)
+    comparison = compare(calls, repeats, device)
     exact = relational(student.double(), teacher.double())
     return {
         "case": f"{case.tokens:,} tokens, widths {case.student:,} and {case.teacher:,}",
         "sizes": {"tokens": case.tokens, "student": case.student, "teacher": case.teacher},
-        **found,
+        **comparison,
         "products": {name: products(call) for name, call in calls.items()},
         "distance": abs(float(ours(student, teacher)) - float(exact)),
     }
@@ -85,8 +95,8 @@ def ours(student: Tensor, teacher: Tensor) -> Tensor:
 def step(way: Any, student: Tensor, teacher: Tensor) -> Tensor:
     """The loss's gradient with respect to the student's hidden states."""
     leaf = student.detach().requires_grad_()
-    (found,) = torch.autograd.grad(way(leaf, teacher), leaf)
-    return found
+    (gradient,) = torch.autograd.grad(way(leaf, teacher), leaf)
+    return gradient
 
 
 def products(call: Any) -> int:

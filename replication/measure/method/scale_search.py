@@ -4,13 +4,14 @@ All layers of a published decoder have the same shapes, so the whole decoder tak
 long as it has layers: an extrapolation, for the search goes linear by linear.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from grace.quantization import QuantSpec, initial_scales
-from replication.measure.method.measure import bound, compare
+from replication.measure.method.compare import bound, compare, device_with
 from replication.measure.method.straightforward import scale_search
 from replication.plan.architectures import architecture
 
@@ -19,7 +20,12 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Case:
-    """model: of architectures.yaml. narrow: divides the widths, for a trial."""
+    """The linears of one decoder layer.
+
+    Attributes:
+        model: of architectures.yaml.
+        narrow: divides the widths, for a trial.
+    """
 
     model: str
     narrow: int = 1
@@ -29,40 +35,50 @@ DEFAULT = (Case("llava-1.5-7b"),)
 QUICK = (Case("qwen2-vl-2b", narrow=2),)
 
 
-def run(cases: tuple[Case, ...], repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
-    """Rows, one a case, with the extrapolated seconds of the whole decoder."""
-    rows, bounds = [], []
-    for case in cases:
-        one = architecture(case.model)
-        layers = one.config().get_text_config().num_hidden_layers
-        shapes = [
-            tuple(size // case.narrow for size in one.meta_model.get_submodule(name).weight.shape)
-            for name in one.decoder_linears[: len(one.decoder_linears) // layers]
-        ]
-        generator = torch.Generator(device).manual_seed(seed)
-        weights = [
-            torch.randn(shape, generator=generator, device=device).mul_(0.02).bfloat16()
-            for shape in shapes
-        ]
-        spec = QuantSpec()
-        found = compare(
-            {
-                "grace": lambda: [initial_scales(weight, spec) for weight in weights],  # noqa: B023
-                "straightforward": lambda: [scale_search(weight, spec) for weight in weights],  # noqa: B023
-            },
-            repeats,
-            device,
+def measure_part(
+    cases: Sequence[Mapping[str, Any]], repeats: int, seed: int, threads: int = 0
+) -> dict[str, Any]:
+    """Rows, one for each case, with the extrapolated seconds of the whole decoder."""
+    device = device_with(threads)
+    rows = [_row(Case(**case), repeats, seed, device) for case in cases]
+    bounds = [
+        bound(
+            f"scale search of {case['model']}, extrapolated: seconds",
+            SECONDS,
+            row["extrapolated_seconds"],
         )
-        seconds = found["ways"]["grace"]["seconds"]
-        whole = {name: layers * seconds[name] for name in ("median", "low", "high")}
-        count = sum(weight.numel() for weight in weights)
-        rows.append(
-            {
-                "case": f"{case.model}, the {len(weights)} linears of one of {layers} layers",
-                "sizes": {"weights": count, "layers": layers},
-                "extrapolated_seconds": whole,
-                **found,
-            }
-        )
-        bounds.append(bound(f"scale search of {case.model}, extrapolated: seconds", SECONDS, whole))
+        for case, row in zip(cases, rows, strict=True)
+    ]
     return {"rows": rows, "bounds": bounds}
+
+
+def _row(case: Case, repeats: int, seed: int, device: torch.device) -> dict[str, Any]:
+    model = architecture(case.model)
+    layers = model.config().get_text_config().num_hidden_layers
+    shapes = [
+        tuple(size // case.narrow for size in model.meta_model.get_submodule(name).weight.shape)
+        for name in model.decoder_linears[: len(model.decoder_linears) // layers]
+    ]
+    generator = torch.Generator(device).manual_seed(seed)
+    weights = [
+        torch.randn(shape, generator=generator, device=device).mul_(0.02).bfloat16()
+        for shape in shapes
+    ]
+    spec = QuantSpec()
+    comparison = compare(
+        {
+            "grace": lambda: [initial_scales(weight, spec) for weight in weights],
+            "straightforward": lambda: [scale_search(weight, spec) for weight in weights],
+        },
+        repeats,
+        device,
+    )
+    seconds = comparison["ways"]["grace"]["seconds"]
+    return {
+        "case": f"{case.model}, the {len(weights)} linears of one of {layers} layers",
+        "sizes": {"weights": sum(weight.numel() for weight in weights), "layers": layers},
+        "extrapolated_seconds": {
+            name: layers * seconds[name] for name in ("median", "low", "high")
+        },
+        **comparison,
+    }

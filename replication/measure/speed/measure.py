@@ -2,97 +2,55 @@
 
     record = measure(architecture("llava-1.5-7b"), variant("int4"), Settings())
 
-Peak memory belongs to a process, so every variant is given a fresh one
-(`replication.measure.speed`).
+Peak memory belongs to a process, so every variant is given a fresh one (`measure.harness`).
 """
 
 import gc
-import itertools
 import math
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 from grace.decoding import Decoder
-from grace.errors import InputError
-from replication.measure.speed.variants import Variant
+from replication.measure.clock import Clock, copy_bandwidth, spread
+from replication.measure.memory import peak_bytes, shortage
+from replication.measure.speed.settings import Settings
+from replication.measure.speed.sizes import (
+    bytes_per_step,
+    cache_bytes,
+    decoder_bits,
+    expected_bytes,
+)
+from replication.measure.speed.variants import Variant, variant
 from replication.measure.speed.weights import random_model, stored_bytes
-from replication.plan.architectures import TEXT_TOKENS, Architecture
+from replication.plan.architectures import Architecture
 
-_COPY_BYTES = 1 << 28
-_COPIES = 9
 _RESERVE = 1.5 * 2**30  # bytes beside weights and cache: libraries, activations, one layer
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and how often.
-
-    batches: decoded at these batch sizes. repeats: of the prefill. decode_repeats: of a run of
-    tokens, each from the end of the same prompt. tokens: in a run, at most; repeat_seconds: fewer
-    where a run would take longer, and fewer runs where they took several times that long.
-    prompt_seconds: a peer that would read the prompt for longer is not run. text_tokens: words in
-    the prompt beside the image. layers: build only so many, to try things out: such numbers are of
-    no published model. device: "auto" is CUDA where there is one. threads: of the CPU; 0: torch's
-    choice.
-    """
-
-    batches: tuple[int, ...] = (1, 4, 16)
-    repeats: int = 3
-    decode_repeats: int = 5
-    tokens: int = 16
-    repeat_seconds: float = 12.0
-    prompt_seconds: float = 120.0
-    text_tokens: int = TEXT_TOKENS
-    seed: int = 0
-    layers: int | None = None
-    device: str = "auto"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        counts: list[tuple[str, Any]] = [("batches", one) for one in self.batches or (None,)]
-        counts += [(name, getattr(self, name)) for name in ("repeats", "decode_repeats", "tokens")]
-        if self.layers is not None:
-            counts.append(("layers", self.layers))
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(f"{name}: {value!r} is no whole number from 1")
-        if list(self.batches) != sorted(set(self.batches)):
-            raise InputError(f"batches {self.batches}: give each once, in ascending order")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device {self.device!r}: choose auto, cpu or cuda")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda: torch sees no CUDA device here; choose cpu")
-
-    def torch_device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "batches": list(self.batches)}
+def measure_part(
+    model: Mapping[str, Any], name: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """`measure` by what JSON holds: an architecture's fields, a variant's name, and settings."""
+    return measure(Architecture(**model), variant(name), Settings.from_dict(settings))
 
 
 def measure(architecture: Architecture, variant: Variant, settings: Settings) -> dict[str, Any]:
-    """Everything about one variant, or ``{"not_run": why}``.
+    """All numbers of one variant.
 
-    Keys: weight_bytes; decoder_bits (stored bits of a decoder weight); build_seconds;
-    time_to_first_token, decode (by batch): `spread`s in seconds; peak_bytes: the process's
-    high-water mark of resident memory on a CPU, the allocator's on CUDA, after each phase;
-    copy_bandwidth in bytes/s, before and after.
+    Returns:
+        {"not_run": reason}, or weight_bytes; decoder_bits (stored bits of a decoder weight);
+        build_seconds; time_to_first_token and decode (by batch), `spread`s in seconds; peak_bytes
+        after each phase, the process's high-water mark of resident memory on a CPU, the
+        allocator's on CUDA; copy_bandwidth in bytes/s, before and after.
     """
     device = settings.torch_device()
     if settings.layers is not None:
         architecture = architecture.first_layers(settings.layers)
-    reason = variant.unavailable(device) or _too_large(architecture, variant, device)
+    needed = expected_bytes(architecture, variant) + _RESERVE
+    reason = variant.unavailable(device) or shortage(needed, device)
     if reason:
         return {"not_run": reason}
     if settings.threads:
@@ -108,36 +66,21 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
         reason = _too_slow(architecture, variant, settings, length, clock)
         if reason:
             return {"not_run": reason}
-    start = time.perf_counter()
+    start = clock.now()
     model = random_model(
         architecture.config(), settings.seed, device=device, convert=variant.convert
     )
     gc.collect()
-    clock.wait()
-    seconds = time.perf_counter() - start
+    build_seconds = clock.now() - start
     memory["build"] = peak_bytes(device)
-    prompt = {name: value.to(device) for name, value in prompt.items()}
-    with torch.no_grad():
-        _warm_up(model, prompt, device)
-        reader = Decoder(model, 1, length + 1 + settings.tokens)
-        first = [clock.time(lambda: _first_token(reader, prompt)) for _ in range(settings.repeats)]
-        memory["prefill"] = peak_bytes(device)
-        decode: dict[str, Any] = {}
-        for batch in settings.batches:
-            reason = _no_room(architecture, batch, length + settings.tokens + 1, device)
-            if reason:
-                decode[str(batch)] = {"not_run": reason}
-                continue
-            decode[str(batch)] = _decode(model, reader, batch, settings, clock)
-            memory[f"batch {batch}"] = peak_bytes(device)
+    speeds = _speeds(architecture, model, prompt, settings=settings, clock=clock, memory=memory)
     bandwidth.append(copy_bandwidth(device))
     record = {
         "weight_bytes": stored_bytes(model),
-        "decoder_bits": _decoder_bits(architecture, model),
-        "build_seconds": seconds,
+        "decoder_bits": decoder_bits(architecture, model),
+        "build_seconds": build_seconds,
         "prompt_tokens": length,
-        "time_to_first_token": spread(first),
-        "decode": decode,
+        **speeds,
         "peak_bytes": memory,
         "copy_bandwidth": bandwidth,
         "how": _how(architecture, model),
@@ -148,63 +91,34 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
     return record
 
 
-# ------------------------------------------------------------------------------------------- time
-
-
-class Clock:
-    """Seconds of work on a device; waits for it only at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device if device.type == "cuda" else None
-
-    def wait(self) -> None:
-        if self.cuda is not None:
-            torch.cuda.synchronize(self.cuda)
-
-    def time(self, call: Callable[[], Any]) -> float:
-        self.wait()
-        start = time.perf_counter()
-        call()
-        self.wait()
-        return time.perf_counter() - start
-
-    def steps(self, run: Callable[[Callable[[], None]], None]) -> tuple[float, list[float]]:
-        """(seconds of all, of each step) of a call that is given what to call after a step."""
-        if self.cuda is None:
-            stamps = [time.perf_counter()]
-            run(lambda: stamps.append(time.perf_counter()))
-        else:  # events are recorded on the device: the host does not wait for a step
-            events: list[Any] = [torch.cuda.Event(enable_timing=True)]
-            self.wait()
-            events[0].record()
-
-            def after() -> None:
-                events.append(torch.cuda.Event(enable_timing=True))
-                events[-1].record()
-
-            run(after)
-            self.wait()
-            stamps = [events[0].elapsed_time(event) / 1000 for event in events]
-        single = [after - before for before, after in itertools.pairwise(stamps)]
-        return stamps[-1] - stamps[0], single
-
-
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Repeats with their median and ends."""
-    return {
-        "median": statistics.median(values),
-        "low": min(values),
-        "high": max(values),
-        "values": list(values),
-    }
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a large copy reads and writes here: the best of a few, twice its size."""
-    source = torch.ones(_COPY_BYTES, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source).copy_(source)
-    clock = Clock(device)
-    return 2 * _COPY_BYTES / min(clock.time(lambda: target.copy_(source)) for _ in range(_COPIES))
+def _speeds(
+    architecture: Architecture,
+    model: nn.Module,
+    prompt: Mapping[str, torch.Tensor],
+    *,
+    settings: Settings,
+    clock: Clock,
+    memory: dict[str, int],
+) -> dict[str, Any]:
+    """Seconds of the prefill, and of decoding at every batch size; adds each one's peak memory."""
+    device = settings.torch_device()
+    prompt = {name: value.to(device) for name, value in prompt.items()}
+    capacity = prompt["input_ids"].shape[1] + 1 + settings.tokens
+    decode: dict[str, Any] = {}
+    with torch.no_grad():
+        _warm_up(model, prompt, device)
+        reader = Decoder(model, 1, capacity)
+        first = [clock.time(lambda: _first_token(reader, prompt)) for _ in range(settings.repeats)]
+        memory["prefill"] = peak_bytes(device)
+        for batch in settings.batches:
+            # attention may copy what it reads of one layer; the rest is slack
+            needed = 1.1 * cache_bytes(architecture, batch, capacity) + 2**28
+            if reason := shortage(needed, device):
+                decode[str(batch)] = {"not_run": f"its cache {reason}"}
+                continue
+            decode[str(batch)] = _decode(model, reader, batch, settings, clock)
+            memory[f"batch {batch}"] = peak_bytes(device)
+    return {"time_to_first_token": spread(first), "decode": decode}
 
 
 def _first_token(reader: Decoder, prompt: dict) -> list:
@@ -257,47 +171,13 @@ def _decode(
     }
 
 
-# ----------------------------------------------------------------------------------------- memory
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory so far: resident in this process, or of the allocator on CUDA."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def free_bytes(device: torch.device) -> int:
-    """What can still be allocated."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def expected_bytes(architecture: Architecture, variant: Variant) -> float:
-    """What a variant's weights should take: 16 bits each, but a decoder's linear that is converted
-    its codes and half a bit for scales."""
-    total, linears = architecture.counted_parameters, architecture.decoder_weights
-    bits = 16.0 if variant.convert is None else variant.bits + 0.5
-    return (16 * (total - linears) + bits * linears) / 8
-
-
-def _too_large(architecture: Architecture, variant: Variant, device: torch.device) -> str | None:
-    needed = expected_bytes(architecture, variant) + _RESERVE
-    free = free_bytes(device)
-    if needed <= free:
-        return None
-    return f"needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-
-
 def _too_slow(
     architecture: Architecture, variant: Variant, settings: Settings, length: int, clock: Clock
 ) -> str | None:
-    """Whether reading the prompt would take too long, from one of the widest linears."""
+    """Why reading the prompt would take too long, by one of the widest linears; else None."""
     name = max(
         architecture.decoder_linears,
-        key=lambda one: architecture.meta_model.get_submodule(one).weight.numel(),
+        key=lambda name: architecture.meta_model.get_submodule(name).weight.numel(),
     )
     shape = architecture.meta_model.get_submodule(name).weight.shape
     device = settings.torch_device()
@@ -317,45 +197,9 @@ def _too_slow(
     )
 
 
-def _cache_bytes(architecture: Architecture, batch: int, length: int) -> int:
-    text = architecture.config().get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = text.num_key_value_heads
-    return 2 * text.num_hidden_layers * heads * width * 2 * batch * length
-
-
-def _no_room(
-    architecture: Architecture, batch: int, length: int, device: torch.device
-) -> str | None:
-    # attention may copy what it reads of one layer; the rest is slack
-    needed = 1.1 * _cache_bytes(architecture, batch, length) + 2**28
-    free = free_bytes(device)
-    if needed <= free:
-        return None
-    return f"its cache needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
-
-
-# ------------------------------------------------------------------------------------ what is read
-
-
-def _linears(architecture: Architecture, model: nn.Module) -> list[nn.Module]:
-    """What stands in the places of the decoder's linears."""
-    return [model.get_submodule(name) for name in architecture.decoder_linears]
-
-
-def _decoder_bits(architecture: Architecture, model: nn.Module) -> float:
-    biases = sum(
-        bias.numel() * bias.element_size()
-        for layer in _linears(architecture, model)
-        if (bias := getattr(layer, "bias", None)) is not None
-    )
-    stored = sum(stored_bytes(layer) for layer in _linears(architecture, model))
-    return 8 * (stored - biases) / architecture.decoder_weights
-
-
 def _how(architecture: Architecture, model: nn.Module) -> str:
     """What the decoder's linears run."""
-    layer: Any = _linears(architecture, model)[0]
+    layer: Any = model.get_submodule(architecture.decoder_linears[0])
     name = type(layer).__name__
     back_end = getattr(layer, "backend", None)
     if back_end is None:
@@ -363,28 +207,16 @@ def _how(architecture: Architecture, model: nn.Module) -> str:
     return f"{name}, back end {back_end}: {layer.arithmetic}"
 
 
-def bytes_per_step(architecture: Architecture, model: nn.Module, batch: int, length: int) -> int:
-    """Bytes that one decode step reads at least: the decoder's layers, its last norm and the
-    vocabulary projection once, and every row's keys and values of `length` tokens."""
-    family = architecture.family
-    inside: Any = model
-    head = stored_bytes(inside.get_submodule(family.output_head))
-    decoder = family.decoder_layers.rpartition(".")[0]
-    norm = stored_bytes(inside.get_submodule(f"{decoder}.norm"))
-    layers = stored_bytes(family.layers(model))
-    return head + norm + layers + _cache_bytes(architecture, batch, length)
-
-
 def _add_floors(record: dict[str, Any], architecture: Architecture, model: nn.Module) -> None:
     """The time that copying as many bytes would take, and the part of it that is reached."""
     bandwidth = max(record["copy_bandwidth"])
-    for batch, found in record["decode"].items():
-        if "not_run" in found:
+    for batch, decoded in record["decode"].items():
+        if "not_run" in decoded:
             continue
         # half of a run's tokens stand between the prompt and a step, on average
-        length = record["prompt_tokens"] + (found["tokens"] + 1) // 2
+        length = record["prompt_tokens"] + (decoded["tokens"] + 1) // 2
         moved = bytes_per_step(architecture, model, int(batch), length)
         floor = moved / bandwidth
-        found["bytes_per_step"] = moved
-        found["floor_seconds"] = floor
-        found["fraction_of_floor"] = floor / found["seconds_per_step"]["median"]
+        decoded["bytes_per_step"] = moved
+        decoded["floor_seconds"] = floor
+        decoded["fraction_of_floor"] = floor / decoded["seconds_per_step"]["median"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from replication.measure.method import OURS
-from replication.measure.method.text import TITLES, verdict
+from replication.measure.method.tables import TITLES, verdict
 from replication.report.page.grids import Cell, Grid
 from replication.report.page.sources import Node, absent, quoted
 
