@@ -84,8 +84,8 @@ verify-released: setup
 	$(BIN)/python -m replication.released $(RELEASED)
 
 bench: setup
-	$(BIN)/python -m replication.measure.speed $(BENCH)
-	$(BIN)/python -m replication.measure.method
+	$(BIN)/python -m replication.bench speed $(BENCH)
+	$(BIN)/python -m replication.bench method
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

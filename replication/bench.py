@@ -9,16 +9,19 @@ stopped; remove the folder ``parts`` beside a result to measure all of it anew.
 """
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
 from replication.base.command import command
-from replication.measure import growth
-from replication.measure.method import benchmark as method
 from replication.measure.printing import print_report
-from replication.measure.speed import benchmark as speed
 
-BENCHMARKS = {"speed": speed, "method": method, "growth": growth}
+BENCHMARKS = {
+    "speed": "replication.measure.speed.benchmark",
+    "method": "replication.measure.method.benchmark",
+    "growth": "replication.measure.growth",
+}
+"""Modules, of which one is imported: `speed` runs where the training's packages are missing."""
 
 
 @command
@@ -29,13 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    chosen = parser.add_subparsers(dest="benchmark", required=True, metavar="|".join(BENCHMARKS))
-    for name, benchmark in BENCHMARKS.items():
-        benchmark.add_options(
-            chosen.add_parser(name, help=benchmark.HELP, description=benchmark.HELP)
-        )
-    options = parser.parse_args(words)
-    benchmark = BENCHMARKS[options.benchmark]
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    name = parser.parse_args(words[:1]).benchmark
+    benchmark = importlib.import_module(BENCHMARKS[name])
+    parser = argparse.ArgumentParser(prog=f"{parser.prog} {name}", description=benchmark.HELP)
+    benchmark.add_options(parser)
+    options = parser.parse_args(words[1:])
     report = benchmark.run_options(options, " ".join(["python -m replication.bench", *words]))
     print_report(report, benchmark.tables(report))
 

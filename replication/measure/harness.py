@@ -13,6 +13,7 @@ A part is measured again when anything that decides it has changed (its argument
 runs, libraries, device, instruction set), when its file is damaged, and when it was not run.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -98,7 +99,7 @@ class Benchmark:
     def origin(self, parts: Sequence[Part]) -> dict[str, Any]:
         """What decides parts beside their arguments."""
         return {
-            "code": code_hash("replication.measure.harness", *{part.module for part in parts}),
+            "code": _code_hash(frozenset(part.module for part in parts)),
             "libraries": provenance.library_versions(LIBRARIES),
             "device": self.device,
             "instruction_set": instruction_set(),
@@ -159,6 +160,11 @@ def measure_in_process(
         raise InputError(f"its process was ended by signal {-ended.returncode} (out of memory?)")
     lines = ended.stderr.strip().splitlines() or [f"its process ended with {ended.returncode}"]
     raise InputError(lines[-1][:300])
+
+
+@functools.cache
+def _code_hash(modules: frozenset[str]) -> str:
+    return code_hash("replication.measure.harness", *modules)
 
 
 def _read_part(path: Path, key: str) -> dict[str, Any] | None:

@@ -194,8 +194,7 @@ def growth(measured: Mapping[str, Any]) -> str:
             point = measured["points"].get(f"{axis}={value}")
             if point is None:
                 raise InputError(
-                    f"{OUT} lacks the point {axis}={value}; run "
-                    "python -m replication.measure.growth"
+                    f"{OUT} lacks the point {axis}={value}; run python -m replication.bench growth"
                 )
             first = first or point
             flops, peak = "predicted_operations", "predicted_peak_bytes"

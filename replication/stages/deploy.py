@@ -10,8 +10,8 @@ from replication.measure.speed import benchmark
 from replication.measure.speed.settings import Settings
 from replication.measure.speed.variants import variant
 from replication.plan.architectures import architecture
+from replication.results.deployment import deployment_record
 from replication.results.measurements import write_measurement
-from replication.results.speed_ratios import deployment_record
 from replication.settings.paths import Layout
 from replication.settings.schema import Params
 from replication.stages import stage

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grace.errors import InputError
 from grace.quantization import FakeQuantLinear, QuantSpec
-from replication.measure import growth as scaling
-from replication.measure.growth import peak_bytes, predicted, run, step_seconds
-from replication.measure.step import LiveBytes, Trial, trial_trainer
+from replication.measure import growth, harness
+from replication.measure.growth import measure_part, peak_bytes, predicted, step_seconds
+from replication.measure.memory import LiveBytes
+from replication.measure.step import Trial, trial_trainer
 from replication.plan.architectures import architecture
 from replication.plan.costs import (
     OPTIMIZERS,
@@ -191,22 +192,24 @@ def test_live_bytes_counts_storages_once_and_frees_them():
 
 @pytest.mark.slow
 def test_growth_is_measured_and_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(scaling, "CENTRE", dataclasses.replace(LARGER, layers=2))
-    monkeypatch.setattr(scaling, "step_seconds", functools.partial(step_seconds, steps=1))
-    out = tmp_path / "scaling.json"
-    said = []
-    axes = {"text_tokens": (112,)}
-    first = run(out, said.append, axes)
-    again = run(out, said.append, axes)
-    assert len(said) == 1 and first["points"] == again["points"]
+    measured = []
+
+    def measure(module, arguments, **_):
+        measured.append(arguments)
+        return measure_part(**arguments)
+
+    monkeypatch.setattr(harness, "measure_in_process", measure)
+    options = {"axes": {"text_tokens": (112,)}, "steps": 1, "command": "test"}
+    centre = dataclasses.replace(LARGER, layers=2)
+    first = growth.run(tmp_path, centre=centre, **options)
+    again = growth.run(tmp_path, centre=centre, **options)
+    assert len(measured) == 1 and first["points"] == again["points"]
     point = first["points"]["text_tokens=112"]
     assert point["least"] <= point["seconds"] <= point["greatest"]
     assert point["predicted_peak_bytes"] == pytest.approx(point["peak_bytes"], rel=0.2)
-    out.write_text(out.read_text().replace(first["provenance"]["code"], "other"))
-    measured = []
-    monkeypatch.setattr(scaling, "measure", lambda trial: measured.append(trial) or point)
-    run(out, said.append, axes)
-    assert len(said) == 2 and len(measured) == 1
+    assert "text_tokens=112" in growth.tables(first)[0].rows[0]
+    growth.run(tmp_path, centre=dataclasses.replace(centre, sequences=1), **options)
+    assert len(measured) == 2
 
 
 @pytest.mark.slow

@@ -14,9 +14,11 @@ from grace.decoding import generate
 from grace.errors import InputError
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, prepare
-from replication.measure.speed import __main__ as command
-from replication.measure.speed import benchmark, measure, text, weights
-from replication.measure.speed.measure import Settings
+from replication import bench
+from replication.measure import harness, memory
+from replication.measure.clock import spread
+from replication.measure.speed import benchmark, measure, sizes, weights
+from replication.measure.speed.settings import Settings
 from replication.measure.speed.variants import VARIANTS, UnfusedAwqLinear, variant
 from replication.plan.architectures import Architecture, architecture, architectures
 from replication.results import deployment as results
@@ -249,7 +251,8 @@ def test_same_seed_same_model(tiny):
 
 
 def test_packed_layer_by_layer_is_the_model_packed_afterwards(tiny):
-    int4 = pytest.importorskip("grace.int4")
+    from grace import int4
+
     built = weights.random_model(tiny.config(), 0, convert=variant("int4").convert)
     whole = weights.random_model(tiny.config(), 0)
     prepare(whole, QuantSpec(bits=4, group_size=128, init="max"))
@@ -293,8 +296,6 @@ def test_stored_bytes_counts_shared_once():
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "bf16"])
 def test_variant_approximates_the_linear(name):
-    if name in ("int4", "int8"):
-        pytest.importorskip("grace.int4")
     found = variant(name)
     if found.unavailable(torch.device("cpu")):
         pytest.skip(found.unavailable(torch.device("cpu")))
@@ -382,16 +383,16 @@ def test_bytes_of_a_step():
     layer = 4 * h * h + 3 * h + 3 * h * i + 2 * h
     cache = 2 * 2 * 2 * 64 * 2 * 3 * 10  # keys and values, layers, heads, width, bytes, rows, slots
     expected = 2 * (2 * layer + h + words * h) + cache
-    assert measure.bytes_per_step(tiny, model, 3, 10) == expected
+    assert sizes.bytes_per_step(tiny, model, 3, 10) == expected
 
 
 @pytest.mark.slow
 def test_what_does_not_fit_is_not_run(monkeypatch):
-    monkeypatch.setattr(measure, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
     found = measure.measure(small("llava"), variant("bf16"), FAST)
     assert "0.0 GiB are free" in found["not_run"]
     found = {}
-    monkeypatch.setattr(measure, "_too_large", lambda *_: None)
+    monkeypatch.setattr(measure, "expected_bytes", lambda *_: -(2**40))
     found = measure.measure(small("llava"), variant("bf16"), FAST)
     assert all("not_run" in one for one in found["decode"].values())
     assert results.peak(found) is None
@@ -399,8 +400,8 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
 
 def test_expected_bytes_of_a_published_model():
     found = architecture("llava-1.5-7b")
-    assert measure.expected_bytes(found, variant("bf16")) == 2 * 7063427072
-    int4 = measure.expected_bytes(found, variant("int4"))
+    assert sizes.expected_bytes(found, variant("bf16")) == 2 * 7063427072
+    int4 = sizes.expected_bytes(found, variant("int4"))
     assert 4.6e9 < int4 < 4.9e9  # the authors state 4.6 GB
 
 
@@ -417,84 +418,41 @@ def test_bad_settings(change):
 
 
 @pytest.fixture
-def fake_parts(monkeypatch):
+def parts(monkeypatch):
     """No processes: each part is made up, and what was asked for is kept."""
     asked = []
 
-    def part(model, way, settings, path):
-        asked.append((model.name, way.name))
-        speed = {"bf16": 2.0, "int4": 7.0}.get(way.name)
+    def part(module, arguments, **_):
+        name = arguments["name"]
+        asked.append((arguments["model"]["name"], name))
+        speed = {"bf16": 2.0, "int4": 7.0}.get(name)
         if speed is None:
             return {"not_run": "no reason"}
         rates = [speed * factor for factor in (0.9, 1.0, 1.1)]
         decode = {
-            "tokens_per_second": measure.spread(rates),
-            "seconds_per_step": {**measure.spread([1 / r for r in rates]), "p90": 1.0},
+            "tokens_per_second": spread(rates),
+            "seconds_per_step": {**spread([1 / rate for rate in rates]), "p90": 1.0},
             "fraction_of_floor": 0.5,
             "tokens": 3,
         }
-        memory = {"start": 1, "batch 1": 100 if way.name == "bf16" else 40}
+        seconds = [1.0, 2.0, 4.0] if name == "bf16" else [2.0, 2.5, 3.0]
         return {
-            "weight_bytes": 80 if way.name == "bf16" else 25,
-            "time_to_first_token": measure.spread(
-                [1.0, 2.0, 4.0] if way.name == "bf16" else [2.0, 2.5, 3.0]
-            ),
+            "weight_bytes": 80 if name == "bf16" else 25,
+            "time_to_first_token": spread(seconds),
             "decode": {"1": decode, "4": {"not_run": "no room"}},
-            "peak_bytes": memory,
+            "peak_bytes": {"start": 1, "batch 1": 100 if name == "bf16" else 40},
         }
 
-    monkeypatch.setattr(benchmark, "_in_a_process", part)
+    monkeypatch.setattr(harness, "measure_in_process", part)
     return asked
 
 
 def go(out, *, settings=FAST, variants=("bf16", "int4", "nf4"), **more):
-    return benchmark.run(
-        [small("llava")],
-        [variant(name) for name in variants],
-        settings,
-        out,
-        command="test",
-        **more,
-    )
+    ways = [variant(name) for name in variants]
+    return benchmark.run([small("llava")], ways, settings, out, command="test", **more)
 
 
-def test_resumes_and_measures_again_what_changed(tmp_path, fake_parts, monkeypatch):
-    go(tmp_path)
-    assert [name for _, name in fake_parts] == ["bf16", "int4", "nf4"]
-    fake_parts.clear()
-    go(tmp_path)
-    assert [name for _, name in fake_parts] == ["nf4"]  # was not run: tried again
-    fake_parts.clear()
-    (tmp_path / "parts" / "small-llava" / "int4.json").write_text("{", encoding="utf-8")
-    go(tmp_path)
-    assert [name for _, name in fake_parts] == ["int4", "nf4"]
-    fake_parts.clear()
-    go(tmp_path, settings=Settings(batches=(1,), device="cpu"), variants=("bf16",))
-    assert fake_parts == [("small-llava", "bf16")]
-    fake_parts.clear()
-    monkeypatch.setattr(benchmark, "_code_hash", lambda: "other code")
-    go(tmp_path, settings=Settings(batches=(1,), device="cpu"), variants=("bf16",))
-    assert fake_parts == [("small-llava", "bf16")]
-
-
-def test_interrupted_run_keeps_what_is_done(tmp_path, fake_parts, monkeypatch):
-    real = benchmark._in_a_process
-
-    def stop(model, way, settings, path):
-        if way.name == "int4":
-            raise KeyboardInterrupt
-        return real(model, way, settings, path)
-
-    monkeypatch.setattr(benchmark, "_in_a_process", stop)
-    with pytest.raises(KeyboardInterrupt):
-        go(tmp_path)
-    monkeypatch.setattr(benchmark, "_in_a_process", real)
-    fake_parts.clear()
-    go(tmp_path)
-    assert [name for _, name in fake_parts] == ["int4", "nf4"]
-
-
-def test_report(tmp_path, fake_parts):
+def test_report(tmp_path, parts):
     report = go(tmp_path, evidence="recorded")
     assert report == json.loads((tmp_path / "deploy.json").read_text(encoding="utf-8"))
     assert report["evidence"] == "recorded"
@@ -508,70 +466,68 @@ def test_report(tmp_path, fake_parts):
     assert math.isclose(found["memory_reduction"].point, 60)
     assert math.isclose(found["weight_reduction"].point, 68.75)
     assert "throughput_4" not in found
-    shown = "\n".join(text.lines(report))
-    assert "not run: no reason" in shown
-    assert "7.00 [6.30, 7.70]" in shown
-    assert "INT4 against BF16: throughput 3.50" in shown
+    (table,) = benchmark.tables(report)
+    assert list(table.rows[1])[4:] == ["7.00 [6.30, 7.70]", "50 %", "not run", ""]
+    assert any("not run: no reason" in note for note in table.notes)
+    assert any("INT4 against BF16: throughput 3.50" in note for note in table.notes)
 
 
-def test_no_ratio_without_both(tmp_path, fake_parts):
-    parts = go(tmp_path, variants=("int4", "nf4"))["models"]["small-llava"]["variants"]
-    assert results.ratios(parts) == {}
+def test_no_ratio_without_both(tmp_path, parts):
+    variants = go(tmp_path, variants=("int4", "nf4"))["models"]["small-llava"]["variants"]
+    assert results.ratios(variants) == {}
     assert results.ratios(go(tmp_path)["models"]["small-llava"]["variants"], "nf4") == {}
 
 
 @pytest.mark.slow
 def test_real_processes(tmp_path):
     """Two variants in two processes, from start to report."""
-    pytest.importorskip("grace.int4")
-    settings = Settings(
-        batches=(1,), repeats=1, decode_repeats=2, tokens=2, text_tokens=8, device="cpu", threads=1
-    )
+    settings = replace(FAST, batches=(1,), repeats=1, decode_repeats=2, tokens=2)
     report = go(tmp_path, settings=settings, variants=("bf16", "int4"))
-    parts = report["models"]["small-llava"]["variants"]
-    assert parts["int4"]["weight_bytes"] < parts["bf16"]["weight_bytes"]
-    assert 4.2 < parts["int4"]["decoder_bits"] < 4.3
-    assert "back end" in parts["int4"]["how"]
-    assert set(results.ratios(parts)) >= {"throughput", "prefill", "memory_reduction"}
-    assert not list(tmp_path.rglob("*.new"))
+    variants = report["models"]["small-llava"]["variants"]
+    assert variants["int4"]["weight_bytes"] < variants["bf16"]["weight_bytes"]
+    assert 4.2 < variants["int4"]["decoder_bits"] < 4.3
+    assert "back end" in variants["int4"]["how"]
+    assert set(results.ratios(variants)) >= {"throughput", "prefill", "memory_reduction"}
 
 
 @pytest.mark.slow
 def test_a_failing_process(tmp_path):
     broken = Architecture("broken", "", 0, {"grid": 8}, {"model_type": "gpt"})
-    with pytest.raises(InputError, match=r"broken, bf16: .*Unrecognized model identifier: gpt"):
+    with pytest.raises(InputError, match=r"broken/bf16: .*Unrecognized model identifier: gpt"):
         benchmark.run([broken], [variant("bf16")], FAST, tmp_path, command="test")
     report = benchmark.run([broken], [variant("awq_unfused")], FAST, tmp_path, command="test")
     assert report["models"]["broken"]["variants"]["awq_unfused"]["not_run"]
 
 
-def test_command(tmp_path, fake_parts, capsys):
-    arguments = ["--models", "qwen2-vl-2b", "--batches", "1,4", "--repeats", "2"]
-    assert command.main([*arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
-    assert fake_parts == [("qwen2-vl-2b", "bf16"), ("qwen2-vl-2b", "int4")]
+def test_command(tmp_path, parts, capsys):
+    words = ["speed", "--models", "qwen2-vl-2b", "--batches", "1,4", "--repeats", "2"]
+    assert bench.main([*words, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert parts == [("qwen2-vl-2b", "bf16"), ("qwen2-vl-2b", "int4")]
     assert "Qwen/Qwen2-VL-2B-Instruct, random weights" in capsys.readouterr().out
     report = json.loads((tmp_path / "deploy.json").read_text(encoding="utf-8"))
     assert report["settings"]["batches"] == [1, 4]
     assert report["settings"]["repeats"] == 2
+    assert report["provenance"]["command"].startswith("python -m replication.bench speed --models")
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--models", "gpt-5"], ["--variants", "int3"], ["--batches", "one"]]
+    "words", [["--models", "gpt-5"], ["--variants", "int3"], ["--batches", "one"]]
 )
-def test_command_refuses(tmp_path, capsys, wrong):
-    assert command.main([*wrong, "--out", str(tmp_path)]) == 2
+def test_command_refuses(tmp_path, capsys, parts, words):
+    assert bench.main(["speed", *words, "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    assert parts == [] == list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_needs_torch_and_transformers_only():
+def test_needs_neither_the_evaluation_nor_the_pipeline():
     """What the rest of the replication needs may be missing where the benchmark runs."""
     missing = ["dvc", "lmms_eval", "pandas", "pyarrow", "scipy", "llmcompressor", "datasets"]
     code = (
         "import sys\n"
         f"for name in {missing!r}: sys.modules[name] = None\n"
-        "import replication.measure.speed.__main__, replication.measure.speed.process\n"
-        "import replication.results.deployment\n"
+        "import replication.bench, replication.measure.harness\n"
+        "import replication.measure.speed.benchmark\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

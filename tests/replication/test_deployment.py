@@ -8,12 +8,12 @@ import pytest
 from grace.errors import InputError
 from replication import paper as reported
 from replication.judge.claims import verify
+from replication.measure.clock import spread
 from replication.measure.speed import benchmark
-from replication.measure.speed.measure import spread
 from replication.report.tables.deployments import deployment_reports
 from replication.report.tables.files import build_table
+from replication.results.deployment import deployment_record
 from replication.results.measurements import write_measurement
-from replication.results.speed_ratios import deployment_record
 from replication.settings.checks import load_params
 from replication.settings.schema import Deploy
 from replication.stages import deploy as stage
@@ -54,7 +54,11 @@ def report_of(*, faster=3.2, memory=(15.0, 6.0), layers=None, evidence="measured
         "settings": {"repeats": 3, "layers": layers},
         "device": "a processor, 2 cores",
         "models": {MODEL: {"repository": "llava-hf/llava-1.5-7b-hf", "variants": variants}},
-        "provenance": {"commit": "0" * 40},
+        "provenance": {
+            "commit": "0" * 40,
+            "device": "a processor, 2 cores",
+            "instruction_set": "AVX2",
+        },
     }
 
 

@@ -3,6 +3,8 @@
 Counted bytes and products are the same in every run, so they are asserted; times are not.
 """
 
+import dataclasses
+import importlib
 import itertools
 import json
 
@@ -13,20 +15,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from grace.distillation import _common, rcka_loss
-from grace.errors import InputError
 from grace.quantization import FakeQuantLinear, QuantSpec, initial_scales
-from replication.measure.method import (
-    __main__ as command,
-)
+from replication import bench
+from replication.measure import harness, memory
+from replication.measure.memory import peak_allocated
 from replication.measure.method import (
     benchmark,
+    compare,
     fake_quantization,
     gated_distillation,
-    measure,
     projection,
     relational,
     straightforward,
-    text,
+    tables,
 )
 
 CPU = torch.device("cpu")
@@ -160,7 +161,7 @@ def test_the_ways_of_a_step_share_their_parameters(autocast):
 def test_peak_counts_what_is_alive_at_once(call, most):
     x = torch.zeros(1000)
     # new scalars take a few bytes each
-    assert most <= measure.peak_allocated(lambda: call(x), CPU) <= most + 64
+    assert most <= peak_allocated(lambda: call(x), CPU) <= most + 64
 
 
 def test_peak_counts_the_backward_pass():
@@ -170,20 +171,7 @@ def test_peak_counts_the_backward_pass():
         (x.exp() * x).sum().backward()
 
     # exp and the product, then both gradients while exp and x are still saved
-    assert 12000 <= measure.peak_allocated(step, CPU) <= 16064
-
-
-def test_the_ways_take_turns_and_every_other_round_goes_backwards():
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in "abc"}
-    seconds = measure.side_by_side(calls, 2, CPU)
-    assert "".join(order) == "abc" + "cba" + "abc"
-    assert {len(one["values"]) for one in seconds.values()} == {2}
-
-
-def test_quotients_are_taken_round_by_round():
-    found = measure.ratio({"values": [1.0, 3.0, 8.0]}, {"values": [2.0, 3.0, 2.0]})
-    assert found == {"median": 1.0, "low": 0.5, "high": 4.0, "values": [0.5, 1.0, 4.0]}
+    assert 12000 <= peak_allocated(step, CPU) <= 16064
 
 
 # ---------------------------------------------------------------------------------------- bounds
@@ -205,7 +193,7 @@ def test_a_fake_quantized_step_peaks_little_above_the_plain_one(autocast):
         "straightforward": fake_quantization.straight_through(quantized),
     }.items():
         step = fake_quantization.step_of(model, x, x, autocast)
-        peaks[name] = held + measure.peak_allocated(step, CPU)
+        peaks[name] = held + peak_allocated(step, CPU)
     assert peaks["grace"] <= fake_quantization.MEMORY * peaks["plain"]
     assert peaks["straightforward"] > 1.5 * peaks["plain"]  # so the bound says something
 
@@ -218,7 +206,7 @@ def test_the_loss_needs_one_gradient_and_a_workspace_that_does_not_grow():
     for tokens in (40, 120):
         data = gated_distillation.logits(gated_distillation.Case(tokens, vocabulary), 0, CPU)
         size = data[0].numel() * 2
-        most = measure.peak_allocated(
+        most = peak_allocated(
             lambda data=data: gated_distillation.gradient(gated_distillation.ours, *data), CPU
         )
         assert size <= most <= size + _common.WORKSPACE_BYTES + MIB <= size + bound
@@ -250,11 +238,9 @@ def test_relation_multiplies_as_the_cheaper_form_does(sizes):
 def test_relation_of_many_tokens_makes_no_gram_matrix():
     n, width = 2048, 32
     ours, theirs = relational.hidden_states(relational.Case(n, width, width), 0, CPU)
-    most = measure.peak_allocated(lambda: relational.step(relational.ours, ours, theirs), CPU)
+    most = peak_allocated(lambda: relational.step(relational.ours, ours, theirs), CPU)
     assert most < n * n * 4 / 2
-    plain = measure.peak_allocated(
-        lambda: relational.step(straightforward.relational, ours, theirs), CPU
-    )
+    plain = peak_allocated(lambda: relational.step(straightforward.relational, ours, theirs), CPU)
     assert plain > n * n * 4
 
 
@@ -270,8 +256,8 @@ def test_relation_in_single_precision_is_the_gram_form(seed, sizes):
 def test_search_holds_a_block_beside_the_scales():
     weight = normal(0, 2048, 1024, dtype=torch.bfloat16)
     spec = QuantSpec()
-    ours = measure.peak_allocated(lambda: initial_scales(weight, spec), CPU)
-    plain = measure.peak_allocated(lambda: straightforward.scale_search(weight, spec), CPU)
+    ours = peak_allocated(lambda: initial_scales(weight, spec), CPU)
+    plain = peak_allocated(lambda: straightforward.scale_search(weight, spec), CPU)
     assert ours < weight.numel() * 4 / 2 < 2 * weight.numel() * 4 < plain
 
 
@@ -289,14 +275,16 @@ def test_projection_of_the_supervised_makes_no_logits_of_the_rest():
 def report(tmp_path_factory):
     """A quick run of all parts: one in a process as it is, the others in this one."""
     folder = tmp_path_factory.mktemp("performance")
-    whole = benchmark._in_a_process
+    whole = harness.measure_in_process
+
+    def measure(module, arguments, **options):
+        if module == relational.__name__:
+            return whole(module, arguments, **options)
+        return importlib.import_module(module).measure_part(**arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            benchmark,
-            "_in_a_process",
-            lambda job: whole(job) if job["part"] == "relational" else benchmark.measure(job),
-        )
-        assert command.main(["--quick", "--repeats", "2", "--out", str(folder)]) == 0
+        patch.setattr(harness, "measure_in_process", measure)
+        assert bench.main(["method", "--quick", "--repeats", "2", "--out", str(folder)]) == 0
     return folder
 
 
@@ -323,12 +311,12 @@ def test_a_quick_run_measures_every_part(report):
 def test_the_tables_say_what_the_report_says(report):
     found = json.loads((report / benchmark.RESULT).read_text())
     printed = (report / benchmark.TABLES).read_text()
-    assert printed == text.markdown(found)
+    assert printed == tables.markdown(found)
     for part in found["parts"].values():
         for row, bound in itertools.product(part["rows"], part["bounds"] or [None]):
             assert row["case"] in printed
             assert bound is None or bound["what"] in printed
-    assert any("Bounds" in line for line in text.lines(found))
+    assert tables.tables(found)[-1].title == "Bounds"
 
 
 @pytest.mark.parametrize(
@@ -341,18 +329,20 @@ def test_the_tables_say_what_the_report_says(report):
     ],
 )
 def test_a_bound_is_judged_by_all_rounds(values, verdict):
-    found = measure.bound("x", 1.0, dict(zip(("low", "median", "high"), values, strict=True)))
-    assert text.verdict(found) == verdict
+    found = compare.bound("x", 1.0, dict(zip(("low", "median", "high"), values, strict=True)))
+    assert tables.verdict(found) == verdict
 
 
 def test_what_does_not_fit_into_memory_is_not_run(monkeypatch):
-    monkeypatch.setattr(gated_distillation, "free_bytes", lambda device: 2**30)
-    found = gated_distillation.run((gated_distillation.Case(32, 500),), 1, 0, CPU)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
+    found = gated_distillation.measure_part(
+        [dataclasses.asdict(gated_distillation.Case(32, 500))], repeats=1, seed=0
+    )
     (row,) = found["rows"]
     assert "GiB are free" in row["ways"]["straightforward"]["not_run"]
     assert row["time"] == {} and row["workspace"].keys() == {"grace"}
     assert not any(one["what"].endswith("time") for one in found["bounds"])
-    cells = text._cells(row, "straightforward")
+    cells = tables._cells(row, "straightforward")
     assert any("not run" in cell for cell in cells)
 
 
@@ -367,14 +357,7 @@ def test_what_does_not_fit_into_memory_is_not_run(monkeypatch):
 def test_what_cannot_be_is_refused_before_anything_is_measured(
     arguments, words, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(benchmark, "_in_a_process", lambda job: pytest.fail("measured"))
-    assert command.main([*arguments, "--out", str(tmp_path)]) == 2
+    monkeypatch.setattr(harness, "measure_in_process", lambda *_, **__: pytest.fail("measured"))
+    assert bench.main(["method", *arguments, "--out", str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_a_part_that_fails_says_why():
-    job = {"part": "relational", "quick": True, "repeats": 1, "seed": "seven", "threads": 0}
-    with pytest.raises(InputError, match="relational: RuntimeError: manual_seed expected"):
-        benchmark._in_a_process(job)
