@@ -63,12 +63,13 @@ def run(
     Raises:
         InputError: where a point fails.
     """
-    settings = {"centre": dataclasses.asdict(centre), "steps": steps, "axes": dict(axes)}
+    sizes = dataclasses.asdict(centre)
+    settings = {"centre": sizes, "steps": steps, "axes": dict(axes)}
     parts = [
         Part(
             f"{axis}={value}",
             "replication.measure.growth",
-            {"trial": {**settings["centre"], axis: value}, "steps": steps},
+            {"trial": {**sizes, axis: value}, "steps": steps},
         )
         for axis, values in axes.items()
         for value in values
