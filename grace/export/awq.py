@@ -32,9 +32,9 @@ def save_awq(
     round_scales: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `model` in AutoAWQ's GEMM layout; returns the directory.
+    """Write `model` in AutoAWQ's GEMM layout.
 
-    For every quantized linear the checkpoint has qweight (in, out / 8) int32, qzeros
+    For every quantized linear layer the checkpoint has qweight (in, out / 8) int32, qzeros
     (groups, out / 8) int32 and scales (groups, out) float16, with w = scale (stored - zero). The
     layout is unsigned: a code q is stored as q + 8 and every zero point is 8, so the codes stay
     what they are. The list of quantized modules stands in `awq_quantized_modules.json` as in the
@@ -44,11 +44,22 @@ def save_awq(
     stored exactly from 2^-17 to 65280; below, float16 runs out of bits, and above, of range. A
     scale that would be rounded is an error, unless `round_scales` asks for it.
 
-    model, codes, bits, processor, overwrite: as in `save_compressed_tensors`; 4 bits only.
-    dtype: of everything that is not quantized. float16 is what AWQ's kernels compute in.
+    Args:
+        model: As in `save_compressed_tensors`, and so `codes`, `processor` and `overwrite`.
+        path: Of the new directory.
+        codes: Of a baked model.
+        bits: Of these codes; 4 bits only.
+        dtype: Of everything that is not quantized. float16 is what AWQ's kernels compute in.
+        processor: Written beside the model where given.
+        round_scales: Round scales that float16 cannot hold, instead of refusing them.
+        overwrite: Replace a model directory at `path`.
 
-    Raises InputError as `save_compressed_tensors` does, and for output features that are no
-    multiple of 8.
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: As `save_compressed_tensors`, and for output features that are no multiple
+            of 8.
     """
     layers = quantized_layers(model, codes, bits)
     if layers.spec.bits != AWQ_BITS:

@@ -26,21 +26,29 @@ def save_compressed_tensors(
     round_scales: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """Writes `model` in compressed-tensors' format "pack-quantized"; returns the directory.
+    """Write `model` in compressed-tensors' format "pack-quantized".
 
-    For every quantized linear the checkpoint has weight_packed (out, in bits / 32) int32,
+    For every quantized linear layer the checkpoint has weight_packed (out, in bits / 32) int32,
     weight_scale (out, groups) in `dtype` and weight_shape (2,) int64. Loaded with transformers'
     `from_pretrained`, a weight is scale times code, rounded once to `dtype`.
 
-    model: with `FakeQuantLinear`s of 4 or 8 bits, or baked together with `codes` (what `bake`
-        returned) and their `bits` (4 by default). It is not changed.
-    dtype: of the scales and of everything that is not quantized; by default the model's.
-    processor: written beside the model where given.
-    round_scales: round scales that `dtype` cannot hold, instead of refusing them.
-    overwrite: replace a model directory at `path`. Until the new one is complete the old stays.
+    Args:
+        model: With `FakeQuantLinear`s of 4 or 8 bits, or baked together with `codes`. It is not
+            changed.
+        path: Of the new directory.
+        codes: Of a baked model: what `bake` returned.
+        bits: Of these codes, 4 by default.
+        dtype: Of the scales and of everything that is not quantized; by default the model's.
+        processor: Written beside the model where given.
+        round_scales: Round scales that `dtype` cannot hold, instead of refusing them.
+        overwrite: Replace a model directory at `path`. Until the new one is complete the old stays.
 
-    Raises InputError for what `grace.export.layers` refuses, for other widths than 4 and 8 bits,
-    for scales or weights that `dtype` cannot hold, and for a `path` that is taken.
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: What `grace.export.layers` refuses, other widths than 4 and 8 bits, scales or
+            weights that `dtype` cannot hold, or a `path` that is taken.
     """
     layers = quantized_layers(model, codes, bits)
     if layers.spec.bits not in BITS:

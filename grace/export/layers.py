@@ -1,4 +1,4 @@
-"""What of a model is exported: names, codes and scales, checked."""
+"""The layers of a model that are exported: names, codes and scales, checked."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ Codes = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Layers:
-    """The quantized linears of a model: one grid for all, as the formats want it.
+    """The quantized linear layers of a model: one grid for all, as the formats demand.
 
     Attributes:
-        family: the adapter of the model's family.
-        spec: bits and group size.
-        names: dotted module names, in the model's order.
-        left: decoder linears that are not quantized.
+        family: The adapter of the model's family.
+        spec: Bits and group size.
+        names: Dotted module names, in the model's order.
+        left: Linear layers of the decoder that are not quantized.
     """
 
     family: Family
@@ -35,8 +35,9 @@ class Layers:
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, codes int8 (out, in), scales float32 (out, groups)) on the CPU, layer by layer.
 
-        Raises InputError, naming the tensor, for codes out of range, scales that are not finite
-        and positive, and codes that are not those of the model's weight.
+        Raises:
+            InputError: Codes out of range, scales that are not finite and positive, or codes that
+                are not those of the model's weight; the message names the tensor.
         """
         for name in self.names:
             module = self._modules[name]
@@ -60,10 +61,14 @@ class Layers:
 def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) -> Layers:
     """The layers to export, before any of them is computed.
 
-    codes: for a baked model; None for a model with `FakeQuantLinear`s. bits: of these codes.
+    Args:
+        model: A transformers model.
+        codes: Of a baked model; None for a model with `FakeQuantLinear`s.
+        bits: Of these codes.
 
-    Raises InputError for a model that has nothing quantized, an unknown family, a layer that is
-    missing, no linear or outside the decoder, shapes that do not fit, and a mixture of grids.
+    Raises:
+        InputError: Nothing is quantized, the family is unknown, a layer is missing, no linear or
+            outside the decoder, shapes do not fit, or the layers have different grids.
     """
     family = family_of(_model_type(model))
     fake = dict(fake_quant_layers(model))
@@ -87,10 +92,10 @@ def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) ->
         )
     grids = {(spec.bits, spec.group_size): name for name, spec in specs.items()}
     if len(grids) > 1:
-        (one, first), (other, second) = list(grids.items())[:2]
+        (grid, name), (other_grid, other_name) = list(grids.items())[:2]
         raise InputError(
-            f"export: {first} has (bits, group size) {one} and {second} {other}: the formats "
-            "store one grid; quantize every layer alike"
+            f"export: {name} has (bits, group size) {grid} and {other_name} {other_grid}: the "
+            "formats store one grid; quantize every layer alike"
         )
     decoder = [
         name

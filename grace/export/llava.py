@@ -39,14 +39,14 @@ def from_original(
     Vocabulary rows that the checkpoint lacks (the image token, padding) stay those of `base`, and
     so does the vision tower where the checkpoint has none.
 
-    Raises InputError, naming the tensor, for one that `base` lacks, has in another shape, or that
-    is missing.
+    Raises:
+        InputError: A tensor that `base` lacks or has in another shape, or that is missing.
     """
     model: Any = load_model(base, dtype=dtype)
     if model.config.model_type != "llava":
         raise InputError(f"{base}: is no model of type llava: name transformers' LLaVA-1.5")
     state = model.state_dict()
-    given = {}
+    renamed = {}
     for name, tensor in tensors.items():
         if name.endswith(_BUFFERS):
             continue
@@ -60,18 +60,18 @@ def from_original(
             raise InputError(
                 f"{directory}: {name} has shape {tuple(tensor.shape)}, {base} has {tuple(shape)}"
             )
-        given[new] = tensor
+        renamed[new] = tensor
     tied = model.config.tie_word_embeddings
     lacking = [
         name
         for name in state
-        if name not in given
+        if name not in renamed
         and not name.startswith("model.vision_tower.")
         and not (tied and name == "lm_head.weight")
     ]
     if lacking:
         raise InputError(f"{directory}: {lacking[0]} is missing")
-    model.load_state_dict(given, strict=False)
+    model.load_state_dict(renamed, strict=False)
     return model
 
 

@@ -20,9 +20,14 @@ AWQ_ZERO = 1 << (AWQ_BITS - 1)
 
 
 def pack_words(codes: Tensor, bits: int) -> Tensor:
-    """codes: (rows, n) int8 in -2^(bits-1) .. 2^(bits-1) - 1 -> (rows, ceil(n bits / 32)) int32.
+    """Consecutive codes of a row in one word, the first in the lowest bits.
 
-    bits: 4 or 8, so that no code crosses a word. A last word that is not full has zeros on top.
+    Args:
+        codes: (rows, n) int8 in -2^(bits-1) .. 2^(bits-1) - 1.
+        bits: 4 or 8, so that no code crosses a word.
+
+    Returns:
+        (rows, ceil(n bits / 32)) int32. A last word that is not full has zeros on top.
     """
     per_word = WORD // bits
     rows, count = codes.shape
@@ -38,9 +43,9 @@ def pack_awq(codes: Tensor) -> Tensor:
     return _join(numbers.unflatten(1, (-1, len(AWQ_ORDER))), AWQ_ORDER, AWQ_BITS)
 
 
-def awq_zeros(groups: int, out_features: int) -> Tensor:
+def awq_zeros(groups: int, out_features: int, device: torch.device | str | None = None) -> Tensor:
     """qzeros (groups, out / 8) int32 of a symmetric grid: zero point 8 everywhere."""
-    zeros = torch.full((groups, out_features), AWQ_ZERO, dtype=torch.int32)
+    zeros = torch.full((groups, out_features), AWQ_ZERO, dtype=torch.int32, device=device)
     return _join(zeros.unflatten(1, (-1, len(AWQ_ORDER))), AWQ_ORDER, AWQ_BITS)
 
 
@@ -54,7 +59,7 @@ def unpack_awq(words: Tensor) -> Tensor:
 
 
 def _join(numbers: Tensor, order: "range | tuple[int, ...]", bits: int) -> Tensor:
-    words = torch.zeros(numbers.shape[:-1], dtype=torch.int32)
+    words = torch.zeros(numbers.shape[:-1], dtype=torch.int32, device=numbers.device)
     for place, index in enumerate(order):
         words |= numbers[..., index] << (bits * place)
     return words
@@ -63,9 +68,15 @@ def _join(numbers: Tensor, order: "range | tuple[int, ...]", bits: int) -> Tenso
 def stored_scales(scales: Tensor, dtype: torch.dtype, name: str, *, round_scales: bool) -> Tensor:
     """Float32 scales in the dtype of a checkpoint, of the same shape.
 
-    Raises InputError, naming the tensor and the first such scale, where one would be rounded (or
-    with `round_scales`, where rounding would make it zero or infinite): the exported model would
-    not be the trained one.
+    Args:
+        scales: float32, positive.
+        dtype: Of the checkpoint.
+        name: Of the tensor, for the message.
+        round_scales: Whether scales may be rounded.
+
+    Raises:
+        InputError: A scale would be rounded (or with `round_scales`, become zero or infinite): the
+            exported model would not be the trained one. The message names the tensor and the scale.
     """
     stored = scales.to(dtype)
     kept = stored.to(torch.float32)

@@ -54,16 +54,20 @@ def load_released(
     Their codes() and scales() are exactly those of the checkpoint, so the model can be evaluated,
     packed, exported or trained on.
 
-    path_or_hub_id: a directory, or a repository of the Hugging Face hub.
-    bits: of a checkpoint with a sidecar, which does not say; 4 or 8. Packed ones have 4.
-    dtype: of the weights; by default the one that the configuration names.
-    base: for LLaVA, which was released in the layout of its original code: transformers' version
-        of the base model (such as llava-hf/llava-1.5-7b-hf), for vision tower and configuration.
+    Args:
+        path_or_hub_id: A directory, or a repository of the Hugging Face hub.
+        bits: Of a checkpoint with a sidecar, which does not say; 4 or 8. Packed ones have 4.
+        dtype: Of the weights; by default the one that the configuration names.
+        base: For LLaVA, which was released in the layout of its original code: transformers'
+            version of the base model (such as llava-hf/llava-1.5-7b-hf), for vision tower and
+            configuration.
 
-    Raises InputError, naming file and tensor, for a directory in neither format; files that are
-    missing, truncated or hold a pickle with code in it; layers that the model lacks or the
-    checkpoint does not have; shapes that do not fit the group size; scales that are not finite
-    and positive; and weights that are not on the grid or whose codes do not fit the bits.
+    Raises:
+        InputError: A directory in neither format; files that are missing, truncated or hold a
+            pickle with code in it; layers that the model lacks or the checkpoint does not have;
+            shapes that do not fit the group size; scales that are not finite and positive; or
+            weights that are not on the grid or whose codes do not fit the bits. The message names
+            the file and the tensor.
     """
     if bits not in (4, 8):
         raise InputError(f"load_released: bits is {bits!r}: give 4 or 8")
@@ -102,9 +106,16 @@ def load_released(
 
 @dataclass(frozen=True)
 class _Layer:
-    """One quantized linear of a checkpoint.
+    """One quantized linear layer of a checkpoint.
 
-    weight and bias: where they have to be put into the model, because its own weights are others.
+    Attributes:
+        module: Dotted name in the model.
+        spec: The quantizer.
+        codes: int8 (out, in).
+        scales: float32 (out, groups).
+        log_scale: float32 (out, groups).
+        weight: Where it has to be put into the model, because the model's own is another.
+        bias: Likewise.
     """
 
     module: str
@@ -119,7 +130,7 @@ class _Layer:
 def _packed_layers(
     file: Path, family: Family, tensors: dict[str, Tensor], dtype: torch.dtype
 ) -> list[_Layer]:
-    """Takes the packed tensors out of `tensors` and puts the weights they stand for in."""
+    """Replace the packed tensors in `tensors` by the weights that they stand for."""
     names, group_size = _modules_of(file)
     spec = _spec(file, AWQ_BITS, group_size, "float16")
     layers = []
@@ -254,8 +265,8 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        asks = f"it asks for {found[1]} and may run code" if found else "it may run code"
+        function = re.search(r"GLOBAL (\S+)", str(error))
+        asks = f"it asks for {function[1]} and may run code" if function else "it may run code"
         raise InputError(
             f"{file}: is no pickle of tensors alone: {asks}, so it is not loaded"
         ) from error
@@ -322,8 +333,8 @@ def _codes_on_grid(where: str, weight: Tensor, scales: Tensor, spec: QuantSpec) 
 
 
 def _module_name(family: Family, name: str) -> str:
-    found = _DECODER_NAME.fullmatch(name)
-    return f"{family.decoder_layers}.{found[1]}" if found else name
+    match = _DECODER_NAME.fullmatch(name)
+    return f"{family.decoder_layers}.{match[1]}" if match else name
 
 
 def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -365,7 +376,7 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> n
 
 
 def _place(model: nn.Module, layer: _Layer, file: Path) -> None:
-    """Puts a `FakeQuantLinear` with the checkpoint's codes and scales in the place of a linear."""
+    """Replace a linear layer by a `FakeQuantLinear` with the checkpoint's codes and scales."""
     name, spec = layer.module, layer.spec
     linear = linear_of(model, name, str(file))
     if layer.weight is not None:
@@ -388,16 +399,16 @@ def _place(model: nn.Module, layer: _Layer, file: Path) -> None:
 def _check_same_model(linear: nn.Linear, layer: _Layer, file: Path) -> None:
     """The directory's weights, baked or not, have to round to the sidecar's codes."""
     for part in ("weight", "bias"):
-        here, there = getattr(linear, part), getattr(layer, part)
-        if there is None:
+        own, stored = getattr(linear, part), getattr(layer, part)
+        if stored is None:
             continue
-        if here is None or here.shape != there.shape:
-            has = "none" if here is None else tuple(here.shape)
+        if own is None or own.shape != stored.shape:
+            shape = "none" if own is None else tuple(own.shape)
             raise InputError(
-                f"{file}: {layer.module}.{part} has shape {tuple(there.shape)}, the model's "
-                f"is {has}"
+                f"{file}: {layer.module}.{part} has shape {tuple(stored.shape)}, the model's "
+                f"is {shape}"
             )
-        if not torch.isfinite(there).all():
+        if not torch.isfinite(stored).all():
             raise InputError(f"{file}: {layer.module}.{part} has values that are not finite")
     real = linear.weight.detach().to(torch.float32).unflatten(1, (layer.scales.shape[1], -1))
     ratio = (real / layer.scales.unsqueeze(-1)).clamp_(layer.spec.qmin, layer.spec.qmax)

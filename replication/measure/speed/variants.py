@@ -65,13 +65,14 @@ class UnfusedAwqLinear(nn.Module):
 
     def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        rows, columns = codes.shape
-        shifts = torch.tensor([0, 16, 4, 20, 8, 24, 12, 28], dtype=torch.int32)
-        self.register_buffer("shifts", shifts.to(codes.device), persistent=False)
-        nibbles = (codes + 8).t().reshape(columns, rows // 8, 8)
-        self.register_buffer("qweight", self._join(nibbles))
-        zeros = torch.full((scales.shape[1], rows // 8, 8), 8, device=codes.device)
-        self.register_buffer("qzeros", self._join(zeros))
+        from grace.export.packing import AWQ_BITS, AWQ_ORDER, awq_zeros, pack_awq
+
+        places = [AWQ_BITS * AWQ_ORDER.index(column) for column in range(len(AWQ_ORDER))]
+        shifts = torch.tensor(places, dtype=torch.int32, device=codes.device)
+        self.register_buffer("shifts", shifts, persistent=False)
+        self.register_buffer("qweight", pack_awq(codes))
+        zeros = awq_zeros(scales.shape[1], codes.shape[0], codes.device)
+        self.register_buffer("qzeros", zeros)
         self.register_buffer("scales", scales.t().contiguous().to(dtype))
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -80,12 +81,6 @@ class UnfusedAwqLinear(nn.Module):
         spec = QuantSpec(bits=4, group_size=GROUP_SIZE, init="max")
         quantized = FakeQuantLinear.from_linear(linear, spec, name)
         return cls(quantized.codes(), quantized.scales(), linear.bias, linear.weight.dtype)
-
-    def _join(self, nibbles: Tensor) -> Tensor:
-        joined = torch.zeros(nibbles.shape[:2], dtype=torch.int32, device=nibbles.device)
-        for place, shift in enumerate(self.shifts.tolist()):
-            joined |= nibbles[..., place].to(torch.int32) << shift
-        return joined
 
     def _split(self, joined: Tensor) -> Tensor:
         return ((joined.unsqueeze(-1) >> self.shifts) & 15).flatten(1)
