@@ -42,7 +42,7 @@ help:
 	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make mutation [MUTATE='grace.int4.*'] is every change of the code noticed by a fast test?"
 	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
-	@echo "make lint                             ruff and mypy"
+	@echo "make lint                             ruff, mypy and the order of the rooms"
 
 setup: $(STAMP)
 
@@ -128,3 +128,4 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
