@@ -275,7 +275,7 @@ def _sums(
 
 
 class _DistillationSums(torch.autograd.Function):
-    """(loss_sum, gate_sum, finite); the gradient is made in the forward pass, chunk by chunk."""
+    """(loss_sum, gate_sum, finite); the forward pass computes the gradient, chunk by chunk."""
 
     @staticmethod
     def forward(  # noqa: PLR0917
@@ -389,11 +389,7 @@ def _chunk(
     teacher_part, student_part, ratio = workspace
     temperature, index = options.temperature, targets[:, None]
 
-    teacher_part.copy_(teacher)
-    gate = torch.ones_like(teacher_part[:, 0])
-    if options.kappa != 0:
-        entropy = entropy_of_rows(teacher_part, ratio, student_part)
-        gate = gate_of_entropy(entropy, teacher_part.shape[1], options.kappa)
+    gate = _gates(teacher_part.copy_(teacher), options.kappa, scratch=(ratio, student_part))
     student_part.copy_(student)
 
     # From here on "part" is the non-target classes (DKD) or all classes (KD), less its maximum.
@@ -433,6 +429,15 @@ def _chunk(
         if target_gradient is not None:
             student_part.scatter_(1, index, target_gradient)
     return term[:, 0] * temperature**2, gate, student_part
+
+
+def _gates(
+    logits: torch.Tensor, kappa: float, scratch: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Gates (n,) of the teacher's logits (n, V); without a gate the entropy is not computed."""
+    if kappa == 0:
+        return torch.ones_like(logits[:, 0])
+    return gate_of_entropy(entropy_of_rows(logits, *scratch), logits.shape[1], kappa)
 
 
 def _divide(x: torch.Tensor, divisor: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """How many rows a packed product is good for: measured once on a device, then read from a file.
 
 A kernel that reads packed codes saves memory traffic and pays for it in arithmetic, for every few
-rows anew. From some number of rows on it is faster to unpack the weight and to take a dense
+rows again. From some number of rows on it is faster to unpack the weight and to take a dense
 product. Where this crossover lies depends on the processor, its threads, torch and the weight's
 shape, so it is timed here, on the weight that is about to be used.
 
@@ -30,7 +30,7 @@ from grace.int4.layouts import WeightShape
 ENVIRONMENT = "GRACE_INT4_CROSSOVER"
 CACHE_ENVIRONMENT = "GRACE_CACHE"
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_FORMAT = 2  # raised where a product here is made faster, so that it is measured again
+_FORMAT = 2  # raised where a product here gets faster, so that it is measured again
 _REPEATS = 5
 
 _known: dict[str, int] = {}  # of this process, by key
