@@ -67,8 +67,8 @@ def test_bisection_finds_where_the_dense_product_wins(last):
         packed = call.func.__name__ == "packed"
         return float(rows) if packed else float(last) if rows > last else float(rows) + 0.5
 
-    found = measure(CPU, WEIGHT, SHAPE, clock)
-    assert found == max((rows for rows in ROWS if rows <= last), default=1)
+    crossing = measure(CPU, WEIGHT, SHAPE, clock)
+    assert crossing == max((rows for rows in ROWS if rows <= last), default=1)
     assert len(asked) <= 2 * 5  # of 17 candidates
 
 

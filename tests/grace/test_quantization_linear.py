@@ -192,15 +192,15 @@ def test_bfloat16_module_equals_bfloat16_linear_on_quantized_weight(seed):
 @given(seeds, st.booleans(), st.booleans())
 def test_gradient_checkpointing_changes_nothing(seed, reentrant, autocast):
     _, layer, x = make(seed)
-    found = []
+    actual = []
     for checkpointed in (False, True):
         layer.zero_grad()
         z = x.clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             y = checkpoint(layer, z, use_reentrant=reentrant) if checkpointed else layer(z)
         y.float().square().sum().backward()
-        found.append([y.detach(), z.grad, *(p.grad.clone() for p in layer.parameters())])
-    for once, again in zip(*found, strict=True):
+        actual.append([y.detach(), z.grad, *(p.grad.clone() for p in layer.parameters())])
+    for once, again in zip(*actual, strict=True):
         assert torch.equal(once, again)
 
 
