@@ -12,6 +12,7 @@ from replication.measure.inside import record
 from replication.measure.inside.distributions import gate_histogram, histogram
 from replication.report.figures import attention, distributions, observed, similarity
 from replication.report.figures.figure import NotRun, write
+from replication.report.figures.reading import Inputs
 from replication.results.measurements import write_measurement
 from replication.stats.verdict import Interval
 
@@ -93,7 +94,7 @@ def test_the_models_shown_are_those_measured():
 @pytest.mark.parametrize("module", FIGURES)
 def test_without_a_measurement_there_is_no_figure(module, tmp_path):
     with pytest.raises(NotRun, match="run the stage internals"):
-        module.draw(tmp_path, "small", FAMILY)
+        module.draw(Inputs(tmp_path, "small", FAMILY))
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_without_a_measurement_there_is_no_figure(module, tmp_path):
 def test_a_figure_is_written_alike_every_time(module, tmp_path):
     measured(tmp_path)
     for folder in ("first", "second"):
-        write(module.draw(tmp_path, "small", FAMILY), tmp_path / folder)
+        write(module.draw(Inputs(tmp_path, "small", FAMILY)), tmp_path / folder)
     written = sorted((tmp_path / "first").iterdir())
     name = module.__name__.rpartition(".")[2]
     assert [path.name for path in written] == [f"{name}.{kind}" for kind in ("json", "png", "svg")]
@@ -126,7 +127,7 @@ def test_a_figure_is_written_alike_every_time(module, tmp_path):
 )
 def test_no_word_leaves_the_page(module, changes, tmp_path):
     measured(tmp_path, **changes)
-    canvas = module.draw(tmp_path, "small", FAMILY).canvas
+    canvas = module.draw(Inputs(tmp_path, "small", FAMILY)).canvas
     renderer = canvas.canvas.get_renderer()
     canvas.draw(renderer)
     sheets = [canvas, *canvas.subfigs]
@@ -146,7 +147,7 @@ def test_no_word_leaves_the_page(module, changes, tmp_path):
 
 def test_attention_is_what_was_measured(tmp_path):
     content = measured(tmp_path)
-    figure = attention.draw(tmp_path, "small", FAMILY)
+    figure = attention.draw(Inputs(tmp_path, "small", FAMILY))
     [scene, _] = figure.data["scenes"]
     for name, given in content["data"]["scenes"][0]["models"].items():
         assert np.array(scene["maps"][name]).reshape(-1, 6).tolist() == given["attention"]
@@ -165,7 +166,7 @@ def test_attention_is_what_was_measured(tmp_path):
 
 def test_of_many_layers_some_are_shown_and_it_is_said(tmp_path):
     measured(tmp_path, layers={"teacher": 40, "baseline": 32, "grace_int4": 32})
-    figure = attention.draw(tmp_path, "small", FAMILY)
+    figure = attention.draw(Inputs(tmp_path, "small", FAMILY))
     assert figure.data["layers"]["teacher"] == [1, 14, 27, 40]
     assert figure.data["layers"]["baseline"][-1] == 32
     assert "some of the decoder layers" in figure.caption
@@ -183,7 +184,7 @@ def test_of_many_layers_some_are_shown_and_it_is_said(tmp_path):
 )
 def test_the_caption_claims_what_the_interval_allows(module, gain, told, tmp_path):
     measured(tmp_path, gain=gain)
-    caption = module.draw(tmp_path, "small", FAMILY).caption
+    caption = module.draw(Inputs(tmp_path, "small", FAMILY)).caption
     assert told in caption
     assert ("nothing more may be inferred" in caption) == (gain[1] <= 0 <= gain[2])
 
@@ -191,7 +192,7 @@ def test_the_caption_claims_what_the_interval_allows(module, gain, told, tmp_pat
 @pytest.mark.slow
 def test_similarity_is_what_was_measured(tmp_path):
     content = measured(tmp_path)
-    figure = similarity.draw(tmp_path, "small", FAMILY)
+    figure = similarity.draw(Inputs(tmp_path, "small", FAMILY))
     given = content["data"]["scenes"][0]["models"]
     found = figure.data["scenes"][0]["cosine"]
     assert {name: np.ravel(one).tolist() for name, one in found.items()} == {
@@ -203,7 +204,7 @@ def test_similarity_is_what_was_measured(tmp_path):
 
 def test_distributions_are_what_was_measured(tmp_path):
     content = measured(tmp_path)["data"]["distributions"]
-    figure = distributions.draw(tmp_path, "small", FAMILY)
+    figure = distributions.draw(Inputs(tmp_path, "small", FAMILY))
     assert {name: figure.data[name] for name in content} == content
     shown = figure.canvas.axes[1].patches  # weights: before, then after
     for patch, name in zip(shown, ("before", "after"), strict=True):

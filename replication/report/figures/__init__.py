@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from replication.base.scales import check_scale
 from replication.paper import load_tables
 from replication.report.figures import (
     attention,
@@ -25,43 +26,38 @@ from replication.report.figures import (
     similarity,
 )
 from replication.report.figures.figure import Figure, NotRun, write, write_not_run
+from replication.report.figures.reading import Inputs
 
-__all__ = ["FIGURES", "Figure", "NotRun", "draw_all"]
+__all__ = ["FIGURES", "Figure", "Inputs", "NotRun", "draw_all"]
 
-FIGURES: dict[str, Callable[[Path, str, str], Figure]] = {
-    "pareto": pareto.draw,
-    "entropy_error": entropy_error.draw,
-    "attention": attention.draw,
-    "similarity": similarity.draw,
-    "deployment": deployment.draw,
-    "controller": controller.draw,
-    "bits": bits.draw,
-    "effects": effects.draw,
-    "flips": flips.draw,
-    "distributions": distributions.draw,
+_MODULES = (
+    *(pareto, entropy_error, attention, similarity, deployment),
+    *(controller, bits, effects, flips, distributions),
+)
+FIGURES: dict[str, Callable[[Inputs], Figure]] = {
+    module.__name__.rpartition(".")[2]: module.draw for module in _MODULES
 }
-"""What draws a figure from the folder of results, the scale and a family, in the page's order.
-
-The family is the one shown where only one is, and first where all are."""
+"""What draws a figure, in the page's order."""
 
 DESIGN = "table3"  # the components' table: its family is the one that is shown alone
 
 
 def draw_all(results: str | Path, scale: str, folder: str | Path) -> dict[str, bool]:
-    """Write every figure's JSON and pictures into `folder`.
+    """Write every figure's JSON and pictures into `folder`: the same results, the same bytes.
 
-    Returns whether each was drawn. The same results give the same bytes.
+    Returns:
+        Whether each was drawn.
 
-    Raises InputError for result files that are wrong in themselves.
+    Raises:
+        InputError: for result files that are wrong in themselves.
     """
-    results, folder = Path(results), Path(folder)
-    family = load_tables().table(DESIGN).family
+    inputs = Inputs(Path(results), check_scale(scale), load_tables().table(DESIGN).family)
     drawn = {}
     for name, draw in FIGURES.items():
         try:
-            write(draw(results, scale, family), folder)
+            write(draw(inputs), Path(folder))
             drawn[name] = True
         except NotRun as missing:
-            write_not_run(name, str(missing), scale, folder)
+            write_not_run(name, str(missing), scale, Path(folder))
             drawn[name] = False
     return drawn

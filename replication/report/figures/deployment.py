@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from replication.paper import load_tables
 from replication.report.figures import style
-from replication.report.figures.figure import Figure, NotRun, command_of
-from replication.report.figures.reading import (
-    MODELS,
-    STUDENTS,
-    built,
-    counted,
-    deployment_source,
-    deployments,
-    listed,
-)
+from replication.report.figures.figure import Figure, NotRun
+from replication.report.figures.reading import MODELS, STUDENTS, Inputs, built, counted, listed
 from replication.report.tables.deployments import bandwidths, deployment_reports, floor_seconds
 from replication.results.deployment import BASELINE, peak, ratios
 
@@ -33,52 +25,28 @@ _REPORTED = "reported ratio × BF16 here"
 _HEIGHT = 0.165  # inches of one row at one batch size
 _APART = 0.3  # of the distance between two rows: that of two batch sizes
 
+Data = Mapping[str, Any]
+Deployed = Mapping[str, tuple[Data, Data]]
+"""By model: its report, and the variants that ran."""
 
-def draw(results: Path, scale: str, family: str) -> Figure:
+
+def draw(inputs: Inputs) -> Figure:
     """For each family's student: tokens a second by batch size, the time to the first token, and
-    memory. `family` changes nothing: all students are drawn.
+    memory. All students are drawn.
 
-    Raises NotRun where none was measured."""
-    found = deployments(results, scale, list(STUDENTS.values()))
-    best = bandwidths(deployment_reports(results, scale))
-    if not found:
+    Raises:
+        NotRun: where none was measured.
+    """
+    deployed = inputs.deployments(list(STUDENTS.values()))
+    best = bandwidths(deployment_reports(inputs.results, inputs.scale))
+    if not deployed:
         raise NotRun("no architecture was measured at this scale: run the stage deploy")
     printed = load_tables().deployment
-    heights = []
-    for _, variants in found.values():
-        rows = len(variants) * max(1, len(_batches(variants)))
-        heights += [rows * _HEIGHT + 0.75, len(variants) * 0.2 + 0.75]
-    canvas = style.canvas(style.WIDTH, sum(heights) + 0.6)
-    grid = canvas.add_gridspec(len(heights), 2, height_ratios=heights)
-    for index, (model, (report, variants)) in enumerate(found.items()):
-        decoding = canvas.add_subplot(grid[2 * index, :])
-        first = canvas.add_subplot(grid[2 * index + 1, 0])
-        memory = canvas.add_subplot(grid[2 * index + 1, 1])
-        reference = printed if model == COMPARED and report["settings"]["layers"] is None else None
-        _decoding(decoding, variants, reference, best[report["device"]])
-        _first_token(first, variants)
-        _memory(memory, variants, reference)
-        style.heading(decoding, built(model, report))
-    handles: dict[str, Any] = {}
-    for axes in canvas.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    shown = [label for label in (_MEASURED, _BANDWIDTH, _REPORTED) if label in handles]
-    canvas.legend([handles[label] for label in shown], shown, loc="outside upper center", ncols=2)
-
-    devices = sorted({report["device"] for report, _ in found.values()})
-    repeats = [
-        len(part["decode"][batch]["tokens_per_second"]["values"])
-        for _, variants in found.values()
-        for part in variants.values()
-        for batch in _batches({"": part})
-    ]
-    prompts = [
-        len(part["time_to_first_token"]["values"])
-        for _, variants in found.values()
-        for part in variants.values()
-    ]
-    return Figure(
+    devices = sorted({report["device"] for report, _ in deployed.values()})
+    parts = [part for _, variants in deployed.values() for part in variants.values()]
+    repeats = [len(step["tokens_per_second"]["values"]) for p in parts for _, step in _steps(p)]
+    prompts = [len(part["time_to_first_token"]["values"]) for part in parts]
+    return inputs.figure(
         name="deployment",
         title="Speed and memory when deployed",
         caption=(
@@ -89,20 +57,16 @@ def draw(results: Path, scale: str, family: str) -> Figure:
             "machine copies the bytes that it has to read, at the best rate seen. Below: time to "
             "the first token of a prompt of one image and 64 words, and peak memory of the "
             "process, in which the dark part is the weights. Diamonds: what the reported ratios of "
-            f"{MODELS[COMPARED]}, "
-            f"{printed['throughput_ratio_int4_over_bf16']:g} times the throughput and "
-            f"{printed['memory_reduction_percent']} % less memory, make of the BF16 measured here; "
-            "they were measured on an A100 with other kernels. Speed and memory do not depend on "
-            "the values of weights."
+            f"{MODELS[COMPARED]}, {printed['throughput_ratio_int4_over_bf16']:g} times the "
+            f"throughput and {printed['memory_reduction_percent']} % less memory, make of the BF16 "
+            "measured here; they were measured on an A100 with other kernels. Speed and memory do "
+            "not depend on the values of weights."
         ),
         alt="Dot and bar charts of speed and memory. "
-        + " ".join(
-            _in_words(built(model, report), variants) for model, (report, variants) in found.items()
-        ),
+        + " ".join(_in_words(built(model, report), v) for model, (report, v) in deployed.items()),
         n=f"{counted(repeats, 'run')} of tokens a point; {counted(prompts, 'prompt')} a bar",
         units="tokens per second; seconds; GiB",
-        sources=tuple(deployment_source(results, scale, model) for model in found),
-        command=command_of(scale),
+        sources=tuple(map(inputs.deployment_source, deployed)),
         paper="Figure 7",
         claims=("C09", "C10"),
         data={
@@ -113,21 +77,81 @@ def draw(results: Path, scale: str, family: str) -> Figure:
                     name: _record(part, best[report["device"]]) for name, part in variants.items()
                 },
             }
-            for model, (report, variants) in found.items()
+            for model, (report, variants) in deployed.items()
         },
-        canvas=canvas,
+        canvas=_canvas(deployed, best, printed),
     )
 
 
-def _batches(variants: Mapping[str, Any]) -> list[str]:
+def _steps(part: Data) -> Iterator[tuple[str, Data]]:
+    """The decode steps of a variant that ran, by batch size."""
+    return ((batch, step) for batch, step in part["decode"].items() if "not_run" not in step)
+
+
+def _batches(variants: Data) -> list[str]:
     """Batch sizes at which any variant decoded, ascending."""
-    found = {
-        batch
-        for part in variants.values()
-        for batch, one in part["decode"].items()
-        if "not_run" not in one
+    return sorted({batch for part in variants.values() for batch, _ in _steps(part)}, key=int)
+
+
+def _floor(batch: str, step: Data, bandwidth: float) -> float:
+    """Tokens a second of steps that last as long as the floor."""
+    return int(batch) / floor_seconds(step, bandwidth)
+
+
+def _record(part: Data, bandwidth: float) -> dict[str, Any]:
+    return {
+        "label": part["label"],
+        "peak_bytes": peak(part),
+        "weight_bytes": part["weight_bytes"],
+        "time_to_first_token": _spread(part["time_to_first_token"]),
+        "tokens_per_second": {
+            batch: {**_spread(step["tokens_per_second"]), "floor": _floor(batch, step, bandwidth)}
+            for batch, step in _steps(part)
+        },
     }
-    return sorted(found, key=int)
+
+
+def _spread(values: Data) -> dict[str, float]:
+    return {name: values[name] for name in ("median", "low", "high")}
+
+
+def _in_words(model: str, variants: Data) -> str:
+    """INT4 against BF16 in one sentence, or what was measured where one of them was not."""
+    against = ratios(variants, OURS)
+    if "throughput" not in against:
+        labels: Sequence[str] = [part["label"] for part in variants.values()]
+        return f"{model}: {listed(labels)}."
+    base, ours = (
+        variants[name]["decode"]["1"]["tokens_per_second"]["median"] for name in (BASELINE, OURS)
+    )
+    return (
+        f"{model}: at batch 1 BF16 decodes {base:.1f} tokens per second and INT4 {ours:.1f}, "
+        f"{against['throughput'].point:.2f} times as many, with "
+        f"{against['memory_reduction'].point:.0f} percent less peak memory."
+    )
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+def _canvas(deployed: Deployed, best: Mapping[str, float], printed: Data) -> Canvas:
+    heights = []
+    for _, variants in deployed.values():
+        rows = len(variants) * max(1, len(_batches(variants)))
+        heights += [rows * _HEIGHT + 0.75, len(variants) * 0.2 + 0.75]
+    canvas = style.canvas(style.WIDTH, sum(heights) + 0.6)
+    grid = canvas.add_gridspec(len(heights), 2, height_ratios=heights)
+    for index, (model, (report, variants)) in enumerate(deployed.items()):
+        decoding = canvas.add_subplot(grid[2 * index, :])
+        first = canvas.add_subplot(grid[2 * index + 1, 0])
+        memory = canvas.add_subplot(grid[2 * index + 1, 1])
+        whole = model == COMPARED and report["settings"]["layers"] is None
+        _decoding(decoding, variants, printed if whole else None, best[report["device"]])
+        _first_token(first, variants)
+        _memory(memory, variants, printed if whole else None)
+        style.heading(decoding, built(model, report))
+    style.legend(canvas, canvas.axes, [_MEASURED, _BANDWIDTH, _REPORTED])
+    return canvas
 
 
 def _color(name: str) -> str:
@@ -142,12 +166,8 @@ def _light(name: str) -> tuple[float, ...]:
     return tuple(1 - 0.45 * (1 - part) for part in to_rgb(_color(name)))
 
 
-def _names(axes: Axes, variants: Mapping[str, Any], *, shown: bool = True) -> None:
-    axes.set_yticks(
-        range(len(variants)), [part["label"] if shown else "" for part in variants.values()]
-    )
-    axes.set_ylim(len(variants) - 0.45, -0.55)
-    axes.grid(axis="y", visible=False)
+def _names(axes: Axes, variants: Data, *, shown: bool = True) -> None:
+    style.rows(axes, [part["label"] if shown else "" for part in variants.values()], room=0.55)
 
 
 def _diamond(axes: Axes, x: float, y: float) -> None:
@@ -157,49 +177,26 @@ def _diamond(axes: Axes, x: float, y: float) -> None:
     )  # fmt: skip
 
 
-def _floor(batch: str, one: Mapping[str, Any], bandwidth: float) -> float:
-    """Tokens a second of steps that last as long as the floor."""
-    return int(batch) / floor_seconds(one, bandwidth)
+def _expected(variants: Data, reference: Data | None) -> float | None:
+    """Tokens a second of INT4 at batch 1, by the reported ratio and BF16 as measured."""
+    base = dict(_steps(variants[BASELINE])).get("1") if BASELINE in variants else None
+    if reference is None or base is None:
+        return None
+    speed: float = base["tokens_per_second"]["median"]
+    return float(reference["throughput_ratio_int4_over_bf16"] * speed)
 
 
-def _decoding(
-    axes: Axes,
-    variants: Mapping[str, Any],
-    reference: Mapping[str, Any] | None,
-    bandwidth: float,
-) -> None:
-    batches = _batches(variants)
+def _decoding(axes: Axes, variants: Data, reference: Data | None, bandwidth: float) -> None:
+    batches, expected = _batches(variants), _expected(variants, reference)
     axes.set_xscale("log")
-    base = variants.get(BASELINE, {"decode": {}})["decode"].get("1", {"not_run": ""})
     lows, highs = [], []
     for row, (name, part) in enumerate(variants.items()):
-        for place, batch in enumerate(batches):
-            one = part["decode"].get(batch, {"not_run": ""})
-            if "not_run" in one:
-                continue
-            y = row + (place - (len(batches) - 1) / 2) * _APART
-            speed, floor = one["tokens_per_second"], _floor(batch, one, bandwidth)
-            median = speed["median"]
-            axes.errorbar(
-                median,
-                y,
-                xerr=[[median - speed["low"]], [speed["high"] - median]],
-                color=_color(name),
-                marker="o",
-                markersize=4.5,
-                capsize=2,
-                linestyle="none",
-                elinewidth=1.2,
-                label=_MEASURED if name == BASELINE else "_",
-            )
-            axes.plot(
-                floor, y, marker="|", markersize=8, markeredgewidth=1.8, color=_color(name),
-                linestyle="none", label=_BANDWIDTH if name == BASELINE else "_",
-            )  # fmt: skip
+        for batch, step in sorted(_steps(part), key=lambda one: int(one[0])):
+            y = row + (batches.index(batch) - (len(batches) - 1) / 2) * _APART
+            speed, floor = step["tokens_per_second"], _floor(batch, step, bandwidth)
+            _rate(axes, y, speed, floor, _color(name), known=name == BASELINE)
             left = speed["low"]
-            if (name, batch) == (OURS, "1") and reference is not None and "not_run" not in base:
-                ratio = reference["throughput_ratio_int4_over_bf16"]
-                expected = ratio * base["tokens_per_second"]["median"]
+            if (name, batch) == (OURS, "1") and expected is not None:
                 _diamond(axes, expected, y)
                 left = min(left, expected / 1.03)
             axes.annotate(
@@ -221,17 +218,32 @@ def _decoding(
     axes.set_xlabel("tokens/s, at the batch size beside the point")
 
 
-def _first_token(axes: Axes, variants: Mapping[str, Any]) -> None:
+def _rate(axes: Axes, y: float, speed: Data, floor: float, color: str, *, known: bool) -> None:
+    """A speed with its repeats, and the floor; ``known`` where the legend takes it."""
+    style.interval(
+        axes, speed["median"], y, speed["low"], speed["high"], color=color, marker="o",
+        markersize=4.5, capsize=2, linestyle="none", elinewidth=1.2,
+        label=_MEASURED if known else "_",
+    )  # fmt: skip
+    axes.plot(
+        floor, y, marker="|", markersize=8, markeredgewidth=1.8, color=color, linestyle="none",
+        label=_BANDWIDTH if known else "_",
+    )  # fmt: skip
+
+
+def _first_token(axes: Axes, variants: Data) -> None:
     for row, (name, part) in enumerate(variants.items()):
         time = part["time_to_first_token"]
-        reach = [[time["median"] - time["low"]], [time["high"] - time["median"]]]
         axes.barh(row, time["median"], color=_light(name), height=0.7)
-        axes.errorbar(time["median"], row, xerr=reach, color=style.INK, capsize=2, elinewidth=1.2)
+        style.interval(
+            axes, time["median"], row, time["low"], time["high"], color=style.INK, capsize=2,
+            elinewidth=1.2,
+        )  # fmt: skip
     _names(axes, variants)
     axes.set_xlabel("first token, s")
 
 
-def _memory(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, Any] | None) -> None:
+def _memory(axes: Axes, variants: Data, reference: Data | None) -> None:
     for row, (name, part) in enumerate(variants.items()):
         most = peak(part)
         if most is not None:
@@ -243,37 +255,3 @@ def _memory(axes: Axes, variants: Mapping[str, Any], reference: Mapping[str, Any
         _diamond(axes, left * base / _GIB, list(variants).index(OURS))
     _names(axes, variants, shown=False)
     axes.set_xlabel("peak memory, GiB")
-
-
-def _record(part: Mapping[str, Any], bandwidth: float) -> dict[str, Any]:
-    return {
-        "label": part["label"],
-        "peak_bytes": peak(part),
-        "weight_bytes": part["weight_bytes"],
-        "time_to_first_token": _spread(part["time_to_first_token"]),
-        "tokens_per_second": {
-            batch: {**_spread(one["tokens_per_second"]), "floor": _floor(batch, one, bandwidth)}
-            for batch, one in part["decode"].items()
-            if "not_run" not in one
-        },
-    }
-
-
-def _spread(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: values[name] for name in ("median", "low", "high")}
-
-
-def _in_words(model: str, variants: Mapping[str, Any]) -> str:
-    """INT4 against BF16 in one sentence, or what was measured where one of them was not."""
-    found = ratios(variants, OURS)
-    if "throughput" not in found:
-        labels: Sequence[str] = [part["label"] for part in variants.values()]
-        return f"{model}: {listed(labels)}."
-    base, ours = (variants[name] for name in (BASELINE, OURS))
-    return (
-        f"{model}: at batch 1 BF16 decodes "
-        f"{base['decode']['1']['tokens_per_second']['median']:.1f} tokens per second and INT4 "
-        f"{ours['decode']['1']['tokens_per_second']['median']:.1f}, "
-        f"{found['throughput'].point:.2f} times as many, with "
-        f"{found['memory_reduction'].point:.0f} percent less peak memory."
-    )

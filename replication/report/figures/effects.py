@@ -2,152 +2,124 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from replication.judge.quantities import signed
 from replication.paper import AVERAGE
 from replication.report.figures import style
-from replication.report.figures.figure import Figure, NotRun, command_of
-from replication.report.figures.reading import (
-    counted,
-    is_standin,
-    listed,
-    read_table,
-    source,
-    standins,
-    table_path,
-)
+from replication.report.figures.figure import Figure, NotRun
+from replication.report.figures.reading import Inputs, counted, is_standin, listed
 from replication.report.names import FAMILIES
 
 TABLE = "effects"
 DESIGN = "table3"  # the runs behind the effects
 INTERACTION = " × "
+_MEASURED, _REPORTED = "measured, 95 % interval", "reported"
+
+Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""The cells of every panel, by the labels of their rows."""
 
 
-def draw(results: Path, scale: str, family: str) -> Figure:
+def draw(inputs: Inputs) -> Figure:
     """One row an effect: main effects on every benchmark and on the average, interactions on the
     average.
 
-    Raises NotRun without the table, for another family than the table's, or without the runs."""
-    table = read_table(results, scale, TABLE)
-    if table["family"] != family:
-        raise NotRun(f"components are varied in {table['family']}, not in {family}")
+    Raises:
+        NotRun: without the table, for another family than the table's, or without the runs.
+    """
+    table = inputs.table(TABLE, "components are varied")
     names = [column["name"] for column in table["columns"]]
     columns = [AVERAGE, *(name for name in names if name != AVERAGE)]
-    groups: list[tuple[str, list[tuple[str, dict[str, Any]]]]] = []
-    interactions = []
-    for row in table["rows"]:
-        effect = row["labels"][0]
-        if INTERACTION in effect:
-            interactions.append((effect, row["cells"][AVERAGE]))
-        else:
-            shown = [(_column(name), row["cells"][name]) for name in columns]
-            groups.append((f"{effect}, main effect", shown))
-    groups.append(("Interactions, average", interactions))
-    if any(cell["measured"] is None for _, rows in groups for _, cell in rows):
+    effects = {row["labels"][0]: row["cells"] for row in table["rows"]}
+    main = [effect for effect in effects if INTERACTION not in effect]
+    groups = {
+        f"{effect}, main effect": {_row(name): effects[effect][name] for name in columns}
+        for effect in main
+    }
+    groups["Interactions, average"] = {
+        effect: cells[AVERAGE] for effect, cells in effects.items() if effect not in main
+    }
+    if any(cell["measured"] is None for rows in groups.values() for cell in rows.values()):
         raise NotRun("not all eight runs of Table 3 were trained and evaluated at this scale")
-
-    canvas = style.canvas(style.WIDTH, 5.4)
-    axes = canvas.subplots(
-        len(groups), 1, sharex=True, height_ratios=[len(rows) + 0.4 for _, rows in groups]
-    )
-    color = style.COLORS["grace"]
-    for panel, (title, rows) in zip(axes, groups, strict=True):
-        style.heading(panel, title)
-        panel.axvline(0, color=style.INK, linewidth=1)
-        for place, (_, cell) in enumerate(rows):
-            panel.errorbar(
-                cell["measured"],
-                place,
-                xerr=[
-                    [max(0.0, cell["measured"] - cell["low"])],
-                    [max(0.0, cell["high"] - cell["measured"])],
-                ],
-                color=color,
-                marker=style.MARKERS["grace"],
-                capsize=2.5,
-                linestyle="none",
-                label="measured, 95 % interval",
-            )
-            if cell["reported"] is not None:
-                panel.plot(
-                    cell["reported"],
-                    place,
-                    marker="D",
-                    markersize=8,
-                    markerfacecolor="none",
-                    markeredgecolor=style.INK,
-                    linestyle="none",
-                    zorder=4,
-                    label="reported",
-                )
-        panel.set_yticks(range(len(rows)), [label for label, _ in rows])
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.grid(axis="y", visible=False)
-    axes[-1].set_xlabel("effect, percentage points")
-    handles, labels = axes[0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    canvas.legend(
-        [unique[label] for label in sorted(unique)],
-        sorted(unique),
-        loc="outside upper center",
-        ncols=2,
-    )
-
-    main = {title.partition(",")[0]: rows[0][1] for title, rows in groups[:-1]}
-    return Figure(
+    return inputs.figure(
         name="effects",
         title="What each component adds",
         caption=(
-            f"Effects of GDKD, RCKA and the adaptive weight (IB) on accuracy, {FAMILIES[family]}, "
-            "BF16 students, from the full design of eight runs of Table 3. A main effect is the "
-            "mean of the four runs with the component minus the mean of the four without it. "
-            "Filled: measured, with the 95 % interval (paired bootstrap over questions, and over "
-            "seeds where there are several). Hollow: the same effects computed from the printed "
-            "cells; the paper gives no intervals. " + standins(scale, is_standin(table))
+            f"Effects of GDKD, RCKA and the adaptive weight (IB) on accuracy, "
+            f"{FAMILIES[inputs.family]}, BF16 students, from the full design of eight runs of "
+            "Table 3. A main effect is the mean of the four runs with the component minus the mean "
+            "of the four without it. Filled: measured, with the 95 % interval (paired bootstrap "
+            "over questions, and over seeds where there are several). Hollow: the same effects "
+            "computed from the printed cells; the paper gives no intervals. "
+            + inputs.reservations(is_standin(table))
         ),
-        alt=(
-            "Dot plot of main effects on the average. "
-            + " ".join(
-                f"{name}: measured {signed(cell['measured'], 2)} points, from "
-                f"{signed(cell['low'], 2)} to {signed(cell['high'], 2)}; reported "
-                f"{signed(cell['reported'], 2)}."
-                for name, cell in main.items()
-            )
-        ),
-        n=_questions(results, scale),
+        alt="Dot plot of main effects on the average. "
+        + " ".join(_in_words(effect, effects[effect][AVERAGE]) for effect in main),
+        n=_questions(inputs),
         units="percentage points of accuracy",
-        sources=tuple(
-            source(results, table_path(results, scale, name)) for name in (TABLE, DESIGN)
-        ),
-        command=command_of(scale),
-        paper=None,
+        sources=tuple(inputs.source(f"tables/{name}.json") for name in (TABLE, DESIGN)),
         claims=("C07",),
         data={
-            "family": family,
+            "family": inputs.family,
             "columns": columns,
             "effects": {
-                row["labels"][0]: {
+                effect: {
                     name: {key: cell[key] for key in ("measured", "low", "high", "reported")}
-                    for name, cell in row["cells"].items()
+                    for name, cell in cells.items()
                 }
-                for row in table["rows"]
+                for effect, cells in effects.items()
             },
         },
-        canvas=canvas,
+        canvas=_canvas(groups),
     )
 
 
-def _column(name: str) -> str:
+def _canvas(groups: Groups) -> Canvas:
+    canvas = style.canvas(style.WIDTH, 5.4)
+    heights = [len(rows) + 0.4 for rows in groups.values()]
+    panels = canvas.subplots(len(groups), 1, sharex=True, height_ratios=heights)
+    for axes, (title, rows) in zip(panels, groups.items(), strict=True):
+        style.heading(axes, title)
+        axes.axvline(0, color=style.INK, linewidth=1)
+        for place, cell in enumerate(rows.values()):
+            _draw(axes, place, cell)
+        style.rows(axes, list(rows))
+    panels[-1].set_xlabel("effect, percentage points")
+    style.legend(canvas, [panels[0]], [_MEASURED, _REPORTED])
+    return canvas
+
+
+def _draw(axes: Axes, place: int, cell: Mapping[str, Any]) -> None:
+    style.interval(
+        axes, cell["measured"], place, cell["low"], cell["high"], color=style.COLORS["grace"],
+        marker=style.MARKERS["grace"], capsize=2.5, linestyle="none", label=_MEASURED,
+    )  # fmt: skip
+    if cell["reported"] is not None:
+        axes.plot(
+            cell["reported"], place, marker="D", markersize=8, markerfacecolor="none",
+            markeredgecolor=style.INK, linestyle="none", zorder=4, label=_REPORTED,
+        )  # fmt: skip
+
+
+def _row(name: str) -> str:
     return "average" if name == AVERAGE else name
 
 
-def _questions(results: Path, scale: str) -> str:
+def _in_words(effect: str, cell: Mapping[str, Any]) -> str:
+    measured, low, high, reported = (
+        signed(cell[key], 2) for key in ("measured", "low", "high", "reported")
+    )
+    return f"{effect}: measured {measured} points, from {low} to {high}; reported {reported}."
+
+
+def _questions(inputs: Inputs) -> str:
     """What the eight runs answered, as Table 3 says."""
-    table = read_table(results, scale, DESIGN)
-    asked = {column["name"]: column["n"] for column in table["columns"]}
+    table = inputs.table(DESIGN)
     runs = [row for row in table["rows"] if row["role"] in ("ablation", "ours")]
-    seeds = [len(row["seeds"]) for row in runs]
-    sizes = [f"{name} {asked[name]:,}" for name in asked if name != AVERAGE]
-    return f"{len(runs)} runs of {counted(seeds, 'seed')}; questions: {listed(sizes)}"
+    seeds = counted((len(row["seeds"]) for row in runs), "seed")
+    sizes = [f"{c['name']} {c['n']:,}" for c in table["columns"] if c["name"] != AVERAGE]
+    return f"{len(runs)} runs of {seeds}; questions: {listed(sizes)}"

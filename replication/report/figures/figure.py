@@ -23,11 +23,19 @@ class NotRun(Exception):  # noqa: N818 (no error: a state that results may be in
 class Figure:
     """One figure, with words for readers who see nothing else of this project.
 
-    name: of its files. caption: what is drawn, and what may not be read from it. alt: what it
-    shows, for those who cannot see it. n: what the numbers rest on. units: of every axis. sources:
-    the result files behind it, relative to the repository. command: what makes it. paper: the
-    figure of the paper that it repeats, if any. claims: the ids that it bears on. data: the numbers
-    drawn.
+    Attributes:
+        name: Of its files.
+        title: Its title.
+        caption: What is drawn, and what may not be read from it.
+        alt: What it shows, for those who cannot see it.
+        n: What the numbers rest on.
+        units: Of every axis.
+        sources: The result files behind it, relative to the repository.
+        command: What makes it.
+        data: The numbers drawn.
+        canvas: The drawing.
+        paper: The figure of the paper that it repeats, if any.
+        claims: The ids of the claims that it bears on.
     """
 
     name: str
@@ -38,37 +46,26 @@ class Figure:
     units: str
     sources: tuple[str, ...]
     command: str
-    paper: str | None
-    claims: tuple[str, ...]
     data: Mapping[str, Any] = field(repr=False)
     canvas: matplotlib.figure.Figure = field(repr=False)
+    paper: str | None = None
+    claims: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The content of its JSON file."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "caption": self.caption,
-            "alt": self.alt,
-            "n": self.n,
-            "units": self.units,
-            "sources": list(self.sources),
-            "command": self.command,
-            "paper": self.paper,
-            "claims": list(self.claims),
-            "data": dict(self.data),
-        }
+        return {name: value for name, value in vars(self).items() if name != "canvas"}
 
 
-def command_of(scale: str, stage: str = "figures") -> str:
+def command_of(scale: str) -> str:
     """The command that makes a scale's figures."""
-    return f"python -m replication.scale {scale} repro {stage}"
+    return f"python -m replication.scale {scale} repro figures"
 
 
 def write(figure: Figure, folder: Path) -> None:
     """Write <folder>/<name>.{json,svg,png}, each whole or not at all.
 
-    Raises InputError for a number that is not finite.
+    Raises:
+        InputError: for a number that is not finite.
     """
     write_json_atomic(folder / f"{figure.name}.json", figure.record())
     for kind in PICTURES:

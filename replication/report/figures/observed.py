@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from PIL import Image
 from replication.benchmarks import PRINTED
 from replication.report.figures import style
 from replication.report.figures.figure import NotRun
-from replication.report.figures.reading import source
-from replication.results.measurements import Measurement, measurement_path, read_measurement
+from replication.report.figures.reading import Inputs
+from replication.results.measurements import Measurement, read_measurement
 from replication.stats.verdict import Interval
 
 _DARK = 0.6  # of a colour that is left over a black pixel
@@ -27,20 +27,24 @@ SHOWN = ("teacher", "baseline", "grace_int4")
 """Models of which scenes are shown."""
 
 
-def read(results: Path, scale: str, family: str) -> Measurement:
+def read(inputs: Inputs) -> Measurement:
     """What was seen in a family's models.
 
-    Raises NotRun where the stage was not run, InputError for a file that is no measurement.
+    Raises:
+        NotRun: where the stage was not run.
+        InputError: for a file that is no measurement.
     """
-    name = f"internals-{family}"
-    found = read_measurement(results, scale, name)
-    if found is None:
-        raise NotRun(f"nothing was measured inside models of {family}: run the stage internals")
-    return found
+    name = f"internals-{inputs.family}"
+    measured = read_measurement(inputs.results, inputs.scale, name)
+    if measured is None:
+        raise NotRun(
+            f"nothing was measured inside models of {inputs.family}: run the stage internals"
+        )
+    return measured
 
 
-def source_of(results: Path, scale: str, family: str) -> str:
-    return source(results, measurement_path(results, scale, f"internals-{family}"))
+def source_of(inputs: Inputs) -> str:
+    return inputs.source(f"measurements/internals-{inputs.family}.json")
 
 
 def label(run: str) -> str:
@@ -49,11 +53,11 @@ def label(run: str) -> str:
     return f"{width.upper()} {style.LABELS[method]}".strip()
 
 
-def benchmark(found: Measurement) -> str:
-    return PRINTED[found.data["benchmark"]]
+def benchmark(measured: Measurement) -> str:
+    return PRINTED[measured.data["benchmark"]]
 
 
-def image_of(scene: dict[str, Any]) -> Image.Image:
+def image_of(scene: Mapping[str, Any]) -> Image.Image:
     """The image of a scene."""
     with Image.open(io.BytesIO(base64.b64decode(scene["image"]))) as opened:
         return opened.convert("RGB")
@@ -99,8 +103,8 @@ class Sheet:
 
     def text(self, x: float, y: float, text: str, **options: Any) -> None:
         """Text whose upper left corner is (x, y), unless the options say otherwise."""
-        given: dict[str, Any] = {"va": "top", "fontsize": style.SMALL} | options
-        self.canvas.text(x / self.width, 1 - y / self.height, text, **given)
+        look: dict[str, Any] = {"va": "top", "fontsize": style.SMALL} | options
+        self.canvas.text(x / self.width, 1 - y / self.height, text, **look)
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
         """Axes that fill this box."""
@@ -109,10 +113,12 @@ class Sheet:
         return self.canvas.add_axes(box)
 
 
-def span(interval: Interval, digits: int, factor: float = 1.0) -> str:
+def span(interval: Interval, digits: int) -> str:
     """'0.41 [0.39, 0.44]'."""
-    point, low, high = (factor * one for one in (interval.point, interval.low, interval.high))
-    return f"{point:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    point, low, high = (
+        f"{value:.{digits}f}" for value in (interval.point, interval.low, interval.high)
+    )
+    return f"{point} [{low}, {high}]"
 
 
 def verdict(gain: Interval, what: str) -> str:
@@ -125,14 +131,6 @@ def verdict(gain: Interval, what: str) -> str:
         )
     side = "higher" if gain.low > 0 else "lower"
     return f"INT4 GRACE's {what} is {side} than the baseline's (difference {difference})."
-
-
-def reach(interval: Interval) -> tuple[float, float]:
-    """How far an interval goes below and above its point, for `Axes.errorbar`."""
-    return (
-        max(0.0, interval.point - interval.low),
-        max(0.0, interval.high - interval.point),
-    )
 
 
 def numbers(interval: Interval) -> dict[str, float]:

@@ -23,42 +23,21 @@ INK, GREY, FAINT = "#000000", "#5A5A5A", "#D9D9D9"
 SMALL = 9.0  # points, of everything but titles
 SEQUENTIAL = "cividis"
 
-COLORS = {
-    "teacher": "#000000",
-    "baseline": "#666666",
-    "sft": "#CC79A7",
-    "qat": "#0072B2",
-    "kd": "#009E73",
-    "grace": "#D55E00",
-    "rtn": "#B37C00",
-    "awq": "#3A94CC",
-    "gptq": "#8A3F6A",
-    "nf4": "#8C8400",
+_LOOKS = {
+    "teacher": ("#000000", "*", "teacher"),
+    "baseline": ("#666666", "D", "baseline"),
+    "sft": ("#CC79A7", "P", "SFT"),
+    "qat": ("#0072B2", "s", "QAT"),
+    "kd": ("#009E73", "^", "naive KD"),
+    "grace": ("#D55E00", "o", "GRACE"),
+    "rtn": ("#B37C00", "v", "RTN"),
+    "awq": ("#3A94CC", "<", "AWQ"),
+    "gptq": ("#8A3F6A", ">", "GPTQ"),
+    "nf4": ("#8C8400", "X", "NF4"),
 }
-MARKERS = {
-    "teacher": "*",
-    "baseline": "D",
-    "sft": "P",
-    "qat": "s",
-    "kd": "^",
-    "grace": "o",
-    "rtn": "v",
-    "awq": "<",
-    "gptq": ">",
-    "nf4": "X",
-}
-LABELS = {
-    "teacher": "teacher",
-    "baseline": "baseline",
-    "sft": "SFT",
-    "qat": "QAT",
-    "kd": "naive KD",
-    "grace": "GRACE",
-    "rtn": "RTN",
-    "awq": "AWQ",
-    "gptq": "GPTQ",
-    "nf4": "NF4",
-}
+COLORS = {method: color for method, (color, _, _) in _LOOKS.items()}
+MARKERS = {method: marker for method, (_, marker, _) in _LOOKS.items()}
+LABELS = {method: label for method, (_, _, label) in _LOOKS.items()}
 
 _SETTINGS: Any = {
     "axes.axisbelow": True,
@@ -155,3 +134,45 @@ def heading(axes: Axes, text: str, beside: str = "") -> None:
     axes.set_title(text)
     if beside:
         axes.set_title(beside, loc="right", fontsize=SMALL, fontweight="normal")
+
+
+def reach(point: float, low: float, high: float) -> tuple[float, float]:
+    """How far an interval goes below and above its point, which it may not include."""
+    return max(0.0, point - low), max(0.0, high - point)
+
+
+def interval(axes: Axes, x: float, y: float, low: float, high: float, **look: Any) -> None:
+    """A point with its interval, which lies across."""
+    below, above = reach(x, low, high)
+    axes.errorbar(x, y, xerr=[[below], [above]], **look)
+
+
+def rows(axes: Axes, labels: Sequence[str], room: float = 0.5) -> None:
+    """Name the rows of a panel, the first on top, with ``room`` around the outer ones."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 1 + room, -room)
+    axes.grid(axis="y", visible=False)
+
+
+def legend(
+    canvas: matplotlib.figure.Figure,
+    panels: Sequence[Axes],
+    labels: Sequence[str] = (),
+    columns: int = 2,
+) -> None:
+    """One legend above all panels, with the handle of each label's first appearance.
+
+    Args:
+        canvas: The figure.
+        panels: Whose handles are shown.
+        labels: The labels that are shown where they appear, in this order; default: all.
+        columns: How many stand side by side.
+    """
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    shown = [label for label in labels or handles if label in handles]
+    canvas.legend(
+        [handles[label] for label in shown], shown, loc="outside upper center", ncols=columns
+    )
