@@ -1,6 +1,5 @@
 """The crossover: found by bisection, kept in a file, and measured again where that is damaged."""
 
-import io
 import json
 import os
 import platform
@@ -174,26 +173,6 @@ def test_measured_once_and_kept_in_a_file(measured, cache):
     crossover_path().write_text(json.dumps(content))
     assert crossover.crossover(CPU, weight, SHAPE) == 1
     assert len(measured) == 1
-
-
-def test_the_file_is_text_to_be_read(measured, monkeypatch):
-    """In UTF-8 wherever it is written, in order, and one crossover a line."""
-    told = {None: "ascii", "utf-8": "utf-8"}  # of a locale that is not UTF-8's
-    monkeypatch.setattr(io, "text_encoding", lambda encoding, level=2: told[encoding])
-    for name in ("Zwölfkern", "Acht™"):
-        monkeypatch.setattr(crossover, "_processor_name", lambda name=name: name)
-        forget()
-        assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    keys = [crossover_key(CPU, SHAPE, torch.device("cpu"))]
-    keys.append(keys[0].replace("Acht™", "Zwölfkern"))
-    lines = [json.dumps(key, ensure_ascii=False) + ": 24" for key in keys]
-    rows = ",\n    ".join(lines)
-    assert crossover_path().read_bytes().decode("utf-8") == (
-        f'{{\n  "format": 2,\n  "rows": {{\n    {rows}\n  }}\n}}\n'
-    )
-    forget()
-    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    assert len(measured) == 2
 
 
 def test_this_process_comes_before_the_file_and_the_file_before_a_measurement(measured):

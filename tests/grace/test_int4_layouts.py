@@ -191,27 +191,6 @@ def test_nibbles_are_put_where_asked():
 
 
 @few
-@given(seeds, st.integers(1, 3), st.sampled_from([32, 64, 96, 128, 160, 256]))
-def test_tensor_core_layout_is_the_fragment_of_the_instruction(seed, tiles, columns):
-    """PTX, mma.m16n8k16, B: lane t has n = t / 4 and k = 2 (t % 4) + {0, 1} and + {8, 9}."""
-    codes = draw_codes(seed, 8 * tiles, columns)
-    inner = inner_tiles(columns)
-    packed = pack_tensor_core(codes)
-    assert packed.shape == (tiles, columns // (16 * inner), 32, inner // 2)
-    assert torch.equal(unpack_tensor_core(packed), codes)
-    for n_tile in range(tiles):
-        for k_tile in range(packed.shape[1]):
-            for lane in range(32):
-                for pair in range(inner // 2):
-                    word = int(packed[n_tile, k_tile, lane, pair]) & 0xFFFFFFFF
-                    k = 16 * (inner * k_tile + 2 * pair) + 2 * (lane % 4)
-                    of_two_tiles = [k + step for step in (0, 1, 8, 9, 16, 17, 24, 25)]
-                    for place, index in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
-                        code = (word >> (4 * place) & 15) - 8
-                        assert code == codes[8 * n_tile + lane // 4, of_two_tiles[index]]
-
-
-@few
 @given(seeds, st.integers(1, 9), st.integers(1, 20))
 def test_tensor_core_layout_in_numpy(seed, tiles, columns):
     codes = draw_codes(seed, 8 * tiles, 32 * columns)
