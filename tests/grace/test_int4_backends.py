@@ -187,7 +187,7 @@ def test_cuda_is_refused_where_torch_packs_otherwise(gpu, tiles):
         return words.flip(0) if inner == tiles else words
 
     gpu.convert = convert
-    with pytest.raises(InputError, match="'cuda' is not available: .* packs in an unknown layout"):
+    with pytest.raises(InputError, match=r"'cuda' is not available: .* packs in an unknown layout"):
         select("cuda", WeightShape(32, 128, 1, 4), torch.device("cuda:0"), "q")
 
 
