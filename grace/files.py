@@ -1,19 +1,30 @@
-"""Writing of a file: whole or not at all."""
+"""Files and directories: written whole or not at all, read with errors that name the file."""
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from grace.errors import InputError
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`, renamed to `path` when the block ends well.
+    """A temporary name beside a file, renamed to it when the block ends without an exception.
 
-    On any exception the temporary file is removed and whatever was at `path` stays as it was.
-    Folders that are missing are made. The content is on the disk before it gets its name: a full
-    disk or quota is an error here, and never a shorter file.
+    On any exception the temporary file is removed and whatever was at ``path`` stays as it was.
+    The content is on the disk before it gets its name: a full disk or quota is an error here, and
+    never a shorter file.
+
+    Args:
+        path: The file's final name. Folders that are missing are created.
+
+    Yields:
+        The temporary name, of an empty file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -22,11 +33,120 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _allow(temporary, 0o666)
+        _synchronise(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary directory, renamed to ``path`` when the block ends without an exception.
+
+    On any exception the temporary directory is removed and whatever was at ``path`` stays as it
+    was. Every file is on the disk before the directory gets its name.
+
+    Args:
+        path: The final name. Folders above it that are missing are created.
+        overwrite: Replace a model directory that is there already.
+
+    Yields:
+        The temporary directory, empty, beside ``path``.
+
+    Raises:
+        InputError: as :func:`check_target`.
+    """
+    path = Path(path)
+    check_target(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        _allow(temporary, 0o777)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _synchronise(file)
+        _replace_directory(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Check that :func:`atomic_directory` may write a directory, before long work starts.
+
+    Raises:
+        InputError: where something is at ``path`` already; with ``overwrite``, where that is no
+            model directory (nothing else is ever replaced).
+    """
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{path} exists: name another directory, or pass overwrite=True")
+    if not (path.is_dir() and (path / "config.json").is_file()):
+        raise InputError(f"{path} is no model directory: it is not overwritten; name another")
+
+
+def _allow(path: Path, mode: int) -> None:
+    """Give a temporary name the permissions that the process's umask leaves of ``mode``."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
+
+
+def _synchronise(file: Path) -> None:
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
+
+
+def _replace_directory(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    path.rename(old)  # onto an empty directory
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON; whoever calls this writes into a directory that is renamed at the end."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: naming the file, if it is missing or holds anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds a {type(content).__name__}, not an object; write it again")
+    return content
+
+
+@contextmanager
+def open_tensors(file: str | Path) -> Iterator[Any]:
+    """A safetensors file, opened for reading on the CPU: ``keys()``, ``get_tensor(name)``, ...
+
+    Raises:
+        InputError: naming the file, for one that is missing, corrupt or truncated, also where only
+            reading a tensor in the block shows it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt", device="cpu") as content:
+            yield content
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file}: corrupt or truncated ({error}); write or fetch it again"
+        ) from error

@@ -32,7 +32,7 @@ def trained_codes(path: str) -> Any:
 
 def check_free(path: str, overwrite: bool) -> None:
     """Refuse a directory to write to before long work starts."""
-    from grace.export.checkpoint import check_target
+    from grace.files import check_target
 
     try:
         check_target(Path(path), overwrite=overwrite)

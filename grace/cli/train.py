@@ -195,20 +195,19 @@ def _write(
     """The trained model as a directory, then the checkpoints go."""
     import shutil
 
-    from grace.export.checkpoint import atomic_directory, write_json
-    from grace.quantization import bake, write_codes
+    from grace.files import write_json
+    from grace.training import save_student
 
-    exact = bake(student) if method.quantization is not None else {}
     settings = {name: value for name, value in vars(given).items() if name != "command"}
-    with atomic_directory(given.out, overwrite=given.overwrite) as directory:
-        student.save_pretrained(directory)
-        processor.save_pretrained(directory)
-        if exact:
-            write_codes(directory, exact, method.quantization.to_dict())
-        write_json(
-            directory / "training.json",
-            {"settings": settings, "method": repr(method), "history": history},
-        )
+    report = {"settings": settings, "method": repr(method), "history": history}
+    exact = save_student(
+        student,
+        processor,
+        given.out,
+        method,
+        overwrite=given.overwrite,
+        also=lambda directory: write_json(directory / "training.json", report),
+    )
     shutil.rmtree(scratch, ignore_errors=True)
     grid = f", {len(exact)} linears on the {method.bits}-bit grid" if exact else ""
     print(f"trained {given.out}{grid}")

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from grace.errors import InputError
-from grace.export.checkpoint import DTYPES, atomic_directory, check_target, write_checkpoint
+from grace.export.checkpoint import DTYPES, write_checkpoint
 from grace.export.layers import Codes, Layers, quantized_layers
 from grace.export.packing import pack_words, stored_scales
+from grace.files import atomic_directory, check_target
 
 BITS = (4, 8)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from grace.errors import InputError
-from grace.export.checkpoint import atomic_directory, read_json
 from grace.export.layers import linear_of
+from grace.files import atomic_directory, open_tensors, read_json
 from grace.int4 import PackedLinear
 from grace.int4.backends import AUTO
 from grace.int4.layouts import unpack_stored
@@ -169,16 +169,15 @@ def _buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], dict[str, int]]:
-    from safetensors import SafetensorError, safe_open
-
     if not file.is_file():
         raise InputError(f"{file}: no such file: give a directory that `save_packed` wrote")
+    with open_tensors(file) as content:
+        state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
+        metadata = content.metadata() or {}
     try:
-        with safe_open(file, framework="pt") as content:
-            state = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
-            bits = json.loads((content.metadata() or {}).get("bits", "null"))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: corrupt or truncated ({error}); write it again") from error
+        bits = json.loads(metadata.get("bits", "null"))
+    except (ValueError, RecursionError):
+        bits = None
     known = isinstance(bits, dict) and all(
         type(width) is int and width in LAYERS for width in bits.values()
     )

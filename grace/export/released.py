@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.export.awq import MODULES_FILE
-from grace.export.checkpoint import DTYPES, read_json, read_tensors
+from grace.export.checkpoint import DTYPES, read_tensors
 from grace.export.layers import check_scales, linear_of
 from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
+from grace.files import read_json
 from grace.models import Family, check_model_directory, family_of
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize
 

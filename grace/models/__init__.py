@@ -14,7 +14,7 @@ from grace.models.family import (
     decoder_linears,
     family_of,
 )
-from grace.models.loading import check_model_directory, load_model, load_processor
+from grace.models.loading import check_model_directory, load_model, load_processor, save_model
 
 __all__ = [
     "FAMILIES",
@@ -28,4 +28,5 @@ __all__ = [
     "family_of",
     "load_model",
     "load_processor",
+    "save_model",
 ]

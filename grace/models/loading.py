@@ -1,6 +1,6 @@
 """Models and processors from directories or the hub, with clear errors for what cannot be read."""
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from grace.errors import InputError
+from grace.files import atomic_directory, read_json
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -61,6 +62,33 @@ def load_processor(path: str | Path) -> Any:
     return processor
 
 
+def save_model(
+    model: Any,
+    processor: Any,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a model and its processor as one Hugging Face directory, whole or not at all.
+
+    Args:
+        model: a transformers model.
+        processor: its tokenizer, image processor and chat template.
+        path: the directory to write.
+        overwrite: replace a model directory at ``path``, once the new one is complete.
+        also: writes further files into the directory before it gets its name.
+
+    Raises:
+        InputError: for a ``path`` that is taken.
+    """
+    with atomic_directory(path, overwrite=overwrite) as directory:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+        if also is not None:
+            also(directory)
+
+
 def check_model_directory(path: str | Path) -> dict[str, Any] | None:
     """Check a local model directory without loading weights; return its configuration.
 
@@ -81,14 +109,7 @@ def check_model_directory(path: str | Path) -> dict[str, Any] | None:
     config = directory / "config.json"
     if not config.is_file():
         raise InputError(f"{str(path)!r} is not a model directory: it has no config.json")
-    try:
-        content = json.loads(config.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{str(config)!r} is not valid JSON ({error}); rebuild the directory"
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{str(config)!r} holds no mapping; rebuild the directory")
+    content = read_json(config)
     if not any(directory.glob("*.safetensors")):
         raise InputError(f"{str(path)!r} has no *.safetensors weights; rebuild the directory")
     return content

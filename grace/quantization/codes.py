@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from grace.errors import InputError
+from grace.files import open_tensors
 from grace.quantization.spec import QuantSpec
 
 CODES_FILE = "quantized.safetensors"
@@ -52,19 +53,12 @@ class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, path: str | Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"{self.path}: no such file: name the file of codes and scales")
-        try:
-            self._file: Any = safe_open(self.path, framework="pt")
-            keys = set(self._file.keys())
-            metadata = self._file.metadata() or {}
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{self.path}: cannot be read as safetensors ({error}): write it again"
-            ) from error
+        with open_tensors(self.path) as content:
+            keys = set(content.keys())
+            metadata = content.metadata() or {}
         self._names = sorted(key[: -len(".codes")] for key in keys if key.endswith(".codes"))
         expected = {f"{name}.{part}" for name in self._names for part in ("codes", "scales")}
         for key in sorted(keys ^ expected):
@@ -87,19 +81,10 @@ class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
             ) from error
 
     def __getitem__(self, name: str) -> tuple[Tensor, Tensor]:
-        from safetensors import SafetensorError
-
         if name not in self._names:
             raise KeyError(name)
-        try:
-            return (
-                self._file.get_tensor(f"{name}.codes"),
-                self._file.get_tensor(f"{name}.scales"),
-            )
-        except SafetensorError as error:
-            raise InputError(
-                f"{self.path}: {name} cannot be read ({error}): write the file again"
-            ) from error
+        with open_tensors(self.path) as content:
+            return content.get_tensor(f"{name}.codes"), content.get_tensor(f"{name}.scales")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 from grace.training.cached_teacher import CachedTeacher, write_teacher_outputs
 from grace.training.distributed import check_deepspeed, shard_frozen
 from grace.training.forward import SupervisedForward
-from grace.training.method import METHODS, TEACHER_METHODS, MethodConfig, prepare_student
+from grace.training.method import (
+    METHODS,
+    TEACHER_METHODS,
+    MethodConfig,
+    prepare_student,
+    save_student,
+)
 from grace.training.teacher import (
     Identity,
     LiveTeacher,
@@ -39,6 +45,7 @@ __all__ = [
     "check_teacher",
     "load_frozen",
     "prepare_student",
+    "save_student",
     "shard_frozen",
     "write_teacher_outputs",
 ]

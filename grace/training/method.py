@@ -1,14 +1,17 @@
 """What is trained, and under which loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
-from grace.models import family_of
-from grace.quantization import QuantSpec, prepare
+from grace.models import family_of, save_model
+from grace.quantization import QuantSpec, bake, prepare, write_codes
 
 METHODS = ("sft", "qat", "kd", "grace")
 TEACHER_METHODS = ("kd", "grace")
@@ -83,3 +86,36 @@ def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
     if method.quantization is None:
         return []
     return prepare(model, method.quantization, family.decoder_linears(model))
+
+
+def save_student(
+    model: Any,
+    processor: Any,
+    path: str | Path,
+    method: MethodConfig,
+    *,
+    overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Write a trained student: weights on the integer grid, the codes and scales beside them.
+
+    The model is baked in place: its fake-quantized linears become plain ones.
+
+    Args:
+        model: as :func:`prepare_student` left it and training changed it.
+        processor, path, overwrite, also: as of :func:`grace.models.save_model`.
+        method: what the model was trained with.
+
+    Returns:
+        Codes (out, in) and scales (out, groups) by linear; empty at 16 bits.
+    """
+    exact = bake(model) if method.quantization is not None else {}
+
+    def write_more(directory: Path) -> None:
+        if method.quantization is not None:
+            write_codes(directory, exact, method.quantization.to_dict())
+        if also is not None:
+            also(directory)
+
+    save_model(model, processor, path, overwrite=overwrite, also=write_more)
+    return exact

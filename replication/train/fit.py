@@ -16,11 +16,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
+from grace import models
 from grace.arithmetic import chosen_dtype
 from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
-from grace.quantization import bake, write_codes
-from grace.training import GraceTrainer, MethodConfig, Teacher
+from grace.training import GraceTrainer, MethodConfig, Teacher, save_student
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
@@ -222,14 +222,15 @@ def save_trained(
     model: Any, processor: Any, path: Path, method: MethodConfig, origin: dict[str, str]
 ) -> None:
     """Write a trained model, values on the grid, with the integer codes and scales beside them."""
-    exact = bake(model) if method.quantization is not None else {}
-
-    def write_more(directory: Path) -> None:
-        if method.quantization is not None:
-            write_codes(directory, exact, method.quantization.to_dict())
-        write_json_atomic(directory / ORIGIN_FILE, origin)
-
-    save_model(model, processor, path, also=write_more)
+    _remove_unfinished(path)
+    save_student(
+        model,
+        processor,
+        path,
+        method,
+        overwrite=True,
+        also=lambda directory: write_json_atomic(directory / ORIGIN_FILE, origin),
+    )
 
 
 def _under_deepspeed() -> bool:
@@ -327,20 +328,16 @@ def _samples_hash(data: ConversationDataset) -> str:
 def save_model(
     model: Any, processor: Any, path: Path, *, also: Callable[[Path], None] | None = None
 ) -> None:
-    """Write a model directory under a temporary name, then rename it into place.
+    """Write a model directory, whole or not at all, in place of what is there.
 
     Args:
         also: writes further files into the directory.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    if also is not None:
-        also(temporary)
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        path.rename(old)  # a part of it, if removing it were interrupted, would pass for it
-    temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove_unfinished(path)
+    models.save_model(model, processor, path, overwrite=True, also=also)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove the temporary directories that a killed process left beside a model directory."""
+    for unfinished in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -22,7 +22,6 @@ from grace.models import family_of, load_model, load_processor
 from grace.quantization import FakeQuantLinear, QuantSpec, bake
 from grace.training import (
     GraceTrainer,
-    ImageInEveryBatch,
     LiveTeacher,
     MethodConfig,
     check_deepspeed,
@@ -30,6 +29,7 @@ from grace.training import (
     prepare_student,
     shard_frozen,
 )
+from grace.training.batches import ImageInEveryBatch
 
 METHOD = MethodConfig(
     "grace",

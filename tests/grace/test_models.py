@@ -218,7 +218,7 @@ def test_model_directories_are_checked_before_weights_are_read(tmp_path, small):
     with pytest.raises(InputError, match=r"no .*safetensors"):
         load_model(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="cannot be read as JSON"):
         check_model_directory(tmp_path / "model")
 
 

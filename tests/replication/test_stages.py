@@ -518,7 +518,7 @@ CASES = {
     "codes of another baseline": (
         f"internals {FAMILY}",
         lambda w: truncate(trained(w, "seed0", CODES_FILE)),
-        "cannot be read as safetensors",
+        "corrupt or truncated",
     ),
     "nothing to judge": ("world", lambda w: None, "must be evaluated"),
 }
