@@ -9,12 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import nn
 
 from grace.errors import InputError
+
+_DEEPSTACK_BY_IMAGE = Version(metadata.version("transformers")) >= Version("5.18")
+"""Since then Qwen3-VL's deepstack features come split by image."""
 
 Span = tuple[int, int, int]
 """(row of the batch, first position, one past the last position) of one image's tokens."""
@@ -246,12 +251,10 @@ class Qwen3VLFamily(Qwen2VLFamily):
         mergers = tower.deepstack_merger_list
         places = [tower.deepstack_visual_indexes.index(layer) for layer in order]
         images: Any = [tower.merger(parts[-1])]
-        return BaseModelOutputWithDeepstackFeatures(
-            pooler_output=images,
-            deepstack_features=[
-                mergers[place](part) for place, part in zip(places, parts[:-1], strict=True)
-            ],
-        )
+        merged: Any = [mergers[place](part) for place, part in zip(places, parts[:-1], strict=True)]
+        if _DEEPSTACK_BY_IMAGE:  # a tuple of tensors, which the model joins again
+            merged = [(feature,) for feature in merged]
+        return BaseModelOutputWithDeepstackFeatures(pooler_output=images, deepstack_features=merged)
 
 
 _FAMILIES = (
