@@ -23,7 +23,7 @@ from grace.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("grace", "replication")
 
-_OUTSIDE = ("replication.doctor", "replication.plan.machine", "replication.settings.checks")
+_OUTSIDE = ("replication.doctor", "replication.plan.checks", "replication.settings.checks")
 """Modules that are not followed, nor what lies below them: they may refuse to start a stage or
 print something, but they never change a result."""
 

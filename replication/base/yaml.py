@@ -57,16 +57,22 @@ class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignor
 
 
 def _unique_mapping(loader: Any, node: Any) -> dict[Any, Any]:
-    mapping: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
+    keys = set()
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # "<<": its keys may be replaced
+            continue
         line = key_node.start_mark.line + 1
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str | int | float | None):
             raise InputError(f"line {line}: the key {short(key)} is no text; put it in quotes")
-        if key in mapping:
+        if key in keys:
             raise InputError(f"line {line}: the key {short(key)} appears twice; remove one")
-        mapping[key] = loader.construct_object(value_node, deep=True)
-    return mapping
+        keys.add(key)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
+        for key, value in node.value
+    }
 
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

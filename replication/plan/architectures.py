@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from grace.errors import InputError
 from grace.models import Family, family_of
+from replication.base.messages import unknown
+from replication.base.validation import Positive, Text, record, validate
+from replication.base.yaml import read_yaml
 
 PATH = Path(__file__).with_name("architectures.yaml")
 TEXT_TOKENS = 64
@@ -22,8 +24,12 @@ TEXT_TOKENS = 64
 class Architecture:
     """One published model without its weights.
 
-    repository: where the weights are. parameters: how many weights it has, tied ones once. image:
-    height and width of its image, or the `grid` of patches. values: its configuration.
+    Attributes:
+        name: by which it is asked for.
+        repository: of its weights on the hub.
+        parameters: number of weights, tied ones once.
+        image: height and width of its image, or the `grid` of patches.
+        values: its configuration.
     """
 
     name: str
@@ -58,12 +64,12 @@ class Architecture:
 
     @functools.cached_property
     def decoder_weights(self) -> int:
-        """How many weights those linears have."""
+        """Number of weights of those linears."""
         return sum(self.meta_model.get_submodule(n).weight.numel() for n in self.decoder_linears)
 
     @functools.cached_property
     def counted_parameters(self) -> int:
-        """How many weights the model has, tied ones once: counted."""
+        """Number of weights, tied ones once: counted."""
         return sum(parameter.numel() for parameter in self.meta_model.parameters())
 
     def first_layers(self, count: int) -> "Architecture":
@@ -77,9 +83,15 @@ class Architecture:
         return Architecture(f"{self.name}-{count}-layers", self.repository, 0, self.image, values)
 
     def prompt(self, seed: int, *, dtype: torch.dtype, text_tokens: int = TEXT_TOKENS) -> dict:
-        """Model inputs of one image of noise and `text_tokens` random words around it, batch 1.
+        """Model inputs of one image of noise with random words around it, batch 1.
 
-        The markers of an image's start and end count as words.
+        Args:
+            seed: of noise and words.
+            dtype: of the image.
+            text_tokens: number of words; the markers of an image's start and end count.
+
+        Raises:
+            InputError: for fewer than 4 words.
         """
         generator = torch.Generator().manual_seed(seed)
         config, family = self.config(), self.family
@@ -117,26 +129,40 @@ def _words(count: int, config: Any, generator: torch.Generator) -> list[int]:
         if isinstance(value := getattr(config, name), int)
     ]  # fmt: skip
     highest = min([*special, config.get_text_config().vocab_size])
-    found: Tensor = torch.randint(min(1000, highest // 2), highest, (count,), generator=generator)
-    return found.tolist()
+    words: Tensor = torch.randint(min(1000, highest // 2), highest, (count,), generator=generator)
+    return words.tolist()
+
+
+@record
+class _Entry:
+    """One of architectures.yaml; see `Architecture`."""
+
+    repository: Text
+    parameters: Positive
+    image: dict[str, Positive]
+    config: dict[str, Any]
 
 
 @functools.cache
 def architectures() -> Mapping[str, Architecture]:
-    """All of architectures.yaml by name. Raises InputError for an entry that is not complete."""
-    found = {}
-    for name, entry in yaml.safe_load(PATH.read_text(encoding="utf-8")).items():
-        keys = {"repository", "parameters", "image", "config"}
-        if set(entry) != keys:
-            raise InputError(f"{PATH.name}: {name} needs exactly {', '.join(sorted(keys))}")
-        found[name] = Architecture(
-            name, entry["repository"], entry["parameters"], entry["image"], entry["config"]
-        )
-    return found
+    """All of architectures.yaml by name.
+
+    Raises:
+        InputError: naming the entry that is missing, unknown or out of range.
+    """
+    entries = validate(dict[str, _Entry], read_yaml(PATH), PATH.name)
+    return {
+        name: Architecture(name, entry.repository, entry.parameters, entry.image, entry.config)
+        for name, entry in entries.items()
+    }
 
 
 def architecture(name: str) -> Architecture:
-    """An architecture by name. Raises InputError, listing those there are, for another name."""
+    """An architecture by name.
+
+    Raises:
+        InputError: listing the known names, for another.
+    """
     if name not in architectures():
-        raise InputError(f"unknown model {name!r}: choose of {', '.join(architectures())}")
+        raise InputError(unknown(f"model {name!r}", name, architectures()))
     return architectures()[name]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,6 +26,9 @@ from grace.distillation._common import WORKSPACE_BYTES
 from grace.distillation.gated import BUFFERS
 from grace.errors import InputError
 from grace.models import family_of
+
+if TYPE_CHECKING:
+    from replication.plan.resources import Device
 
 WRAPPERS = ("single", "ddp", "fsdp2", "zero2", "zero3")
 ATTENTIONS = ("eager", "fused")
@@ -523,23 +526,6 @@ def rank_memory(
 
 
 # --------------------------------------------------------------------------------------------- time
-
-
-@dataclass(frozen=True)
-class Device:
-    """flops: dense bfloat16 operations a second. bandwidth: bytes a second of its memory. memory:
-    bytes. utilisation: share of `flops` that training reaches. The first three are data sheet
-    values."""
-
-    name: str
-    flops: float
-    bandwidth: float
-    memory: float
-    utilisation: float
-
-    def seconds(self, flops: float, traffic: float = 0.0) -> float:
-        """flops / (rate × utilisation) + traffic / bandwidth."""
-        return flops / (self.flops * self.utilisation) + traffic / self.bandwidth
 
 
 def training_seconds(

@@ -1,32 +1,26 @@
 """What each table needs at a scale: downloads, trainings, questions; and what that costs.
 
     plan = make_plan(params, load_tables(), load_resources())
-    for table in plan.tables: ...
+    for table in plan.tables.values(): ...
 
 Sizes and times are estimates from `replication.plan.costs` and `resources.yaml`, except at a
-reduced
-scale, where the seconds are those of the committed training logs.
+reduced scale, where the seconds are those of the committed training logs.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grace.errors import InputError
 from grace.training import TEACHER_METHODS
 from replication.base.files import read_json
 from replication.base.scales import FULL_SCALE
-from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper.bands import load_facts
 from replication.paper.tables import Reported
 from replication.plan.architectures import architectures
 from replication.plan.costs import (
-    Device,
     Load,
     Precision,
     Shape,
@@ -34,92 +28,23 @@ from replication.plan.costs import (
     rank_memory,
     training_seconds,
 )
+from replication.plan.resources import PATH, Corpus, Device, Resources
 from replication.settings.schema import Params, Run
 
-PATH = Path(__file__).with_name("resources.yaml")
 PUBLISHED = ("teacher", "baseline")
 REDUCED_DISK = 3.0e9  # data and models of scale small
-
-
-@dataclass(frozen=True)
-class Resources:
-    """All of resources.yaml; the entries of checkpoints, corpora and benchmarks are mappings."""
-
-    devices: Mapping[str, Device]
-    corpora: Mapping[str, Mapping[str, Any]]
-    checkpoints: Mapping[str, Mapping[str, Any]]
-    benchmarks: Mapping[str, Mapping[str, Any]]
-    question_tokens: int
-    question_pixels: int
-    environment_bytes: float
-    checkpoint_copies: int
-
-    def device(self, name: str) -> Device:
-        """A device by a name that contains its own, as 'NVIDIA A100-SXM4-80GB' does.
-
-        Raises InputError, naming those there are, for another.
-        """
-        if name in self.devices:
-            return self.devices[name]
-        fitting = [one for one in self.devices if one.split("-", maxsplit=1)[0] in name]
-        if not fitting:
-            raise InputError(
-                f"no rate is known of device {name!r}; choose of {', '.join(self.devices)}, or "
-                f"add it to {PATH.name}"
-            )
-        return self.devices[fitting[-1] if "40GB" in name else fitting[0]]
-
-
-@functools.cache
-def load_resources(path: Path = PATH) -> Resources:
-    """resources.yaml. Raises InputError for a file without the sections."""
-    content = read_yaml(path)
-    _check_numbers(content, path.name)
-    try:
-        return Resources(
-            devices={
-                name: Device(
-                    name, entry["flops"], entry["bandwidth"], entry["memory"], entry["utilisation"]
-                )
-                for name, entry in content["devices"].items()
-            },
-            corpora=content["corpus"],
-            checkpoints=content["checkpoints"],
-            benchmarks=content["benchmarks"],
-            question_tokens=content["question_tokens"],
-            question_pixels=content["question_pixels"],
-            environment_bytes=content["environment_bytes"],
-            checkpoint_copies=content["checkpoint_copies"],
-        )
-    except KeyError as error:
-        raise InputError(f"{path.name} lacks {error}; add it") from error
-
-
-_NUMBERS = frozenset(
-    {
-        *("flops", "bandwidth", "memory", "utilisation", "samples", "text_tokens", "supervised"),
-        *("visual_pixels", "bytes", "bytes_per_weight", "questions", "answer_tokens"),
-    }
-)
-
-
-def _check_numbers(value: Any, where: str) -> None:
-    """YAML reads 1.0e9 as text; only 1.0e+9 is a number."""
-    for key, entry in value.items() if isinstance(value, dict) else ():
-        if key in _NUMBERS and (isinstance(entry, str) or not entry > 0):
-            raise InputError(f"{where}: {key} is {entry!r}; give a number above 0, as in 1.0e+9")
-        _check_numbers(entry, f"{where}: {key}")
 
 
 @functools.cache
 def shape_of(source: str) -> Shape:
     """The shape of a published checkpoint, or of a local directory with its config.json.
 
-    Raises InputError for a source that is neither.
+    Raises:
+        InputError: for a source that is neither.
     """
-    for one in architectures().values():
-        if one.repository == source:
-            return Shape.of(one.meta_model, one.name)
+    for architecture in architectures().values():
+        if architecture.repository == source:
+            return Shape.of(architecture.meta_model, architecture.name)
     if (Path(source) / "config.json").is_file():
         import torch
         from transformers import AutoConfig, AutoModelForImageTextToText
@@ -127,7 +52,7 @@ def shape_of(source: str) -> Shape:
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(source))
         return Shape.of(model, Path(source).name)
-    known = ", ".join(one.repository for one in architectures().values())
+    known = ", ".join(architecture.repository for architecture in architectures().values())
     raise InputError(
         f"no architecture is known of checkpoint {source!r}; use a local directory, or one of "
         f"{known}"
@@ -136,7 +61,16 @@ def shape_of(source: str) -> Shape:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that a table shows: `run` None is a published checkpoint."""
+    """A model that a table shows.
+
+    Attributes:
+        family: its family.
+        folder: where the model lies under the models' folder.
+        name: of the run, or of a published checkpoint.
+        seeds: of the run.
+        run: None for a published checkpoint.
+        trained: whether it is trained, not quantized afterwards or published.
+    """
 
     family: str
     folder: str
@@ -147,24 +81,39 @@ class Model:
 
     @property
     def copies(self) -> int:
+        """Number of models: one for each seed."""
         return max(1, len(self.seeds))
 
 
 @dataclass
 class Table:
-    """What a table needs. seconds: device-seconds of training and of evaluation; None where
-    nothing says how long."""
+    """What a table needs.
+
+    Attributes:
+        name: the table's short name.
+        models: that it shows.
+        train_seconds: device-seconds of training; None where nothing says how long.
+        evaluate_seconds: device-seconds of evaluation; None likewise.
+        download_bytes: checkpoints, data and benchmarks.
+    """
 
     name: str
     models: list[Model] = field(default_factory=list)
-    train_seconds: float | None = 0.0
-    evaluate_seconds: float | None = 0.0
+    train_seconds: float | None = None
+    evaluate_seconds: float | None = None
     download_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """tables: by short name, and what all of them together need, nothing twice, as `total`."""
+    """What all tables need.
+
+    Attributes:
+        tables: by short name.
+        total: what all of them together need, nothing twice.
+        disk_bytes: on disk, for all of it.
+        memory: bytes per rank by part, for each family's dearest run.
+    """
 
     tables: Mapping[str, Table]
     total: Table
@@ -173,7 +122,11 @@ class Plan:
 
 
 def find_model(params: Params, family: str, name: str) -> Model:
-    """The model behind a run's name. Raises InputError where no section has it."""
+    """The model behind a run's name.
+
+    Raises:
+        InputError: where no section of the parameters has it.
+    """
     if name in PUBLISHED:
         return Model(family, family, name, ())
     for folder, group in params.ptq.groups.items():
@@ -185,9 +138,9 @@ def find_model(params: Params, family: str, name: str) -> Model:
 
 def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
     """The models of every table, each once; what this scale does not run is left out."""
-    found: dict[str, list[Model]] = {}
+    tables: dict[str, list[Model]] = {}
     for table, family, name in reported.named_runs():
-        models = found.setdefault(table, [])
+        models = tables.setdefault(table, [])
         if family not in params.families:
             continue
         try:
@@ -196,29 +149,32 @@ def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
             continue
         if model not in models:
             models.append(model)
-    return found
+    return tables
 
 
-def corpus_of(params: Params, resources: Resources) -> Mapping[str, Any]:
-    """The training data's entry; of files of one's own that of the paper's data, which have their
-    format. Raises InputError for a repository without one."""
+def corpus_of(params: Params, resources: Resources) -> Corpus:
+    """The training data; for local files the paper's, whose format they have.
+
+    Raises:
+        InputError: for a repository that resources.yaml lacks.
+    """
     assert params.data is not None
-    name = params.data.training.repository or next(iter(resources.corpora))
-    if name not in resources.corpora:
+    name = params.data.training.repository or next(iter(resources.corpus))
+    if name not in resources.corpus:
         raise InputError(
             f"no size is known of training data {name!r}; add it to {PATH.name}, section corpus"
         )
-    return resources.corpora[name]
+    return resources.corpus[name]
 
 
 def training_load(params: Params, family: str, resources: Resources) -> Load:
     """A micro-batch of the training data for a family's student."""
     corpus, shape = corpus_of(params, resources), shape_of(_source(params, family, "baseline"))
-    visual = shape.visual_tokens(corpus["visual_pixels"])
-    tokens = visual + corpus["text_tokens"]
+    visual = shape.visual_tokens(corpus.visual_pixels)
+    tokens = visual + corpus.text_tokens
     longest = params.train.max_length or tokens
     return Load(
-        params.train.batch_size, min(tokens, longest), visual, min(corpus["supervised"], longest)
+        params.train.batch_size, min(tokens, longest), visual, min(corpus.supervised, longest)
     )
 
 
@@ -245,7 +201,9 @@ def run_memory(
     sequences: int | None = None,
 ) -> dict[str, float]:
     """Bytes per rank of a family's dearest run: GRACE at 4 bits, the teacher on every rank."""
-    student, teacher = (shape_of(_source(params, family, one)) for one in ("baseline", "teacher"))
+    student, teacher = (
+        shape_of(_source(params, family, which)) for which in ("baseline", "teacher")
+    )
     load = training_load(params, family, resources)
     if sequences is not None:
         load = Load(sequences, load.tokens, load.visual, load.supervised)
@@ -276,7 +234,7 @@ def _train_seconds(params: Params, model: Model, resources: Resources, device: D
     assert model.run is not None
     corpus = corpus_of(params, resources)
     train = params.train
-    samples = corpus["samples"] * (train.epochs or 0)
+    samples = corpus.samples * (train.epochs or 0)
     taught = model.run.method in TEACHER_METHODS
     return model.copies * training_seconds(
         shape_of(_source(params, model.family, "baseline")),
@@ -303,7 +261,7 @@ def _evaluate_seconds(
             shape,
             load,
             questions(name, resources),
-            resources.benchmarks[name]["answer_tokens"],
+            resources.benchmarks[name].answer_tokens,
             device,
         )
         for name in benchmarks
@@ -312,43 +270,44 @@ def _evaluate_seconds(
 
 def questions(name: str, resources: Resources) -> int:
     """Rows of a benchmark that are asked: its questions, or more where not all of them count."""
-    asked: int | None = resources.benchmarks[name].get("questions")
+    asked = resources.benchmarks[name].questions
     return load_facts().benchmark(PRINTED[name]).measured[1] if asked is None else asked
 
 
 def checkpoint_bytes(source: str, resources: Resources) -> float:
     """Bytes of a checkpoint's weights on the hub."""
-    entry = resources.checkpoints.get(source, {"bytes_per_weight": 2})
-    return shape_of(source).parameters * entry["bytes_per_weight"]
+    known = resources.checkpoints.get(source)
+    return shape_of(source).parameters * (known.bytes_per_weight if known else 2)
 
 
 def _downloads(params: Params, models: Iterable[Model], resources: Resources) -> float:
     models = list(models)
-    wanted: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for model in models:
         trained_under = model.run is not None and model.run.method in TEACHER_METHODS
         for which in PUBLISHED:
             if model.name == which or trained_under or (which == "baseline" and model.run):
                 source = _source(params, model.family, which)
-                wanted[source] = checkpoint_bytes(source, resources)
+                sizes[source] = checkpoint_bytes(source, resources)
         for name in params.evaluate.benchmarks[model.folder]:
-            wanted[f"benchmark {name}"] = resources.benchmarks[name]["bytes"]
+            sizes[f"benchmark {name}"] = resources.benchmarks[name].bytes
     if any(model.trained for model in models):
         corpus = corpus_of(params, resources)
-        wanted["conversations"] = corpus["bytes"]
-        for name, archive in corpus["images"].items():
-            wanted[f"images {name}"] = archive["bytes"]
-    return sum(wanted.values())
+        sizes["conversations"] = corpus.bytes
+        for name, archive in corpus.images.items():
+            sizes[f"images {name}"] = archive.bytes
+    return sum(sizes.values())
 
 
 def _logged_seconds(models: Iterable[Model], logs: Path) -> float | None:
     """Seconds that the committed logs report for the training of models; None if none does."""
-    found = []
-    for model in models:
-        for path in sorted((logs / model.folder / model.name).glob("*.json")):
-            cost = read_json(path).get("cost")
-            found += [cost["seconds"]] if cost else []
-    return sum(found) if found else None
+    seconds = [
+        cost["seconds"]
+        for model in models
+        for path in sorted((logs / model.folder / model.name).glob("*.json"))
+        if (cost := read_json(path).get("cost"))
+    ]
+    return sum(seconds) if seconds else None
 
 
 def make_plan(
@@ -363,8 +322,14 @@ def make_plan(
 ) -> Plan:
     """What every table needs.
 
-    device: whose rate the times are for; None leaves them out. logs: training logs whose seconds
-    hold at a reduced scale.
+    Args:
+        params: all parameters.
+        reported: the paper's tables, which name their runs.
+        resources: sizes and rates.
+        device: whose rate the times are for; None leaves them out.
+        logs: training logs whose seconds hold at a reduced scale.
+        ranks: number of devices.
+        wrapper: of `costs.WRAPPERS`, for the memory.
     """
     tables, everything = {}, Table("all")
     for name, models in needs(params, reported).items():
@@ -374,6 +339,8 @@ def make_plan(
     for table in (*tables.values(), everything):
         if full:
             table.download_bytes = _downloads(params, table.models, resources)
+        elif logs is not None:
+            table.train_seconds = _logged_seconds(table.models, logs)
         if full and device is not None:
             table.train_seconds = sum(
                 _train_seconds(params, model, resources, device)
@@ -386,26 +353,20 @@ def make_plan(
                 )
                 for model in table.models
             )
-        else:
-            table.evaluate_seconds = None
-            table.train_seconds = None
-            if logs is not None and not full:
-                table.train_seconds = _logged_seconds(table.models, logs)
-    memory = {}
-    if full:
-        memory = {
-            family: run_memory(params, family, resources, wrapper=wrapper, ranks=ranks)
-            for family in params.families
-        }
-    disk = _disk_bytes(params, everything, resources) if full else REDUCED_DISK
-    return Plan(tables, everything, disk, memory)
+    if not full:
+        return Plan(tables, everything, REDUCED_DISK, {})
+    memory = {
+        family: run_memory(params, family, resources, wrapper=wrapper, ranks=ranks)
+        for family in params.families
+    }
+    return Plan(tables, everything, _disk_bytes(params, everything, resources), memory)
 
 
 def _disk_bytes(params: Params, everything: Table, resources: Resources) -> float:
     """Downloads, archives unpacked beside themselves, every trained model in float32, and the
     training state of the run that is under way (weights and two moments)."""
     corpus = corpus_of(params, resources)
-    unpacked = sum(archive["bytes"] for archive in corpus["images"].values())
+    unpacked = sum(archive.bytes for archive in corpus.images.values())
     models, state = 0.0, 0.0
     for model in everything.models:
         if not model.trained:

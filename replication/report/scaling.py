@@ -27,14 +27,13 @@ from replication.plan.costs import (
     traffic_bytes,
 )
 from replication.plan.needs import (
-    Resources,
     checkpoint_bytes,
-    load_resources,
     make_plan,
     shape_of,
     sources,
     training_load,
 )
+from replication.plan.resources import Resources, load_resources
 from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
 from replication.settings.schema import Params, section
@@ -83,12 +82,12 @@ def inputs(params: Params, resources: Resources) -> str:
         weights = shape_of(source).parameters
         size = _gigabytes(checkpoint_bytes(source, resources))
         rows.append((source, size, f"computed: {weights:,} weights in bfloat16"))
-    corpus = resources.corpora[section(params.data, "data").training.repository or ""]
-    rows.append(("conversations", _gigabytes(corpus["bytes"]), corpus["source"]))
-    for kind, entries in (("images", corpus["images"]), ("benchmark", resources.benchmarks)):
+    corpus = resources.corpus[section(params.data, "data").training.repository or ""]
+    rows.append(("conversations", _gigabytes(corpus.bytes), corpus.source))
+    for kind, entries in (("images", corpus.images), ("benchmark", resources.benchmarks)):
         for name, entry in entries.items():
-            start = "estimated: " if entry.get("estimated") else ""
-            rows.append((f"{kind} {name}", _gigabytes(entry["bytes"]), start + entry["source"]))
+            start = "estimated: " if entry.estimated else ""
+            rows.append((f"{kind} {name}", _gigabytes(entry.bytes), start + entry.source))
     return _markdown(("download", "GB", "from"), rows)
 
 

@@ -65,7 +65,7 @@ def stage(function: Callable[..., None]) -> Callable[[], None]:
         params = load_params(arguments.pop("params"))
         check_scale(name, params)
         if params.scale == FULL_SCALE and name in _GUARDED:
-            from replication.plan.machine import require
+            from replication.plan.checks import require
 
             folder = next(iter(arguments.values()), None)
             require(params, name, None if folder is None else params.family_of(folder))

@@ -80,6 +80,11 @@ def test_a_large_value_has_a_short_text():
 # --- yaml -----------------------------------------------------------------------------------------
 
 
+def test_a_merged_key_may_be_replaced():
+    text = "a: &x {b: 1, c: 2}\nd: {<<: *x, b: 3}\n"
+    assert parse_yaml(text, "x") == {"a": {"b": 1, "c": 2}, "d": {"b": 3, "c": 2}}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -38,7 +38,7 @@ from replication.plan.costs import (
     training_seconds,
     vocabulary_bytes,
 )
-from replication.plan.needs import load_resources
+from replication.plan.resources import load_resources
 
 
 @functools.cache

@@ -8,28 +8,26 @@ from pathlib import Path
 import pytest
 
 from grace.errors import InputError
+from replication import doctor
+from replication.base.validation import validate
+from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper import load_tables
 from replication.paper.bands import load_facts
-from replication.plan import machine as doctor
-from replication.plan.machine import (
+from replication.plan import checks
+from replication.plan.checks import (
     FAILED,
     OK,
     WARNING,
-    Gpu,
-    Machine,
     check_checkpoint,
     check_device_memory,
     check_packages,
-    duration,
-    hub_reachable,
-    in_cache,
-    pins,
-    report,
     require,
-    size,
 )
-from replication.plan.needs import find_model, load_resources, make_plan, needs, questions, shape_of
+from replication.plan.machine import Gpu, Machine, hub_reachable, in_cache, pins, probe
+from replication.plan.needs import find_model, make_plan, needs, questions, shape_of
+from replication.plan.resources import Resources, load_resources
+from replication.plan.text import duration, size
 from replication.settings.checks import parse_params
 from replication.settings.scales import ROOT, scale_params
 
@@ -37,6 +35,7 @@ BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,
     ram=500e9,
     cores=96,
+    instruction_set="AVX2",
     disk=20e12,
     hub=True,
     versions={name: version or "1.0" for name, version in pins().items()},
@@ -50,13 +49,18 @@ def params(scale: str):
     return parse_params(scale_params(scale))
 
 
-def examine(machine: Machine, scale: str = "paper", **options):
-    said: list[str] = []
-    found = report(scale, machine=machine, say=said.append, **options)
-    return {finding.check: finding for finding in found}, "\n".join(said)
+@pytest.fixture
+def examine(capsys):
+    """The checks of a machine by name, and what was printed."""
+
+    def examine(machine: Machine, scale: str = "paper", **options):
+        findings = doctor.report(scale, machine=machine, **options)
+        return {finding.check: finding for finding in findings}, capsys.readouterr().out
+
+    return examine
 
 
-def test_a_machine_that_has_everything():
+def test_a_machine_that_has_everything(examine):
     found, text = examine(BIG)
     assert not [one for one in found.values() if one.status == FAILED]
     assert found["devices"].text.startswith("16 x NVIDIA A100")
@@ -80,13 +84,13 @@ def test_a_machine_that_has_everything():
         ({"versions": {**BIG.versions, "torch": None}}, "packages", "make setup"),
     ],
 )
-def test_what_is_missing_fails_with_its_mend(changes, check, mend):
+def test_what_is_missing_fails_with_its_mend(examine, changes, check, mend):
     found, text = examine(dataclasses.replace(BIG, **changes))
     assert found[check].status == FAILED
     assert mend in found[check].mend and found[check].mend in text
 
 
-def test_checks_of_one_outcome_are_told_together():
+def test_checks_of_one_outcome_are_told_together(examine):
     found, text = examine(dataclasses.replace(BIG, hub=False))
     missing = [one for one in found.values() if "can be reached" in one.text]
     assert len(missing) == 6 + 1 + 14
@@ -99,7 +103,7 @@ def test_checks_of_one_outcome_are_told_together():
     assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices found
 
 
-def test_fewer_devices_are_a_warning():
+def test_fewer_devices_are_a_warning(examine):
     found, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
     assert found["devices"].status == WARNING
     assert "512 samples" in found["devices"].mend
@@ -107,10 +111,11 @@ def test_fewer_devices_are_a_warning():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "small"])
-def test_reduced_scales_need_little(scale):
+def test_reduced_scales_need_little(examine, scale):
     found, text = examine(BARE, scale)
     assert {one.status for one in found.values()} == {OK}
-    assert set(found) == {"packages", "devices", "main memory", "disk"}
+    assert set(found) == {"packages", "devices", "arithmetic", "main memory", "disk"}
+    assert "2 cores with AVX2" in found["devices"].text
     assert "table4" in text
     assert f"make repro SCALE={scale}" in text
     assert "download" not in text
@@ -129,12 +134,12 @@ def test_exit_codes(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("options", [{"rate": "GTX 280"}, {"devices": 0}])
-def test_options_out_of_range_are_refused(options):
+def test_options_out_of_range_are_refused(examine, options):
     with pytest.raises(InputError, match=r"GTX 280|--devices is 0"):
         examine(BIG, **options)
 
 
-def test_twice_the_devices_take_half_as_long_and_the_same_hours():
+def test_twice_the_devices_take_half_as_long_and_the_same_hours(examine):
     resources, reported = load_resources(), load_tables()
     plan = make_plan(params("paper"), reported, resources, resources.device("A100"))
     faster = make_plan(params("paper"), reported, resources, resources.device("H100"))
@@ -193,7 +198,7 @@ def test_every_resource_that_the_parameters_name_is_known():
         for settings in kind.values():
             assert settings.source in resources.checkpoints
             assert shape_of(settings.source).parameters > 1e9
-    assert paper.data.training.repository in resources.corpora
+    assert paper.data.training.repository in resources.corpus
     assert set(resources.benchmarks) == set(paper.data.benchmarks)
     assert resources.device("NVIDIA A100-PCIE-40GB").memory < resources.device("A100").memory
 
@@ -204,7 +209,7 @@ def test_questions_are_those_of_the_bands_unless_more_rows_are_asked():
     for name, entry in resources.benchmarks.items():
         scored = facts.benchmark(PRINTED[name]).measured[1]
         asked = questions(name, resources)
-        assert (asked > scored) is ("questions" in entry), name
+        assert (asked > scored) is (entry.questions is not None), name
         more |= {name} if asked > scored else set()
     assert more == {"mme", "mmbench", "seedbench"}
     assert questions("pope", resources) == 9000
@@ -267,27 +272,25 @@ def test_the_hub_is_reachable_where_something_listens(monkeypatch):
 
 
 def test_versions_against_pins():
-    wanted = {"torch": "2.13.0", "numpy": None}
-    machine = dataclasses.replace(BIG, versions={"torch": "2.13.0+cpu", "numpy": "2.0"})
-    assert check_packages(machine, wanted).status == OK
-    machine = dataclasses.replace(BIG, versions={"torch": "2.12.0", "numpy": "2.0"})
-    assert check_packages(machine, wanted).status == WARNING
+    machine = dataclasses.replace(BIG, versions={"torch": "2.13.0+cpu"})
+    assert check_packages(machine, {"torch": "2.13.0"}).status == OK
+    assert check_packages(machine, {"torch": "2.12.0"}).status == WARNING
     assert {"torch", "lmms-eval", "bitsandbytes"} <= set(pins())
     assert pins()["lmms-eval"] == "0.7.3"
 
 
 @pytest.mark.parametrize("native", ["bfloat16", "float32"])
 def test_arithmetic_is_the_machine_s_own_unless_it_is_chosen(monkeypatch, native):
-    monkeypatch.setattr(doctor.provenance, "native_arithmetic", lambda: native)
+    monkeypatch.setattr(checks.provenance, "native_arithmetic", lambda: native)
     small = params("small")
-    found = doctor.check_arithmetic(small)
+    found = checks.check_arithmetic(small)
     assert found.status == OK and found.text.startswith(f"{native} ")
-    chosen = doctor.check_arithmetic(dataclasses.replace(small, arithmetic="bfloat16"))
+    chosen = checks.check_arithmetic(dataclasses.replace(small, arithmetic="bfloat16"))
     assert chosen.status == (OK if native == "bfloat16" else WARNING)
 
 
 def test_this_machine_is_probed():
-    machine = doctor.probe()
+    machine = probe()
     assert machine.ram > 0 and machine.disk > 0 and machine.cores > 0
     assert machine.versions["torch"]
 
@@ -309,3 +312,21 @@ def test_numbers_as_text():
     assert [duration(None), duration(5), duration(90), duration(7200), duration(172800)] == [
         "-", "5 s", "1.5 min", "2.0 h", "2.0 d",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("devices", "A100", "flops"), "312e12", "devices.A100.flops"),
+        (("devices", "A100", "memory"), -1.0, "greater than 0"),
+        (("corpus", "Lin-Chen/ShareGPT4V", "bytez"), 1.0, "did you mean 'bytes'"),
+        (("checkpoint_copies",), 1.5, "a whole number"),
+    ],
+)
+def test_a_wrong_entry_of_the_resources_is_named(path, value, words):
+    content = read_yaml(ROOT / "replication" / "plan" / "resources.yaml")
+    *parents, last = path
+    functools.reduce(dict.__getitem__, parents, content)[last] = value
+    with pytest.raises(InputError) as caught:
+        validate(Resources, content, "resources.yaml")
+    assert words in str(caught.value) and "\n" not in str(caught.value)

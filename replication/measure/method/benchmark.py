@@ -21,6 +21,7 @@ import torch
 from grace.errors import InputError
 from replication.base import provenance
 from replication.base.files import write_json_atomic, write_text_atomic
+from replication.base.messages import unknown
 from replication.measure.harness import Benchmark, Part
 from replication.measure.method import (
     fake_quantization,
@@ -77,7 +78,7 @@ def run(
     """
     for name in names:
         if name not in PARTS:
-            raise InputError(f"part {name!r}: choose of {', '.join(PARTS)}")
+            raise InputError(unknown(f"part {name!r}", name, PARTS))
     for field, value, low in (("repeats", repeats, 1), ("threads", threads, 0)):
         if type(value) is not int or value < low:
             raise InputError(f"{field}: {value!r} is no whole number from {low}")

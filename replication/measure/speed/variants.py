@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.quantization import FakeQuantLinear, QuantSpec
+from replication.base.messages import unknown
 from replication.measure.speed.weights import Convert
 
 GROUP_SIZE = 128
@@ -169,5 +170,5 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
 def variant(name: str) -> Variant:
     """A variant by name. Raises InputError, listing those there are, for another name."""
     if name not in VARIANTS:
-        raise InputError(f"unknown variant {name!r}: choose of {', '.join(VARIANTS)}")
+        raise InputError(unknown(f"variant {name!r}", name, VARIANTS))
     return VARIANTS[name]
