@@ -22,7 +22,7 @@ from replication.base.command import command
 from replication.base.files import write_json_atomic
 from replication.base.scales import FULL_SCALE
 from replication.benchmarks import BENCHMARKS, get
-from replication.evaluate import parts as evaluate_shard
+from replication.evaluate.parts import count_processes
 from replication.evaluate.released import Attempt, Places, evaluate_checkpoint, prepare_data
 from replication.judge.released import as_text, judge, to_data
 from replication.paper.released import choose, find_in, load_checkpoints
@@ -76,7 +76,7 @@ def verify(
             own,
             params,
             places,
-            processes=evaluate_shard.count_processes(processes),
+            processes=count_processes(processes),
             device=device,
         )
         reasons = {name: missing[name] for name in wanted[checkpoint.name] if name in missing}

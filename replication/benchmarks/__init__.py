@@ -3,9 +3,8 @@
 A benchmark here *is* an official lmms-eval task: its prompt, its reading of the answer and its
 aggregation come from the installed lmms-eval unchanged. All that is replaced is where the
 questions come from: a parquet file of stand-ins in the schema of the official dataset, or the files
-of that dataset itself (:mod:`replication.benchmarks.published`). HallusionBench alone also swaps
-its
-judge model for the official rule-based functions.
+of that dataset itself (:mod:`replication.benchmarks.published`). HallusionBench
+alone also swaps its judge model for the official rule-based functions.
 
 To add a benchmark, add a row to :data:`BENCHMARKS`. The defaults fit every task whose score is the
 mean of what its questions get; a task whose aggregation is no such mean, or too slow to be asked
@@ -21,17 +20,23 @@ from grace.errors import InputError
 from replication.benchmarks.benchmark import Benchmark, official_root, official_version
 from replication.benchmarks.published import Published
 from replication.benchmarks.rows import BENCHMARKS
+from replication.benchmarks.standins import Standins
 
 __all__ = [
     "BENCHMARKS",
     "PRINTED",
     "Benchmark",
     "Published",
+    "Questions",
+    "Standins",
     "get",
     "official_root",
     "official_version",
     "write_task_file",
 ]
+
+Questions = Standins | Published
+"""The source of a benchmark's questions."""
 
 PRINTED = {
     "vqav2": "VQAv2",
@@ -59,22 +64,25 @@ def get(name: str) -> Benchmark:
 
 
 def write_task_file(
-    benchmark: Benchmark,
-    data: pathlib.Path | Published,
-    folder: pathlib.Path,
-    cache: pathlib.Path,
+    benchmark: Benchmark, source: Questions, folder: pathlib.Path, tables: pathlib.Path
 ) -> pathlib.Path:
     """Write the task file: the official one included, its data source replaced.
 
-    data: a file of stand-ins, or the published data; these are asked under the task's own name.
-    cache: where `datasets` keeps what it makes of them.
+    Args:
+        benchmark: The benchmark.
+        source: Stand-ins, or the published data; these are asked under the task's own name.
+        folder: Where the file is written, as ``<benchmark>.yaml``.
+        tables: Where `datasets` keeps what it makes of the questions.
+
+    Returns:
+        The file.
     """
-    kwargs: dict[str, Any] = {"cache_dir": str(cache)}
-    if isinstance(data, Published):
-        name, path, subset = benchmark.official_name, data.folder, data.subset or "default"
+    kwargs: dict[str, Any] = {"cache_dir": str(tables)}
+    if isinstance(source, Published):
+        name, path, subset = benchmark.official_name, source.folder, source.subset or "default"
     else:
         name, path, subset = benchmark.name, "parquet", None
-        kwargs = {"data_files": {benchmark.split: str(data)}, **kwargs}
+        kwargs = {"data_files": {benchmark.split: source.file}, **kwargs}
     config = {
         "include": str(benchmark.official_path),
         "task": name,

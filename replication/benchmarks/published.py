@@ -15,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,8 +45,14 @@ class Source(Protocol):
 class Published:
     """One split of a published dataset, as a directory that `datasets` loads.
 
-    folder: the view. commit: of the repository; None for a plain copy of it. sha256: of the files,
-    in order. images: where the images lie in a subset of their own, the view of that.
+    Attributes:
+        folder: The view.
+        repository: The data set on the hub.
+        subset: Of the repository; None for the only or default one.
+        split: Of the subset.
+        commit: Of the repository; None for a plain copy of it.
+        sha256: Of the files, in order.
+        images: Where the images lie in a subset of their own, the view of that.
     """
 
     folder: str
@@ -57,8 +63,20 @@ class Published:
     sha256: str
     images: "Published | None" = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def name(self) -> str:
+        """What an error message calls it."""
+        return self.repository
+
+    @property
+    def place(self) -> str:
+        """What is read."""
+        return self.folder
+
+    @property
+    def digest(self) -> str:
+        """Hash of the questions and their images."""
+        return self.sha256 + (f" {self.images.sha256}" if self.images else "")
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Published":

@@ -1,12 +1,12 @@
-"""Evaluation at full scale: benchmark by benchmark, over any number of processes, resumable.
+"""The one way from a request to scores: benchmark by benchmark, resumable, over processes.
 
     accelerate launch --num_processes 8 -m replication.evaluate.parts request.json
 
-A :class:`Request` names a model, the published data and a directory for the *parts*: what each
-benchmark gave, as ``<benchmark>.json`` (score, settings, origin) and ``<benchmark>.parquet`` (an
-outcome per question). A part is written when its benchmark is finished, whole or not at all, and
-counts while its origin is that of the request; so an interrupted evaluation goes on with the
-benchmarks that are not finished.
+A :class:`Request` names a model, the questions and a directory for the *parts*: what each benchmark
+gave, as ``<benchmark>.json`` (score, settings, origin) and ``<benchmark>.parquet`` (an outcome per
+question). A part is written when its benchmark is finished, whole or not at all, and counts while
+its origin is that of the request; so an interrupted evaluation goes on with the benchmarks that are
+not finished.
 
 Every process holds the whole model and answers its share of the questions; only answers travel
 between processes. With one process :func:`evaluate` does all of it in the caller's.
@@ -20,8 +20,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,8 @@ from replication.base import provenance
 from replication.base.code import code_hash
 from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
-from replication.benchmarks import BENCHMARKS, Published
-from replication.benchmarks.published import Source, prepare
-from replication.evaluate.score import _DTYPES, Evaluation, evaluate_model
+from replication.benchmarks import BENCHMARKS, Published, Questions, Standins
+from replication.evaluate.score import DTYPES, Evaluation, evaluate_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +46,9 @@ RELEASED_CODE = ("grace.export", "grace.quantization")
 FOREVER = timedelta(days=7)
 """How long a process waits for the others' answers: theirs may take hours longer."""
 
+Origin = dict[str, str]
+"""What a result follows from; the number of processes is no part of it."""
+
 
 class EvaluationError(RuntimeError):
     """The processes of an evaluation ended without a result."""
@@ -55,40 +58,62 @@ class EvaluationError(RuntimeError):
 class Request:
     """One model, the benchmarks to evaluate it on, and how.
 
-    model: its directory. processor: of the processor, where it is another. released: None for a
-    directory as save_pretrained writes it, or what `grace.export.load_released` needs to know.
-    data: the published data by benchmark. parts: the directory of what is finished. weights: hash
-    of the model's files. device: "auto" is the accelerator if there is one.
+    Attributes:
+        model: Its directory.
+        data: The source of the questions, by benchmark.
+        parts: The directory of what is finished.
+        weights: Hash of the model's files.
+        batch_size: Questions that are answered at once.
+        max_new_tokens: Upper bound of an answer's length.
+        dtype: The weights' type, of :data:`replication.evaluate.score.DTYPES`.
+        cache: Where `datasets` keeps its tables; None for nowhere.
+        processor: The directory of the processor, where it is another.
+        released: None for a directory as save_pretrained writes it, or the arguments of
+            `grace.export.load_released`.
+        device: "auto" is the accelerator if there is one.
+        limit: Only the first so many questions of each benchmark.
+        together: Whether all benchmarks are asked in one go, with fuller batches, instead of one
+            after the other, so that more is kept after an interruption.
     """
 
     model: str
-    data: dict[str, Published]
+    data: dict[str, Questions]
     parts: str
-    cache: str
     weights: str
     batch_size: int
     max_new_tokens: int
     dtype: str
+    cache: str | None = None
     processor: str | None = None
     released: dict[str, Any] | None = None
     device: str = "auto"
     limit: int | None = None
+    together: bool = False
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Request":
-        data = {name: Published.from_dict(one) for name, one in content["data"].items()}
+        data = {
+            name: Published.from_dict(source) if "folder" in source else Standins(**source)
+            for name, source in content["data"].items()
+        }
         return cls(**{**content, "data": data})
 
-    def origin(self, benchmark: str) -> dict[str, str]:
-        """What the result on a benchmark follows from; the number of processes is no part of it."""
-        published = self.data[benchmark]
-        images = published.images
+    def origin(self, benchmark: str) -> Origin:
+        """What the result on a benchmark follows from."""
+        return {
+            **self.shared_origin,
+            "questions": self.data[benchmark].digest,
+            "official_task": BENCHMARKS[benchmark].sha256(),
+        }
+
+    @cached_property
+    def shared_origin(self) -> Origin:
+        """What the results on all benchmarks follow from."""
+        settings = (self.batch_size, self.max_new_tokens, self.dtype, self.limit)
         return {
             "weights": self.weights,
             "released": json.dumps(self.released, sort_keys=True),
-            "questions": published.sha256 + (f" {images.sha256}" if images else ""),
-            "settings": json.dumps([self.batch_size, self.max_new_tokens, self.dtype, self.limit]),
-            "official_task": BENCHMARKS[benchmark].sha256(),
+            "settings": json.dumps(settings),
             "versions": json.dumps(provenance.library_versions(), sort_keys=True),
             "code": code_hash(*CODE, *(RELEASED_CODE if self.released else ())),
         }
@@ -96,45 +121,65 @@ class Request:
 
 @dataclass(frozen=True)
 class Part:
-    """What one benchmark gave."""
+    """What one benchmark gave.
+
+    Attributes:
+        score: Its entry of a score file.
+        settings: How the model was asked.
+        data: Repository and commit of published questions; None for stand-ins.
+        origin: What the part follows from.
+        outcomes: One row per question.
+    """
 
     score: dict[str, Any]
     settings: dict[str, Any]
+    data: dict[str, Any] | None
+    origin: Origin
     outcomes: "pd.DataFrame"
 
 
-def prepare_data(
-    names: list[str], sources: Mapping[str, Source], views: Path, mirror: Path | None = None
-) -> dict[str, Published]:
-    """The published data of benchmarks. Errors: see `replication.benchmarks.published.prepare`."""
-    return {name: prepare(BENCHMARKS[name], sources[name], views, mirror) for name in names}
+def _read(file: Path) -> Part | None:
+    """A part from its record; None where it is not whole."""
+    import pandas as pd
+
+    try:
+        record, outcomes = read_json(file), file.with_suffix(".parquet")
+        if hashlib.sha256(outcomes.read_bytes()).hexdigest() != record.pop("outcomes"):
+            return None
+        return Part(**record, outcomes=pd.read_parquet(outcomes))
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def read_part(request: Request, benchmark: str) -> Part | None:
     """A finished benchmark, or None if there is none of the request's origin."""
-    import pandas as pd
+    part = _read(Path(request.parts) / f"{benchmark}.json")
+    return part if part is not None and part.origin == request.origin(benchmark) else None
 
-    file = Path(request.parts) / f"{benchmark}.json"
-    try:
-        record = read_json(file)
-        outcomes = file.with_suffix(".parquet")
-        if record["origin"] != request.origin(benchmark):
-            return None
-        if hashlib.sha256(outcomes.read_bytes()).hexdigest() != record["outcomes"]:
-            return None
-        return Part(record["score"], record["settings"], pd.read_parquet(outcomes))
-    except (InputError, OSError, KeyError, TypeError):
-        return None
+
+def earlier_parts(request: Request) -> dict[str, Part]:
+    """Finished benchmarks of the request's model, settings and code, those it does not ask for
+    included."""
+
+    parts = {file.stem: _read(file) for file in sorted(Path(request.parts).glob("*.json"))}
+    shared = request.shared_origin.items()
+    return {name: part for name, part in parts.items() if part and shared <= part.origin.items()}
 
 
 def write_part(request: Request, benchmark: str, evaluation: Evaluation, processes: int) -> None:
     """Keep a finished benchmark; the record comes last and names the outcomes by their hash."""
     file = Path(request.parts) / f"{benchmark}.json"
     outcomes = file.with_suffix(".parquet")
-    evaluation.write_outcomes(outcomes)
+    rows = evaluation.outcomes
+    own = rows[rows["benchmark"] == benchmark].reset_index(drop=True)
+    replace(evaluation, outcomes=own).write_outcomes(outcomes)
+    source = request.data[benchmark]
     record = {
         "score": evaluation.scores[benchmark],
         "settings": {**evaluation.settings, "processes": processes},
+        "data": {"repository": source.repository, "commit": source.commit}
+        if isinstance(source, Published)
+        else None,
         "origin": request.origin(benchmark),
         "outcomes": hashlib.sha256(outcomes.read_bytes()).hexdigest(),
     }
@@ -149,9 +194,13 @@ def open_benchmarks(request: Request) -> list[str]:
 def evaluate(request: Request, processes: int = 1) -> dict[str, Part]:
     """Evaluate what is not finished and return all parts, in the order of the request.
 
-    processes: of this machine; more than one are started through `accelerate launch`.
+    Args:
+        request: What to evaluate.
+        processes: Of this machine; more than one are started through ``accelerate launch``.
 
-    Raises InputError for bad input, and EvaluationError if a process fails.
+    Raises:
+        InputError: For bad input.
+        EvaluationError: If a process fails.
     """
     if open_benchmarks(request):
         if processes == 1:
@@ -206,10 +255,10 @@ def run(request: Request, share: "Share") -> None:
     if not names:
         return
     model, processor = load(request)
-    for name in names:
+    for group in [names] if request.together else [[name] for name in names]:
         evaluation = evaluate_model(
             model,
-            [name],
+            group,
             request.data,
             processor=processor,
             batch_size=request.batch_size,
@@ -220,9 +269,10 @@ def run(request: Request, share: "Share") -> None:
             share=share,
         )
         if share.rank == 0:
-            write_part(request, name, evaluation, share.world)
-            value = evaluation.scores[name]["score"]
-            print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
+            for name in group:
+                write_part(request, name, evaluation, share.world)
+                value = evaluation.scores[name]["score"]
+                print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
 
 
 def load(request: Request) -> tuple[Any, Any]:
@@ -235,7 +285,7 @@ def load(request: Request) -> tuple[Any, Any]:
     if device == "auto":
         local = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    dtype, elsewhere = _DTYPES[request.dtype], Path(request.processor or request.model)
+    dtype, elsewhere = DTYPES[request.dtype], Path(request.processor or request.model)
     if request.released is None:
         chat = ChatModel.from_directory(
             Path(request.model), dtype=dtype, device=device, processor_path=elsewhere

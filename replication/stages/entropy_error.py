@@ -1,10 +1,8 @@
 """Stage ``entropy_error``: does the teacher's entropy predict its error (Figure 2)?"""
 
-from typing import Any
-
 from grace.models import check_model_directory
 from replication.base.provenance import device_description
-from replication.evaluate.parts import prepare_data
+from replication.evaluate.jobs import questions_of
 from replication.measure.entropy import BENCHMARK, METHOD, measure_entropy
 from replication.measure.records import write_record
 from replication.settings.paths import Layout
@@ -17,9 +15,7 @@ def main(params: Params, name: str) -> None:
     layout = Layout(params)
     teacher = layout.model(params.known_family(name), "teacher")
     check_model_directory(teacher)
-    questions: Any = layout.benchmarks
-    if params.data is not None:
-        questions = prepare_data([BENCHMARK], params.data.benchmarks, layout.data / "benchmarks")
+    questions = questions_of(params, [BENCHMARK])
     write_record(
         params,
         "entropy_error",

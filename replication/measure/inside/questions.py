@@ -1,6 +1,5 @@
 """Held-out questions, posed to a model as the evaluation poses them."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from PIL import Image
 
 from grace.errors import InputError
 from replication import benchmarks as tasks
-from replication.evaluate import score as evaluation
+from replication.evaluate.official import official_tasks
 
 BENCHMARK = "mmbench"
 """Evaluated in every family; every question has one image and lettered options."""
@@ -55,10 +54,8 @@ def draw_questions(folder: Path, count: int, rng: np.random.Generator) -> list[Q
     benchmark, path = tasks.get(BENCHMARK), folder / f"{BENCHMARK}.parquet"
     if not path.is_file():
         raise InputError(f"{str(path)!r} does not exist; run the stage standins first")
-    with tempfile.TemporaryDirectory() as scratch, evaluation._quiet():
-        place = Path(scratch)
-        data: Any = {BENCHMARK: path}
-        task = evaluation._load_tasks([benchmark], data, place, place / "cache", None)[BENCHMARK]
+    with official_tasks([benchmark], {BENCHMARK: tasks.Standins(str(path.absolute()))}) as loaded:
+        task = loaded[BENCHMARK]
         rows = len(task.question_ids)
         if rows < count:
             raise InputError(
