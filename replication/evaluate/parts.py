@@ -272,7 +272,8 @@ def run(request: Request, share: "Share") -> None:
             for name in group:
                 write_part(request, name, evaluation, share.world)
                 value = evaluation.scores[name]["score"]
-                print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
+                if not request.together:  # that is hours in between
+                    print(f"{request.model}: {name} {value:.2f}", file=sys.stderr, flush=True)
 
 
 def load(request: Request) -> tuple[Any, Any]:
