@@ -123,3 +123,50 @@ def processor(family):
 def make_model(family):
     """A function that builds a small random model; equal seeds give equal weights."""
     return family("qwen2_vl").model
+
+
+def speaking(small: Small, seed: int = 2):
+    """A random model whose answers differ between questions."""
+    model = small.model(seed).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed_tokens" not in name:
+                scale = 1.5 / parameter[0].numel() ** 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="session")
+def speaker(family):
+    """A random Qwen2-VL whose answers differ between questions."""
+    return speaking(family("qwen2_vl"))
+
+
+@pytest.fixture(scope="session")
+def speaker_dir(speaker, processor, tmp_path_factory):
+    """The directory of `speaker`."""
+    folder = tmp_path_factory.mktemp("speaker")
+    speaker.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """Replace every model's answers by a function of the task and the row; a list of the tasks
+    that were asked."""
+
+    def install(answer):
+        from replication.evaluate.chat_model import ChatModel
+
+        asked = []
+
+        def generate_until(self, requests):
+            asked.extend(dict.fromkeys(request.args[4] for request in requests))
+            return [answer(request.args[4], request.args[3]) for request in requests]
+
+        monkeypatch.setattr(ChatModel, "generate_until", generate_until)
+        return asked
+
+    return install

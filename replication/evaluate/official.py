@@ -12,7 +12,7 @@ import os
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +49,31 @@ def official_tasks(
     """
     for benchmark in benchmarks:
         source = questions[benchmark.name]
-        if isinstance(source, Standins) and not Path(source.file).is_file():
-            raise InputError(
-                f"{source.file} does not exist; build the questions of {benchmark.name} first"
-            )
+        if isinstance(source, Standins):
+            _check_file(benchmark, Path(source.file))
     with tempfile.TemporaryDirectory(prefix="lmms-eval-") as scratch, _quiet():
         folder = Path(scratch) / "tasks"
         folder.mkdir()
         tables = Path(cache) if cache else Path(scratch) / "tables"
         yield _load(benchmarks, questions, folder, tables)
+
+
+def _check_file(benchmark: Benchmark, file: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; build the questions of {benchmark.name} first")
+    try:
+        columns = parquet.read_schema(file).names
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet ({error}); build it again") from error
+    _check_columns(benchmark, columns, str(file))
+
+
+def _check_columns(benchmark: Benchmark, columns: Collection[str], where: str) -> None:
+    if missing := [column for column in benchmark.columns if column not in columns]:
+        raise InputError(f"{where} lacks {', '.join(missing)}, which the official task reads")
 
 
 @contextlib.contextmanager
@@ -147,8 +163,7 @@ def _prepare_columns(benchmark: Benchmark, task: Any, source: Questions, tables:
         features[benchmark.image_column] = images.features[benchmark.image_column]
         task.dataset[split] = joined
     where = f"{benchmark.name}: {source.name}, split {split}"
-    if missing := [column for column in benchmark.columns if column not in features]:
-        raise InputError(f"{where} lacks {', '.join(missing)}, which the official task reads")
+    _check_columns(benchmark, features, where)
     image = features[benchmark.image_column]
     if not isinstance(getattr(image, "feature", image), datasets.Image):
         raise InputError(f"{where}: column {benchmark.image_column} holds no images")

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,15 +39,18 @@ if TYPE_CHECKING:
 
     from replication.evaluate.chat_model import Share
 
-CODE = ("replication.evaluate.parts",)
-RELEASED_CODE = ("grace.export", "grace.quantization")
-"""What decides the weights of a model that :attr:`Request.released` describes."""
-
 FOREVER = timedelta(days=7)
 """How long a process waits for the others' answers: theirs may take hours longer."""
 
 Origin = dict[str, str]
 """What a result follows from; the number of processes is no part of it."""
+
+
+@cache
+def _code(released: bool) -> str:
+    """Hash of the code that results follow from; with what decides a released model's weights."""
+    more = ("grace.export", "grace.quantization") if released else ()
+    return code_hash("replication.evaluate.parts", *more)
 
 
 class EvaluationError(RuntimeError):
@@ -115,7 +118,7 @@ class Request:
             "released": json.dumps(self.released, sort_keys=True),
             "settings": json.dumps(settings),
             "versions": json.dumps(provenance.library_versions(), sort_keys=True),
-            "code": code_hash(*CODE, *(RELEASED_CODE if self.released else ())),
+            "code": _code(self.released is not None),
         }
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import speaking
 
 from replication.data.world.scenes import draw_scene, render
 
@@ -17,18 +18,6 @@ QUESTIONS = (
     "Is there a red circle in the image?\nAnswer the question using a single word or phrase.",
     "How many objects are in the image? A. one B. two C. three D. none of these, as there are none",
 )
-
-
-def speaking(small, seed=2):
-    """A random model whose answers differ between questions."""
-    model = small.model(seed).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1 and "embed_tokens" not in name:
-                scale = 1.5 / parameter[0].numel() ** 0.5
-                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def documents(count):

@@ -1,7 +1,6 @@
 """Official tasks on data in the published layout: one score by every way, kept when finished."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from test_benchmarks import falsehood, truth
-from test_evaluation import columns_of, features_of, tiny_model, tiny_processor
+from test_evaluation import columns_of, features_of
 
 from grace.errors import InputError
 from replication import benchmarks as tasks
 from replication.base import hub
 from replication.benchmarks import published
-from replication.benchmarks.published import Published, prepare
+from replication.benchmarks.published import prepare
 from replication.data.mirror import (
     COMMIT,
     add_benchmark,
@@ -27,9 +26,8 @@ from replication.data.mirror import (
     rows_of,
     sources,
 )
-from replication.evaluate import jobs as stage
-from replication.evaluate import parts as evaluate_shard
-from replication.evaluate.parts import EvaluationError, Request, open_benchmarks, prepare_data
+from replication.evaluate import jobs, parts
+from replication.evaluate.parts import EvaluationError, Request, open_benchmarks
 from replication.evaluate.score import evaluate_model
 from replication.results import scores as results
 from replication.settings.checks import parse_params
@@ -57,38 +55,21 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(place):
-    return prepare_data(NAMES, sources(), place / "views", place / "hub")
-
-
-@pytest.fixture(scope="module")
-def processor():
-    return tiny_processor()
-
-
-@pytest.fixture(scope="module")
-def model(processor):
-    return tiny_model(processor)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, model, processor):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    views, hub_ = place / "views", place / "hub"
+    return {name: prepare(tasks.get(name), sources()[name], views, hub_) for name in NAMES}
 
 
 @pytest.fixture
-def request_of(tmp_path, place, data, model_dir):
+def request_of(tmp_path, place, data, speaker_dir):
     """A function that makes a request of the small model."""
 
     def make(names=TWO, **changes):
         request = {
-            "model": str(model_dir),
+            "model": str(speaker_dir),
             "data": {name: data[name] for name in names},
             "parts": str(tmp_path / "parts"),
             "cache": str(place / "tables"),
-            "weights": hub.directory_sha256(model_dir),
+            "weights": hub.directory_sha256(speaker_dir),
             "batch_size": 1,
             "max_new_tokens": 3,
             "dtype": "float32",
@@ -99,33 +80,15 @@ def request_of(tmp_path, place, data, model_dir):
     return make
 
 
-@pytest.fixture
-def answering(monkeypatch):
-    """Replace the model's answers by known ones, a function of the task and the row; the tasks
-    that were asked are listed."""
-
-    def install(answer):
-        asked = []
-
-        def generate_until(self, requests):
-            asked.extend(dict.fromkeys(r.args[4] for r in requests))
-            return [answer(r.args[4], r.args[3]) for r in requests]
-
-        monkeypatch.setattr(lmms_model.ChatModel, "generate_until", generate_until)
-        return asked
-
-    return install
-
-
 # ------------------------------------------------------------------------------ the path to a score
 
 
 @pytest.mark.slow
-def test_every_benchmark_from_a_mirror_is_scored_as_from_its_file(place, data, model, processor):
+def test_every_benchmark_from_a_mirror_is_scored_as_from_its_file(place, data, speaker, processor):
     """The same questions as a plain file of the same schema: every answer and score is the same."""
     options = {"processor": processor, "max_new_tokens": 4}
-    flat = evaluate_model(model, NAMES, place / "scratch", **options)
-    found = evaluate_model(model, NAMES, data, cache=place / "tables", **options)
+    flat = evaluate_model(speaker, NAMES, place / "scratch", **options)
+    found = evaluate_model(speaker, NAMES, data, cache=place / "tables", **options)
     assert flat.outcomes["prediction"].nunique() > 50, "answers have to differ"
     pd.testing.assert_frame_equal(found.outcomes, flat.outcomes)
     assert found.scores == flat.scores
@@ -136,9 +99,9 @@ def test_every_benchmark_from_a_mirror_is_scored_as_from_its_file(place, data, m
 
 
 @pytest.mark.slow
-def test_the_tasks_are_asked_under_their_own_names(place, data, model, processor, answering):
+def test_the_tasks_are_asked_under_their_own_names(place, data, speaker, processor, answering):
     asked = answering(lambda *_: "A")
-    result = evaluate_model(model, NAMES, data, processor=processor, cache=place / "tables")
+    result = evaluate_model(speaker, NAMES, data, processor=processor, cache=place / "tables")
     assert asked == [tasks.get(name).official_name for name in NAMES]
     official = {name: score["official_task"] for name, score in result.scores.items()}
     assert official == {name: tasks.get(name).official_name for name in NAMES}
@@ -149,13 +112,13 @@ def test_the_tasks_are_asked_under_their_own_names(place, data, model, processor
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "share"), [(truth, 1.0), (falsehood, 0.0)])
 def test_truth_earns_all_and_falsehood_nothing(
-    place, data, model, processor, answering, answer, share
+    place, data, speaker, processor, answering, answer, share
 ):
     snapshots = {n: hub.cached(sources()[n].repository, "dataset", place / "hub") for n in NAMES}
     rows = {name: rows_of(snapshots[name], name) for name in NAMES}
     names = {tasks.get(name).official_name: name for name in NAMES}
     answering(lambda task, row: answer(names[task], rows[names[task]][row]))
-    result = evaluate_model(model, NAMES, data, processor=processor, cache=place / "tables")
+    result = evaluate_model(speaker, NAMES, data, processor=processor, cache=place / "tables")
     for name in NAMES:
         credits = result.outcomes.query("benchmark == @name")["credit"]
         assert (credits == share).all(), name
@@ -195,7 +158,7 @@ def rotated(count):
 
 @pytest.mark.slow
 def test_a_rotated_question_counts_once_and_only_if_all_rotations_are_right(
-    tmp_path, model, processor, answering
+    tmp_path, speaker, processor, answering
 ):
     """Six questions in four rotations; three are answered wrong in one, two or all of them."""
     columns = rotated(6)
@@ -208,7 +171,7 @@ def test_a_rotated_question_counts_once_and_only_if_all_rotations_are_right(
         return {"A": "B"}.get(right, "A") if (question, turn) in wrong else right
 
     answering(answer)
-    result = evaluate_model(model, ["mmbench"], {"mmbench": source}, processor=processor)
+    result = evaluate_model(speaker, ["mmbench"], {"mmbench": source}, processor=processor)
     score = result.scores["mmbench"]
     assert score["score"] == pytest.approx(50.0)  # and the official aggregation says the same
     assert score["n"] == 6
@@ -222,7 +185,7 @@ def test_a_rotated_question_counts_once_and_only_if_all_rotations_are_right(
 
 @pytest.mark.slow
 def test_questions_of_cognition_are_asked_and_do_not_enter_the_perception_score(
-    tmp_path, model, processor, answering
+    tmp_path, speaker, processor, answering
 ):
     rows = [
         (f"{category}/{i}.png", answer, category)
@@ -243,7 +206,7 @@ def test_questions_of_cognition_are_asked_and_do_not_enter_the_perception_score(
     source = published_table(tmp_path / "hub", "mme", table, features)
     # all of existence right, color always yes, code reasoning all right
     answering(lambda _, row: "Yes" if rows[row][2] == "color" else rows[row][1])
-    result = evaluate_model(model, ["mme"], {"mme": source}, processor=processor)
+    result = evaluate_model(speaker, ["mme"], {"mme": source}, processor=processor)
     score = result.scores["mme"]
     assert score["score"] == pytest.approx(200 + 50)
     assert score["other_metrics"]["mme_cognition_score"] == pytest.approx(200)
@@ -253,17 +216,19 @@ def test_questions_of_cognition_are_asked_and_do_not_enter_the_perception_score(
 
 
 @pytest.mark.slow
-def test_ids_that_occur_twice_are_told_apart(tmp_path, model, processor, answering):
+def test_ids_that_occur_twice_are_told_apart(tmp_path, speaker, processor, answering):
     columns = columns_of("seedbench", 5)
     columns["question_id"] = ["a", "b", "a", "a", "c"]
     source = published_table(tmp_path / "hub", "seedbench", columns, features_of("seedbench"))
     answering(lambda *_: "A")
-    result = evaluate_model(model, ["seedbench"], {"seedbench": source}, processor=processor)
+    result = evaluate_model(speaker, ["seedbench"], {"seedbench": source}, processor=processor)
     assert result.outcomes["question_id"].tolist() == ["a", "b", "a#2", "a#3", "c"]
 
 
 @pytest.mark.slow
-def test_features_of_the_readme_hold_where_the_file_has_none(tmp_path, model, processor, answering):
+def test_features_of_the_readme_hold_where_the_file_has_none(
+    tmp_path, speaker, processor, answering
+):
     """A table written by another program: README.md alone says which column holds images."""
     from pyarrow import parquet
 
@@ -292,14 +257,14 @@ def test_features_of_the_readme_hold_where_the_file_has_none(tmp_path, model, pr
         ask = {"processor": processor, "cache": tmp_path / "tables"}
         if told:
             with pytest.raises(InputError, match=told):
-                evaluate_model(model, ["mmstar"], {"mmstar": found}, **ask)
+                evaluate_model(speaker, ["mmstar"], {"mmstar": found}, **ask)
         else:
-            result = evaluate_model(model, ["mmstar"], {"mmstar": found}, **ask)
+            result = evaluate_model(speaker, ["mmstar"], {"mmstar": found}, **ask)
             assert result.scores["mmstar"]["n"] == 4
 
 
 @pytest.mark.slow
-def test_an_image_that_is_not_in_its_subset_is_named(tmp_path, model, processor):
+def test_an_image_that_is_not_in_its_subset_is_named(tmp_path, speaker, processor):
     add_benchmark(tmp_path / "hub", "gqa", tmp_path / "scratch", 4, 1)
     source = prepare(tasks.get("gqa"), sources()["gqa"], tmp_path / "views", tmp_path / "hub")
     assert source.images is not None
@@ -309,7 +274,7 @@ def test_an_image_that_is_not_in_its_subset_is_named(tmp_path, model, processor)
     target = file.resolve()
     table.select(range(1, len(table))).to_parquet(target)
     with pytest.raises(InputError, match=f"gqa: image {lost!r} is not in .*fetch it again"):
-        evaluate_model(model, ["gqa"], {"gqa": source}, processor=processor)
+        evaluate_model(speaker, ["gqa"], {"gqa": source}, processor=processor)
 
 
 # ------------------------------------------------------------------------------- where the data are
@@ -437,17 +402,11 @@ def test_a_view_is_made_once_and_again_when_the_mirror_moved(tmp_path):
     assert all(link.resolve(strict=True) for link in Path(again.folder).iterdir())
 
 
-@pytest.mark.slow
-def test_the_description_survives_json(data):
-    for one in data.values():
-        assert Published.from_dict(json.loads(json.dumps(one.to_dict()))) == one
-
-
 # ----------------------------------------------------------------------- processes and interruption
 
 
-def scores_of(parts):
-    return {name: part.score for name, part in parts.items()}
+def scores_of(found):
+    return {name: part.score for name, part in found.items()}
 
 
 @pytest.mark.slow
@@ -459,10 +418,8 @@ def test_two_processes_give_what_one_gives(request_of, tmp_path):
         for name in names
     }
     request = request_of(names, data=data, batch_size=3, cache=str(tmp_path / "tables"))
-    one = evaluate_shard.evaluate(request)
-    two = evaluate_shard.evaluate(
-        dataclasses.replace(request, parts=str(tmp_path / "two")), processes=2
-    )
+    one = parts.evaluate(request)
+    two = parts.evaluate(dataclasses.replace(request, parts=str(tmp_path / "two")), processes=2)
     assert scores_of(two) == scores_of(one)
     for name in names:
         assert (one[name].settings["processes"], two[name].settings["processes"]) == (1, 2)
@@ -496,11 +453,11 @@ def test_shares_partition_the_batches(world, batch_size, count):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_is_an_error_and_leaves_no_part(request_of, tmp_path, model_dir):
-    broken = shutil.copytree(model_dir, tmp_path / "broken")
+def test_a_process_that_fails_is_an_error_and_leaves_no_part(request_of, tmp_path, speaker_dir):
+    broken = shutil.copytree(speaker_dir, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(EvaluationError, match="failed, see above"):
-        evaluate_shard.evaluate(request_of(model=str(broken)), processes=2)
+        parts.evaluate(request_of(model=str(broken)), processes=2)
     assert not (tmp_path / "parts").exists()
 
 
@@ -517,18 +474,18 @@ def test_finished_benchmarks_are_kept_and_not_run_again(request_of, answering, m
 
     asked = answering(interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_shard.evaluate(request)
+        parts.evaluate(request)
     assert open_benchmarks(request) == [TWO[1]]
     names = {path.name for path in Path(request.parts).iterdir()}
     assert names == {f"{TWO[0]}.json", f"{TWO[0]}.parquet"}
     asked = answering(lambda *_: "B")
-    parts = evaluate_shard.evaluate(request)
+    both = parts.evaluate(request)
     assert asked == [second]
-    assert set(parts[TWO[0]].outcomes["prediction"]) != {"B"}
-    assert set(parts[TWO[1]].outcomes["prediction"]) == {"B"}
+    assert set(both[TWO[0]].outcomes["prediction"]) != {"B"}
+    assert set(both[TWO[1]].outcomes["prediction"]) == {"B"}
     answering(lambda *_: pytest.fail("asked again"))
-    monkeypatch.setattr(evaluate_shard, "load", lambda _: pytest.fail("loaded again"))
-    assert scores_of(evaluate_shard.evaluate(request)) == scores_of(parts)
+    monkeypatch.setattr(parts, "load", lambda _: pytest.fail("loaded again"))
+    assert scores_of(parts.evaluate(request)) == scores_of(both)
 
 
 @pytest.mark.slow
@@ -539,7 +496,7 @@ def test_finished_benchmarks_are_kept_and_not_run_again(request_of, answering, m
 def test_a_part_of_another_origin_does_not_count(request_of, answering, monkeypatch, changes):
     answering(lambda *_: "A")
     request = request_of(["pope"])
-    evaluate_shard.evaluate(request)
+    parts.evaluate(request)
     assert open_benchmarks(request) == []
     if changes == "data":
         changes = {"data": {"pope": dataclasses.replace(request.data["pope"], sha256="x")}}
@@ -554,7 +511,7 @@ def test_a_part_of_another_origin_does_not_count(request_of, answering, monkeypa
 def test_a_damaged_part_does_not_count(request_of, answering, damage):
     answering(lambda *_: "A")
     request = request_of(["pope"])
-    evaluate_shard.evaluate(request)
+    parts.evaluate(request)
     record, outcomes = (Path(request.parts) / f"pope.{kind}" for kind in ("json", "parquet"))
     if damage == "no record":
         record.unlink()
@@ -567,7 +524,7 @@ def test_a_damaged_part_does_not_count(request_of, answering, damage):
         outcomes.unlink()
     assert open_benchmarks(request) == ["pope"]
     asked = answering(lambda *_: "no")
-    evaluate_shard.evaluate(request)
+    parts.evaluate(request)
     assert asked == ["pope"]
 
 
@@ -575,7 +532,7 @@ def test_a_damaged_part_does_not_count(request_of, answering, damage):
 
 
 @pytest.fixture
-def paper(tmp_path, monkeypatch, model_dir, place):
+def paper(tmp_path, monkeypatch, speaker_dir, place):
     """Scale paper with small models in the place of the published ones, and the mirror as cache."""
     from huggingface_hub import constants
 
@@ -587,36 +544,35 @@ def paper(tmp_path, monkeypatch, model_dir, place):
     }
     content = merge(content, {"evaluate": {"dtype": "float32", "processes": 1}})
     params = parse_params(content)
-    for job in stage.jobs_of(params, "llava"):
+    for job in jobs.jobs_of(params, "llava"):
         for path in job.paths.values():
-            shutil.copytree(model_dir, path)
+            shutil.copytree(speaker_dir, path)
     return params
 
 
 @pytest.mark.slow
 def test_the_stage_writes_results_of_scale_paper(paper, answering, capfd):
     answering(lambda task, row: "yes" if task == "pope" else "A")
-    stage.main.__wrapped__(paper, "llava")
+    jobs.evaluate_folder(paper, "llava")
     found = results.ResultSet("results", "paper")
     assert found.runs("llava") == ["baseline", "teacher"]
     scores = found.scores("llava", "baseline")
     assert not scores.standin
     assert scores.benchmarks == ["MMBench", "POPE"]
-    told = scores.provenance
-    assert told["data"]["POPE" if "POPE" in told["data"] else "pope"]["commit"] == COMMIT
-    assert told["settings"]["pope"]["batch_size"] == 1
-    assert told["settings"]["pope"]["lmms_eval"] == tasks.official_version()
+    assert scores.provenance["data"]["POPE"]["commit"] == COMMIT
+    assert scores.provenance["settings"]["batch_size"] == 1
+    assert scores.provenance["settings"]["lmms_eval"] == tasks.official_version()
     (answers,) = found.answers("llava", ["baseline"], scores.benchmarks)
     assert answers.score(["POPE"]) == pytest.approx(scores.score("POPE"))
     # nothing changed: nothing is asked, and the files stay
     before = {p: p.stat().st_mtime_ns for p in Path("results").rglob("*") if p.is_file()}
     asked = answering(lambda *_: "B")
-    stage.main.__wrapped__(paper, "llava")
+    jobs.evaluate_folder(paper, "llava")
     assert asked == []
     assert before == {p: p.stat().st_mtime_ns for p in Path("results").rglob("*") if p.is_file()}
     # the results are lost and the finished benchmarks are not
     shutil.rmtree("results")
-    stage.main.__wrapped__(paper, "llava")
+    jobs.evaluate_folder(paper, "llava")
     assert asked == []
     assert results.ResultSet("results", "paper").scores("llava", "baseline") == scores
 
@@ -628,7 +584,7 @@ def test_the_stage_names_data_that_are_missing(paper, monkeypatch, tmp_path):
     (tmp_path / "empty").mkdir()
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
     with pytest.raises(InputError, match="'lmms-lab-encoder/MMBench' is not in the hub's cache"):
-        stage.main.__wrapped__(paper, "llava")
+        jobs.evaluate_folder(paper, "llava")
     assert not Path("results").exists()
 
 
@@ -637,8 +593,8 @@ def test_the_protocol_of_scale_paper_is_pinned():
     assert settings.batch_size == 1
     assert settings.dtype == "bfloat16"
     assert settings.processes == "all"
-    assert evaluate_shard.count_processes("all") == max(1, torch.cuda.device_count())
-    assert evaluate_shard.count_processes(3) == 3
+    assert parts.count_processes("all") == max(1, torch.cuda.device_count())
+    assert parts.count_processes(3) == 3
 
 
 @pytest.mark.parametrize(

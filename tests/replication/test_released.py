@@ -21,7 +21,9 @@ from test_export_released import write_original, write_packed, write_sidecar
 from grace.errors import InputError
 from grace.quantization import QuantSpec
 from replication import released as command
-from replication.evaluate import parts as evaluate_shard
+from replication.benchmarks import get
+from replication.benchmarks.published import prepare
+from replication.evaluate import parts
 from replication.evaluate.released import Attempt, Places
 from replication.evaluate.score import evaluate_model
 from replication.judge import released as judging
@@ -197,7 +199,10 @@ def test_every_released_checkpoint_scores_as_the_plain_model_it_stands_for(
     found = ResultSet(places.results, "paper")
     assert found.runs("qwen3_vl") == sorted(QWEN)
     assert found.runs("llava") == sorted(LLAVA)
-    data = evaluate_shard.prepare_data(NAMES, params.data.benchmarks, tmp_path / "views", mirror)
+    data = {
+        name: prepare(get(name), params.data.benchmarks[name], tmp_path / "views", mirror)
+        for name in NAMES
+    }
     for name in QWEN:
         reference = evaluate_model(
             models[name],
@@ -260,7 +265,7 @@ def test_finished_benchmarks_are_kept_and_others_added(verify, places, monkeypat
     assert set(both.benchmarks) == {"MMBench", "ScienceQA"}
     assert both.seeds[0]["MMBench"] == first.seeds[0]["MMBench"]
     assert both.provenance["data"].keys() == both.seeds[0].keys()
-    monkeypatch.setattr(evaluate_shard, "load", lambda _: pytest.fail("loaded again"))
+    monkeypatch.setattr(parts, "load", lambda _: pytest.fail("loaded again"))
     before = {p: p.stat().st_mtime_ns for p in (places.results / "paper").rglob("*.*")}
     verify([name], NAMES)
     assert before == {p: p.stat().st_mtime_ns for p in (places.results / "paper").rglob("*.*")}
