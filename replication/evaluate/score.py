@@ -33,13 +33,14 @@ from replication.benchmarks import Benchmark, Questions, Standins, get, official
 from replication.benchmarks.benchmark import best_constants
 from replication.evaluate.official import ScoringError, naming, official_tasks
 from replication.results.scores import OUTCOME_COLUMNS
+from replication.settings import schema
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from replication.evaluate.chat_model import ChatModel, Share
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in schema.DTYPES}
 """The types of the weights that an evaluation can run in, by the names of the parameters."""
 
 COLUMNS = tuple(name for name in OUTCOME_COLUMNS if name != "seed")
