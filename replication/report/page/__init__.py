@@ -43,7 +43,9 @@ _COSTS = ("cost", "deploy")  # tables that stand in the section of costs
 def build(root: Path, scale: str) -> str:
     """The page of a scale as HTML.
 
-    root: the directory that holds ``results``.
+    Args:
+        root: The directory that holds ``results``.
+        scale: The scale's name.
 
     Raises:
         InputError: for an unknown scale, and for result files that are missing or wrong in
@@ -92,7 +94,8 @@ def _render(**content: Any) -> str:
     names = {**FAMILIES, PAPER: "the paper's own numbers"}
     known = {"meaning": MEANING, "phrases": PHRASES, "families": names}
     assets = {
-        name: (_FOLDER / f"page.{name}").read_text(encoding="utf-8") for name in ("css", "js")
+        "css": (_FOLDER / "page.css").read_text(encoding="utf-8"),
+        "js": (_FOLDER / "page.js").read_text(encoding="utf-8"),
     }
     page = environment.get_template("page.html")
     return page.render(**content, **tools, **known, assets=assets)

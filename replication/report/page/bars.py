@@ -13,7 +13,7 @@ _WIDTH, _HEIGHT, _PAD = 120, 16, 5
 
 @dataclass(frozen=True)
 class Axis:
-    """The range that bars of one column share; ``zero`` is where its line stands."""
+    """The range that bars of one column share; the line stands at ``zero``."""
 
     low: float
     high: float
@@ -29,6 +29,7 @@ class Axis:
         return cls(low, high if high > low else low + 1.0, zero)
 
     def place(self, value: float) -> str:
+        """Where a value stands across a bar, in units of its drawing."""
         share = (value - self.low) / (self.high - self.low)
         return f"{_PAD + share * (_WIDTH - 2 * _PAD):.1f}"
 

@@ -14,8 +14,12 @@ _STAGE = re.compile(r"replication\.stages\.(\w+)(?: (\w\S*))?")
 
 @dataclass(frozen=True)
 class Origin:
-    """Files of one commit, device, parameters and libraries, which are the first file's
-    ``provenance``; each has its own seeds."""
+    """Files of one commit, device, parameters and libraries; each has its own seeds.
+
+    Attributes:
+        provenance: That of the first file.
+        files: The files.
+    """
 
     provenance: Node
     files: list[Node]
@@ -23,8 +27,8 @@ class Origin:
     @property
     def commands(self) -> list[Node]:
         """The different commands that wrote the files."""
-        found = (file["provenance"]["command"] for file in self.files)
-        return list({node.value: node for node in found}.values())
+        commands = (file["provenance"]["command"] for file in self.files)
+        return list({node.value: node for node in commands}.values())
 
 
 class Evidence:
@@ -84,8 +88,8 @@ def stage_of(node: Node) -> str:
     if "training" in parts:
         return f"train@{parts[parts.index('training') + 1]}"
     command = node.value.get("provenance", {}).get("command", "")
-    found = _STAGE.search(command)
-    return "@".join(filter(None, found.groups())) if found else ""
+    match = _STAGE.search(command)
+    return "@".join(filter(None, match.groups())) if match else ""
 
 
 def origins(nodes: Iterable[Node]) -> list[Origin]:

@@ -30,7 +30,16 @@ _TYPES = {"svg": "image/svg+xml", "png": "image/png"}
 
 @dataclass(frozen=True)
 class FigureView:
-    """A figure, ready to print; ``image`` is a data URI, "" where it was not drawn."""
+    """A figure, ready to print.
+
+    Attributes:
+        name: Of its files.
+        title: Its title.
+        node: Its JSON content, where there is a file.
+        image: A data URI, "" where it was not drawn.
+        not_run: Why it was not drawn.
+        command: What draws it again.
+    """
 
     name: str
     title: str
@@ -41,15 +50,11 @@ class FigureView:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """What is said under the figure: n, units, sources, the paper's figure, claims."""
-        if self.node is None:
-            return []
-        value, found = self.node.value, []
-        for label, key in (("n", "n"), ("Units", "units"), ("In the paper", "paper"),
-                           ("Made from", "sources")):  # fmt: skip
-            if said := _words(value.get(key)):
-                found.append((label, said))
-        return found
+        """What is said under the figure: n, units, the paper's figure, sources."""
+        value = {} if self.node is None else self.node.value
+        labels = {"n": "n", "units": "Units", "paper": "In the paper", "sources": "Made from"}
+        words = {label: _words(value.get(key)) for key, label in labels.items()}
+        return [(label, text) for label, text in words.items() if text]
 
     @property
     def claims(self) -> list[str]:
@@ -67,7 +72,7 @@ def _words(value: Any) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image file's content as text that a page can hold; ``kind``: svg or png."""
+    """An image file's content, of kind "svg" or "png", as text that a page can hold."""
     return f"data:{_TYPES[kind]};base64,{base64.b64encode(content).decode('ascii')}"
 
 
@@ -101,7 +106,7 @@ def figure_views(files: Files) -> list[FigureView]:
 
 @dataclass(frozen=True)
 class Example:
-    """A question that two runs answer differently. size: of the image, in pixels."""
+    """A question that two runs answer differently, its image as a data URI and that one's size."""
 
     node: Node
     image: str
@@ -140,5 +145,5 @@ def galleries(files: Files) -> list[Gallery]:
     Raises:
         InputError: for an example whose image is no PNG.
     """
-    found = files.matching("examples/*.json")
-    return [Gallery(node, [_example(one) for one in node["examples"]]) for node in found]
+    nodes = files.matching("examples/*.json")
+    return [Gallery(node, [_example(one) for one in node["examples"]]) for node in nodes]

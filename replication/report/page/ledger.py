@@ -16,7 +16,7 @@ from replication.paper import Ledger, Part
 from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
-from replication.report.page.grids import Cell, Grid, stacked
+from replication.report.page.grids import Cell, Grid, heads, stacked
 from replication.report.page.sources import Node, absent, plain, quoted
 from replication.stats.verdict import Status
 
@@ -62,7 +62,7 @@ class PartView:
 
 @dataclass(frozen=True)
 class ClaimView:
-    """A claim, ready to print. tally: how many of its parts have which status."""
+    """A claim, ready to print."""
 
     node: Node
     parts: list[PartView]
@@ -92,6 +92,7 @@ class ClaimView:
 
     @property
     def tally(self) -> list[tuple[Status, int]]:
+        """How many of its parts have which status."""
         counts = Counter(part.status for part in self.parts)
         return [(status, counts[status.value]) for status in Status if counts[status.value]]
 
@@ -102,15 +103,18 @@ def slug(status: Status | str) -> str:
 
 def badge(status: Status | str, node: Node | None = None) -> Markup:
     """A status as a word with a shape of its own."""
-    name = slug(status)
     word = plain(node) if node is not None else str(status)
     return Markup(
         '<span class="badge {0}"><svg aria-hidden="true" focusable="false">'
         '<use href="#shape-{0}"/></svg>{1}</span>'
-    ).format(name, word)
+    ).format(slug(status), word)
 
 
-def _origin_of_no_difference(part: Part) -> float:
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _without_difference(part: Part) -> float:
+    """The value of a quantity that says: no difference."""
     if part.kind == "ratio":
         return 100.0
     return 1.0 if part.unit == "×" else 0.0
@@ -120,39 +124,59 @@ def _counted(part: Part) -> bool:
     return part.exact or part.kind == "seeds" or part.unit == "steps"
 
 
-def _measured(part: Part, node: Node) -> Markup:
-    value = node["measured"]
-    if node["status"].value == Status.NOT_RUN.value or value.value is None:
-        return absent("not run" if node["status"].value == Status.NOT_RUN.value else "no value")
-    point = format_number(part, value.value["point"])
-    if _counted(part) or value.value["low"] == value.value["high"]:  # nothing was sampled
-        return quoted(value, point, "point")
-    ends = ", ".join(format_number(part, value.value[end]) for end in ("low", "high"))
-    return quoted(value, f"{point} [{ends}]", "point", "low", "high")
-
-
-def _judged(part: Part, node: Node, full: bool) -> Markup:
-    """The rule, and the band with what it is for."""
-    parts: list[Markup] = []
-    rule, band = node["rule"], node["band"]
-    if rule.value is not None:
-        for name in ("above", "below"):
-            if rule.value[name] is not None:
-                shown = quoted(rule[name], f"{rule.value[name]:g}".replace("-", "−"))
-                parts.append(Markup("{} {}").format(name, shown))
-    if band.value is not None:
-        ends = ", ".join(format_number(part, band.value[end]) for end in ("low", "high"))
-        shown = quoted(band, f"[{ends}]", "low", "high", css="band")
-        applied = rule.value is not None and rule.value["within_band"]
-        what = "within the band {}" if applied else "the band {} is of full scale, not applied"
-        if full and not applied:
-            what = "band {}, not applied"
-        parts.append(Markup(what).format(shown))
-    return stacked(*parts) if parts else absent("not judged")
+def _ends(part: Part, interval: Mapping[str, float]) -> str:
+    return f"[{', '.join(format_number(part, interval[end]) for end in ('low', 'high'))}]"
 
 
 def _with_unit(number: Markup, unit: str) -> Markup:
     return Markup('{}\u202f<span class="unit">{}</span>').format(number, unit) if unit else number
+
+
+def _reported(part: Part, node: Node) -> Markup:
+    reported = node["reported"]
+    if reported.value is None:
+        return absent("no number")
+    return _with_unit(quoted(reported, format_number(part, reported.value)), part.unit)
+
+
+def _measured(part: Part, node: Node) -> Markup:
+    value, not_run = node["measured"], node["status"].value == Status.NOT_RUN.value
+    if not_run or value.value is None:
+        text = absent("not run" if not_run else "no value")
+    else:
+        point = format_number(part, value.value["point"])
+        if _counted(part) or value.value["low"] == value.value["high"]:  # nothing was sampled
+            text = quoted(value, point, "point")
+        else:
+            text = quoted(value, f"{point} {_ends(part, value.value)}", "point", "low", "high")
+    return text if value.value is None else _with_unit(text, part.unit)
+
+
+def _bar(part: Part, node: Node, axis: Axis | None) -> Markup:
+    measured = node["measured"].value
+    if measured is None or axis is None or _counted(part):
+        return Markup("")
+    low, high = measured["low"], measured["high"]
+    return bar(axis, measured["point"], low, high, node["reported"].value)
+
+
+def _judged(part: Part, node: Node, full: bool) -> Markup:
+    """The rule, and the band with what it is for."""
+    lines: list[Markup] = []
+    rule, band = node["rule"], node["band"]
+    for name in ("above", "below") if rule.value is not None else ():
+        if rule.value[name] is not None:
+            limit = quoted(rule[name], f"{rule.value[name]:g}".replace("-", "−"))
+            lines.append(Markup("{} {}").format(name, limit))
+    if band.value is not None:
+        text = "the band {} is of full scale, not applied"
+        if rule.value is not None and rule.value["within_band"]:
+            text = "within the band {}"
+        elif full:
+            text = "band {}, not applied"
+        ends = quoted(band, _ends(part, band.value), "low", "high", css="band")
+        lines.append(Markup(text).format(ends))
+    return stacked(*lines) if lines else absent("not judged")
 
 
 def _axes(parts: list[tuple[Part, Node]]) -> Mapping[tuple[str, str], Axis | None]:
@@ -160,28 +184,12 @@ def _axes(parts: list[tuple[Part, Node]]) -> Mapping[tuple[str, str], Axis | Non
     values: dict[tuple[str, str], list[float | None]] = {}
     zeros: dict[tuple[str, str], float] = {}
     for part, node in parts:
-        if _counted(part) or node["measured"].value is None:
-            continue
-        measured = node["measured"].value
-        found = values.setdefault((part.kind, part.unit), [])
-        found += [measured["point"], measured["low"], measured["high"], node["reported"].value]
-        zeros[part.kind, part.unit] = _origin_of_no_difference(part)
-    return {key: Axis.over(found, zeros[key]) for key, found in values.items()}
-
-
-def _view(part: Part, node: Node, axis: Axis | None, full: bool) -> PartView:
-    reported, measured = node["reported"], node["measured"].value
-    shown = absent("no number")
-    if reported.value is not None:
-        shown = _with_unit(quoted(reported, format_number(part, reported.value)), part.unit)
-    found = _measured(part, node)
-    drawn = Markup("")
-    if measured is not None and axis is not None and not _counted(part):
-        found = _with_unit(found, part.unit)
-        drawn = bar(axis, measured["point"], measured["low"], measured["high"], reported.value)
-    elif measured is not None:
-        found = _with_unit(found, part.unit)
-    return PartView(part, node, shown, found, drawn, _judged(part, node, full))
+        measured, key = node["measured"].value, (part.kind, part.unit)
+        if not _counted(part) and measured is not None:
+            numbers = [measured[end] for end in ("point", "low", "high")]
+            values.setdefault(key, []).extend([*numbers, node["reported"].value])
+            zeros[key] = _without_difference(part)
+    return {key: Axis.over(numbers, zeros[key]) for key, numbers in values.items()}
 
 
 def _families(part: Part) -> list[str]:
@@ -208,15 +216,14 @@ def _evidence(part: Part, scale: str) -> str:
 
 def _notes(claim: Node) -> list[Markup]:
     """What is to be said of a claim's parts, each remark once."""
-    found: dict[str, list[Node]] = {}
+    parts_of: dict[str, list[Node]] = {}
     for part in claim["parts"]:
         if part["note"].value:
-            found.setdefault(part["note"].value, []).append(part)
-    single = len(claim["parts"]) == 1
+            parts_of.setdefault(part["note"].value, []).append(part)
     notes = []
-    for parts in found.values():
+    for parts in parts_of.values():
         text = plain(parts[0]["note"])
-        if not single and len(found) > 1:
+        if len(parts_of) > 1:
             names = ", ".join(one["id"].value.partition(".")[2] for one in parts)
             text = Markup('<span class="of">{}:</span> {}').format(names, text)
         notes.append(text)
@@ -232,44 +239,49 @@ def _n(node: Node) -> Markup:
 def _seeds(node: Node) -> Markup:
     if not node["seeds"].value:
         return absent("none")
-    shown = []
-    for run, seeds in node["seeds"].items():
-        shown.append(Markup("{}: {}").format(run, quoted(seeds, ", ".join(map(str, seeds.value)))))
-    return stacked(*shown)
+    lines = (
+        Markup("{}: {}").format(run, quoted(seeds, ", ".join(map(str, seeds.value))))
+        for run, seeds in node["seeds"].items()
+    )
+    return stacked(*lines)
 
 
 def _resolves(part: Part, node: Node) -> Markup:
-    found = node["smallest_resolvable_difference"]
-    if found.value is None:
+    smallest = node["smallest_resolvable_difference"]
+    if smallest.value is None:
         return absent("none")
-    return quoted(found, format_number(part, found.value).lstrip("+"))
+    return quoted(smallest, format_number(part, smallest.value).lstrip("+"))
 
 
 def _grid(claim: Node, parts: list[PartView]) -> Grid:
-    heads = (
-        ("Part", "words"), ("Reported", "num"), ("Measured, 95 % interval", "num"),
-        ("Drawn", "words"), ("Status", "words"), ("Must lie", "words"), ("Resolves", "num"),
-        ("Questions", "num"), ("Seeds", "words"),
-    )  # fmt: skip
+    head = [
+        *heads("words", "Part"),
+        *heads("num", "Reported", "Measured, 95 % interval"),
+        *heads("words", "Drawn", "Status", "Must lie"),
+        *heads("num", "Resolves", "Questions"),
+        *heads("words", "Seeds"),
+    ]
     rows = []
     for view in parts:
         node = view.node
         name = stacked(Markup("<code>{}</code>").format(plain(node["id"])), plain(node["text"]))
         rows.append(
             [
-                Cell(name, head=True, css="words"),
-                Cell(view.reported, css="num"),
-                Cell(view.measured, css="num"),
-                Cell(view.bar or absent("none"), css="drawn"),
+                *heads("words", name),
+                Cell(view.reported, "num"),
+                Cell(view.measured, "num"),
+                Cell(view.bar or absent("none"), "drawn"),
                 Cell(badge(view.status, node["status"])),
-                Cell(view.judged, css="words"),
-                Cell(_resolves(view.part, node), css="num"),
-                Cell(_n(node), css="num"),
-                Cell(_seeds(node), css="words small"),
+                Cell(view.judged, "words"),
+                Cell(_resolves(view.part, node), "num"),
+                Cell(_n(node), "num"),
+                Cell(_seeds(node), "words small"),
             ]
         )
-    head = [[Cell(one, head=True, css=css) for one, css in heads]]
-    return Grid(f"Parts of claim {claim['id'].value}", head, rows)
+    return Grid(f"Parts of claim {claim['id'].value}", [head], rows)
+
+
+# --- claims ---------------------------------------------------------------------------------------
 
 
 def claim_views(claims: Node, ledger: Ledger, evidence: Evidence) -> list[ClaimView]:
@@ -278,36 +290,38 @@ def claim_views(claims: Node, ledger: Ledger, evidence: Evidence) -> list[ClaimV
     Raises:
         InputError: for a part that the ledger does not have.
     """
-    scale = evidence.files.scale
     known = {part.id: part for claim in ledger.claims for part in claim.parts}
-    views = []
-    for claim in claims["claims"]:
-        pairs = []
-        for node in claim["parts"]:
-            part = known.get(node["id"].value)
-            if part is None:
-                raise InputError(
-                    f"{node.ref}: {node['id'].value} is in no ledger; run the stage claims again"
-                )
-            pairs.append((part, node))
-        axes = _axes(pairs)
-        parts = [
-            _view(part, node, axes.get((part.kind, part.unit)), scale == FULL_SCALE)
-            for part, node in pairs
-        ]
-        files = {one.file: one for part, _ in pairs for one in evidence.of_part(part)}
-        found = list(dict.fromkeys(name for part, _ in pairs for name in _families(part)))
-        said = list(dict.fromkeys(_evidence(part, scale) for part, _ in pairs))
-        views.append(
-            ClaimView(
-                node=claim,
-                parts=parts,
-                families=found or [PAPER],
-                evidence="; ".join(said),
-                notes=_notes(claim),
-                grid=_grid(claim, parts),
-                origins=origins(files.values()),
-                command=evidence.command(list(files.values()), "claims"),
-            )
+    return [_claim_view(claim, known, evidence) for claim in claims["claims"]]
+
+
+def _claim_view(claim: Node, known: Mapping[str, Part], evidence: Evidence) -> ClaimView:
+    pairs = []
+    for node in claim["parts"]:
+        name = node["id"].value
+        if name not in known:
+            raise InputError(f"{node.ref}: {name} is in no ledger; run the stage claims again")
+        pairs.append((known[name], node))
+    scale, axes = evidence.files.scale, _axes(pairs)
+    views = [
+        PartView(
+            part=part,
+            node=node,
+            reported=_reported(part, node),
+            measured=_measured(part, node),
+            bar=_bar(part, node, axes.get((part.kind, part.unit))),
+            judged=_judged(part, node, scale == FULL_SCALE),
         )
-    return views
+        for part, node in pairs
+    ]
+    parts = [part for part, _ in pairs]
+    files = list({one.file: one for part in parts for one in evidence.of_part(part)}.values())
+    return ClaimView(
+        node=claim,
+        parts=views,
+        families=list(dict.fromkeys(f for part in parts for f in _families(part))) or [PAPER],
+        evidence="; ".join(dict.fromkeys(_evidence(part, scale) for part in parts)),
+        notes=_notes(claim),
+        grid=_grid(claim, views),
+        origins=origins(files),
+        command=evidence.command(files, "claims"),
+    )

@@ -10,9 +10,9 @@ from replication.judge.quantities import signed
 from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
-from replication.report.page.grids import Cell, Grid, stacked
+from replication.report.page.grids import Cell, Grid, heads, stacked
 from replication.report.page.ledger import ClaimView
-from replication.report.page.sources import Node, absent, quoted
+from replication.report.page.sources import Node, absent, quoted, scaled
 from replication.stats.verdict import Status
 
 SCALING = "results/scaling/scaling.json"
@@ -66,13 +66,12 @@ def overview(claims: Node, views: list[ClaimView], evidence: Evidence) -> Overvi
     files = evidence.files
     by_id = {view.id: view for view in views}
     outcomes = [
-        Outcome(
-            status, claims["summary"][status.value], [one for one in views if one.status is status]
-        )
+        Outcome(status, count, [view for view in views if view.status is status])
         for status in Status
+        if (count := claims["summary"][status.value]).value
     ]
     return Overview(
-        outcomes=[one for one in outcomes if one.count.value],
+        outcomes=outcomes,
         headlines=[(words, by_id[name]) for name, words in HEADLINES.items() if name in by_id],
         models=files.need("scores.json", "tables"),
         origins=origins(evidence.all_scores()),
@@ -83,63 +82,62 @@ def overview(claims: Node, views: list[ClaimView], evidence: Evidence) -> Overvi
 
 # --- controls -------------------------------------------------------------------------------------
 
-
 _CHECKS = {
     "teacher_is_better": "the teacher is clearly better than the baseline",
     "baseline_is_above_chance": "the baseline is above chance on every benchmark",
     "baseline_is_at_its_plateau": "further plain training gains next to nothing",
 }
+_DIFFERENCES = {
+    "teacher_minus_baseline": "Teacher − baseline, points",
+    "continued_sft_minus_baseline": "Further training − baseline, points",
+}
 
 
 def _points(node: Node) -> Markup:
-    value = node.value
-    ends = ", ".join(signed(value[end]) for end in ("low", "high"))
-    return quoted(node, f"{signed(value['value'])} [{ends}]", "value", "low", "high")
+    value, low, high = (signed(node.value[key]) for key in ("value", "low", "high"))
+    return quoted(node, f"{value} [{low}, {high}]", "value", "low", "high")
+
+
+def _check(name: str, passed: bool) -> Markup:
+    word = "passed" if passed else "missed"
+    text = _CHECKS.get(name, name.replace("_", " "))
+    return Markup('<span class="check {0}">{0}</span> {1}').format(word, text)
 
 
 def world_grid(world: Node) -> Grid:
     """Is the small world fit to judge in? What was measured, and the checks."""
-    names = {
-        "teacher_minus_baseline": "Teacher − baseline, points",
-        "continued_sft_minus_baseline": "Further training − baseline, points",
-    }
-    values = [
-        family[name].value[end]
-        for family in world
-        for name in names
-        for end in ("value", "low", "high")
-    ]
-    axis = Axis.over(values)
+    ends = ("value", "low", "high")
+    axis = Axis.over(
+        family[name].value[end] for family in world for name in _DIFFERENCES for end in ends
+    )
     rows = []
     for key, family in world.items():
-        line = [Cell(FAMILIES.get(key, key), head=True, css="words")]
-        for name in names:
-            found = family[name].value
-            drawn = bar(axis, found["value"], found["low"], found["high"])
-            line.append(Cell(stacked(_points(family[name]), drawn), css="num"))
-        least = min(family["baseline_minus_chance"].items(), key=lambda one: one[1].value["value"])
-        line.append(Cell(stacked(_points(least[1]), least[0]), css="num"))
-        checks = [
-            Markup('<span class="check {}">{}</span> {}').format(
-                "passed" if node.value else "missed",
-                "passed" if node.value else "missed",
-                _CHECKS.get(name, name.replace("_", " ")),
-            )
-            for name, node in family["checks"].items()
-        ]
-        line.append(Cell(stacked(*checks), css="words small checks"))
-        rows.append(line)
-    numbers = (*names.values(), "Least lead over chance, points")
+        differences = [family[name] for name in _DIFFERENCES]
+        bars = [bar(axis, *(one.value[end] for end in ends)) for one in differences]
+        name, least = min(
+            family["baseline_minus_chance"].items(), key=lambda one: one[1].value["value"]
+        )
+        checks = (_check(name, node.value) for name, node in family["checks"].items())
+        rows.append(
+            [
+                *heads("words", FAMILIES.get(key, key)),
+                *(
+                    Cell(stacked(_points(one), drawn), "num")
+                    for one, drawn in zip(differences, bars, strict=True)
+                ),
+                Cell(stacked(_points(least), name), "num"),
+                Cell(stacked(*checks), "words small checks"),
+            ]
+        )
     head = [
-        Cell("Family", head=True, css="words"),
-        *(Cell(one, head=True, css="num") for one in numbers),
-        Cell("Checks", head=True, css="words"),
+        *heads("words", "Family"),
+        *heads("num", *_DIFFERENCES.values(), "Least lead over chance, points"),
+        *heads("words", "Checks"),
     ]
     return Grid("Checks of the small world", [head], rows)
 
 
 # --- costs ----------------------------------------------------------------------------------------
-
 
 _COST = {
     "seconds": ("Seconds", 1.0, 1),
@@ -151,57 +149,44 @@ _COST = {
 }
 
 
-def _scaled(node: Node, scale: float, places: int) -> Markup:
-    return quoted(node, f"{node.value * scale:,.{places}f}", scale=scale)
-
-
 def training_grid(evidence: Evidence) -> Grid | None:
     """What every training took, one row a training log."""
     rows = []
     for log in evidence.files.matching("training/*/*/*.json"):
-        cost = log.value.get("cost")
-        if not cost:
+        if not (cost := log.value.get("cost")):
             continue
         place = log.file.removeprefix(f"{evidence.files.results}/training/").removesuffix(".json")
-        line = [Cell(Markup("<code>{}</code>").format(place), head=True)]
-        line += [
-            Cell(_scaled(log["cost"][key], scale, places), css="num")
+        numbers = [
+            Cell(scaled(log["cost"][key], scale, places), "num")
             if cost.get(key) is not None
             else Cell(absent("not logged"))
             for key, (_, scale, places) in _COST.items()
         ]
-        rows.append(line)
+        rows.append([*heads("", Markup("<code>{}</code>").format(place)), *numbers])
     if not rows:
         return None
-    head = [Cell("Training", head=True, css="words")]
-    head += [Cell(name, head=True, css="num") for name, _, _ in _COST.values()]
+    head = [*heads("words", "Training"), *heads("num", *(name for name, _, _ in _COST.values()))]
     return Grid("What every training took", [head], rows, tall=True)
 
 
 def growth_grid(scaling: Node) -> Grid:
     """Time, memory and operations of one training step as one size grows."""
-    sizes = {
-        f"{axis}={size.value}": size
-        for axis, values in scaling["settings"]["axes"].items()
-        for size in values
-    }
     rows = []
-    for name, size in sizes.items():
-        point, axis = scaling["points"][name], name.partition("=")[0]
-        time = f"{point['seconds'].value:.2f} "
-        time += f"[{point['least'].value:.2f}, {point['greatest'].value:.2f}]"
-        rows.append(
-            [
-                Cell(axis.replace("_", " "), head=True, css="words"),
-                Cell(quoted(size, f"{size.value:,}"), css="num"),
-                Cell(quoted(point, time, "seconds", "least", "greatest"), css="num"),
-                Cell(_scaled(point["predicted_operations"], 1e-9, 1), css="num"),
-                Cell(_scaled(point["peak_bytes"], 1e-6, 0), css="num"),
-                Cell(_scaled(point["predicted_peak_bytes"], 1e-6, 0), css="num"),
-            ]
-        )
-    heads = ("Value", "Seconds a step [least, greatest]", "Operations, GFLOP (formula)",
-             "Peak memory, MB", "Formula, MB")  # fmt: skip
-    head = [Cell("Varied", head=True, css="words")]
-    head += [Cell(one, head=True, css="num") for one in heads]
+    for axis, sizes in scaling["settings"]["axes"].items():
+        for size in sizes:
+            point = scaling["points"][f"{axis}={size.value}"]
+            time = "{seconds:.2f} [{least:.2f}, {greatest:.2f}]".format(**point.value)
+            rows.append(
+                [
+                    *heads("words", axis.replace("_", " ")),
+                    Cell(quoted(size, f"{size.value:,}"), "num"),
+                    Cell(quoted(point, time, "seconds", "least", "greatest"), "num"),
+                    Cell(scaled(point["predicted_operations"], 1e-9, 1), "num"),
+                    Cell(scaled(point["peak_bytes"], 1e-6, 0), "num"),
+                    Cell(scaled(point["predicted_peak_bytes"], 1e-6, 0), "num"),
+                ]
+            )
+    numbers = ("Value", "Seconds a step [least, greatest]", "Operations, GFLOP (formula)",
+               "Peak memory, MB", "Formula, MB")  # fmt: skip
+    head = [*heads("words", "Varied"), *heads("num", *numbers)]
     return Grid("Growth of time and memory of a training step", [head], rows)

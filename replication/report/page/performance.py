@@ -6,88 +6,77 @@ from markupsafe import Markup
 
 from replication.measure.method import OURS
 from replication.measure.method.tables import TITLES, verdict
-from replication.report.page.grids import Cell, Grid
-from replication.report.page.sources import Node, absent, quoted
+from replication.report.page.grids import Cell, Grid, heads
+from replication.report.page.sources import Node, absent, quoted, scaled
 
 PERFORMANCE = "results/performance/performance.json"
-_HEADS = (
-    "Against",
-    "Ours, ms",
-    "Theirs, ms",
-    "Time × [least, greatest]",
-    "Ours, MB",
-    "Theirs, MB",
-    "Memory ×",
-)
 _MS, _MB = 1e3, 1e-6
 
 
 def bounds_grid(report: Node) -> Grid:
-    """What was promised of every part, and what was found."""
+    """What was promised of every part, and what was measured."""
+    parts = [report["parts"][name] for name in TITLES if name in report["parts"]]
     rows = []
-    for name in TITLES:
-        for one in report["parts"][name]["bounds"] if name in report["parts"] else ():
-            ends = [one[end].value for end in ("low", "median", "high")]
-            found = quoted(one["median"], f"{ends[1]:.3g}", pad="range")
-            if ends[0] != ends[2]:
-                text = f"{ends[1]:.3g} [{ends[0]:.3g}, {ends[2]:.3g}]"
-                found = quoted(one, text, "median", "low", "high")
-            rows.append(
-                [
-                    Cell(one["what"].value, head=True, css="words"),
-                    Cell(quoted(one["at_most"], f"{one['at_most'].value:g}"), css="num"),
-                    Cell(found, css="num"),
-                    Cell(verdict(one.value), css="words"),
-                ]
-            )
-    head = [Cell("What", head=True, css="words")]
-    head += [Cell(one, head=True, css="num") for one in ("At most", "Found [least, greatest]")]
-    head += [Cell("", head=True)]
-    return Grid("Bounds of speed and memory of the method itself", [head], rows)
+    for bound in (bound for part in parts for bound in part["bounds"]):
+        low, median, high = (f"{bound[end].value:.3g}" for end in ("low", "median", "high"))
+        measured = quoted(bound["median"], median, pad="range")
+        if bound["low"].value != bound["high"].value:
+            measured = quoted(bound, f"{median} [{low}, {high}]", "median", "low", "high")
+        rows.append(
+            [
+                *heads("words", bound["what"].value),
+                Cell(quoted(bound["at_most"], f"{bound['at_most'].value:g}"), "num"),
+                Cell(measured, "num"),
+                Cell(verdict(bound.value), "words"),
+            ]
+        )
+    head = [*heads("words", "What"), *heads("num", "At most", "Found [least, greatest]")]
+    caption = "Bounds of speed and memory of the method itself"
+    return Grid(caption, [[*head, *heads("", "")]], rows)
 
 
 def performance_grids(report: Node) -> list[Grid]:
     """One table a part: how time and memory grow, beside every other way."""
+    head = [
+        *heads("words", "Case", "Against"),
+        *heads("num", "Ours, ms", "Theirs, ms", "Time × [least, greatest]"),
+        *heads("num", "Ours, MB", "Theirs, MB", "Memory ×"),
+    ]
     grids = []
     for name, title in TITLES.items():
-        if name not in report["parts"]:
-            continue
-        rows = [
-            _line(row, other)
-            for row in report["parts"][name]["rows"]
-            for other in sorted(set(row["ways"].value) - {OURS})
-        ]
-        head = [Cell("Case", head=True, css="words"), Cell(_HEADS[0], head=True, css="words")]
-        head += [Cell(one, head=True, css="num") for one in _HEADS[1:]]
-        grids.append(Grid(title, [head], rows))
+        if name in report["parts"]:
+            rows = [
+                _line(row, other)
+                for row in report["parts"][name]["rows"]
+                for other in sorted(set(row["ways"].value) - {OURS})
+            ]
+            grids.append(Grid(title, [head], rows))
     return grids
 
 
 def _line(row: Node, other: str) -> list[Cell]:
-    first, against = row["ways"][OURS], row["ways"][other]
-    line = [Cell(row["case"].value, head=True, css="words"), Cell(other, css="words")]
-    line.append(Cell(_milliseconds(first), css="num"))
-    if "not_run" in against:
-        reason = absent(f"not run: {against['not_run'].value}")
-        return [*line, Cell(reason), Cell(""), Cell(_peak(first), css="num"), Cell(""), Cell("")]
-    time, memory = row["time"][other], row["memory"][other]
-    low, median, high = (time[end].value for end in ("low", "median", "high"))
-    spread = quoted(time, f"{median:.2f} [{low:.2f}, {high:.2f}]", "median", "low", "high")
+    ours, theirs = row["ways"][OURS], row["ways"][other]
+    names = [*heads("words", row["case"].value), Cell(other, "words")]
+    time, memory = Cell(_milliseconds(ours), "num"), Cell(_peak(ours), "num")
+    if "not_run" in theirs:
+        reason = absent(f"not run: {theirs['not_run'].value}")
+        return [*names, time, Cell(reason), Cell(""), memory, Cell(""), Cell("")]
+    ratio, size = row["time"][other], row["memory"][other]
+    low, median, high = (f"{ratio[end].value:.2f}" for end in ("low", "median", "high"))
     return [
-        *line,
-        Cell(_milliseconds(against), css="num"),
-        Cell(spread, css="num"),
-        Cell(_peak(first), css="num"),
-        Cell(_peak(against), css="num"),
-        Cell(quoted(memory, f"{memory.value:.3f}"), css="num"),
+        *names,
+        time,
+        Cell(_milliseconds(theirs), "num"),
+        Cell(quoted(ratio, f"{median} [{low}, {high}]", "median", "low", "high"), "num"),
+        memory,
+        Cell(_peak(theirs), "num"),
+        Cell(quoted(size, f"{size.value:.3f}"), "num"),
     ]
 
 
 def _milliseconds(way: Node) -> Markup:
-    seconds = way["seconds"]["median"]
-    return quoted(seconds, f"{seconds.value * _MS:,.1f}", scale=_MS)
+    return scaled(way["seconds"]["median"], _MS, 1)
 
 
 def _peak(way: Node) -> Markup:
-    size = way["peak_bytes"]
-    return quoted(size, f"{size.value * _MB:,.1f}", scale=_MB)
+    return scaled(way["peak_bytes"], _MB, 1)

@@ -13,9 +13,13 @@ from replication.base.files import read_json
 
 
 class Node:
-    """A value of a JSON file with its place: ``node.ref`` is
-    ``results/small/claims.json#/claims/0/status``, a path from the repository's root and a JSON
-    pointer (RFC 6901)."""
+    """A value of a JSON file with its place.
+
+    Attributes:
+        file: The path from the repository's root.
+        value: The value.
+        pointer: Its place in the file, a JSON pointer (RFC 6901).
+    """
 
     __slots__ = ("file", "pointer", "value")
 
@@ -24,14 +28,16 @@ class Node:
 
     @property
     def ref(self) -> str:
+        """File and place: ``results/small/claims.json#/claims/0/status``."""
         return f"{self.file}#{self.pointer}"
 
     def __getitem__(self, key: str | int) -> Node:
         try:
             value = self.value[key]
         except (KeyError, IndexError, TypeError) as error:
-            wanted = f"{self.ref} has no {key!r}"
-            raise InputError(f"{wanted}; run the stage that writes it again") from error
+            raise InputError(
+                f"{self.ref} has no {key!r}; run the stage that writes it again"
+            ) from error
         token = str(key).replace("~", "~0").replace("/", "~1")
         return Node(self.file, value, f"{self.pointer}/{token}")
 
@@ -105,9 +111,14 @@ def quoted(
 ) -> Markup:
     """``text``, marked with the place it was read from.
 
-    fields: the entries of a mapping whose numbers the text holds, in this order; none where the
-    node itself is what the text says. scale: what the file's number was multiplied by, to say it
-    in another unit. pad: "range" or "spread", what other numbers of the column have behind them.
+    Args:
+        node: The value, or the mapping that holds it.
+        text: What is shown.
+        fields: The entries of a mapping whose numbers the text holds, in this order; none where
+            the node itself is what the text says.
+        css: Classes.
+        scale: What the file's number was multiplied by, to say it in another unit.
+        pad: "range" or "spread", what other numbers of the column have behind them.
     """
     parts = [Markup('data-source="{}"').format(node.ref)]
     if fields:
@@ -125,6 +136,11 @@ def quoted(
 def plain(node: Node, css: str = "") -> Markup:
     """A node's own text or whole number."""
     return quoted(node, str(node.value), css=css)
+
+
+def scaled(node: Node, scale: float, places: int) -> Markup:
+    """A number in another unit."""
+    return quoted(node, f"{node.value * scale:,.{places}f}", scale=scale)
 
 
 def counted(node: Node, text: str = "") -> Markup:
