@@ -25,11 +25,18 @@ def write_checkpoint(
 ) -> None:
     """`model` as a Hugging Face directory whose layers `packed` have packed weights.
 
-    packed: layer name -> tensors that replace its weight, by their last name. Everything else is
-    cast to `dtype`. Tensors get the names under which the family's published checkpoints have
-    them. quantization: the `quantization_config` of config.json.
+    Tensors get the names under which the family's published checkpoints have them.
 
-    Raises InputError, naming the tensor, where a weight is not finite, or not any more in `dtype`.
+    Args:
+        model: A transformers model.
+        directory: Where it is written.
+        packed: Layer name -> tensors that replace its weight, by their last name.
+        quantization: The `quantization_config` of config.json.
+        dtype: Of everything that is not packed.
+        processor: Written beside the model where given.
+
+    Raises:
+        InputError: A weight is not finite, or not any more in `dtype`; the message names it.
     """
     gone = {f"{name}.{part}" for name in packed for part in ("weight", "log_scale")}
     state: dict[str, Tensor] = {}
@@ -59,17 +66,18 @@ def write_checkpoint(
 def read_tensors(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a directory's *.safetensors files, by name.
 
-    Raises InputError, naming the file, for a file that is corrupt or truncated, a tensor in two
-    files, and an index that promises more than there is.
+    Raises:
+        InputError: A file is corrupt or truncated, a tensor is in two files, or an index promises
+            more than there is; the message names the file.
     """
     tensors: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         with open_tensors(file) as content:
-            found = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        twice = sorted(found.keys() & tensors.keys())
-        if twice:
-            raise InputError(f"{file}: {twice[0]} is in another file as well")
-        tensors.update(found)
+            part = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        repeated = sorted(part.keys() & tensors.keys())
+        if repeated:
+            raise InputError(f"{file}: {repeated[0]} is in another file as well")
+        tensors.update(part)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         promised = read_json(index).get("weight_map", {})
@@ -85,7 +93,7 @@ def read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def tensor_names(directory: Path) -> list[str]:
-    """Names of every tensor of a directory's *.safetensors files. Raises InputError as above."""
+    """Names of every tensor of a directory's *.safetensors files; errors as of `read_tensors`."""
     names: list[str] = []
     for file in sorted(directory.glob("*.safetensors")):
         with open_tensors(file) as content:
@@ -110,7 +118,7 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    """Sets the dtype of a configuration and of those nested in it."""
+    """Set the dtype of a configuration and of those nested in it."""
     config["dtype"] = dtype
     for value in config.values():
         if isinstance(value, dict) and "dtype" in value:

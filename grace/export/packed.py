@@ -88,21 +88,13 @@ def load_packed(
         InputError: No packed weights, a file that is damaged or of another model, or codes or
             scales that do not fit; the message names the file and the tensor.
     """
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers import GenerationConfig
 
     directory = Path(path)
     file = directory / PACKED_FILE
     state, bits = _read(file)
     _check_depth(read_json(directory / "config.json"), len(state), directory)
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        kind: Any = AutoModelForImageTextToText
-        with init_empty_weights(include_buffers=False):
-            model = kind.from_config(config, trust_remote_code=False)
-    except Exception as error:  # the library's classes fail with types of their own
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{directory}: its configuration makes no model ({reason})") from error
+    model = _without_weights(directory)
     for name, width in bits.items():
         layer = _layer(
             file,
@@ -116,28 +108,7 @@ def load_packed(
         )
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
-    packed = {n for n, m in model.named_modules() if isinstance(m, PackedLinear)}
-    expected = {
-        key: value
-        for key, value in {**dict(model.named_parameters()), **_buffers(model)}.items()
-        if key.rpartition(".")[0] not in packed
-    }
-    for key, value in expected.items():
-        found = state.get(key)
-        if found is None:
-            continue
-        if found.shape != value.shape or found.is_floating_point() != value.is_floating_point():
-            raise InputError(
-                f"{file}: {key} is {found.dtype} {tuple(found.shape)}, the model needs "
-                f"{value.dtype} {tuple(value.shape)}: write the directory again"
-            )
-    report = model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    lacking = [name for name, value in model.named_parameters() if value.is_meta]
-    for what, keys in (("lacks", lacking), ("also holds", report.unexpected_keys)):
-        if keys:
-            raise InputError(f"{file}: {what} {min(keys)}: write the directory again")
-    model.config.dtype = next(iter(model.parameters())).dtype
+    _fill(model, state, file)
     if (directory / "generation_config.json").is_file():
         try:
             model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -147,6 +118,42 @@ def load_packed(
                 f"{directory}: generation_config.json cannot be read ({reason}): write it again"
             ) from error
     return model.eval().requires_grad_(False).to(device)
+
+
+def _without_weights(directory: Path) -> Any:
+    """The model of a directory's configuration, with its parameters on the meta device."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    kind: Any = AutoModelForImageTextToText
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            return kind.from_config(config, trust_remote_code=False)
+    except Exception as error:  # the library's classes fail with types of their own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{directory}: its configuration makes no model ({reason})") from error
+
+
+def _fill(model: Any, state: dict[str, Tensor], file: Path) -> None:
+    """Put the tensors that are not packed into the model; each of its own has to be there."""
+    packed = {name for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+    for key, value in {**dict(model.named_parameters()), **_buffers(model)}.items():
+        stored = state.get(key)
+        if stored is None or key.rpartition(".")[0] in packed:
+            continue
+        if stored.shape != value.shape or stored.is_floating_point() != value.is_floating_point():
+            raise InputError(
+                f"{file}: {key} is {stored.dtype} {tuple(stored.shape)}, the model needs "
+                f"{value.dtype} {tuple(value.shape)}: write the directory again"
+            )
+    report = model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    lacking = [name for name, value in model.named_parameters() if value.is_meta]
+    for what, keys in (("lacks", lacking), ("also holds", report.unexpected_keys)):
+        if keys:
+            raise InputError(f"{file}: {what} {min(keys)}: write the directory again")
+    model.config.dtype = next(iter(model.parameters())).dtype
 
 
 def _check_depth(config: Any, tensors: int, directory: Path) -> None:
@@ -197,7 +204,7 @@ def _layer(
     backend: str,
     crossover: int | None,
 ) -> PackedLinear:
-    """Takes a layer's codes, scales and bias out of `state`."""
+    """A packed layer; its codes, scales and bias are taken out of `state`."""
     linear = linear_of(model, name, str(file))
     keys = [f"{name}.packed", f"{name}.scales"]
     for key in keys:
