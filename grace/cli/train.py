@@ -148,7 +148,7 @@ def _method(given: argparse.Namespace) -> Any:
     from grace.distillation import DistillationConfig
     from grace.errors import InputError
     from grace.quantization import QuantSpec
-    from grace.training import TEACHER_METHODS, MethodConfig
+    from grace.training import NAIVE_KD, TEACHER_METHODS, MethodConfig
 
     bits = given.bits if given.bits is not None else (16 if given.method == "sft" else 4)
     size = given.group_size
@@ -157,9 +157,7 @@ def _method(given: argparse.Namespace) -> Any:
         spec = QuantSpec(bits=bits, group_size=int(size) if size.isdigit() else size)
     distillation = None
     if given.method in TEACHER_METHODS:
-        # naive distillation: the whole softened distribution under a fixed weight
-        plain = {"decoupled": False, "kappa": 0.0, "adaptive": False, "rcka_weight": 0.0}
-        chosen = plain if given.method == "kd" else {}
+        chosen = NAIVE_KD if given.method == "kd" else {}
         distillation = DistillationConfig.from_dict({**chosen, **_settings(given.set)})
     elif given.set:
         raise InputError(f"--set {given.set[0]}: --method {given.method} does not distil")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from grace.data.encoder import IGNORE_INDEX
-from grace.models import Family, Span
+from grace.models import Family
+from grace.types import ImageSpan
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Collator:
             labels[row, :count] = torch.from_numpy(sample["labels"])
             attention_mask[row, :count] = 1
         rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
-        spans: list[Span] = self.family.image_spans(input_ids, self.image_token_id)
+        spans: list[ImageSpan] = self.family.image_spans(input_ids, self.image_token_id)
         shown = [sample for sample in samples if "pixel_values" in sample]
         images = {
             name: torch.cat([sample[name] for sample in shown])

@@ -17,9 +17,7 @@ from typing import NamedTuple
 import torch
 
 from grace.distillation._common import compute_dtype, full_precision, shapes
-
-ImageSpan = tuple[int, int, int]
-"""(batch index, start, stop) of one image's visual tokens, stop exclusive."""
+from grace.types import ImageSpan
 
 
 class RckaSums(NamedTuple):

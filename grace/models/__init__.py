@@ -10,7 +10,6 @@ from grace.models.family import (
     LlavaFamily,
     Qwen2VLFamily,
     Qwen3VLFamily,
-    Span,
     decoder_linears,
     family_of,
 )
@@ -22,7 +21,6 @@ __all__ = [
     "LlavaFamily",
     "Qwen2VLFamily",
     "Qwen3VLFamily",
-    "Span",
     "check_model_directory",
     "decoder_linears",
     "family_of",

@@ -1,8 +1,9 @@
 """One adapter per model family: what the method needs to know of an architecture.
 
 An adapter says which linears are the decoder's (the quantized ones), which decoder layer RCKA
-reads, where each image's visual tokens are, and which part of the vision side is frozen. It is
-found by the ``model_type`` of a model's configuration.
+reads, where each image's visual tokens are, and which part of the vision side is frozen. The
+``model_type`` of a model's configuration decides which adapter it has. Shapes: B sequences, S
+positions.
 """
 
 from abc import ABC, abstractmethod
@@ -17,26 +18,29 @@ from packaging.version import Version
 from torch import nn
 
 from grace.errors import InputError
+from grace.types import ImageSpan
 
 _DEEPSTACK_BY_IMAGE = Version(metadata.version("transformers")) >= Version("5.18")
 """Since then Qwen3-VL's deepstack features come split by image."""
 
-Span = tuple[int, int, int]
-"""(row of the batch, first position, one past the last position) of one image's tokens."""
-
 
 @dataclass(frozen=True)
 class Family(ABC):
-    """Where things are in one model family; paths are dotted module names.
+    """Where the parts of one model family are; paths are dotted module names.
+
+    A family of one's own is an instance, or a subclass where the images work differently::
+
+        FAMILIES["my_vl"] = dataclasses.replace(FAMILIES["qwen2_vl"], model_type="my_vl")
+        family_of("my_vl").decoder_linears(model)    # the layers that are quantized
 
     Attributes:
-        model_type: the configuration's ``model_type``.
-        decoder_layers: the list of decoder layers.
-        vision_tower: the vision module; everything in it is frozen ...
-        projectors: ... but these parts, which take what the tower gives into the decoder's width.
-            They are trained and never quantized.
-        output_head: the vocabulary projection.
-        image_inputs: what the image processor makes of images and the model takes.
+        model_type: The configuration's ``model_type``.
+        decoder_layers: The list of decoder layers.
+        vision_tower: The vision module; everything in it is frozen but the projectors.
+        projectors: The parts that map the tower's output to the decoder's width. They are trained
+            and never quantized.
+        output_head: The vocabulary projection.
+        image_inputs: The image processor's outputs that the model takes.
     """
 
     model_type: str
@@ -59,14 +63,18 @@ class Family(ABC):
 
     def decoder_linears(self, model: nn.Module) -> list[str]:
         """Dotted names of every linear in the decoder layers, in module order."""
-        found = []
-        for name, module in self.layers(model).named_modules():
-            if isinstance(module, nn.Linear):
-                found.append(f"{self.decoder_layers}.{name}")
-        return found
+        return [
+            f"{self.decoder_layers}.{name}"
+            for name, module in self.layers(model).named_modules()
+            if isinstance(module, nn.Linear)
+        ]
 
     def relational_layer(self, model: nn.Module) -> nn.Module:
-        """The layer whose INPUT is the penultimate decoder layer's output (Eq. 10)."""
+        """The layer whose INPUT is the penultimate decoder layer's output (Eq. 10).
+
+        Raises:
+            InputError: The decoder has a single layer.
+        """
         layers = self.layers(model)
         if len(layers) < 2:
             raise InputError(
@@ -82,7 +90,7 @@ class Family(ABC):
             model.get_submodule(projector).requires_grad_(True)
 
     def tower_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """What :meth:`freeze_vision` freezes, by dotted name."""
+        """The parameters that :meth:`freeze_vision` freezes, by dotted name."""
         trained = tuple(f"{projector}." for projector in self.projectors)
         return {
             name: parameter
@@ -90,14 +98,15 @@ class Family(ABC):
             if name.startswith(f"{self.vision_tower}.") and not name.startswith(trained)
         }
 
-    def image_spans(self, input_ids: torch.Tensor, image_token_id: int) -> list[Span]:
-        """The visual tokens of every image of a batch, one span an image.
+    def image_spans(self, input_ids: torch.Tensor, image_token_id: int) -> list[ImageSpan]:
+        """The visual tokens of every image of a batch, one span an image, in reading order.
 
         Images are separated by at least one other token (a line break, or markers of start and
         end).
 
         Args:
             input_ids: (B, S) token ids, on the host.
+            image_token_id: The token that stands for a patch of an image.
         """
         is_image = (input_ids == image_token_id).to(torch.int8)
         edges = torch.diff(nn.functional.pad(is_image, (1, 1)), dim=1)
@@ -110,10 +119,15 @@ class Family(ABC):
         return {}
 
     def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Position ids of a prompt, (B, S), or (4, B, S) where images have positions of their own.
+        """Position ids of a prompt; padding has position 0.
 
-        inputs: what the model takes; without ``attention_mask`` every token counts. Padding has
-        position 0. The token after the prompt has ``positions[..., -1:] + 1``.
+        Args:
+            model: A model of the family.
+            inputs: The model's inputs; without ``attention_mask`` every token counts.
+
+        Returns:
+            (B, S), or (4, B, S) where images have positions of their own. The token after the
+            prompt has ``positions[..., -1:] + 1``.
         """
         input_ids = inputs["input_ids"]
         mask = inputs.get("attention_mask")
@@ -122,17 +136,28 @@ class Family(ABC):
 
     @abstractmethod
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
-        """Visual tokens of each image; ``images`` is what the image processor made of them."""
+        """Number of visual tokens of each image.
+
+        Args:
+            config: The model's configuration.
+            images: The image processor's output.
+        """
 
     def tower_output(self, model: nn.Module, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """All that the projectors read of the tower: (patches of all images, width).
+        """The tower's features that the projectors read.
 
-        Patches that make one visual token stand together, and the tokens in reading order. With
-        several projectors their inputs stand side by side along the width.
+        Args:
+            model: A model of the family.
+            images: The image processor's output.
+
+        Returns:
+            (patches of all images, width). Patches that make one visual token stand together, and
+            the tokens in reading order. With several projectors their inputs stand side by side
+            along the width.
         """
-        read: list[torch.Tensor] = []
+        inputs: list[torch.Tensor] = []
         hooks = [
-            module.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+            module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
             for module in self._projector_modules(model)
         ]
         core: Any = model.get_submodule("model")
@@ -141,19 +166,22 @@ class Family(ABC):
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.cat([features.flatten(0, -2) for features in read], dim=-1)
+        return torch.cat([features.flatten(0, -2) for features in inputs], dim=-1)
 
     @torch.no_grad()
     def vision_features(self, model: nn.Module, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """:meth:`tower_output` as data: what a frozen tower gives for these images, always."""
+        """:meth:`tower_output` without gradients: a frozen tower's output, the same every epoch."""
         return self.tower_output(model, images)
 
     @contextmanager
     def take_vision_features(self, model: nn.Module) -> Iterator[None]:
         """Within this context ``pixel_values`` holds :meth:`vision_features` instead of pixels.
 
-        A frozen tower gives the same features every epoch and to every model that shares it, so
-        they can be computed once. Only the trained projectors then run.
+        A frozen tower's features are the same every epoch and for every model that shares it, so
+        they can be computed once. Only the trained projectors then run::
+
+            with family.take_vision_features(model):
+                trainer.train()    # on a ConversationDataset with vision_features
         """
         core: Any = model.get_submodule("model")
         tower: Any = model.get_submodule(self.vision_tower)
@@ -172,14 +200,14 @@ class Family(ABC):
                 core.get_image_features = before
 
     def _projector_modules(self, model: nn.Module) -> list[nn.Module]:
-        found: list[nn.Module] = []
+        modules: list[nn.Module] = []
         for name in self.projectors:
             module = model.get_submodule(name)
-            found.extend(module if isinstance(module, nn.ModuleList) else [module])
-        return found
+            modules.extend(module if isinstance(module, nn.ModuleList) else [module])
+        return modules
 
     def _project(self, model: nn.Module, features: torch.Tensor) -> Any:
-        """What the library's ``get_image_features`` returns, from :meth:`tower_output`."""
+        """The library's ``get_image_features``, from :meth:`tower_output` instead of pixels."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         (projector,) = self._projector_modules(model)
@@ -290,7 +318,7 @@ def family_of(model_type: str) -> Family:
     """The adapter of a ``model_type``.
 
     Raises:
-        InputError: for a family without an adapter.
+        InputError: The family has no adapter.
     """
     if model_type not in FAMILIES:
         raise InputError(
@@ -301,12 +329,12 @@ def family_of(model_type: str) -> Family:
 
 
 def decoder_linears(model: nn.Module) -> list[str]:
-    """Dotted names of the linears that the method quantizes: the decoder layers' linears."""
-    return family_of(_config(model).model_type).decoder_linears(model)
+    """Dotted names of the linears that the method quantizes: those of the decoder layers.
 
-
-def _config(model: nn.Module) -> Any:
+    Raises:
+        InputError: The model is none of transformers', or of a family without an adapter.
+    """
     config = getattr(model, "config", None)
     if config is None:
         raise InputError(f"{type(model).__name__} has no configuration; pass a transformers model")
-    return config
+    return family_of(config.model_type).decoder_linears(model)

@@ -1,4 +1,4 @@
-"""Models and processors from directories or the hub, with clear errors for what cannot be read."""
+"""Models and processors: read from directories or the hub, and written as directories."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +12,14 @@ from grace.files import atomic_directory, read_json
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Load a vision-language model from a local directory or by hub name.
+    """Load a vision-language model.
+
+    Args:
+        path: A local directory or a hub name.
+        dtype: Of the weights.
 
     Raises:
-        InputError: when a local directory is missing or is not a readable model directory.
+        InputError: The directory is missing or no readable model directory.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -23,10 +27,6 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
     try:
         model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except Exception as error:  # the library fails with many types, its parts with their own
-        if type(error).__name__ == "SafetensorError":
-            raise InputError(
-                f"the weights in {str(path)!r} are corrupt ({error}); rebuild the directory"
-            ) from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"cannot load a model from {str(path)!r}: {reason}; rebuild the directory or name "
@@ -36,10 +36,13 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
 
 
 def load_processor(path: str | Path) -> Any:
-    """Load a processor (tokenizer, image processor, chat template) from a directory or the hub.
+    """Load a processor (tokenizer, image processor, chat template).
+
+    Args:
+        path: A local directory or a hub name.
 
     Raises:
-        InputError: when it is missing or cannot be read.
+        InputError: It is missing, cannot be read, or is no processor of images and text.
     """
     from transformers import AutoProcessor
 
@@ -68,19 +71,19 @@ def save_model(
     path: str | Path,
     *,
     overwrite: bool = False,
-    also: Callable[[Path], None] | None = None,
+    also: Callable[[Path], object] | None = None,
 ) -> None:
     """Write a model and its processor as one Hugging Face directory, whole or not at all.
 
     Args:
-        model: a transformers model.
-        processor: its tokenizer, image processor and chat template.
-        path: the directory to write.
-        overwrite: replace a model directory at ``path``, once the new one is complete.
-        also: writes further files into the directory before it gets its name.
+        model: A transformers model.
+        processor: Its tokenizer, image processor and chat template.
+        path: The directory to write.
+        overwrite: Replace a model directory at ``path``, once the new one is complete.
+        also: Called with the directory before it gets its name, to write further files into it.
 
     Raises:
-        InputError: for a ``path`` that is taken.
+        InputError: Something else is at ``path``.
     """
     with atomic_directory(path, overwrite=overwrite) as directory:
         model.save_pretrained(directory)
@@ -90,13 +93,14 @@ def save_model(
 
 
 def check_model_directory(path: str | Path) -> dict[str, Any] | None:
-    """Check a local model directory without loading weights; return its configuration.
+    """Check a local model directory without loading weights.
 
-    A path that does not look local (``org/name`` without such a directory) is taken as a hub
-    name and returns None.
+    Returns:
+        Its configuration; None for a path that does not look local (``org/name`` without such a
+        directory) and is taken as a hub name.
 
     Raises:
-        InputError: naming the directory and what is missing in it.
+        InputError: The directory is missing or incomplete; the message says what it lacks.
     """
     directory = Path(path)
     if not directory.exists():

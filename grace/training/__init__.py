@@ -11,6 +11,7 @@ from grace.training.distributed import check_deepspeed, shard_frozen
 from grace.training.forward import SupervisedForward
 from grace.training.method import (
     METHODS,
+    NAIVE_KD,
     TEACHER_METHODS,
     MethodConfig,
     prepare_student,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "NAIVE_KD",
     "TEACHER_METHODS",
     "CachedTeacher",
     "GraceTrainer",

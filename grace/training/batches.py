@@ -12,7 +12,12 @@ from grace.data import IGNORE_INDEX, Collator, ConversationDataset
 
 
 class EpochLengthGroupedSampler(LengthGroupedSampler):
-    """Groups samples of similar length; the order follows from the seed and the epoch alone."""
+    """Groups samples of similar length; the order follows from the seed and the epoch alone.
+
+    Attributes:
+        seed: Of the order.
+        epoch: The epoch whose order comes next.
+    """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -20,6 +25,7 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; the trainer calls this."""
         self.epoch = epoch
 
     def __iter__(self):
@@ -29,12 +35,16 @@ class EpochLengthGroupedSampler(LengthGroupedSampler):
 
 @dataclass
 class ImageInEveryBatch:
-    """A collator for several processes: a batch of text alone is given one row more, of an image
-    and with nothing supervised.
+    """A collator for several processes: a batch of text alone gets one more row, with an image and
+    nothing supervised.
 
     So every process runs the vision tower and the projectors on every batch. Where parameters are
     sharded, all processes gather them together, and one that left out a module would wait for
     ever. The row is no part of any loss: ``image_spans`` and ``indices`` leave it out.
+
+    Attributes:
+        collate: Makes the batches.
+        blank: The sample of the further row.
     """
 
     collate: Collator
@@ -42,7 +52,11 @@ class ImageInEveryBatch:
 
     @classmethod
     def around(cls, collate: Collator, dataset: ConversationDataset) -> "ImageInEveryBatch | None":
-        """With the image of the data set's first sample that has one; None where none has."""
+        """A collator with the image of the data set's first sample that has one.
+
+        Returns:
+            None where no sample has an image.
+        """
         for index in range(len(dataset)):
             ids, _ = dataset.tokens(index)
             places = np.flatnonzero(ids == collate.image_token_id)

@@ -18,8 +18,21 @@ from grace.training.teacher import Identity, LiveTeacher, TeacherOutputs
 class CachedTeacher:
     """Teacher outputs read back from a directory that :func:`write_teacher_outputs` wrote.
 
+    ::
+
+        teacher = CachedTeacher("data/teacher_outputs", samples=len(data))
+        GraceTrainer(student, arguments, data, collate, method=method, teacher=teacher).train()
+
+    Args:
+        path: The directory.
+        samples: Size of the data set that it is used for.
+
+    Attributes:
+        identity: What a student must have in common with the teacher.
+        sha256: Hash of the logits.
+
     Raises:
-        InputError: for a missing or incomplete directory, or one of another size.
+        InputError: The directory is missing, damaged, or covers fewer samples.
     """
 
     def __init__(self, path: str | Path, *, samples: int) -> None:
@@ -48,6 +61,11 @@ class CachedTeacher:
             )
 
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        """Logits (N, V) and Gram matrices (n, n) for a collated batch.
+
+        Raises:
+            InputError: The outputs were computed on other data.
+        """
         indices = batch["indices"]
         rows = [self._logits[self._offsets[i] : self._offsets[i + 1]] for i in indices]
         logits = torch.from_numpy(np.concatenate(rows)).view(torch.bfloat16)
@@ -64,10 +82,13 @@ class CachedTeacher:
 def write_teacher_outputs(
     teacher: LiveTeacher, batches: Iterator[dict[str, Any]], path: str | Path, *, lengths: list[int]
 ) -> None:
-    """Write a teacher's outputs for batches that go through a data set in order, one image each.
+    """Write a teacher's outputs for batches that go through a data set in order.
 
     Args:
-        lengths: number of supervised tokens of every sample.
+        teacher: The teacher; it must keep hidden states (``relational=True``).
+        batches: Collated batches; every sample has one image, of the same number of tokens.
+        path: The directory to write into.
+        lengths: Number of supervised tokens of every sample.
     """
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the trainer calls and keeps beside its own: the weights of the loss terms."""
+"""Callbacks of the trainer: the weights of the loss terms, and what checkpointing must not do."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,17 +10,23 @@ from grace.distillation import DistillationConfig, linear_warmup
 
 
 class Objective(TrainerCallback, ExportableState):
-    """The weights of the loss terms and what was seen of them, as part of the trainer's state.
+    """The weights of the loss terms, and counts of dropped terms, as part of the trainer's state.
 
     It holds the information-bottleneck controller, so that a resumed run goes on with the same
-    multiplier, and the running sums behind the logged means.
+    multiplier.
+
+    Attributes:
+        config: The distillation settings.
+        controller: Adapts β; None under a fixed weight.
+        skipped: Optimizer steps whose distillation terms were dropped.
+        degenerate: Images that carried no relational term.
     """
 
     def __init__(self, config: DistillationConfig) -> None:
         self.config = config
         self.controller = config.controller() if config.adaptive else None
-        self.skipped = 0  # optimizer steps whose distillation terms were dropped
-        self.degenerate = 0  # images that carried no relational term
+        self.skipped = 0
+        self.degenerate = 0
 
     def weights(self, step: int) -> tuple[Any, float]:
         """β and ω at an optimizer step, warm-ups included."""
@@ -31,6 +37,7 @@ class Objective(TrainerCallback, ExportableState):
         )
 
     def state(self) -> dict[str, Any]:
+        """What the trainer writes of this into a checkpoint."""
         controller = self.controller.state_dict() if self.controller is not None else None
         return {
             "args": {"config": asdict(self.config)},
@@ -58,8 +65,8 @@ class Objective(TrainerCallback, ExportableState):
 
 
 class NoInputGradients(TrainerCallback):
-    """Takes off what gradient checkpointing has put on: hooks that make the output of every
-    embedding require a gradient, that of the frozen tower's patches too.
+    """Removes the hooks by which gradient checkpointing makes the output of every embedding require
+    a gradient, that of the frozen tower's patches too.
 
     Without re-entrant checkpoints only adapters on a frozen model need them; here backward would
     go through the whole tower, for gradients that nothing uses.

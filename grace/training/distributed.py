@@ -12,14 +12,18 @@ from grace.training.method import MethodConfig
 
 
 def check_deepspeed(config: Mapping[str, Any], method: MethodConfig) -> None:
-    """Check that a DeepSpeed configuration leaves the weights in float32.
+    """Check that a DeepSpeed configuration leaves the weights of a quantized model in float32.
 
     DeepSpeed's own mixed precision casts every parameter, the learned scales included: in bfloat16
     thousands of scales fall on a few dozen values and their updates are lost. Its
     ``torch_autocast`` casts in the products instead.
 
+    Args:
+        config: DeepSpeed's own settings.
+        method: What is trained.
+
     Raises:
-        InputError: where it would cast the parameters of a quantized model.
+        InputError: It would cast the parameters of a quantized model.
     """
     if method.quantization is None:
         return

@@ -12,7 +12,15 @@ class SupervisedForward:
     """Runs a model so that only supervised positions reach the vocabulary projection, and keeps
     the hidden states that relational alignment reads, and no other layer's.
 
-    Works through forward pre-hooks, so that wrapped models (DDP, FSDP) are called as usual.
+    Works through forward pre-hooks, so that wrapped models (DDP, FSDP) are called as usual::
+
+        forward = SupervisedForward(model, family, relational=True)
+        logits, hidden = forward(model, batch)    # (N, V), (B, S, d)
+
+    Args:
+        model: The model, unwrapped; it gets the hooks.
+        family: Its adapter.
+        relational: Whether to keep hidden states.
     """
 
     def __init__(self, model: nn.Module, family: Family, *, relational: bool) -> None:
@@ -29,7 +37,15 @@ class SupervisedForward:
     def __call__(
         self, model: nn.Module, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits (N, V) at the batch's supervised positions and hidden states (B, S, d)."""
+        """Run the model.
+
+        Args:
+            model: The model that has the hooks, or a wrapper around it.
+            batch: As :class:`grace.data.Collator` makes it.
+
+        Returns:
+            Logits (N, V) at the batch's supervised positions, and hidden states (B, S, d) or None.
+        """
         self._positions = (batch["token_rows"], batch["token_columns"])
         self._armed = True
         inputs = {name: batch[name] for name in self._inputs if name in batch}

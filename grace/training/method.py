@@ -14,19 +14,39 @@ from grace.models import family_of, save_model
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 
 METHODS = ("sft", "qat", "kd", "grace")
+"""Cross-entropy alone; on fake-quantized weights; with naive distillation; with all of GRACE."""
 TEACHER_METHODS = ("kd", "grace")
+"""The methods that need a teacher."""
+NAIVE_KD: dict[str, Any] = {
+    "decoupled": False,
+    "kappa": 0.0,
+    "adaptive": False,
+    "rcka_weight": 0.0,
+}
+"""Naive distillation as fields of ``DistillationConfig``: the full softened distribution under a
+fixed weight, without gate and relational term."""
 
 
 @dataclass(frozen=True)
 class MethodConfig:
     """What is trained and under which loss.
 
+    ::
+
+        MethodConfig("sft")                                          # 16 bits, no teacher
+        MethodConfig("grace", 4, QuantSpec(bits=4), DistillationConfig())
+        MethodConfig("kd", 4, QuantSpec(bits=4), DistillationConfig.from_dict(NAIVE_KD))
+
     Attributes:
-        method: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy on fake-quantized
-            weights), ``kd`` (cross-entropy and plain distillation), ``grace``.
+        method: One of `METHODS`: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy
+            on fake-quantized weights), ``kd`` (cross-entropy and naive distillation), ``grace``.
         bits: 16 (no quantization) or 2 to 8.
-        distillation: components and weights, for ``kd`` and ``grace``.
-        scale_lr_multiplier: learning rate of the scales relative to the weights' (10 in the paper).
+        quantization: The quantizer, for fewer than 16 bits.
+        distillation: Components and weights of the loss, for ``kd`` and ``grace``.
+        scale_lr_multiplier: Learning rate of the scales relative to the weights' (10 in the paper).
+
+    Raises:
+        InputError: The settings do not go together.
     """
 
     method: str
@@ -52,7 +72,7 @@ class MethodConfig:
         if self.quantization is not None and self.quantization.bits != self.bits:
             raise InputError(
                 f"bits is {self.bits} but the QuantSpec says {self.quantization.bits}; "
-                "make them one"
+                "give both the same number"
             )
         if self.needs_teacher != (self.distillation is not None):
             raise InputError(
@@ -66,6 +86,7 @@ class MethodConfig:
 
     @property
     def needs_teacher(self) -> bool:
+        """Whether the loss compares with a teacher."""
         return self.method in TEACHER_METHODS
 
     @property
@@ -75,10 +96,10 @@ class MethodConfig:
 
 
 def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
-    """Freeze the vision tower and put fake quantization into the decoder's linears.
+    """Freeze the vision tower and put fake quantization into the decoder's linears, in place.
 
     Returns:
-        The names of the quantized modules; empty at 16 bits.
+        The dotted names of the quantized modules; empty at 16 bits.
     """
     config: Any = model.config
     family = family_of(config.model_type)
@@ -95,19 +116,25 @@ def save_student(
     method: MethodConfig,
     *,
     overwrite: bool = False,
-    also: Callable[[Path], None] | None = None,
+    also: Callable[[Path], object] | None = None,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Write a trained student: weights on the integer grid, the codes and scales beside them.
 
     The model is baked in place: its fake-quantized linears become plain ones.
 
     Args:
-        model: as :func:`prepare_student` left it and training changed it.
-        processor, path, overwrite, also: as of :func:`grace.models.save_model`.
-        method: what the model was trained with.
+        model: The student, prepared by :func:`prepare_student` and trained.
+        processor: Its processor.
+        path: The directory to write.
+        method: What the model was trained with.
+        overwrite: Replace a model directory at ``path``, once the new one is complete.
+        also: Called with the directory before it gets its name, to write further files into it.
 
     Returns:
         Codes (out, in) and scales (out, groups) by linear; empty at 16 bits.
+
+    Raises:
+        InputError: Something else is at ``path``.
     """
     exact = bake(model) if method.quantization is not None else {}
 

@@ -29,7 +29,8 @@ class TeacherOutputs:
 
     Attributes:
         logits: (N, V) at the supervised positions.
-        relational: hidden states (B, S, d), or one centered Gram matrix (n, n) an image.
+        relational: Hidden states (B, S, d), or one centered Gram matrix (n, n) an image; None
+            without relational alignment.
     """
 
     logits: torch.Tensor
@@ -39,7 +40,9 @@ class TeacherOutputs:
 class Teacher(Protocol):
     """Anything that answers a batch: :class:`LiveTeacher` or ``CachedTeacher``."""
 
-    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs: ...
+    def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        """The teacher's outputs (N, V) and (B, S, d) or (n, n) for a collated batch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class Identity:
     """What a teacher and a student must have in common, as far as it is known.
 
     Attributes:
-        model_type: the family.
-        rows: rows of the output layer.
-        tokens: tokens of the tokenizer.
-        vocabulary: SHA-256 of the tokenizer's tokens and their ids.
+        model_type: The family.
+        rows: Rows of the output layer.
+        tokens: Tokens of the tokenizer; None if unknown.
+        vocabulary: SHA-256 of the tokenizer's tokens and their ids; None if unknown.
     """
 
     model_type: str
@@ -73,7 +76,7 @@ def check_teacher(student: Identity, teacher: Identity) -> None:
     """Check that the logits of the two mean the same token column by column.
 
     Raises:
-        InputError: for different families or different vocabularies.
+        InputError: The families or the vocabularies differ.
     """
     if student.model_type != teacher.model_type:
         raise InputError(
@@ -92,8 +95,23 @@ def check_teacher(student: Identity, teacher: Identity) -> None:
 
 
 class LiveTeacher:
-    """A frozen model that answers as training goes; with its tokenizer it can be checked whether
-    it is a teacher for a student."""
+    """A frozen model that answers while the student is trained.
+
+    ::
+
+        teacher = LiveTeacher(load_frozen(path, device="cuda"), family, relational=True,
+                              tokenizer=load_processor(path).tokenizer)
+
+    Args:
+        model: The teacher; it is frozen and put into evaluation mode.
+        family: Its adapter.
+        relational: Whether the objective reads visual tokens (RCKA).
+        tokenizer: With it :func:`check_teacher` can compare vocabularies.
+
+    Attributes:
+        model: The frozen teacher.
+        identity: What a student must have in common with it.
+    """
 
     def __init__(
         self, model: nn.Module, family: Family, *, relational: bool, tokenizer: Any = None
@@ -104,16 +122,22 @@ class LiveTeacher:
 
     @torch.no_grad()
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
+        """Logits (N, V) and hidden states (B, S, d) for a collated batch."""
         logits, hidden = self._forward(self.model, batch)
         return TeacherOutputs(logits, hidden)
 
 
 def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str) -> nn.Module:
-    """Load a teacher onto a device: in bfloat16, or its decoder's linears in 8 or 4 bits
-    (bitsandbytes: LLM.int8, NF4) and the rest in bfloat16.
+    """Load a teacher onto a device.
+
+    Args:
+        path: A model directory or hub name.
+        bits: 16 for bfloat16 throughout; 8 or 4 for the decoder's linears in that many bits
+            (bitsandbytes: LLM.int8, NF4) and the rest in bfloat16.
+        device: Where the weights go.
 
     Raises:
-        InputError: for other bits, a model that cannot be loaded, or bitsandbytes not installed.
+        InputError: Other bits, a model that cannot be loaded, or bitsandbytes not installed.
     """
     if bits not in TEACHER_BITS:
         known = ", ".join(map(str, TEACHER_BITS))

@@ -28,12 +28,21 @@ from grace.training.method import MethodConfig
 from grace.training.teacher import Identity, Teacher, TeacherOutputs, check_teacher
 
 SCALE_PARAMETER = "log_scale"
+"""Last part of the name of a fake-quantized linear's learned scales."""
 PARTIAL = "partial"
 """Folder, beside the checkpoints, of the one that is being written."""
 
 
 class GraceTrainer(Trainer):
-    """Trains a student with any of METHODS.
+    """Trains a student with any of `METHODS`.
+
+    ::
+
+        prepare_student(student, method)
+        trainer = GraceTrainer(student, arguments, data, Collator(...), method=method,
+                               teacher=LiveTeacher(...))
+        trainer.train()
+        save_student(student, processor, "student", method)
 
     In several processes every term is normalised over all of them, and one process with as many
     accumulation steps more takes the same optimizer steps. Weights and scales are float32
@@ -41,14 +50,21 @@ class GraceTrainer(Trainer):
     autocast: codes follow from float32 weights, which is what ``bake`` rounds in the end.
 
     Args:
-        model: the student, with its decoder already prepared for fake quantization if it is to be
-            quantized (see :func:`prepare_student`).
-        method: what to train and how.
-        teacher: needed by methods with distillation, and refused by the others.
+        model: The student, prepared by :func:`prepare_student`.
+        args: The library's own settings.
+        train_dataset: The samples; :class:`grace.data.ShardedConversations` serves as well.
+        data_collator: Makes the batches.
+        method: What to train and how.
+        teacher: Needed by methods with distillation, and refused by the others.
+        **kwargs: Further arguments of the library's ``Trainer``.
+
+    Attributes:
+        method: As given.
+        teacher: As given.
+        objective: The weights of the loss terms; None without distillation.
 
     Raises:
-        InputError: for a teacher without need, none where one is needed, or one of another family
-            or vocabulary.
+        InputError: A teacher is missing or not needed, or of another family or vocabulary.
     """
 
     def __init__(
@@ -63,11 +79,11 @@ class GraceTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         if method.needs_teacher != (teacher is not None):
-            wanted = "needs a" if method.needs_teacher else "takes no"
-            raise InputError(f"method {method.method} {wanted} teacher")
-        known = getattr(teacher, "identity", None)
-        if known is not None:
-            check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), known)
+            needs = "needs a" if method.needs_teacher else "takes no"
+            raise InputError(f"method {method.method} {needs} teacher")
+        identity = getattr(teacher, "identity", None)
+        if identity is not None:
+            check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), identity)
         collate: Any = data_collator
         if args.world_size > 1:
             collate = ImageInEveryBatch.around(data_collator, train_dataset) or data_collator
@@ -162,8 +178,10 @@ class GraceTrainer(Trainer):
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _autocast(self) -> Any:
-        """What accelerate puts around a model's forward, but not around FSDP2's. Without the cache:
-        it would keep the bfloat16 copies of all shards that were gathered."""
+        """The autocast that accelerate puts around a model's forward, but not around FSDP2's.
+
+        Without the cache: it would keep the bfloat16 copies of all shards that were gathered.
+        """
         if self.accelerator.is_fsdp2 and self.args.bf16:
             return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
         return contextlib.nullcontext()

@@ -34,7 +34,7 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
     Raises:
         InputError: for settings that do not go together.
     """
-    from grace.training import MethodConfig
+    from grace.training import NAIVE_KD, MethodConfig
 
     quantization = None
     if run.bits != 16:
@@ -46,7 +46,7 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
         )
     distillation = None
     if run.method in TEACHER_METHODS:
-        chosen = settings.distillation | (_PLAIN_KD if run.method == "kd" else {})
+        chosen = settings.distillation | (NAIVE_KD if run.method == "kd" else {})
         distillation = DistillationConfig.from_dict({**chosen, **run.distillation})
     return MethodConfig(
         run.method,
@@ -55,15 +55,6 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
         distillation=distillation,
         scale_lr_multiplier=settings.scale_lr_multiplier,
     )
-
-
-# Naive KD: the full softened distribution with a fixed weight, no gate, no relational term.
-_PLAIN_KD: dict[str, Any] = {
-    "decoupled": False,
-    "kappa": 0.0,
-    "adaptive": False,
-    "rcka_weight": 0.0,
-}
 
 
 def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:

@@ -502,7 +502,7 @@ def test_swapping_teacher_and_student_is_noticed(tmp_path, make_model, dataset):
         ({"method": "sft", "bits": 4}, "sft does not quantize"),
         ({"method": "qat", "bits": 16}, "qat quantizes"),
         ({"method": "qat", "bits": 4}, "give a QuantSpec"),
-        ({"method": "qat", "bits": 8, "quantization": QuantSpec(bits=4)}, "make them one"),
+        ({"method": "qat", "bits": 8, "quantization": QuantSpec(bits=4)}, "both the same number"),
         ({"method": "grace"}, "needs distillation"),
         ({"method": "sft", "distillation": DistillationConfig()}, "takes no"),
         ({"method": "sft", "scale_lr_multiplier": 0.0}, "scale_lr_multiplier"),
