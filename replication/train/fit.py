@@ -27,7 +27,8 @@ from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import Params
 
 ORIGIN_FILE = "origin.json"
-_LEFT_OUT = ("rejected", "truncated", "dropped_images")  # what shards tell of their conversations
+_LEFT_OUT = ("rejected", "truncated", "dropped_images")
+"""Counts that a sharded dataset has, of conversations that were left out or cut."""
 
 
 def load_training_data(
@@ -69,21 +70,50 @@ def fit(
     them calls this, and ``model`` may be sharded afterwards: see :func:`whole_model`.
 
     Args:
-        settings: steps or epochs, batch_size, learning_rate, seed, arithmetic (bfloat16 or
+        model: The model, in float32.
+        data: The training conversations.
+        method: What is trained, and by which loss.
+        settings: Steps or epochs, batch_size, learning_rate, seed, arithmetic (bfloat16 or
             float32) and the optional rest of the corresponding section of ``params.yaml``.
-        origin: what the training follows from, see :func:`origin_of`.
-        scratch: folder for checkpoints, removed when training is complete.
+        teacher: Of a method that distills.
+        origin: What the training follows from, see :func:`origin_of`.
+        scratch: Folder for checkpoints, removed when training is complete.
         log: JSON file for the logged values (``history``), the controller's bounds, what of the
             published data did not fit (``data``), and what the training took (``cost``; None if it
             was interrupted).
-        finish: called when training is complete, while its last checkpoint is still there.
+        finish: Called when training is complete, while its last checkpoint is still there.
+
+    Returns:
+        The trainer.
     """
     if not torch.cuda.is_available():
         # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
         model.set_attn_implementation("eager")
+    collator = Collator(
+        data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
+    )
+    arguments = training_arguments(settings, scratch)
+    trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
+    record = _record(model, data, method, settings)
+    last = _take_up(trainer, scratch, origin)
+    if last is not None:
+        state = json.loads((last / "trainer_state.json").read_text())
+        if state["global_step"] >= state["max_steps"]:
+            if trainer.is_world_process_zero():
+                load_weights(model, last)
+            _end(trainer, scratch, log, {**record, "history": state["log_history"]}, finish)
+            return trainer
+    cost = _train(trainer, last)
+    record |= {"history": trainer.state.log_history[:-1], "cost": cost if last is None else None}
+    _end(trainer, scratch, log, record, finish)
+    return trainer
+
+
+def training_arguments(settings: dict[str, Any], scratch: Path) -> TrainingArguments:
+    """The trainer's own settings; see :func:`fit`."""
     launch = settings.get("launch") or {}
     steps = settings.get("steps") or 0
-    arguments = TrainingArguments(
+    return TrainingArguments(
         output_dir=str(scratch),
         max_steps=steps or -1,
         num_train_epochs=settings.get("epochs") or 1.0,
@@ -110,20 +140,27 @@ def fit(
         use_cpu=not torch.cuda.is_available(),
         disable_tqdm=False,
     )
-    collator = Collator(
-        data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
-    )
-    trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    told: dict[str, Any] = {
+
+
+def _record(
+    model: Any, data: ConversationDataset, method: MethodConfig, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """What a training log says beside its history and cost."""
+    record: dict[str, Any] = {
         "family": model.config.model_type,
         "arithmetic": settings["arithmetic"],
     }
     left_out = {name: getattr(data, name) for name in _LEFT_OUT if hasattr(data, name)}
     if left_out:
-        told["data"] = left_out
+        record["data"] = left_out
     if method.distillation is not None and method.distillation.adaptive:
         bounds = ("tau", "beta_min", "beta_max")
-        told["controller"] = {name: getattr(method.distillation, name) for name in bounds}
+        record["controller"] = {name: getattr(method.distillation, name) for name in bounds}
+    return record
+
+
+def _take_up(trainer: GraceTrainer, scratch: Path, origin: dict[str, str]) -> Path | None:
+    """The checkpoint to go on from; without one, an empty scratch folder of this origin."""
     first = trainer.is_world_process_zero()
     last = last_checkpoint(scratch, origin) if first else None
     [last] = broadcast_object_list([last])  # the others look only after it
@@ -131,44 +168,38 @@ def fit(
         shutil.rmtree(scratch, ignore_errors=True)
         write_json_atomic(scratch / ORIGIN_FILE, origin)
     trainer.accelerator.wait_for_everyone()
-    if last is not None:
-        state = json.loads((last / "trainer_state.json").read_text())
-        if state["global_step"] >= state["max_steps"]:
-            if first:
-                load_weights(model, last)
-            _end(trainer, scratch, log, {**told, "history": state["log_history"]}, finish)
-            return trainer
+    return last
+
+
+def _train(trainer: GraceTrainer, last: Path | None) -> dict[str, Any]:
+    """Train, and return what it took."""
+    model = cast(Any, trainer.model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     _forget_peak_memory()
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    cost = None
-    if last is None:
-        cost = {
-            "seconds": round(time.monotonic() - started, 1),
-            "steps": trainer.state.global_step,
-            "tokens": int(trainer.state.num_input_tokens_seen),
-            "peak_memory_bytes": _peak_memory(),
-            "trained_parameters": trained,
-            "threads": torch.get_num_threads(),
-            "device": provenance.device_description(),
-        }
-    told |= {"history": trainer.state.log_history[:-1], "cost": cost}
-    _end(trainer, scratch, log, told, finish)
-    return trainer
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "steps": trainer.state.global_step,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "peak_memory_bytes": _peak_memory(),
+        "trained_parameters": trained,
+        "threads": torch.get_num_threads(),
+        "device": provenance.device_description(),
+    }
 
 
 def _end(
     trainer: GraceTrainer,
     scratch: Path,
     log: Path,
-    told: dict[str, Any],
+    record: dict[str, Any],
     finish: Callable[[GraceTrainer], None] | None,
 ) -> None:
     first = trainer.is_world_process_zero()
     if first:
-        history = _history(told["history"])
-        write_json_atomic(log, {"cost": None, **told, "history": history})
+        history = _history(record["history"])
+        write_json_atomic(log, {"cost": None, **record, "history": history})
     if finish is not None:
         finish(trainer)
     if first:
@@ -222,15 +253,12 @@ def save_trained(
     model: Any, processor: Any, path: Path, method: MethodConfig, origin: dict[str, str]
 ) -> None:
     """Write a trained model, values on the grid, with the integer codes and scales beside them."""
+
+    def write_origin(directory: Path) -> None:
+        write_json_atomic(directory / ORIGIN_FILE, origin)
+
     _remove_unfinished(path)
-    save_student(
-        model,
-        processor,
-        path,
-        method,
-        overwrite=True,
-        also=lambda directory: write_json_atomic(directory / ORIGIN_FILE, origin),
-    )
+    save_student(model, processor, path, method, overwrite=True, also=write_origin)
 
 
 def _under_deepspeed() -> bool:

@@ -58,13 +58,16 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
 
 
 def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
-    """What :func:`replication.train.fit.fit` is told of one seed of a run."""
+    """The settings of :func:`replication.train.fit.fit` for one seed of a run."""
     from replication.train.fit import arithmetic_of
 
-    told = dataclasses.asdict(params.train) | {"seed": seed, "arithmetic": arithmetic_of(params)}
+    settings = dataclasses.asdict(params.train) | {
+        "seed": seed,
+        "arithmetic": arithmetic_of(params),
+    }
     if run.learning_rate is not None:
-        told["learning_rate"] = run.learning_rate
-    return told
+        settings["learning_rate"] = run.learning_rate
+    return settings
 
 
 def load_student(baseline: Path, method: "MethodConfig", seed: int) -> Any:

@@ -21,7 +21,15 @@ from replication.train.fit import arithmetic_of, fit, load_training_data, origin
 
 
 def train_decoder(params: Params, name: str) -> None:
-    """Write ``language/<name>``: a model whose decoder was trained on text alone."""
+    """Write ``language/<name>``: a model whose decoder was trained on text alone.
+
+    Args:
+        params: The parameters of a reduced scale.
+        name: Of the section ``language``: "teacher" or "baseline".
+
+    Raises:
+        InputError: For an unknown name, or data or a processor that is missing.
+    """
     layout = Layout(params)
     languages = section(params.language, "language")
     if name not in languages:
@@ -33,26 +41,23 @@ def train_decoder(params: Params, name: str) -> None:
     processor = load_processor(needed(layout.processor(family), "vision"))
     check_architectures(params)
     model = build_model(family, processor, shape, vision.config, settings.seed)
-    method = MethodConfig("sft")
-    prepare_student(model, method)
     data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
-    given = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
-    fit(
-        model,
-        data,
-        method,
-        given,
-        teacher=None,
-        origin=_origin(model, data, method, given),
-        scratch=layout.checkpoints("language", name),
-        log=layout.training_log("language", name, "text"),
-    )
-    save_model(model, processor, layout.model("language", name))
+    log = layout.training_log("language", name, "text")
+    _finetune(params, settings, model, data, folder="language", name=name, log=log)
 
 
 def train_model(params: Params, family: str, name: str) -> None:
     """Write ``<family>/<name>``: ``source`` as published, or a model trained here, whose decoder
-    starts from that of another."""
+    starts from that of another.
+
+    Args:
+        params: The parameters.
+        family: The family.
+        name: "teacher" or "baseline".
+
+    Raises:
+        InputError: When something that is read is missing, or a checkpoint cannot be had.
+    """
     layout = Layout(params)
     models: dict[str, Pretraining] = getattr(params, name)
     settings = models[family]
@@ -73,29 +78,38 @@ def train_model(params: Params, family: str, name: str) -> None:
     with reading(layout.vision(family), "vision"):
         take_tower(model, family, layout.vision(family))
     warm_start(model, processor.tokenizer, load_model(start), load_processor(start).tokenizer)
-    method = MethodConfig("sft")
-    prepare_student(model, method)
     data = load_training_data(layout, family, processor, model.config)
-    given = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
+    log = layout.training_log(family, name, "instruction")
     with family_of(family).take_vision_features(model):
-        fit(
-            model,
-            data,
-            method,
-            given,
-            teacher=None,
-            origin=_origin(model, data, method, given),
-            scratch=layout.checkpoints(family, name),
-            log=layout.training_log(family, name, "instruction"),
-        )
-    save_model(model, processor, layout.model(family, name))
+        _finetune(params, settings, model, data, folder=family, name=name, log=log)
 
 
-def _origin(
-    model: Any, data: Any, method: MethodConfig, settings: dict[str, Any]
-) -> dict[str, str]:
+def _finetune(
+    params: Params,
+    settings: Any,
+    model: Any,
+    data: ConversationDataset,
+    *,
+    folder: str,
+    name: str,
+    log: Path,
+) -> None:
+    """Plain supervised fine-tuning of every weight but the tower's, and the model's directory."""
+    layout, method = Layout(params), MethodConfig("sft")
+    prepare_student(model, method)
+    values = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
     code = code_hash("replication.train.start")
-    return origin_of(model, data, method, settings, None, code=code)
+    fit(
+        model,
+        data,
+        method,
+        values,
+        teacher=None,
+        origin=origin_of(model, data, method, values, None, code=code),
+        scratch=layout.checkpoints(folder, name),
+        log=log,
+    )
+    save_model(model, data.processor, layout.model(folder, name))
 
 
 def _download(source: str, target: Path, setting: str) -> None:
