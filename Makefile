@@ -26,7 +26,7 @@ MUTATION_WORKERS ?= 2
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
-	@echo "make repro [SCALE=smoke|small|paper]  rebuild every table"
+	@echo "make repro [SCALE=smoke|small|paper] [TABLE=table4]  rebuild every table, or one"
 	@echo "make report [SCALE=...]               the page of results, from the results that there are"
 	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
@@ -65,16 +65,16 @@ lock: setup
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o $(LOCK)
 
 doctor: setup
-	$(BIN)/python -m replication.doctor $(SCALE) $(DOCTOR)
+	$(BIN)/python -m replication.doctor "$(SCALE)" $(DOCTOR)
 
 repro: setup
-	$(BIN)/python -m replication.scale $(SCALE) repro
+	$(BIN)/python -m replication.scale $(if $(filter undefined,$(origin TABLE)),,--table "$(TABLE)") "$(SCALE)" repro
 
 report: setup
-	$(BIN)/python -m replication.scale $(SCALE) repro --single-item report
+	$(BIN)/python -m replication.scale "$(SCALE)" repro --single-item report
 
 verify-claims: setup
-	$(BIN)/python -m replication.verify --scale $(SCALE)
+	$(BIN)/python -m replication.verify --scale "$(SCALE)"
 
 rehearsal: setup
 	$(BIN)/python -m replication.rehearsal

@@ -22,10 +22,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from replication.base.command import command
-from replication.base.files import write_json_atomic
+from replication.base.files import ROOT, write_json_atomic
 from replication.settings.checks import parse_params
-from replication.settings.scales import ROOT, alone, merge, prepare, run_dvc, scale_params
+from replication.settings.scales import merge, scale_params
 from replication.settings.schema import Standins, section
+from replication.settings.workspace import alone, prepare, run_dvc
 
 FOLDER = Path(".scales") / "rehearsal"
 CONVERSATIONS = 8  # three epochs of two steps

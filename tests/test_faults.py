@@ -58,7 +58,7 @@ from replication.results.scores import (
     write_outcomes,
     write_scores,
 )
-from replication.settings.scales import _copy
+from replication.settings.workspace import _copy
 from replication.train.fit import read_origin, save_trained
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

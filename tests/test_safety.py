@@ -264,7 +264,8 @@ def test_a_new_workspace_asks_nothing(tmp_path):
     """DVC reports its use over the network unless it is told not to, from a process left behind."""
     script = f"""
 from pathlib import Path
-from replication.settings.scales import prepare, scale_params
+from replication.settings.scales import (scale_params)
+from replication.settings.workspace import (prepare)
 prepare(Path("workspace"), scale_params("smoke"), Path({str(ROOT)!r}))
 """
     done, asked = offline(script, tmp_path)

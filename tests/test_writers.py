@@ -37,8 +37,8 @@ JUDGED = {
     "replication/rehearsal.py:_write_training": BY_ITS_CALLER,
     "replication/report/examples.py:_embedded": "into memory",
     "replication/report/figures/style.py:save": BY_ITS_CALLER,
-    "replication/settings/scales.py:alone": "a lock file, with the number of a process",
-    "replication/settings/scales.py:main": "each file by atomic_path",
+    "replication/settings/workspace.py:alone": "a lock file, with the number of a process",
+    "replication/settings/workspace.py:publish": "each file by atomic_path",
     "replication/train/tower.py:write_features": RENAMED,
     "replication/train/tower.py:train_tower": "of a stage whose outputs DVC removes before "
     "it runs, and believes when it has ended",

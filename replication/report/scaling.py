@@ -13,7 +13,7 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.command import command
-from replication.base.files import read_json, write_text_atomic
+from replication.base.files import ROOT, read_json, write_text_atomic
 from replication.base.scales import FULL_SCALE
 from replication.measure.growth import AXES, OUT
 from replication.paper import load_tables
@@ -35,7 +35,7 @@ from replication.plan.needs import (
 )
 from replication.plan.resources import Resources, load_resources
 from replication.settings.checks import parse_params
-from replication.settings.scales import ROOT, scale_params
+from replication.settings.scales import scale_params
 from replication.settings.schema import Params, section
 
 DOCUMENT = ROOT / "docs" / "scaling.md"

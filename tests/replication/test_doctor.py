@@ -9,6 +9,7 @@ import pytest
 
 from grace.errors import InputError
 from replication import doctor
+from replication.base.files import ROOT
 from replication.base.validation import validate
 from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
@@ -29,7 +30,7 @@ from replication.plan.needs import find_model, make_plan, needs, questions, shap
 from replication.plan.resources import Resources, load_resources
 from replication.plan.text import duration, size
 from replication.settings.checks import parse_params
-from replication.settings.scales import ROOT, scale_params
+from replication.settings.scales import scale_params
 
 BIG = Machine(
     gpus=(Gpu("NVIDIA A100-SXM4-80GB", 85.1e9, True),) * 16,

@@ -20,8 +20,9 @@ from launched import ranks
 from grace.errors import InputError
 from grace.models import load_model
 from grace.training import check_deepspeed
+from replication.base.files import ROOT
 from replication.settings.checks import parse_params
-from replication.settings.scales import ROOT, merge, scale_params
+from replication.settings.scales import merge, scale_params
 from replication.settings.schema import PRESETS, Launch
 from replication.train.launch import command, read_launch_config
 from replication.train.launch.run import check

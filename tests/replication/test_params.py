@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from grace.errors import InputError
 from replication.base.code import closure
+from replication.base.files import ROOT
 from replication.base.scales import SCALES
 from replication.benchmarks import BENCHMARKS
 from replication.settings import schema as module
 from replication.settings.checks import check_architectures, load_params, parse_params
-from replication.settings.scales import ROOT, scale_params
+from replication.settings.scales import scale_params
 from replication.settings.schema import Params
 from replication.train.runs import method_config
 

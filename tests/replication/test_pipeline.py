@@ -11,8 +11,9 @@ from replication.base.scales import SCALES
 from replication.results.measurements import measurement_path
 from replication.settings.checks import parse_params
 from replication.settings.paths import Layout
-from replication.settings.scales import pipeline_of, scale_params, workspace
+from replication.settings.scales import scale_params
 from replication.settings.schema import REDUCED_ONLY
+from replication.settings.workspace import pipeline_of, workspace
 from replication.stages import NOT_AT_FULL_SCALE
 
 PIPELINE = yaml.safe_load((ROOT / pipeline_of("small")).read_text())["stages"]

@@ -1,11 +1,13 @@
 """Scales: what a scale changes, and that running one leaves the committed files alone."""
 
+import dataclasses
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -14,7 +16,12 @@ from hypothesis import strategies as st
 from repository import ROOT, contents, copy_repository, python
 
 from grace.errors import InputError
-from replication.settings.scales import alone, merge, scale_params, workspace
+from replication import scale
+from replication.paper import load_tables
+from replication.plan.targets import find_table, stages_of
+from replication.settings.checks import parse_params
+from replication.settings.scales import merge, scale_params
+from replication.settings.workspace import alone, workspace
 
 TREES = st.recursive(
     st.integers(0, 3) | st.none(),
@@ -44,29 +51,27 @@ def test_merging_twice_changes_nothing(base, changes):
     assert merge(base, {}) == base
 
 
-@pytest.mark.parametrize("scale", ["smoke", "paper"])
-def test_every_change_of_a_scale_is_in_its_parameters(repository, scale):
-    changes = yaml.safe_load(
-        (repository / "replication" / "settings" / "values" / f"{scale}.yaml").read_text()
-    )
-    made = scale_params(scale, repository)
+@pytest.mark.parametrize("name", ["smoke", "paper"])
+def test_every_change_of_a_scale_is_in_its_parameters(repository, name):
+    values = repository / "replication" / "settings" / "values"
+    changes = yaml.safe_load((values / f"{name}.yaml").read_text())
+    params = scale_params(name, repository)
 
-    def compare(changes, made, base):
+    def compare(changes, params, base):
         for key, value in changes.items():
             if value is None:
-                assert key not in made
+                assert key not in params
             elif isinstance(value, dict):
-                compare(value, made[key], (base or {}).get(key))
+                compare(value, params[key], (base or {}).get(key))
             else:
-                assert made[key] == value
+                assert params[key] == value
         for key in set(base or {}) - set(changes):
-            assert made[key] == base[key]
+            assert params[key] == base[key]
 
     base = yaml.safe_load((repository / "params.yaml").read_text())
     if preset := changes.get("train", {}).get("preset"):
-        path = repository / "replication" / "settings" / "values" / "presets" / f"{preset}.yaml"
-        base = merge(base, yaml.safe_load(path.read_text()))
-    compare(changes, made, base)
+        base = merge(base, yaml.safe_load((values / "presets" / f"{preset}.yaml").read_text()))
+    compare(changes, params, base)
 
 
 def test_another_preset_is_one_word(repository):
@@ -130,16 +135,55 @@ def test_scale_small_runs_in_the_repository_itself(repository):
     assert workspace("small", repository) == repository
 
 
-@pytest.mark.slow
-def test_an_unknown_scale_is_one_line_and_exit_code_2(repository):
-    before = contents(repository)
-    done = python("-m", "replication.scale", "smal", "repro", cwd=repository)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: scale 'smal' is unknown; did you mean 'small'?")
-    assert contents(repository) == before
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["smal", "repro"], "scale 'smal' is unknown; did you mean 'small'?"),
+        (["", "repro"], "the scale is empty; choose one of smoke, small, paper"),
+        (
+            ["--table", "tabel4", "small", "repro"],
+            "table 'tabel4' is unknown; did you mean",
+        ),
+        (["--table", "", "small", "repro"], "the table is empty; choose one of table1"),
+        (["--table", "table4", "small", "status"], "--table is for repro"),
+    ],
+)
+def test_what_is_unknown_is_one_line_and_exit_code_2(words, message, monkeypatch, capsys):
+    for name in ("alone", "workspace", "run_dvc"):
+        monkeypatch.setattr(scale, name, pytest.fail)
+    assert scale.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_a_table_runs_what_it_shows():
+    params = parse_params(scale_params("small"))
+    table4 = ["evaluate@qwen2_vl", "evaluate@qwen2_vl_runs"]
+    assert stages_of(params, find_table("table4")) == table4
+    assert find_table("table4_quant_ablation_qwen2vl") == "table4"
+    assert stages_of(params, "bits") == [*table4, "evaluate@bit_widths", "evaluate@qwen2_vl_ptq"]
+    assert stages_of(params, "deploy")[0] == "deploy@llava-1.5-7b"
+    for name in load_tables().short_names():
+        assert stages_of(params, name)
+    llava = dataclasses.replace(params, teacher={"llava": params.teacher["llava"]})
+    with pytest.raises(InputError, match="scale small runs nothing of table table4"):
+        stages_of(llava, "table4")
+
+
+def test_one_table_is_written_and_printed(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(scale, "workspace", lambda name: tmp_path)
+    monkeypatch.setattr(scale, "alone", lambda name: nullcontext(7))
+    monkeypatch.setattr(scale, "publish", lambda folder, name: None)
+    monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: ran.append(words) or 0)
+    assert scale.main(["--table", "table4", "smoke", "repro"]) == 0
+    assert ran == [("repro", "evaluate@qwen2_vl", "evaluate@qwen2_vl_runs")]
+    text = (tmp_path / "results/smoke/tables/table4.md").read_text()
+    assert text in capsys.readouterr().out
+    monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: 3)
+    assert scale.main(["--table", "table3", "smoke", "repro"]) == 3
+    assert not (tmp_path / "results/smoke/tables/table3.md").exists()
 
 
 @pytest.mark.slow
@@ -168,7 +212,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path, repository):
 def test_a_run_that_was_killed_holds_nothing_but_what_it_started_does(tmp_path):
     script = (
         "import pathlib, subprocess, sys, time\n"
-        "from replication.settings.scales import alone\n"
+        "from replication.settings.workspace import alone\n"
         "with alone('smoke', pathlib.Path(sys.argv[1])) as lock:\n"
         "    quiet = subprocess.DEVNULL\n"
         "    child = subprocess.Popen(['sleep', '60'], pass_fds=(lock,), stdout=quiet)\n"

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from grace.errors import InputError
+from replication.base.files import ROOT
 from replication.measure.growth import AXES, OUT
 from replication.report.scaling import DOCUMENT, NAMES, contents, fill, growth
-from replication.settings.scales import ROOT
 
 
 @pytest.mark.slow

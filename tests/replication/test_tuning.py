@@ -4,9 +4,10 @@ import pytest
 import yaml
 
 from grace.errors import InputError
+from replication.base.files import ROOT
 from replication.measure.tuning import best, describe, with_candidates
 from replication.settings.checks import parse_params
-from replication.settings.scales import ROOT, scale_params
+from replication.settings.scales import scale_params
 
 PARAMS = parse_params(scale_params("small"))
 
