@@ -28,14 +28,14 @@ from replication.base.scales import COMMITTED
 from replication.base.yaml import read_yaml
 from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import outcomes_path, validate_scores, write_scores
-from replication.settings.checks import load_params, parse_params
+from replication.settings.checks import parse_params
 from replication.settings.recording import (
     evaluation_stages,
     measuring_stages,
     recorded_params,
     training_stages,
 )
-from replication.settings.schema import PARAMS_FILE
+from replication.settings.schema import PARAMS_FILE, Params
 from replication.settings.workspace import alone, outdated, prepare, run_dvc
 
 PACKAGES = ("lmms_eval", "bitsandbytes", "llmcompressor", "compressed_tensors")
@@ -98,11 +98,9 @@ def evaluate(folder: Path, root: Path = ROOT) -> int:
     Raises:
         InputError: before anything is run, if training is not finished or was of other code.
     """
-    content = read_yaml(folder / PARAMS_FILE)
-    params = parse_params(content, str(folder / PARAMS_FILE))
     check_committed(root)
     check_packages()
-    prepare(folder, content, root)
+    params = _prepared(folder, root)
     run_dvc(folder, "repro", "-q", "code")
     if stages := outdated(folder, training_stages(params)):
         raise InputError(
@@ -110,6 +108,14 @@ def evaluate(folder: Path, root: Path = ROOT) -> int:
             "commit that the recording was started with, or go on with it where it was started"
         )
     return _repro(folder, measuring_stages(params), root)
+
+
+def _prepared(folder: Path, root: Path) -> Params:
+    """The parameters of a recording that is there; its links lead to this repository again."""
+    content = read_yaml(folder / PARAMS_FILE)
+    params = parse_params(content, str(folder / PARAMS_FILE))
+    prepare(folder, content, root)
+    return params
 
 
 def _repro(folder: Path, stages: Sequence[str], root: Path) -> int:
@@ -167,7 +173,7 @@ def import_recording(folder: Path, root: Path = ROOT) -> Path:
             that is missing or of code that was not committed, training on several devices, or a
             recording of this device and scale that is there already.
     """
-    params = load_params(folder / PARAMS_FILE)
+    params = _prepared(folder, root)
     scale, results = params.scale, folder / "results"
     if stages := outdated(folder, evaluation_stages(params)):
         raise InputError(

@@ -11,11 +11,11 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, Strict
-from pydantic.dataclasses import dataclass
+from pydantic import Field, Strict
 
 from grace.errors import InputError
 from replication.base.messages import unknown
+from replication.base.validation import Flag, Positive, Text, record
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -25,10 +25,7 @@ LANGUAGE_FAMILY = "qwen2_vl"
 REDUCED_ONLY = ("standins", "vision", "features", "language")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
-Text = Annotated[str, Strict()]
-Flag = Annotated[bool, Strict()]
 Natural = Annotated[int, Strict(), Field(ge=0, le=2**53)]
-Positive = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Literal["smoke", "small", "paper"]
@@ -40,10 +37,8 @@ Optimizer = Literal["adamw_torch_fused", "adamw_bnb_8bit"]
 PRESETS: tuple[str, ...] = typing.get_args(Preset)
 DTYPES: tuple[str, ...] = typing.get_args(Dtype)[1:]
 
-_STRICT = ConfigDict(extra="forbid")
 
-
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Standins:
     """The procedural world: its sizes, its seed and how hard the drawings are.
 
@@ -82,7 +77,7 @@ class Standins:
     vocab_size: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Vision:
     """Pretraining of a family's vision tower.
 
@@ -103,7 +98,7 @@ class Vision:
     config: dict[Text, Any]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Features:
     """Frozen vision features of the training images.
 
@@ -114,7 +109,7 @@ class Features:
     batch_size: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Source:
     """A published data set.
 
@@ -129,7 +124,7 @@ class Source:
     split: Text | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Training:
     """The training conversations of scale paper; docs/data.md has the formats.
 
@@ -156,7 +151,7 @@ class Training:
     invalid_records: Share = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Data:
     """The published data of scale paper.
 
@@ -169,7 +164,7 @@ class Data:
     benchmarks: dict[Text, Source]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Language:
     """Training of a decoder on text alone, before it meets images.
 
@@ -192,7 +187,7 @@ class Language:
     weight_decay: Amount = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Pretraining:
     """A teacher or baseline: trained here (``start``, ``steps``, ``text``), or a ``source``.
 
@@ -219,7 +214,7 @@ class Pretraining:
     source: Text | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class TeacherOutputs:
     """The teacher's outputs on the training data, computed once.
 
@@ -230,7 +225,7 @@ class TeacherOutputs:
     batch_size: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Launch:
     """How ``accelerate launch`` starts training.
 
@@ -251,7 +246,7 @@ class Launch:
     workers: Natural = 0
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Train:
     """What all runs share.
 
@@ -301,7 +296,7 @@ class Train:
     distillation: dict[Text, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Run:
     """One named run: a method at a bit width, over seeds.
 
@@ -324,7 +319,7 @@ class Run:
     shuffled_teacher: Flag = False
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Group:
     """Runs of one family that are trained, and evaluated, in one stage.
 
@@ -337,7 +332,7 @@ class Group:
     models: dict[Text, Run]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Calibration:
     """The training conversations that a quantizer looks at.
 
@@ -350,7 +345,7 @@ class Calibration:
     seed: Natural
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class PtqModel:
     """A baseline of post-training quantization.
 
@@ -363,7 +358,7 @@ class PtqModel:
     bits: Natural
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class PtqGroup:
     """Quantizations of one family's model ``baseline``, made and evaluated in one stage.
 
@@ -376,7 +371,7 @@ class PtqGroup:
     models: dict[Text, PtqModel]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Ptq:
     """Post-training quantization.
 
@@ -401,7 +396,7 @@ class Ptq:
         return self.groups[name]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Evaluate:
     """How models are evaluated, and each group of them on what.
 
@@ -421,7 +416,7 @@ class Evaluate:
     processes: Positive | Literal["all"] = 1
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class EntropyError:
     """The teacher's entropy against its error.
 
@@ -434,7 +429,7 @@ class EntropyError:
     bins: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class GateCovariance:
     """The gate against the loss.
 
@@ -447,7 +442,7 @@ class GateCovariance:
     samples: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Internals:
     """What is observed inside trained models.
 
@@ -468,7 +463,7 @@ class Internals:
     bins: Positive
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Examples:
     """Answers that a method changes.
 
@@ -479,7 +474,7 @@ class Examples:
     each: Natural
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Candidate:
     """One point of a method's grid.
 
@@ -492,7 +487,7 @@ class Candidate:
     distillation: dict[Text, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Tuning:
     """The grid of every method, and the validation questions that choose from it.
 
@@ -511,7 +506,7 @@ class Tuning:
     candidates: dict[Text, list[Candidate]]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class World:
     """What the small world must fulfil.
 
@@ -528,7 +523,7 @@ class World:
     asserted: Flag
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Deploy:
     """Which published architectures are built with random weights, and how they are measured.
 
@@ -551,7 +546,7 @@ class Deploy:
     layers: Natural | None = None
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Export:
     """What exported models are asked.
 
@@ -564,7 +559,7 @@ class Export:
     seed: Natural
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Compare:
     """The resampling behind every interval.
 
@@ -577,7 +572,7 @@ class Compare:
     seed: Natural
 
 
-@dataclass(frozen=True, config=_STRICT)
+@record
 class Params:
     """All of ``params.yaml``; a section has the name of the stage that reads it.
 

@@ -170,6 +170,7 @@ def up_to_date():
     """DVC itself is asked in the test from end to end."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "outdated", lambda folder, stages: [])
+        patch.setattr(record, "prepare", lambda folder, params, root: None)
         yield
 
 
@@ -235,7 +236,6 @@ def test_what_dvc_calls_outdated_is_neither_evaluated_nor_imported(
     monkeypatch.setattr(record, "outdated", lambda folder, stages: stages[:1])
     with pytest.raises(InputError, match=f"evaluate@{FAMILY} is not finished"):
         record.import_recording(folder, root)
-    monkeypatch.setattr(record, "prepare", lambda *_: None)
     monkeypatch.setattr(record, "run_dvc", lambda folder, *words: assert_code(words))
     monkeypatch.setattr(record, "check_committed", lambda root: None)
     with pytest.raises(InputError, match="language@teacher is not finished"):

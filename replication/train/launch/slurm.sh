@@ -22,7 +22,7 @@ if [ "$#" -ne 3 ]; then
 fi
 PYTHON=${PYTHON:-python}
 read -r CONFIG PROCESSES < <("$PYTHON" -c '
-from replication.settings.schema import load_params
+from replication.settings.checks import load_params
 launch = load_params("params.yaml").train.launch
 print(launch.config, launch.processes)')
 NODES=${SLURM_JOB_NUM_NODES:-1}
