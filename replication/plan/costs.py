@@ -3,7 +3,7 @@
     student, teacher = Shape.of(student_model), Shape.of(teacher_model)
     load = Load(sequences=2, tokens=820, visual=576, supervised=150)
     step = step_flops(student, load, teacher=teacher, checkpointing=True)
-    memory = rank_memory(student, load, method, teacher=teacher, wrapper="fsdp2", ranks=16)
+    memory = rank_memory(student, load, quantized=True, teacher=teacher, wrapper="fsdp2", ranks=16)
 
 A multiplication and an addition are two operations. What is counted is what `GraceTrainer` does:
 only supervised positions reach the vocabulary projection, the tower is frozen, the teacher answers
@@ -17,6 +17,7 @@ live storages of a run.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +57,16 @@ QUANTIZE_BACKWARD_BYTES = 108
 class Shape:
     """A vision-language model as the formulas see it; counts are of weights, tied ones once.
 
-    linears: matrices of the decoder layers, without biases; last_linears: those of them whose
-    product ends a layer. projector: matrices applied to every visual token. tower_blocks: those of
-    the tower's layers, applied to every patch, and tower_embedding that of the patches. patches: a
-    visual token is made of so many, token_pixels: of so many pixels. image_tokens: visual tokens of
-    an image where all come to one size, else 0. extra_patches: an image's positions in the tower
-    that become no visual token.
+    Attributes:
+        linears: matrices of the decoder layers, without biases.
+        last_linears: those of them whose product ends a layer.
+        projector: matrices applied to every visual token.
+        tower_blocks: matrices of the tower's layers, applied to every patch.
+        tower_embedding: the matrix that embeds a patch.
+        patches: of a visual token.
+        token_pixels: of a visual token.
+        image_tokens: visual tokens of an image where all images come to one size, else 0.
+        extra_patches: an image's positions in the tower that become no visual token.
     """
 
     name: str
@@ -90,26 +95,18 @@ class Shape:
 
     @classmethod
     def of(cls, model: Any, name: str = "") -> Shape:
-        """The shape of a model of a known family. Raises InputError for another."""
+        """The shape of a model.
+
+        Raises:
+            InputError: for a model of an unknown family.
+        """
         config = model.config
         family = family_of(config.model_type)
         text, vision = config.get_text_config(), config.vision_config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         names = family.decoder_linears(model)
-        tower = family.tower_parameters(model)
-        projectors = [model.get_submodule(one) for one in family.projectors]
-        merged = hasattr(vision, "spatial_merge_size")
-        owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in tower}
-        blocks = [
-            name
-            for name, owner in owners.items()
-            if name.endswith(".weight") and isinstance(owner, nn.Linear)
-        ]
-        patches = [
-            name for name, owner in owners.items() if isinstance(owner, nn.Conv2d | nn.Conv3d)
-        ]
-        layers = getattr(vision, "depth", None) or vision.num_hidden_layers
-        side = vision.patch_size * (vision.spatial_merge_size if merged else 1)
+        merge = getattr(vision, "spatial_merge_size", 0)  # 0: every patch is a visual token
+        side = vision.patch_size * (merge or 1)
         return cls(
             name=name or config.model_type,
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -126,21 +123,17 @@ class Shape:
             tied=model.get_output_embeddings().weight is model.get_input_embeddings().weight,
             projector=sum(
                 module.weight.numel()
-                for projector in projectors
-                for module in projector.modules()
+                for name in family.projectors
+                for module in model.get_submodule(name).modules()
                 if isinstance(module, nn.Linear)
             ),
-            tower_parameters=sum(parameter.numel() for parameter in tower.values()),
-            tower_blocks=sum(tower[name].numel() for name in blocks),
-            tower_embedding=sum(
-                tower[name].numel() for name in patches if name.endswith(".weight")
-            ),
-            tower_layers=layers,
+            **_tower_weights(model, family.tower_parameters(model)),
+            tower_layers=getattr(vision, "depth", None) or vision.num_hidden_layers,
             tower_width=getattr(vision, "embed_dim", None) or vision.hidden_size,
-            patches=vision.spatial_merge_size**2 if merged else 1,
+            patches=merge**2 or 1,
             token_pixels=side**2,
-            image_tokens=0 if merged else (vision.image_size // side) ** 2,
-            extra_patches=0 if merged else 1,
+            image_tokens=0 if merge else (vision.image_size // side) ** 2,
+            extra_patches=0 if merge else 1,
         )
 
     @property
@@ -176,10 +169,34 @@ def _weights(model: Any, names: list[str]) -> int:
     return sum(model.get_submodule(name).weight.numel() for name in names)
 
 
+def _tower_weights(model: Any, tower: Mapping[str, Any]) -> dict[str, int]:
+    """Weights of the tower's parameters: all, the linears', and the patch embedding's."""
+
+    def count(*kinds: type) -> int:
+        return sum(
+            parameter.numel()
+            for name, parameter in tower.items()
+            if name.endswith(".weight")
+            and isinstance(model.get_submodule(name.removesuffix(".weight")), kinds)
+        )
+
+    return {
+        "tower_parameters": sum(parameter.numel() for parameter in tower.values()),
+        "tower_blocks": count(nn.Linear),
+        "tower_embedding": count(nn.Conv2d, nn.Conv3d),
+    }
+
+
 @dataclass(frozen=True)
 class Load:
-    """A micro-batch: `sequences` of `tokens` (padding included), of which `visual` show one image
-    and `supervised` have a target. The last three are numbers a sequence."""
+    """A micro-batch.
+
+    Attributes:
+        sequences: number of sequences.
+        tokens: of a sequence, padding included.
+        visual: tokens of a sequence that show its one image.
+        supervised: tokens of a sequence that have a target.
+    """
 
     sequences: int
     tokens: float
@@ -212,10 +229,11 @@ class Load:
 def forward_flops(shape: Shape, load: Load) -> dict[str, float]:
     """Operations of one forward pass of a micro-batch, by part.
 
-    linears: 2 W a token (arXiv 2001.08361, section 2.1). attention: 4 S² d a layer and sequence,
-    the causal half not taken off, which only some kernels do. head: 2 V d a supervised token.
-    projector: 2 W a visual token. tower: 2 W a patch. tower_attention: 4 P² d a layer for an image
-    of P patches.
+    Returns:
+        linears: 2 W a token (arXiv 2001.08361, section 2.1). attention: 4 S² d a layer and
+        sequence, the causal half not taken off, which only some kernels do. head: 2 V d a
+        supervised token. projector: 2 W a visual token. tower: 2 W a patch. tower_attention: 4 P² d
+        a layer for an image of P patches.
     """
     patches = _patches(shape, load)
     return {
@@ -245,23 +263,26 @@ def step_flops(
     checkpointing: bool = False,
     attention: str = "fused",
 ) -> dict[str, float]:
-    """Operations of a micro-batch of training, by part: forward, backward, recompute, teacher and
-    rcka.
+    """Operations of a micro-batch of training, by part.
 
-    backward: a linear's is two products of its forward's size; that of attention two, and two and a
-    half where a fused kernel makes the scores again (arXiv 2205.14135, appendix B). recompute:
-    under gradient checkpointing every decoder layer once more. It stops at the last tensor that
-    backward needs, which spares a plain linear's product at the end of a layer, but not a
-    fake-quantized one's. The frozen tower has a forward pass alone.
-    rcka: the Gram matrices n² d of `cka`, and the student's once more for each of the two factors
-    in backward.
+    Returns:
+        forward: see `forward_flops`; the frozen tower has a forward pass alone. backward: a
+        linear's is two products of its forward's size; that of attention two, and two and a half
+        where a fused kernel makes the scores again (arXiv 2205.14135, appendix B). recompute: under
+        gradient checkpointing every decoder layer once more; it stops at the last tensor that
+        backward needs, which spares a plain linear's product at the end of a layer, but not a
+        fake-quantized one's. teacher: its forward pass. rcka: the Gram matrices n² d of `cka`, and
+        the student's once more for each of the two factors in backward.
+
+    Raises:
+        InputError: for an unknown attention.
     """
     if attention not in ATTENTIONS:
         raise InputError(f"attention {attention!r}: choose {' or '.join(ATTENTIONS)}")
     forward = forward_flops(student, load)
     trained = forward["linears"] + forward["head"] + forward["projector"]
     attended = 2.5 if attention == "fused" else 2.0
-    found = {
+    flops = {
         "forward": sum(forward.values()),
         "backward": 2 * trained + forward["attention"] * attended,
         "recompute": 0.0,
@@ -270,14 +291,13 @@ def step_flops(
     }
     if checkpointing:
         spared = 0 if quantized else 2 * student.last_linears * load.positions
-        found["recompute"] = forward["linears"] + forward["attention"] - spared
+        flops["recompute"] = forward["linears"] + forward["attention"] - spared
     if teacher is not None:
-        found["teacher"] = sum(forward_flops(teacher, load).values())
+        flops["teacher"] = sum(forward_flops(teacher, load).values())
         if relational:
-            found["rcka"] = load.sequences * _rcka_flops(
-                load.visual, student.hidden, teacher.hidden
-            )
-    return found
+            image = _rcka_flops(load.visual, student.hidden, teacher.hidden)
+            flops["rcka"] = load.sequences * image
+    return flops
 
 
 def _rcka_flops(tokens: float, student: int, teacher: int) -> float:
@@ -300,25 +320,25 @@ def traffic_bytes(
     """Bytes that the elementwise work of a micro-batch moves, by part; an upper bound, for nothing
     is taken to stay in a cache.
 
-    fake_quant: every weight is quantized forward, in the recomputation, and in the walk that makes
-    its gradient, whatever the number of tokens. vocabulary: passes over (N, V) of cross-entropy,
-    gate and distillation, a read and a write of float32 each. optimizer: AdamW reads weight,
-    gradient and two moments and writes three, once in a step of `sequences_in_step` sequences (0:
-    left out).
+    Returns:
+        fake_quant: every weight is quantized forward, in the recomputation, and in the walk that
+        makes its gradient, whatever the number of tokens. vocabulary: passes over (N, V) of
+        cross-entropy, gate and distillation, a read and a write of float32 each. optimizer: AdamW
+        reads weight, gradient and two moments and writes three, once in a step of
+        `sequences_in_step` sequences (0: left out).
     """
-    found = {"fake_quant": 0.0, "vocabulary": 0.0, "optimizer": 0.0}
+    traffic = {"fake_quant": 0.0, "vocabulary": 0.0, "optimizer": 0.0}
     if quantized:
         forwards = 2 if checkpointing else 1
-        found["fake_quant"] = student.linears * (
-            forwards * QUANTIZE_BYTES + QUANTIZE_BACKWARD_BYTES
-        )
+        a_weight = forwards * QUANTIZE_BYTES + QUANTIZE_BACKWARD_BYTES
+        traffic["fake_quant"] = student.linears * a_weight
     passes = CE_PASSES
     if teacher is not None:
         passes += 2 * GATE_PASSES + LOSS_PASSES + GRADIENT_PASSES
-    found["vocabulary"] = 8 * passes * load.targets * student.vocabulary
+    traffic["vocabulary"] = 8 * passes * load.targets * student.vocabulary
     if sequences_in_step:
-        found["optimizer"] = 28 * student.trained * load.sequences / sequences_in_step
-    return found
+        traffic["optimizer"] = 28 * student.trained * load.sequences / sequences_in_step
+    return traffic
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -326,9 +346,14 @@ def traffic_bytes(
 
 @dataclass(frozen=True)
 class Precision:
-    """How a run computes. autocast: products in bfloat16; otherwise all in float32. optimizer: one
-    of OPTIMIZERS. teacher_bits: 16, 8 or 4 for the teacher's decoder linears; teacher_dtype_bytes:
-    of its other weights and of its outputs."""
+    """How a run computes.
+
+    Attributes:
+        autocast: products in bfloat16; otherwise all in float32.
+        optimizer: one of OPTIMIZERS.
+        teacher_bits: 16, 8 or 4 for the teacher's decoder linears.
+        teacher_dtype_bytes: of the teacher's other weights and of its outputs.
+    """
 
     autocast: bool = True
     optimizer: str = "adamw_torch_fused"
@@ -371,10 +396,13 @@ def state_bytes(
     weight. ddp: the same, and a second copy of the gradients in its buckets (its default). fsdp2:
     all sharded; gathered are embeddings, head, projector and tower, which stay for the whole step,
     and two decoder layers (one computes while the next arrives), the trained ones beside their
-    unsharded gradients. zero2: bfloat16 weights on every rank, float32
-    master weights, gradients and moments sharded (arXiv 1910.02054, section 5), and a bucket of
-    5e8 values twice (DeepSpeed's default). zero3: bfloat16 weights sharded as well, gathered layers
-    as above. Gathered weights are float32: the scales may not be cast, see `FakeQuantLinear`.
+    unsharded gradients. zero2: bfloat16 weights on every rank, float32 master weights, gradients
+    and moments sharded (arXiv 1910.02054, section 5), and a bucket of 5e8 values twice (DeepSpeed's
+    default). zero3: bfloat16 weights sharded as well, gathered layers as above. Gathered weights
+    are float32: the scales may not be cast, see `FakeQuantLinear`.
+
+    Raises:
+        InputError: for an unknown wrapper, or a number of ranks that it cannot have.
     """
     precision = precision or Precision()
     if wrapper not in WRAPPERS:
@@ -477,15 +505,16 @@ def rank_memory(
 ) -> dict[str, float]:
     """Peak bytes on a rank, by part; `peak` is not their sum where parts do not meet.
 
-    activations: of all layers, or under checkpointing the layers' inputs and one layer made again.
-    casts: bfloat16 copies that autocast makes of trained weights: of the head and, at 16 bits, of
-    the decoder too; a fake-quantized linear makes one at a time. vocabulary and teacher outputs:
-    see the functions. The height is reached when the loss is differentiated (all activations, the
-    vocabulary), or in a layer's recomputation. With one micro-batch a step the gradients are not
-    there yet at the first of these; with more they are.
+    Returns:
+        weights, gradients, optimizer and communication: see `state_bytes`. activations: of all
+        layers, or under checkpointing the layers' inputs and one layer made again. casts: bfloat16
+        copies that autocast makes of trained weights. vocabulary, teacher and teacher_outputs: see
+        the functions. peak: reached when the loss is differentiated (all activations, the
+        vocabulary), or in a layer's recomputation. With one micro-batch a step the gradients are
+        not there yet at the first of these; with more they are.
     """
     precision = precision or Precision()
-    state = state_bytes(
+    memory = state_bytes(
         student,
         scales=student.scales(group_size) if quantized else 0,
         wrapper=wrapper,
@@ -494,20 +523,14 @@ def rank_memory(
     )
     kept = layer_bytes(student, load, autocast=precision.autocast, attention=attention)
     inputs = student.layers * 4 * student.hidden * load.positions
-    found = {**state}
-    found["activations"] = inputs + kept if checkpointing else student.layers * kept
-    found["casts"] = 0.0
-    if precision.autocast:
-        decoder = 2.0 * student.widest if quantized else 2.0 * student.linears
-        if wrapper in ("fsdp2", "zero3"):
-            decoder = min(decoder, 4 * student.linears / student.layers)
-        found["casts"] = 2 * student.head + decoder
-    found["vocabulary"] = vocabulary_bytes(
+    memory["activations"] = inputs + kept if checkpointing else student.layers * kept
+    memory["casts"] = _cast_bytes(student, quantized, wrapper) if precision.autocast else 0.0
+    memory["vocabulary"] = vocabulary_bytes(
         student, load, distilled=teacher is not None, autocast=precision.autocast
     )
-    found["teacher"] = found["teacher_outputs"] = 0.0
+    memory["teacher"] = memory["teacher_outputs"] = 0.0
     if teacher is not None:
-        found["teacher"] = teacher_bytes(teacher, precision) / (ranks if teacher_sharded else 1)
+        memory["teacher"] = teacher_bytes(teacher, precision) / (ranks if teacher_sharded else 1)
         outputs = teacher_outputs_bytes(
             teacher,
             load,
@@ -515,14 +538,22 @@ def rank_memory(
             relational=relational,
             dtype_bytes=precision.teacher_dtype_bytes,
         )
-        found["teacher_outputs"] = sum(outputs.values())
-    fixed = found["weights"] + found["optimizer"] + found["communication"] + found["teacher"]
-    fixed += found["teacher_outputs"] + found["casts"]
-    saved = inputs if checkpointing else found["activations"]
-    at_loss = saved + found["vocabulary"] + (found["gradients"] if accumulation > 1 else 0.0)
-    in_layer = found["activations"] + found["gradients"]
-    found["peak"] = fixed + max(at_loss, in_layer)
-    return found
+        memory["teacher_outputs"] = sum(outputs.values())
+    always = ("weights", "optimizer", "communication", "teacher", "teacher_outputs", "casts")
+    saved = inputs if checkpointing else memory["activations"]
+    at_loss = saved + memory["vocabulary"] + (memory["gradients"] if accumulation > 1 else 0.0)
+    in_layer = memory["activations"] + memory["gradients"]
+    memory["peak"] = sum(memory[part] for part in always) + max(at_loss, in_layer)
+    return memory
+
+
+def _cast_bytes(student: Shape, quantized: bool, wrapper: str) -> float:
+    """Copies of the head and, at 16 bits, of the decoder too; a fake-quantized linear makes one at
+    a time."""
+    decoder = 2.0 * student.widest if quantized else 2.0 * student.linears
+    if wrapper in ("fsdp2", "zero3"):
+        decoder = min(decoder, 4 * student.linears / student.layers)
+    return 2 * student.head + decoder
 
 
 # --------------------------------------------------------------------------------------------- time

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from grace.errors import InputError
+from grace.export.packing import awq_zeros, pack_awq
 from grace.quantization import FakeQuantLinear, QuantSpec
 from replication.base.messages import unknown
 from replication.measure.speed.weights import Convert
@@ -25,9 +26,13 @@ GROUP_SIZE = 128
 class Variant:
     """One way to run a model.
 
-    name: by which it is asked for. label: in tables. bits: of a decoder weight's code. convert:
-    makes a linear's replacement; None leaves it as it is. unavailable: why it cannot be run on a
-    device, or None. ours: whether it is this project's, not a peer.
+    Attributes:
+        name: by which it is asked for.
+        label: in tables.
+        bits: of a decoder weight's code.
+        convert: makes a linear's replacement; None leaves it as it is.
+        unavailable: why it cannot be run on a device, or None.
+        ours: whether it is this project's, not a peer.
     """
 
     name: str
@@ -66,7 +71,7 @@ class UnfusedAwqLinear(nn.Module):
 
     def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
-        from grace.export.packing import AWQ_BITS, AWQ_ORDER, awq_zeros, pack_awq
+        from grace.export.packing import AWQ_BITS, AWQ_ORDER
 
         places = [AWQ_BITS * AWQ_ORDER.index(column) for column in range(len(AWQ_ORDER))]
         shifts = torch.tensor(places, dtype=torch.int32, device=codes.device)
@@ -168,7 +173,11 @@ VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
 
 
 def variant(name: str) -> Variant:
-    """A variant by name. Raises InputError, listing those there are, for another name."""
+    """A variant by name.
+
+    Raises:
+        InputError: listing the known names, for another.
+    """
     if name not in VARIANTS:
         raise InputError(unknown(f"variant {name!r}", name, VARIANTS))
     return VARIANTS[name]

@@ -55,8 +55,13 @@ def random_model(
     Matrices, embeddings and biases are normal with standard deviation 0.02, norms are 1. The same
     seed gives the same weights whatever `convert` makes of them.
 
-    convert: replaces each linear of the decoder's layers as soon as it is filled, so that there is
-        never more than one such weight in `dtype`.
+    Args:
+        config: of transformers.
+        seed: of the weights.
+        device: where the model is built.
+        dtype: of the weights.
+        convert: replaces each linear of the decoder's layers as soon as it is filled, so that there
+            is never more than one such weight in `dtype`.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -103,9 +108,8 @@ def _fill_buffers(model: nn.Module, name: str, module: nn.Module, device: torch.
         module._buffers[part] = empty.to(device, buffer.dtype)
     _owner(model, name)._init_weights(module)
     for part in buffers:
-        found = module._buffers[part]
-        assert found is not None
-        if bool((found.isnan() if found.is_floating_point() else found < 0).any()):
+        filled: Any = module._buffers[part]
+        if bool((filled.isnan() if filled.is_floating_point() else filled < 0).any()):
             raise RuntimeError(f"{name}.{part}: transformers leaves this buffer without a value")
 
 
