@@ -19,6 +19,7 @@ class DistillationConfig:
     """Options of the objective L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
 
     Example:
+        >>> from grace.distillation import DistillationConfig
         >>> config = DistillationConfig(adaptive=False, weight=0.5)
         >>> DistillationConfig.from_dict({"kappa": 0.0}).kappa  # no gate
         0.0

@@ -270,10 +270,13 @@ class Int4Linear(PackedLinear):
     """A linear layer whose weight is packed in 4 bits: codes in -8 .. 7. See `PackedLinear`.
 
     Example:
-        >>> quantized = FakeQuantLinear.from_linear(nn.Linear(256, 64), QuantSpec())
+        >>> import torch
+        >>> from grace.int4 import Int4Linear
+        >>> from grace.quantization import FakeQuantLinear, QuantSpec
+        >>> quantized = FakeQuantLinear.from_linear(torch.nn.Linear(256, 64), QuantSpec())
         >>> layer = Int4Linear.from_codes(quantized.codes(), quantized.scales(), quantized.bias)
-        >>> layer(torch.randn(3, 256)).shape, torch.equal(layer.codes(), quantized.codes())
-        (torch.Size([3, 64]), True)
+        >>> layer(torch.randn(1, 256)).shape, torch.equal(layer.codes(), quantized.codes())
+        (torch.Size([1, 64]), True)
     """
 
     bits = 4

@@ -23,7 +23,10 @@ class FakeQuantLinear(nn.Module):
     Create it with `from_linear`. The state dict has the keys weight, bias and log_scale.
 
     Example:
-        >>> layer = FakeQuantLinear.from_linear(nn.Linear(256, 64), QuantSpec(group_size=128))
+        >>> import torch
+        >>> from grace.quantization import FakeQuantLinear, QuantSpec
+        >>> linear = torch.nn.Linear(256, 64)
+        >>> layer = FakeQuantLinear.from_linear(linear, QuantSpec(group_size=128))
         >>> layer(torch.randn(2, 256)).shape, layer.codes().dtype, layer.scales().shape
         (torch.Size([2, 64]), torch.int8, torch.Size([64, 2]))
 
