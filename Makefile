@@ -91,7 +91,7 @@ tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)
 
 readme: setup
-	$(BIN)/python -m replication.report.readme
+	$(BIN)/python -m replication.report.documents.readme
 
 docs: setup
 	$(BIN)/python -m replication.documentation

@@ -1,5 +1,5 @@
-"""The README: its results are those of the result files, and its example runs as printed, on small
-models in place of the published ones."""
+"""The README and docs/scaling.md: generated parts are current, and the README's example runs,
+on small models in place of the published ones."""
 
 import json
 import re
@@ -13,7 +13,10 @@ from transformers import AutoModelForImageTextToText
 from grace.cli import COMMANDS, parser
 from grace.errors import InputError
 from grace.quantization import CODES_FILE, CodesFile
-from replication.report.readme import BEGIN, END, fill
+from replication.measure.growth import AXES, OUT
+from replication.report.documents import fill, scaling
+from replication.report.documents.readme import PART, results
+from replication.report.documents.scaling import DOCUMENT, contents, growth
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -25,21 +28,36 @@ def test_its_results_are_those_of_the_result_files():
     verdicts = json.loads((small / "claims.json").read_text())
     deployed = json.loads((small / "measurements" / "deploy-llava-1.5-7b.json").read_text())
     text = README.read_text()
-    assert fill(text, table, verdicts, deployed) == text, "run `make readme`"
+    assert fill(text, {PART: results(small)}, README) == text, "run `make readme`"
     assert f"{deployed['values']['throughput']['point']:.2f}× [" in text
-    shown = text.partition(BEGIN)[2].partition(END)[0]
+    part = text.partition(f"<!-- {PART}:begin -->")[2].partition(f"<!-- {PART}:end -->")[0]
     for row in table["rows"]:
-        cell = row["cells"]["Avg"]
-        assert f"| {cell['measured']:.1f} |" in shown
+        assert f"| {row['cells']['Avg']['measured']:.1f} |" in part
     for claim in verdicts["claims"]:
-        (line,) = [line for line in shown.splitlines() if line.startswith(f"| {claim['status']} |")]
+        (line,) = [line for line in part.splitlines() if line.startswith(f"| {claim['status']} |")]
         assert claim["id"] in line
 
 
+@pytest.mark.slow
+def test_the_document_of_costs_is_current():
+    measured = json.loads((ROOT / OUT).read_text())
+    text = DOCUMENT.read_text()
+    assert fill(text, contents(measured), DOCUMENT) == text, f"run python -m {scaling.__name__}"
+
+
+BEGIN, END = "<!-- part:begin -->", "<!-- part:end -->"
+
+
 @pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}{BEGIN}{END}"])
-def test_a_text_without_its_place_is_refused(text):
+def test_a_document_without_the_place_of_a_part_is_refused(text):
     with pytest.raises(InputError, match="once each"):
-        fill(text, {"rows": []}, {"claims": []}, {})
+        fill(text, {"part": ""}, README)
+
+
+def test_a_growth_that_was_not_measured_is_named():
+    axis = next(iter(AXES))
+    with pytest.raises(InputError, match=f"{axis}={AXES[axis][0]}"):
+        growth({"points": {}, "provenance": {"device": ""}, "settings": {"steps": 1}})
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """The tables of docs/scaling.md, from the cost model and the measured growth.
 
-    python -m replication.report.scaling
-
-rewrites what stands between the document's markers. Text by hand stands outside of them.
+python -m replication.report.documents.scaling
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from grace.errors import InputError
@@ -20,7 +19,9 @@ from replication.paper import load_tables
 from replication.plan.costs import (
     OPTIMIZERS,
     WRAPPERS,
+    Load,
     Precision,
+    Shape,
     rank_memory,
     step_flops,
     teacher_outputs_bytes,
@@ -34,18 +35,13 @@ from replication.plan.needs import (
     training_load,
 )
 from replication.plan.resources import Resources, load_resources
+from replication.report.documents import fill, markdown_table
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 from replication.settings.schema import Params, section
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"
-NAMES = ("tables", "inputs", "operations", "memory", "logits", "growth")
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _gigabytes(count: float) -> str:
@@ -58,21 +54,20 @@ def tables(params: Params, resources: Resources) -> str:
     plan = make_plan(params, load_tables(), resources, resources.device(DEVICE))
     rows = []
     for table in (*plan.tables.values(), plan.total):
-        train, asked = table.train_seconds or 0.0, table.evaluate_seconds or 0.0
-        runs = sum(model.copies for model in table.models if model.trained)
+        train, evaluation = table.train_seconds or 0.0, table.evaluate_seconds or 0.0
         rows.append(
             (
                 table.name,
-                str(len(table.models)),
-                str(runs),
+                f"{len(table.models)}",
+                f"{sum(model.copies for model in table.models if model.trained)}",
                 _gigabytes(table.download_bytes),
                 f"{train / 3600:,.0f}",
-                f"{asked / 3600:,.0f}",
-                f"{(train + asked) / 86400 / params.train.devices:,.1f}",
+                f"{evaluation / 3600:,.0f}",
+                f"{(train + evaluation) / 86400 / params.train.devices:,.1f}",
             )
         )
     head = ("table", "models", "trained", "download, GB", "training, h", "evaluation, h", "days")
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def inputs(params: Params, resources: Resources) -> str:
@@ -88,20 +83,25 @@ def inputs(params: Params, resources: Resources) -> str:
         for name, entry in entries.items():
             start = "estimated: " if entry.estimated else ""
             rows.append((f"{kind} {name}", _gigabytes(entry.bytes), start + entry.source))
-    return _markdown(("download", "GB", "from"), rows)
+    return markdown_table(("download", "GB", "from"), rows)
 
 
-def _dearest(params: Params, family: str) -> tuple[Any, Any, Any]:
-    student = shape_of(params.baseline[family].source or "")
-    return student, shape_of(params.teacher[family].source or ""), family
+def _pairs(params: Params, resources: Resources) -> list[tuple[Shape, Shape, Load]]:
+    """Student, teacher and training load of every family."""
+    return [
+        (
+            shape_of(params.baseline[family].source or ""),
+            shape_of(params.teacher[family].source or ""),
+            training_load(params, family, resources),
+        )
+        for family in params.families
+    ]
 
 
 def operations(params: Params, resources: Resources) -> str:
     """Where a sample's time goes on DEVICE under GRACE at 4 bits, in milliseconds by part."""
     device, rows = resources.device(DEVICE), []
-    for family in params.families:
-        student, teacher, _ = _dearest(params, family)
-        load = training_load(params, family, resources)
+    for student, teacher, load in _pairs(params, resources):
         flops = step_flops(
             student, load, teacher=teacher, relational=True, quantized=True, checkpointing=True
         )
@@ -114,57 +114,49 @@ def operations(params: Params, resources: Resources) -> str:
         rows.append((student.name, f"{load.tokens:.0f}", *cells, f"{100 * alone:.0f} %"))
     head = ("student", "tokens", "forward", "backward", "recompute", "teacher",
             "fake quantization", "vocabulary", "fake quantization / products")  # fmt: skip
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def memory(params: Params, resources: Resources) -> str:
     """Peak of a rank in GB under every wrapper, for GRACE at 4 bits, and two ways to need less, of
     which FSDP2 has one (`replication.train.launch.read_launch_config`)."""
     rows = []
-    for family in params.families:
-        student, teacher, _ = _dearest(params, family)
-        load = training_load(params, family, resources)
+    for student, teacher, load in _pairs(params, resources):
         for wrapper in WRAPPERS:
             ranks = 1 if wrapper == "single" else params.train.devices
-            cells = []
+            rank = partial(
+                rank_memory,
+                student,
+                load,
+                quantized=True,
+                teacher=teacher,
+                relational=True,
+                checkpointing=params.train.gradient_checkpointing,
+                accumulation=params.train.accumulation,
+                wrapper=wrapper,
+                ranks=ranks,
+            )
             whole, small = OPTIMIZERS
-            if wrapper == "fsdp2":
-                small = whole
-            for optimizer, bits in ((whole, 16), (small, 4)):
-                found = rank_memory(
-                    student,
-                    load,
-                    quantized=True,
-                    teacher=teacher,
-                    relational=True,
-                    checkpointing=params.train.gradient_checkpointing,
-                    accumulation=params.train.accumulation,
-                    wrapper=wrapper,
-                    ranks=ranks,
-                    precision=Precision(optimizer=optimizer, teacher_bits=bits),
-                )
-                if bits == 16:
-                    parts = ("weights", "gradients", "optimizer", "communication", "teacher")
-                    cells += [_gigabytes(found[part]) for part in parts]
-                    step = found["activations"] + found["casts"] + found["vocabulary"]
-                    cells.append(_gigabytes(step + found["teacher_outputs"]))
-                cells.append(_gigabytes(found["peak"]))
+            small = whole if wrapper == "fsdp2" else small
+            usual = rank(precision=Precision(optimizer=whole, teacher_bits=16))
+            least = rank(precision=Precision(optimizer=small, teacher_bits=4))
+            parts = ("weights", "gradients", "optimizer", "communication", "teacher")
+            step = usual["activations"] + usual["casts"] + usual["vocabulary"]
+            sizes = [*(usual[part] for part in parts), step + usual["teacher_outputs"]]
+            cells = map(_gigabytes, (*sizes, usual["peak"], least["peak"]))
             rows.append((student.name, wrapper, str(ranks), *cells))
     head = ("student", "wrapper", "ranks", "weights", "gradients", "optimizer", "gathered, buckets",
             "teacher", "activations, logits", "peak", "peak, 8-bit, 4-bit teacher")  # fmt: skip
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def logits(params: Params, resources: Resources) -> str:
     """The teacher's logits of an optimizer step on a rank, and at how many supervised tokens they
     are as large as the checkpointed activations of a micro-batch and as the student's weights."""
-    rows = []
-    for family in params.families:
-        student, teacher, _ = _dearest(params, family)
-        load = training_load(params, family, resources)
-        accumulation = params.train.accumulation
+    rows, accumulation = [], params.train.accumulation
+    for student, teacher, load in _pairs(params, resources):
         outputs = teacher_outputs_bytes(teacher, load, accumulation=accumulation, relational=True)
-        found = rank_memory(
+        step = rank_memory(
             student, load, quantized=True, teacher=teacher, relational=True, checkpointing=True
         )
         row = 2 * teacher.vocabulary
@@ -175,18 +167,23 @@ def logits(params: Params, resources: Resources) -> str:
                 f"{load.targets * accumulation:,.0f}",
                 f"{outputs['logits'] / 1e9:.2f}",
                 f"{outputs['hidden'] / 1e9:.2f}",
-                f"{found['activations'] / row:,.0f}",
+                f"{step['activations'] / row:,.0f}",
                 f"{2 * student.parameters / row:,.0f}",
             )
         )
     head = ("student", "V", "supervised tokens a step and rank", "logits, GB", "hidden states, GB",
             "tokens: as much as the activations", "tokens: as much as BF16 weights")  # fmt: skip
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def growth(measured: Mapping[str, Any]) -> str:
-    """Measured time and memory of a step, each beside the formula's."""
+    """Measured time and memory of a step, each beside the formula's.
+
+    Raises:
+        InputError: for a point that was not measured.
+    """
     rows = []
+    flops, peak = "predicted_operations", "predicted_peak_bytes"
     for axis, values in AXES.items():
         first: Mapping[str, Any] | None = None
         for value in values:
@@ -196,7 +193,6 @@ def growth(measured: Mapping[str, Any]) -> str:
                     f"{OUT} lacks the point {axis}={value}; run python -m replication.bench growth"
                 )
             first = first or point
-            flops, peak = "predicted_operations", "predicted_peak_bytes"
             rows.append(
                 (
                     axis.replace("_", " "),
@@ -212,39 +208,23 @@ def growth(measured: Mapping[str, Any]) -> str:
             "formula, MB")  # fmt: skip
     device = measured["provenance"]["device"]
     how = f"median of {measured['settings']['steps']} steps [least, greatest]"
-    return f"{_markdown(head, rows)}\n\nOn {device}, processor seconds of one thread: {how}."
+    return f"{markdown_table(head, rows)}\n\nOn {device}, processor seconds of one thread: {how}."
 
 
 def contents(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Every table by its name."""
+    """Every table by its name, the growth as measured."""
     params = parse_params(scale_params(FULL_SCALE))
     resources = load_resources()
-    return {
-        "tables": tables(params, resources),
-        "inputs": inputs(params, resources),
-        "operations": operations(params, resources),
-        "memory": memory(params, resources),
-        "logits": logits(params, resources),
-        "growth": growth(measured),
-    }
-
-
-def fill(text: str, found: Mapping[str, str]) -> str:
-    """The document with its tables replaced. Raises InputError for a marker that is missing."""
-    for name in NAMES:
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-            raise InputError(f"{DOCUMENT.name} needs the lines {begin} and {end}, once, in order")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n\n{found[name]}\n\n{end}{rest.split(end)[1]}"
-    return text
+    computed = (tables, inputs, operations, memory, logits)
+    parts = {table.__name__: table(params, resources) for table in computed}
+    return {**parts, "growth": growth(measured)}
 
 
 @command
 def main() -> None:
-    measured = read_json(ROOT / OUT)
-    document = fill(DOCUMENT.read_text(encoding="utf-8"), contents(measured))
-    write_text_atomic(DOCUMENT, document)
+    parts = contents(read_json(ROOT / OUT))
+    text = DOCUMENT.read_text(encoding="utf-8")
+    write_text_atomic(DOCUMENT, fill(text, parts, DOCUMENT.relative_to(ROOT)))
 
 
 if __name__ == "__main__":
