@@ -1,9 +1,12 @@
 """The three scales of the replication."""
 
+from typing import Literal, get_args
+
 from grace.errors import InputError
 from replication.base.messages import unknown
 
-SCALES = ("smoke", "small", "paper")
+Scale = Literal["smoke", "small", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
 
 COMMITTED = "small"
 """The scale whose parameters, lock file and results are committed."""

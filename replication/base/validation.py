@@ -20,7 +20,16 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
-from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Strict,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import is_typeddict
 
@@ -40,14 +49,26 @@ def _not_blank(text: str) -> str:
 
 Text = Annotated[str, Strict(), AfterValidator(_not_blank)]
 Flag = Annotated[bool, Strict()]
+Natural = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 Positive = Annotated[int, Strict(), Field(ge=1, le=2**53)]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+
+TextTag, MappingTag = Tag("text"), Tag("mapping")
+TEXT_OR_MAPPING = Discriminator(lambda value: "mapping" if isinstance(value, dict) else "text")
+"""For a union of a text, tagged `TextTag`, and a mapping, tagged `MappingTag`."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(Field, dataclasses.field))
 def record(cls: type[T]) -> type[T]:
     """Make a class a frozen pydantic dataclass that refuses unknown keys."""
     return typing.cast("type[T]", pydantic_dataclass(frozen=True, config=STRICT)(cls))
+
+
+def closed(cls: type[T]) -> type[T]:
+    """Make a typed dictionary refuse unknown keys."""
+    cls.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+    return cls
 
 
 @functools.cache
@@ -167,24 +188,27 @@ def _keys(kind: Any, loc: Iterable[Any]) -> list[str]:
 
 def _inside(kind: Any, part: Any) -> list[Any]:
     """The types that a key or an index leads to; the tag of a union's member to the member."""
-    if _has_fields(kind):
-        hints = typing.get_type_hints(kind)
-        tags = [tag for hint in hints.values() for tag in typing.get_args(hint)]
-        return [hints[part]] if part in hints else [kind] if part in tags else []
+    if hints := _hints(kind):
+        literals = [hint for hint in hints.values() if typing.get_origin(hint) is typing.Literal]
+        tags = [tag for literal in literals for tag in typing.get_args(literal)]
+        return [hints[part]] if part in hints else [kind] if part in tags or not tags else []
     if _is_union(kind):
         return [inner for member in typing.get_args(kind) for inner in _inside(member, part)]
     return list(typing.get_args(kind)[-1:])  # of a mapping or a list
 
 
 def _fields(kind: Any) -> list[str]:
-    if _has_fields(kind):
-        return list(typing.get_type_hints(kind))
     members = typing.get_args(kind) if _is_union(kind) else ()
-    return [name for member in members for name in _fields(member)]
+    return [*_hints(kind), *(name for member in members for name in _fields(member))]
 
 
-def _has_fields(kind: Any) -> bool:
-    return dataclasses.is_dataclass(kind) or is_typeddict(kind)
+def _hints(kind: Any) -> dict[str, Any]:
+    """The types of a class's fields by their keys; none of other types."""
+    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind)):
+        return {}
+    fields = getattr(kind, "__pydantic_fields__", {})
+    hints = typing.get_type_hints(kind)
+    return {(name in fields and fields[name].alias) or name: hints[name] for name in hints}
 
 
 def _is_union(kind: Any) -> bool:

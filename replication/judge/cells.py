@@ -229,7 +229,7 @@ class Judge:
         """What of the published benchmarks was not asked."""
         fewer = []
         for name in cell.benchmarks:
-            asked, whole = scores.questions(name), self.facts.benchmark(name).measured[1]
+            asked, whole = scores.questions(name), self.facts.benchmark(name).measured.questions
             if asked < whole:
                 fewer.append(f"{asked:,} of {whole:,} questions of {name}")
         return ", ".join(fewer)

@@ -8,10 +8,6 @@ tables of our own, so that one place says what a table holds.
 from replication.base.yaml import read_yaml
 from replication.paper.ledger import (
     CONSISTENCY_CHECKS,
-    CONTROLLER_CHECKS,
-    COSTS,
-    EXACT_KINDS,
-    QUANTITIES,
     Claim,
     Expectation,
     Ledger,
@@ -19,13 +15,11 @@ from replication.paper.ledger import (
     load_ledger,
     parse_ledger,
 )
-from replication.paper.reading import nearest
 from replication.paper.tables import (
     AVERAGE,
     COMPONENTS,
     CONTROL,
     FOLDER,
-    ROLES,
     Discrepancy,
     Mismatch,
     OwnRow,
@@ -43,12 +37,7 @@ __all__ = [
     "COMPONENTS",
     "CONSISTENCY_CHECKS",
     "CONTROL",
-    "CONTROLLER_CHECKS",
-    "COSTS",
-    "EXACT_KINDS",
     "FOLDER",
-    "QUANTITIES",
-    "ROLES",
     "Claim",
     "Discrepancy",
     "Expectation",
@@ -63,7 +52,6 @@ __all__ = [
     "Summary",
     "load_ledger",
     "load_tables",
-    "nearest",
     "parse_ledger",
     "parse_tables",
     "read_yaml",

@@ -23,18 +23,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from grace.errors import InputError
+from replication.base.messages import unknown
+from replication.base.validation import Number, Positive, Text, record, validate
 from replication.base.yaml import read_yaml
-from replication.paper.reading import (
-    expect_choice,
-    expect_list,
-    expect_mapping,
-    expect_number,
-    expect_text,
-    nearest,
-)
 from replication.paper.tables import (
     AVERAGE,
     FOLDER,
@@ -59,58 +55,115 @@ __all__ = [
     "sampling_error",
 ]
 
-UNIT = 0.1  # of the last printed digit, in every table
-PUBLISHED = ("teacher", "baseline")  # roles whose weights are given
+UNIT = 0.1
+"""Of the last printed digit, in every table."""
+PUBLISHED = ("teacher", "baseline")
+"""Roles whose weights are published: they were not trained again."""
 POINTS_A_CATEGORY = 200.0
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _SLACK = 1e-9
 
-_SCORES: dict[str, tuple[str, ...]] = {
-    "accuracy": (),
-    "credit": (),
-    "f1": ("positives",),
-    "points": ("images",),
-    "mean": ("units",),
-}
 
-
-@dataclass(frozen=True)
+@record
 class Reading:
-    """One public disagreement: where it stands, what was read, and the two values."""
+    """One public disagreement.
 
-    source: str
-    what: str
-    values: tuple[float, float]
+    Attributes:
+        source: where it stands.
+        what: what was read.
+        values: the two readings.
+    """
+
+    source: Text
+    what: Text
+    values: tuple[Number, Number]
 
     @property
     def apart(self) -> float:
+        """How far the readings lie apart."""
         return abs(self.values[0] - self.values[1])
 
 
-@dataclass(frozen=True)
+@record
+class Fault:
+    """A reading that is no spread, because its thread gives the fault."""
+
+    source: Text
+    what: Text
+
+
+@record
+class Asked:
+    """A split, and how many questions of it are asked."""
+
+    split: Text
+    questions: Positive
+
+
+_Sizes = Annotated[dict[Text, Positive], Field(min_length=1)]
+
+
+@record
+class Score:
+    """How a score comes from the answers.
+
+    Attributes:
+        kind: benchmarks.yaml says what each is.
+        positives: of an F1 score: different questions whose answer is yes.
+        images: of points: those of each category.
+        units: of a mean of shares: the size of each.
+    """
+
+    kind: Literal["accuracy", "credit", "f1", "points", "mean"]
+    positives: Positive | None = None
+    images: _Sizes | None = None
+    units: _Sizes | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"f1": "positives", "points": "images", "mean": "units"}.get(self.kind)
+        for name in ("positives", "images", "units"):
+            if (getattr(self, name) is not None) is not (name == needed):
+                verb = "needs" if name == needed else "takes no"
+                raise InputError(f"a score of kind {self.kind!r} {verb} {name!r}")
+
+
+@record
 class Benchmark:
     """One benchmark: its size, its kind of score, and how far readings of it lie apart.
 
-    `counts`: of an F1 score the different positives, of points the images of each category, of a
-    mean of shares the size of each; empty otherwise. `measured`: split and questions of what can be
-    measured here, where the printed score's answers are not public.
+    Attributes:
+        split: of the printed score.
+        questions: of that split.
+        unit: of the score.
+        score: how it comes from the answers.
+        harness: one model, read twice.
+        asked: what can be measured here, where the printed score's answers are not public.
+        training: one recipe, trained twice.
+        differences: the difference of the same two models, read twice.
     """
 
-    name: str
-    split: str
-    questions: int
-    measured: tuple[str, int]
-    unit: str
-    kind: str
-    counts: Mapping[str, int]
-    harness: tuple[Reading, ...]
-    training: tuple[Reading, ...]
-    differences: tuple[Reading, ...]
+    split: Text
+    questions: Positive
+    unit: Literal["percent", "points"]
+    score: Score
+    harness: Annotated[tuple[Reading, ...], Field(min_length=1)]
+    asked: Asked | None = Field(default=None, alias="measured")
+    training: tuple[Reading, ...] = ()
+    differences: tuple[Reading, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.unit == "points") is not (self.score.kind == "points"):
+            raise InputError(f"a score of kind {self.score.kind!r} is not in {self.unit}")
+
+    @property
+    def measured(self) -> Asked:
+        """What can be measured here: the printed split where nothing else is said."""
+        return self.asked or Asked(self.split, self.questions)
 
     @property
     def top(self) -> float:
         """The largest possible score."""
-        return POINTS_A_CATEGORY * len(self.counts) if self.kind == "points" else 100.0
+        return POINTS_A_CATEGORY * len(self.score.images or ()) or 100.0
 
     def standard_error(self, value: float) -> float:
         """The sampling error of a score, in its unit; an upper bound where the score alone does not
@@ -125,41 +178,58 @@ class Benchmark:
                           sqrt(sum over categories of m (200 − m) / images), m the mean category.
         mean              the mean of the parts' errors: the parts come from the same answers.
 
-        Raises InputError for a value that is no score of the benchmark.
+        Raises:
+            InputError: for a value that is no score of the benchmark.
         """
         if not 0.0 <= value <= self.top:
-            raise InputError(f"{self.name}: {value} is not a score from 0 to {self.top:g}")
-        if self.kind == "points":
-            mean = value / len(self.counts)
+            raise InputError(f"{value} is not a score from 0 to {self.top:g}")
+        if self.score.images:
+            mean = value / len(self.score.images)
             spread = mean * (POINTS_A_CATEGORY - mean)
-            return math.sqrt(sum(spread / images for images in self.counts.values()))
+            return math.sqrt(sum(spread / images for images in self.score.images.values()))
         p = value / 100.0
-        if self.kind == "f1":
+        if self.score.positives:
             missed = (2.0 - 2.0 * p) / (2.0 - p)
             slope = 2.0 / (2.0 - missed) ** 2
-            return 100.0 * slope * math.sqrt(missed * (1.0 - missed) / self.counts["positives"])
-        sizes = list(self.counts.values()) or [self.questions]
+            return 100.0 * slope * math.sqrt(missed * (1.0 - missed) / self.score.positives)
+        sizes = list((self.score.units or {}).values()) or [self.questions]
         errors = [100.0 * math.sqrt(p * (1.0 - p) / size) for size in sizes]
         return sum(errors) / len(errors)
 
     @property
     def harness_spread(self) -> float:
-        return max(one.apart for one in self.harness)
+        """How far readings of one model lie apart."""
+        return max(reading.apart for reading in self.harness)
 
 
-@dataclass(frozen=True)
+@record
 class Facts:
-    """All of benchmarks.yaml, validated."""
+    """All of benchmarks.yaml, validated.
 
-    benchmarks: Mapping[str, Benchmark]
-    trained_spread: float
-    correlation: float
-    faults: tuple[tuple[str, str], ...]
+    Attributes:
+        trained_spread: of trainings of one recipe, where nothing larger is published.
+        correlation: of two runs' answers, where nothing is measured.
+        faults: readings that are no spread.
+        benchmarks: by name.
+    """
+
+    trained_spread: Annotated[Number, Field(ge=0)]
+    correlation: Annotated[Number, Field(ge=0, lt=1)]
+    faults: tuple[Fault, ...]
+    benchmarks: dict[Text, Benchmark]
+
+    def __post_init__(self) -> None:
+        if not any(benchmark.differences for benchmark in self.benchmarks.values()):
+            raise InputError("no benchmark has 'differences': a difference's spread is not known")
 
     def benchmark(self, name: str) -> Benchmark:
-        """A benchmark by its name. Raises InputError with the nearest name."""
+        """A benchmark by its name.
+
+        Raises:
+            InputError: with the nearest name.
+        """
         if name not in self.benchmarks:
-            raise InputError(f"no facts about benchmark {name!r}{nearest(name, self.benchmarks)}")
+            raise InputError(unknown(f"benchmark {name!r}", name, self.benchmarks))
         return self.benchmarks[name]
 
     @property
@@ -167,7 +237,7 @@ class Facts:
         """The share of a harness's shift that a difference keeps, where it was not read itself: the
         largest that was seen of any benchmark."""
         return max(
-            max(one.apart for one in benchmark.differences) / benchmark.harness_spread
+            max(reading.apart for reading in benchmark.differences) / benchmark.harness_spread
             for benchmark in self.benchmarks.values()
             if benchmark.differences
         )
@@ -176,108 +246,33 @@ class Facts:
         """How far readings of one difference lie apart."""
         benchmark = self.benchmark(name)
         if benchmark.differences:
-            return max(one.apart for one in benchmark.differences)
+            return max(reading.apart for reading in benchmark.differences)
         return self.kept * benchmark.harness_spread
 
     def training_spread(self, name: str) -> float:
         """How far trainings of one recipe lie apart: what was read, and at least what is assumed
         of all."""
-        return max(self.trained_spread, *(one.apart for one in self.benchmark(name).training), 0.0)
+        read = (reading.apart for reading in self.benchmark(name).training)
+        return max(self.trained_spread, *read, 0.0)
 
 
-def _parse_readings(data: Any, where: str) -> tuple[Reading, ...]:
-    found = []
-    for index, given in enumerate(expect_list(data, where)):
-        place = f"{where}[{index}]"
-        raw = expect_mapping(given, place, ("source", "what", "values"))
-        values = expect_list(raw["values"], f"{place}.values")
-        if len(values) != 2:
-            raise InputError(f"{place}.values is {values}: give the two readings")
-        first, second = (expect_number(value, f"{place}.values") for value in values)
-        source, what = (expect_text(raw[key], f"{place}.{key}") for key in ("source", "what"))
-        found.append(Reading(source, what, (first, second)))
-    return tuple(found)
+def parse_facts(content: Any, source: str = "benchmarks.yaml") -> Facts:
+    """The content of benchmarks.yaml.
 
-
-def _count(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{where} is {value!r}: expected a positive whole number")
-    return value
-
-
-def _parse_score(data: Any, where: str) -> tuple[str, dict[str, int]]:
-    kind = expect_choice(
-        data.get("kind") if isinstance(data, dict) else None, _SCORES, f"{where}.kind"
-    )
-    raw = expect_mapping(data, where, ("kind", *_SCORES[kind]))
-    if kind == "f1":
-        return kind, {"positives": _count(raw["positives"], f"{where}.positives")}
-    if kind not in ("points", "mean"):
-        return kind, {}
-    (key,) = _SCORES[kind]
-    if not isinstance(raw[key], dict) or not raw[key]:
-        raise InputError(f"{where}.{key} must map names to numbers")
-    return kind, {
-        str(name): _count(value, f"{where}.{key}.{name}") for name, value in raw[key].items()
-    }
-
-
-def _parse_benchmark(name: str, data: Any) -> Benchmark:
-    where = f"benchmarks.{name}"
-    data = expect_mapping(
-        data,
-        where,
-        ("split", "questions", "unit", "score", "harness"),
-        ("measured", "training", "differences"),
-    )
-    split = expect_text(data["split"], f"{where}.split")
-    questions = _count(data["questions"], f"{where}.questions")
-    measured = (split, questions)
-    if "measured" in data:
-        raw = expect_mapping(data["measured"], f"{where}.measured", ("split", "questions"))
-        measured = (
-            expect_text(raw["split"], f"{where}.measured.split"),
-            _count(raw["questions"], f"{where}.measured.questions"),
-        )
-    unit = expect_choice(data["unit"], ("percent", "points"), f"{where}.unit")
-    kind, counts = _parse_score(data["score"], f"{where}.score")
-    if (unit == "points") is not (kind == "points"):
-        raise InputError(f"{where}: a score of kind {kind!r} is not in {unit}")
-    readings = {
-        key: _parse_readings(data[key], f"{where}.{key}") if key in data else ()
-        for key in ("harness", "training", "differences")
-    }
-    return Benchmark(name, split, questions, measured, unit, kind, counts, **readings)
-
-
-def parse_facts(data: Any) -> Facts:
-    """The content of benchmarks.yaml as `Facts`. Raises InputError for anything ill-formed."""
-    data = expect_mapping(
-        data, "benchmarks.yaml", ("trained_spread", "correlation", "faults", "benchmarks")
-    )
-    trained = expect_number(data["trained_spread"], "trained_spread")
-    correlation = expect_number(data["correlation"], "correlation")
-    if trained < 0:
-        raise InputError(f"trained_spread is {trained}: it cannot be negative")
-    if not 0.0 <= correlation < 1.0:
-        raise InputError(f"correlation is {correlation}: give a number from 0 to below 1")
-    faults = []
-    for index, given in enumerate(expect_list(data["faults"], "faults")):
-        raw = expect_mapping(given, f"faults[{index}]", ("source", "what"))
-        source, what = (expect_text(raw[k], f"faults[{index}].{k}") for k in ("source", "what"))
-        faults.append((source, what))
-    if not isinstance(data["benchmarks"], dict):
-        raise InputError("benchmarks must be a mapping")
-    benchmarks = {name: _parse_benchmark(name, raw) for name, raw in data["benchmarks"].items()}
-    if not any(benchmark.differences for benchmark in benchmarks.values()):
-        raise InputError("no benchmark has 'differences': a difference's spread is not known")
-    return Facts(benchmarks, trained, correlation, tuple(faults))
+    Raises:
+        InputError: for anything ill-formed, naming the place.
+    """
+    return validate(Facts, content, source)
 
 
 @cache
 def load_facts(path: str | Path = FOLDER / "benchmarks.yaml") -> Facts:
-    """The benchmarks' facts. Errors: see `read_yaml` and `parse_facts`."""
-    return parse_facts(read_yaml(path))
+    """The benchmarks' facts.
+
+    Raises:
+        InputError: for a file that cannot be read, or that `parse_facts` refuses.
+    """
+    return parse_facts(read_yaml(path), str(path))
 
 
 # --- bands ----------------------------------------------------------------------------------------
@@ -288,25 +283,11 @@ def _pooled(values: Sequence[float]) -> float:
     return math.sqrt(sum(value**2 for value in values)) / len(values)
 
 
-def _benchmarks(table: ReportedTable, column: str, facts: Facts) -> list[Benchmark]:
-    names = table.averaged_benchmarks if column == AVERAGE else [table.benchmark(column)]
-    return [facts.benchmark(name) for name in names]
-
-
-def _value(table: ReportedTable, row: ReportedRow, column: str) -> float:
-    if column not in row.values:
-        raise InputError(f"{table.short} has no column {column!r}{nearest(column, row.values)}")
-    value = row.values[column]
-    if value is None:
-        raise InputError(f"{table.short}: no value is reported for {row.key}, {column}")
-    return value
-
-
 def _scores(table: ReportedTable, row: ReportedRow, column: str) -> list[float]:
     """The printed scores of the column's benchmarks; the printed average where a cell is null."""
     if column != AVERAGE:
-        return [_value(table, row, column)]
-    average = _value(table, row, column)
+        return [table.value(row, column)]
+    average = table.value(row, column)
     cells = [row.values[name] for name in table.averaged]
     return [average if cell is None else cell for cell in cells]
 
@@ -321,8 +302,8 @@ def sampling_error(
     facts = load_facts() if facts is None else facts
     if table.quantity != "score":
         raise InputError(f"{table.short} holds no scores: its cells have no error of their own")
-    chosen, values = _benchmarks(table, column, facts), _scores(table, row, column)
-    return _pooled([one.standard_error(v) for one, v in zip(chosen, values, strict=True)])
+    scores = zip(table.benchmarks_of(column), _scores(table, row, column), strict=True)
+    return _pooled([facts.benchmark(name).standard_error(value) for name, value in scores])
 
 
 @dataclass(frozen=True)
@@ -360,16 +341,16 @@ class _Width:
         )
 
 
-def _basis(chosen: Sequence[Benchmark]) -> str:
-    if len(chosen) > 1:
-        return f"mean of {len(chosen)} benchmarks"
-    (one,) = chosen
-    return f"{one.questions:,} questions, {one.split}"
+def _basis(names: Sequence[str], facts: Facts) -> str:
+    if len(names) > 1:
+        return f"mean of {len(names)} benchmarks"
+    benchmark = facts.benchmark(names[0])
+    return f"{benchmark.questions:,} questions, {benchmark.split}"
 
 
 def _furthest(readings: Sequence[Reading]) -> str:
-    one = max(readings, key=lambda reading: reading.apart)
-    return f"{one.source}: {one.values[0]:g} and {one.values[1]:g}"
+    furthest = max(readings, key=lambda reading: reading.apart)
+    return f"{furthest.source}: {furthest.values[0]:g} and {furthest.values[1]:g}"
 
 
 Weighted = Sequence[tuple[PrintedCell, float]]
@@ -379,19 +360,20 @@ def _difference(first: PrintedCell, second: PrintedCell) -> Weighted:
     return [(first, 1.0), (second, -1.0)]
 
 
-def _training(chosen: Sequence[Benchmark], facts: Facts) -> float:
-    return _pooled([facts.training_spread(one.name) for one in chosen])
+def _training(names: Sequence[str], facts: Facts) -> float:
+    return _pooled([facts.training_spread(name) for name in names])
 
 
 def _cell_width(cell: PrintedCell, facts: Facts) -> _Width:
     table, row, column = cell
-    chosen = _benchmarks(table, column, facts)
+    names = table.benchmarks_of(column)
+    chosen = [facts.benchmark(name) for name in names]
     return _Width(
         sampling=_Z * sampling_error(table, row, column, facts),
-        harness=_pooled([one.harness_spread for one in chosen]),
-        training=0.0 if row.role in PUBLISHED else _training(chosen, facts),
+        harness=_pooled([benchmark.harness_spread for benchmark in chosen]),
+        training=0.0 if row.role in PUBLISHED else _training(names, facts),
         print=UNIT / 2,
-        basis=_basis(chosen),
+        basis=_basis(names, facts),
         harness_basis=_furthest(chosen[0].harness) if len(chosen) == 1 else "as of its cells",
     )
 
@@ -407,39 +389,44 @@ def _contrast_width(
     difference is none of chance and does not average out.
     """
     first = cells[0][0]
-    chosen = _benchmarks(first.table, first.column, facts)
+    names = first.table.benchmarks_of(first.column)
     errors = [weight * sampling_error(*cell, facts) for cell, weight in cells]
     unpaired = math.hypot(*errors)
     if standard_error is None:
         shared = facts.correlation * (sum(errors) ** 2 - unpaired**2)
         error = math.sqrt(unpaired**2 + shared)
-        basis = f"{_basis(chosen)}, answers taken to correlate by {facts.correlation:g}"
-    elif not (math.isfinite(standard_error) and standard_error >= 0):
-        raise InputError(f"standard error is {standard_error}: give a number that is not negative")
+        paired = f"answers taken to correlate by {facts.correlation:g}"
     else:
+        assert math.isfinite(standard_error) and standard_error >= 0
         error = min(standard_error, unpaired)  # no less alike than unpaired answers
-        basis = f"{_basis(chosen)}, paired error as measured"
-    single = chosen[0] if len(chosen) == 1 else None
-    if single is None:
-        source = "as of its cells"
-    elif single.differences:
-        source = _furthest(single.differences)
-    else:
-        source = f"{facts.kept:.2f} of {_furthest(single.harness)}"
+        paired = "paired error as measured"
     trained = any(cell.row.role not in PUBLISHED for cell, _ in cells)
     counted = math.sqrt(sum(weight**2 for _, weight in cells) / 2)
     return _Width(
         sampling=_Z * error,
-        harness=_pooled([facts.difference_spread(one.name) for one in chosen]),
-        training=_training(chosen, facts) * counted if trained else 0.0,
+        harness=_pooled([facts.difference_spread(name) for name in names]),
+        training=_training(names, facts) * counted if trained else 0.0,
         print=sum(abs(weight) for _, weight in cells) * UNIT / 2,
-        basis=basis,
-        harness_basis=source,
+        basis=f"{_basis(names, facts)}, {paired}",
+        harness_basis=_difference_basis(names, facts),
     )
 
 
+def _difference_basis(names: Sequence[str], facts: Facts) -> str:
+    if len(names) > 1:
+        return "as of its cells"
+    benchmark = facts.benchmark(names[0])
+    if benchmark.differences:
+        return _furthest(benchmark.differences)
+    return f"{facts.kept:.2f} of {_furthest(benchmark.harness)}"
+
+
+def _value(cell: PrintedCell) -> float:
+    return cell.table.value(cell.row, cell.column)
+
+
 def _contrast_band(cells: Weighted, facts: Facts, *, standard_error: float | None = None) -> Band:
-    value = sum(weight * _value(*cell) for cell, weight in cells)
+    value = sum(weight * _value(cell) for cell, weight in cells)
     excess = sum(weight * _misprint(*cell) for cell, weight in cells)
     return _around(value, excess, _contrast_width(cells, facts, standard_error=standard_error))
 
@@ -451,7 +438,7 @@ def _misprint(table: ReportedTable, row: ReportedRow, column: str) -> float:
     cells = [row.values[name] for name in table.averaged]
     if any(cell is None for cell in cells):
         return 0.0
-    excess = _value(table, row, column) - sum(_scores(table, row, column)) / len(cells)
+    excess = table.value(row, column) - sum(_scores(table, row, column)) / len(cells)
     return excess if abs(excess) > UNIT / 2 + _SLACK else 0.0
 
 
@@ -469,10 +456,10 @@ def _ratio_band(
 ) -> Band:
     """Of 100 · run / base = 100 · (1 + difference / base): the difference's, in percent of the
     baseline. printed: the ratio where it is printed itself, and so rounded once."""
-    factor = 100.0 / _value(*base)
+    factor = 100.0 / _value(base)
     width = _contrast_width(_difference(run, base), facts).times(factor)
     width = replace(width, print=width.print * factor if printed is None else UNIT / 2)
-    return _around(factor * _value(*run) if printed is None else printed, 0.0, width)
+    return _around(factor * _value(run) if printed is None else printed, 0.0, width)
 
 
 def band(
@@ -488,7 +475,7 @@ def band(
     that nothing is known of.
     """
     facts = load_facts() if facts is None else facts
-    value = _value(table, row, column)
+    value = table.value(row, column)
     if table.quantity != "score":
         tables = load_tables() if reported is None else reported
         benchmarks = [table.benchmark(column)]
@@ -536,7 +523,7 @@ def quantity_band(
     Raises InputError for a quantity of another kind, or of cells that the paper does not print.
     """
     facts = load_facts() if facts is None else facts
-    kind, family = quantity["kind"], quantity["family"]
+    kind, family = quantity["kind"], quantity.get("family", "")
 
     def cell(run: str) -> PrintedCell:
         return _cell(reported, family, run, benchmarks)
@@ -563,27 +550,26 @@ def quantity_band(
         )
     if kind == "gap_closed":
         run, base, teacher = (cell(quantity[key]) for key in ("run", "baseline", "teacher"))
-        gap = _value(*teacher) - _value(*base)
-        found = _contrast_band(_difference(run, base), facts)
-        return Band(
-            found.low / gap, found.high / gap, f"{found.reason}; in parts of a gap of {gap:.1f}"
-        )
+        gap = _value(teacher) - _value(base)
+        gain = _contrast_band(_difference(run, base), facts)
+        reason = f"{gain.reason}; in parts of a gap of {gap:.1f}"
+        return Band(gain.low / gap, gain.high / gap, reason)
     raise InputError(f"a quantity of kind {kind!r} does not follow from printed cells")
 
 
 def _cell(reported: Reported, family: str, run: str, benchmarks: Sequence[str]) -> PrintedCell:
-    found = reported.find_printed(family, run, benchmarks)
-    if found is None:
+    cell = reported.find_printed(family, run, benchmarks)
+    if cell is None:
         raise InputError(f"no table prints {run} of {family} on {', '.join(benchmarks)}")
-    return found
+    return cell
 
 
 def _printed_ratio(
     reported: Reported, family: str, run: str, benchmarks: Sequence[str]
 ) -> float | None:
     """The retention that a table prints of a run; None where it has to follow from scores."""
-    found = reported.find_printed(family, run, benchmarks, "retention")
-    return None if found is None else _value(*found)
+    cell = reported.find_printed(family, run, benchmarks, "retention")
+    return None if cell is None else _value(cell)
 
 
 def difference_rule(
@@ -597,7 +583,7 @@ def difference_rule(
     exceeds its own sampling error, on its side of zero."""
     facts = load_facts() if facts is None else facts
     cells = _difference(PrintedCell(table, row, column), PrintedCell(table, against, column))
-    value = _value(table, row, column) - _value(table, against, column)
+    value = table.value(row, column) - table.value(against, column)
     width = _contrast_width(cells, facts)
     if abs(value) <= width.sampling:
         return Rule(within_band=True)

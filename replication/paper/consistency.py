@@ -111,16 +111,15 @@ def recompute(statement: Statement, reported: Reported) -> float:
     Raises InputError if one of these does not exist.
     """
     source = statement.source
-    kind = source["kind"]
-    if kind == "reduction":
+    if source["kind"] == "reduction":
         before = _deployment(reported.deployment, source["before"])
         return 100.0 * (1.0 - _deployment(reported.deployment, source["after"]) / before)
     table = reported.table(source["table"])
     value = table.cell(source["run"], source["column"])
-    if kind == "cell":
+    if source["kind"] == "cell":
         return value
     against = table.cell(source["against"], source["column"])
-    return value - against if kind == "difference" else 100.0 * value / against
+    return value - against if source["kind"] == "difference" else 100.0 * value / against
 
 
 def statements(reported: Reported) -> list[Comparison]:

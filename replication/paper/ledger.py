@@ -2,53 +2,67 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Required
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from grace.errors import InputError
-from replication.base.scales import SCALES
+from replication.base.messages import unknown
+from replication.base.scales import FULL_SCALE, SCALES, Scale
+from replication.base.validation import (
+    TEXT_OR_MAPPING,
+    Flag,
+    MappingTag,
+    Natural,
+    Number,
+    Positive,
+    Text,
+    TextTag,
+    closed,
+    record,
+    validate,
+)
 from replication.base.yaml import read_yaml
 from replication.paper.bands import quantity_band
-from replication.paper.reading import (
-    expect_choice,
-    expect_list,
-    expect_mapping,
-    expect_number,
-    expect_text,
-    expect_texts,
-)
-from replication.paper.tables import COMPONENTS, FOLDER, Reported, load_tables
+from replication.paper.tables import FOLDER, Component, Reported, load_tables
 from replication.stats.bootstrap import RESAMPLES
 from replication.stats.verdict import LEVEL, Band, Rule
 
 OF_CELLS = "cells"
-OUTCOMES = ("holds", "inconclusive-ok", "known_deviation", "undecidable")
-
-# kind of quantity -> required keys, optional keys
-QUANTITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "difference": (("family", "run", "against", "over"), ()),
-    "equivalence": (("family", "run", "against", "over"), ()),
-    "best": (("family", "run", "runs", "over"), ()),
-    "gap_closed": (("family", "run", "baseline", "teacher", "over"), ()),
-    "ratio": (("family", "run", "against", "over"), ()),
-    "value": (("family", "run", "over"), ()),
-    "main_effect": (("family", "component", "table", "over"), ()),
-    "sweep_spread": (("family", "runs", "over"), ()),
-    "disagreement": (("family", "run", "against", "over"), ()),
-    "worst_skill": (("family", "run", "against", "over"), ()),
-    "seeds": (("family", "runs"), ()),
-    "cost_ratio": (("family", "run", "against", "cost"), ()),
-    "controller": (("family", "run", "check"), ()),
-    "measurement": (("name", "value"), ("unit",)),
-    "counted": (("name", "value"), ("unit",)),
-    "deployment": (("model", "value"), ("unit",)),
-    "internal_consistency": (("check",), ("table",)),
+QUANTITIES = {
+    "difference": {"family", "run", "against", "over"},
+    "equivalence": {"family", "run", "against", "over"},
+    "best": {"family", "run", "runs", "over"},
+    "gap_closed": {"family", "run", "baseline", "teacher", "over"},
+    "ratio": {"family", "run", "against", "over"},
+    "value": {"family", "run", "over"},
+    "main_effect": {"family", "component", "table", "over"},
+    "sweep_spread": {"family", "runs", "over"},
+    "disagreement": {"family", "run", "against", "over"},
+    "worst_skill": {"family", "run", "against", "over"},
+    "seeds": {"family", "runs"},
+    "cost_ratio": {"family", "run", "against", "cost"},
+    "controller": {"family", "run", "check"},
+    "measurement": {"name", "value"},
+    "counted": {"name", "value"},
+    "deployment": {"model", "value"},
+    "internal_consistency": {"check"},
+}
+"""The keys that a quantity of each kind needs; claims.yaml says what the kinds are."""
+_OPTIONAL = {
+    "measurement": {"unit"},
+    "counted": {"unit"},
+    "deployment": {"unit"},
+    "internal_consistency": {"table"},
 }
 CONSISTENCY_CHECKS = ("averages", "cells", "statements")
-CONTROLLER_CHECKS = ("bounds", "budget", "settles")
-COSTS = ("seconds_per_step", "peak_memory_bytes", "trained_parameters")
+CONTROLLER_UNITS = {"bounds": "steps", "budget": "of τ", "settles": "epochs"}
+_CHECKS = {"controller": tuple(CONTROLLER_UNITS), "internal_consistency": CONSISTENCY_CHECKS}
 EXACT_KINDS = ("internal_consistency", "counted")
 SCALE_FREE_KINDS = (*EXACT_KINDS, "deployment")
 UNITS = {
@@ -60,22 +74,41 @@ UNITS = {
     "cost_ratio": "×",
     "internal_consistency": "errors",
 }
-CONTROLLER_UNITS = {"bounds": "steps", "budget": "of τ", "settles": "epochs"}
 
 
-@dataclass(frozen=True)
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+@record
 class Expectation:
-    """What is expected of a claim at a scale, and why."""
+    """What is expected of a claim at a scale, and why.
 
-    outcome: str
-    reason: str
+    Attributes:
+        outcome: claims.yaml says what each means.
+        reason: why.
+    """
+
+    outcome: Literal["holds", "inconclusive-ok", "known_deviation", "undecidable"]
+    reason: Text
 
 
 @dataclass(frozen=True)
 class Part:
     """One decidable part of a claim: a quantity, its band, its rules, what is expected of it.
 
-    of_cells: the band is that of the printed cells, as long as nothing was measured.
+    Attributes:
+        id: the claim's and its own.
+        text: what it says.
+        kind: of the quantity; "best" has become differences.
+        quantity: the kind, and the keys of `QUANTITIES`.
+        benchmarks: those that it is over.
+        reported: the printed number.
+        band: the tolerance band.
+        of_cells: whether the band is that of the printed cells, as long as nothing was measured.
+        full: the rule at full scale.
+        reduced: the rule at the other scales.
+        scales: at which it is judged.
+        expected: by scale.
     """
 
     id: str
@@ -86,7 +119,7 @@ class Part:
     reported: float | None
     band: Band | None
     of_cells: bool
-    full: Rule | None
+    full: Rule
     reduced: Rule | None
     scales: tuple[str, ...]
     expected: Mapping[str, Expectation]
@@ -103,24 +136,39 @@ class Part:
 
     @property
     def unit(self) -> str:
+        """Of the quantity."""
         if self.kind == "controller":
             return CONTROLLER_UNITS[self.quantity["check"]]
         if self.kind in ("measurement", "counted", "deployment"):
             return str(self.quantity.get("unit", ""))
         return UNITS.get(self.kind, "points")
 
+    def rule(self, scale: str) -> Rule | None:
+        """What must be true of its interval at a scale."""
+        return self.full if scale == FULL_SCALE or self.scale_free else self.reduced
+
     def runs(self, reported: Reported) -> list[str]:
         """The runs of the part's family that it needs, first the one that it speaks of."""
         if self.kind == "main_effect":
             return list(reported.table(self.quantity["table"]).design().values())
-        named = [self.quantity[key] for key in ("run", "against", "baseline", "teacher")
-                 if key in self.quantity]  # fmt: skip
+        keys = ("run", "against", "baseline", "teacher")
+        named = [self.quantity[key] for key in keys if key in self.quantity]
         return [*named, *self.quantity.get("runs", ())]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One entry of the ledger. `combine`: "all" (a conjunction) or "each" (separate findings)."""
+    """One entry of the ledger.
+
+    Attributes:
+        id: its name.
+        text: what is claimed.
+        where: in the paper, or the reviews.
+        reported: the printed numbers, as text.
+        combine: "all" (a conjunction) or "each" (separate findings).
+        abstract: the abstract's words, of a claim that it makes.
+        parts: what decides it.
+    """
 
     id: str
     text: str
@@ -133,7 +181,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Ledger:
-    """All of claims.yaml, validated."""
+    """All of claims.yaml, validated.
+
+    Attributes:
+        seed: of the bootstraps.
+        resamples: of every bootstrap.
+        level: of every interval.
+        claims: in the file's order.
+    """
 
     seed: int
     resamples: int
@@ -147,243 +202,275 @@ class Ledger:
                 yield part.id, part.quantity["family"], run
 
 
-def _parse_band(data: Any, reported: float | None, where: str) -> Band:
-    if isinstance(data, dict) and "half_width" in data:
-        data = expect_mapping(data, where, ("half_width", "reason"))
+# --- the file -------------------------------------------------------------------------------------
+
+
+@closed
+class _AverageOf(TypedDict):
+    average_of: Text
+
+
+@closed
+class _Quantity(TypedDict, total=False):
+    kind: Required[Text]
+    family: Text
+    run: Text
+    runs: Annotated[list[Text], Field(min_length=1)]
+    against: Text
+    baseline: Text
+    teacher: Text
+    component: Component
+    table: Text
+    over: Annotated[Annotated[Text, TextTag] | Annotated[_AverageOf, MappingTag], TEXT_OR_MAPPING]
+    cost: Literal["seconds_per_step", "peak_memory_bytes", "trained_parameters"]
+    check: Text
+    name: Text
+    value: Text
+    unit: Text
+    model: Text
+
+
+def _check_quantity(quantity: Mapping[str, Any]) -> None:
+    kind = quantity["kind"]
+    if kind not in QUANTITIES:
+        raise InputError(unknown(f"quantity.kind {kind!r}", kind, QUANTITIES))
+    needed, keys = QUANTITIES[kind], set(quantity) - {"kind"}
+    known = needed | _OPTIONAL.get(kind, set())
+    for key in sorted(keys - known):
+        raise InputError(unknown(f"quantity: key {key!r}", key, sorted(known)))
+    for key in sorted(needed - keys):
+        raise InputError(f"quantity lacks the key {key!r}; add it")
+    if "check" in needed and quantity["check"] not in _CHECKS[kind]:
+        check = quantity["check"]
+        raise InputError(unknown(f"quantity.check {check!r}", check, _CHECKS[kind]))
+
+
+@record
+class _Band:
+    reason: Text
+    low: Number | None = None
+    high: Number | None = None
+    half_width: Annotated[Number, Field(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        ends = (self.low is not None, self.high is not None)
+        if ends != ((self.half_width is None),) * 2:
+            raise InputError("give low and high, or a half_width around the reported number")
+
+    def around(self, reported: float | None) -> Band:
+        if self.half_width is None:
+            assert self.low is not None and self.high is not None
+            return Band(self.low, self.high, self.reason)
         if reported is None:
-            raise InputError(f"{where}: half_width needs a reported number to lie around")
-        width = expect_number(data["half_width"], f"{where}.half_width")
-        if width < 0:
-            raise InputError(f"{where}.half_width is {width}: it cannot be negative")
-        low, high = reported - width, reported + width
-    else:
-        data = expect_mapping(data, where, ("low", "high", "reason"))
-        low, high = (
-            expect_number(data["low"], f"{where}.low"),
-            expect_number(data["high"], f"{where}.high"),
-        )
-    try:
-        return Band(low, high, expect_text(data["reason"], f"{where}.reason"))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+            raise InputError("half_width needs a reported number to lie around")
+        return Band(reported - self.half_width, reported + self.half_width, self.reason)
 
 
-def _parse_rule(data: Any, where: str) -> Rule:
-    data = expect_mapping(data, where, (), ("above", "below", "within_band", "reason"))
-    sides: dict[str, float | None] = {}
-    for name in ("above", "below"):
-        side = None if name not in data else expect_number(data[name], f"{where}.{name}")
-        if side and not str(data.get("reason", "")).strip():
-            raise InputError(f"{where}: '{name}: {side:g}' is a margin and needs a reason")
-        sides[name] = side
-    within = data.get("within_band", False)
-    if not isinstance(within, bool):
-        raise InputError(f"{where}.within_band is {within!r}: expected true or false")
-    try:
-        return Rule(sides["above"], sides["below"], within, str(data.get("reason", "")))
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+@record
+class _Rule:
+    above: Number | None = None
+    below: Number | None = None
+    within_band: Flag = False
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("above", "below"):
+            margin = getattr(self, name)
+            if margin and not self.reason.strip():
+                raise InputError(f"'{name}: {margin:g}' is a margin and needs a reason")
+        self.rule()
+
+    def rule(self) -> Rule:
+        return Rule(self.above, self.below, self.within_band, self.reason)
 
 
-def _parse_expected(data: Any, where: str) -> dict[str, Expectation]:
-    expected = {}
-    for scale, given in expect_mapping(data, where, (), SCALES).items():
-        raw = expect_mapping(given, f"{where}.{scale}", ("outcome", "reason"))
-        outcome = expect_choice(raw["outcome"], OUTCOMES, f"{where}.{scale}.outcome")
-        expected[scale] = Expectation(
-            outcome, expect_text(raw["reason"], f"{where}.{scale}.reason")
-        )
-    return expected
+@record
+class _Rules:
+    full: _Rule
+    reduced: _Rule | None = None
 
 
-def _benchmarks(over: Any, reported: Reported, where: str) -> tuple[str, ...]:
-    """The benchmarks of `over`: a name, or {average_of: table}."""
+_Expected = dict[Scale, Expectation]
+
+
+@record
+class _Part:
+    id: Text
+    quantity: _Quantity
+    rule: _Rules
+    text: Text | None = None
+    reported: Number | list[Number] | None = None
+    band: (
+        Annotated[
+            Annotated[Literal["cells"], TextTag] | Annotated[_Band, MappingTag], TEXT_OR_MAPPING
+        ]
+        | None
+    ) = None
+    scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = SCALES
+    expected: _Expected = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_quantity(self.quantity)
+        rules = (self.rule.full, self.rule.reduced)
+        if self.band is None and any(rule and rule.within_band for rule in rules):
+            raise InputError("it has a rule 'within_band' but no band")
+        reduced = self.quantity["kind"] not in SCALE_FREE_KINDS and set(self.scales) != {"paper"}
+        if reduced and self.rule.reduced is None:
+            raise InputError("its rule lacks 'reduced', for the other scales than paper")
+
+    def pairs(self) -> list[tuple[str, str, dict[str, Any], float | None]]:
+        """Suffix of the id, text, quantity and reported number of every part that it stands for."""
+        quantity: dict[str, Any] = {**self.quantity}
+        best = quantity["kind"] == "best"
+        runs = quantity.pop("runs") if best else []
+        count = len(runs) if best else 1
+        numbers = self.reported if isinstance(self.reported, list) else [self.reported] * count
+        if len(numbers) != count:
+            raise InputError(f"{len(numbers)} reported numbers for {count} comparison(s)")
+        if not best:
+            return [("", self.text or self.id, quantity, numbers[0])]
+        run = quantity["run"]
+        return [
+            (
+                f".{run}>{other}",
+                f"{run} > {other}",
+                {**quantity, "kind": "difference", "against": other},
+                number,
+            )
+            for other, number in zip(runs, numbers, strict=True)
+        ]
+
+
+@record
+class _Claim:
+    id: Text
+    text: Text
+    where: Text
+    reported: Text
+    parts: Annotated[list[_Part], Field(min_length=1)]
+    combine: Literal["all", "each"] = "all"
+    expected: _Expected = field(default_factory=dict)
+    abstract: Text | None = None
+
+
+@record
+class _Bootstrap:
+    seed: Natural
+    resamples: Positive = RESAMPLES
+    level: Annotated[Number, Field(gt=0, lt=1)] = LEVEL
+
+
+@record
+class _Ledger:
+    bootstrap: _Bootstrap
+    claims: Annotated[list[_Claim], Field(min_length=1)]
+    expected: _Expected = field(default_factory=dict)
+
+
+def _benchmarks(quantity: Mapping[str, Any], reported: Reported) -> tuple[str, ...]:
+    over = quantity.get("over")
+    if over is None:
+        return ()
     if isinstance(over, dict):
-        over = expect_mapping(over, where, ("average_of",))
         return tuple(reported.table(over["average_of"]).averaged_benchmarks)
-    known = {
-        table.benchmark(column) for table in reported.tables.values() for column in table.averaged
-    }
-    return (expect_choice(over, known, where),)
+    tables = reported.tables.values()
+    names = {table.benchmark(column) for table in tables for column in table.averaged}
+    if over not in names:
+        raise InputError(unknown(f"benchmark {over!r}", over, sorted(names)))
+    return (over,)
 
 
-def _parse_parts(
-    claim: str, data: Any, inherited: Mapping[str, Expectation], reported: Reported, where: str
-) -> list[Part]:
-    data = expect_mapping(
-        data,
-        where,
-        ("id", "quantity"),
-        ("text", "reported", "band", "rule", "scales", "expected"),
-    )
-    name = f"{claim}.{expect_text(data['id'], f'{where}.id')}"
-    quantity = data["quantity"]
-    kind = expect_choice(
-        quantity.get("kind") if isinstance(quantity, dict) else None,
-        QUANTITIES,
-        f"{where}.quantity.kind",
-    )
-    required, optional = QUANTITIES[kind]
-    quantity = expect_mapping(quantity, f"{where}.quantity", ("kind", *required), optional)
-    if kind == "internal_consistency":
-        expect_choice(quantity["check"], CONSISTENCY_CHECKS, f"{where}.quantity.check")
-    for key, names in (
-        ("component", COMPONENTS),
-        ("cost", COSTS),
-        *([("check", CONTROLLER_CHECKS)] if kind == "controller" else []),
-    ):
-        if key in quantity:
-            expect_choice(quantity[key], names, f"{where}.quantity.{key}")
-    for key in (
-        "family",
-        "run",
-        "against",
-        "baseline",
-        "teacher",
-        "name",
-        "value",
-        "unit",
-        "model",
-    ):
-        if key in quantity:
-            expect_text(quantity[key], f"{where}.quantity.{key}")
-    if "runs" in quantity:
-        expect_texts(quantity["runs"], f"{where}.quantity.runs")
-    if "table" in quantity:
-        reported.table(quantity["table"])
-    benchmarks = (
-        _benchmarks(quantity["over"], reported, f"{where}.quantity.over")
-        if "over" in quantity
-        else ()
-    )
-    scales = tuple(
-        expect_choice(scale, SCALES, f"{where}.scales")
-        for scale in (
-            expect_list(data["scales"], f"{where}.scales") if "scales" in data else SCALES
-        )
-    )
-    expected = {**inherited, **_parse_expected(data.get("expected", {}), f"{where}.expected")}
-    for scale in scales:
+def _band(
+    part: _Part,
+    quantity: Mapping[str, Any],
+    benchmarks: tuple[str, ...],
+    number: float | None,
+    reported: Reported,
+) -> Band | None:
+    if part.band is None:
+        return None
+    if isinstance(part.band, _Band):
+        return part.band.around(number)
+    return quantity_band(quantity, benchmarks, reported)
+
+
+def _parts(
+    claim: str, part: _Part, expected: Mapping[str, Expectation], reported: Reported
+) -> Iterator[Part]:
+    """The parts that an entry stands for: a best run becomes a pair with every other."""
+    benchmarks = _benchmarks(part.quantity, reported)
+    if "table" in part.quantity:
+        reported.table(part.quantity["table"])
+    for scale in part.scales:
         if scale not in expected:
-            raise InputError(f"{where} does not say what is expected at scale {scale!r}")
-
-    rules = expect_mapping(data.get("rule", {}), f"{where}.rule", (), ("full", "reduced"))
-    full = _parse_rule(rules["full"], f"{where}.rule.full") if "full" in rules else None
-    reduced = _parse_rule(rules["reduced"], f"{where}.rule.reduced") if "reduced" in rules else None
-    if full is None:
-        raise InputError(f"{where}.rule lacks 'full'")
-    if reduced is None and kind not in SCALE_FREE_KINDS and set(scales) != {"paper"}:
-        raise InputError(f"{where}.rule lacks 'reduced'")
-
-    def part(suffix: str, text: str, one: dict[str, Any], number: Any) -> Part:
-        place = f"{where}{suffix}"
-        value = None if number is None else expect_number(number, f"{place}.reported")
-        band: Band | None = None
-        of_cells = isinstance(data.get("band"), str)
-        if of_cells:
-            expect_choice(data["band"], (OF_CELLS,), f"{place}.band")
-            try:
-                band = quantity_band(one, benchmarks, reported)
-            except InputError as error:
-                raise InputError(f"{place}.band: {error}") from error
-        elif "band" in data:
-            band = _parse_band(data["band"], value, f"{place}.band")
-        if band is None and any(rule and rule.within_band for rule in (full, reduced)):
-            raise InputError(f"{place} has a rule 'within_band' but no band")
-        return Part(
-            id=name + suffix,
+            raise InputError(f"it does not say what is expected at scale {scale!r}")
+    for suffix, text, quantity, number in part.pairs():
+        yield Part(
+            id=f"{claim}.{part.id}{suffix}",
             text=text,
-            kind=one["kind"],
-            quantity=one,
+            kind=quantity["kind"],
+            quantity=quantity,
             benchmarks=benchmarks,
-            reported=value,
-            band=band,
-            of_cells=of_cells,
-            full=full,
-            reduced=reduced,
-            scales=scales,
+            reported=number,
+            band=_band(part, quantity, benchmarks, number, reported),
+            of_cells=part.band == OF_CELLS,
+            full=part.rule.full.rule(),
+            reduced=None if part.rule.reduced is None else part.rule.reduced.rule(),
+            scales=part.scales,
             expected=expected,
         )
 
-    text = str(data.get("text", data["id"]))
-    number = data.get("reported")
-    if kind != "best":
-        return [part("", text, dict(quantity), number)]
-    best, runs = quantity["run"], quantity["runs"]
-    numbers = number if isinstance(number, list) else [number] * len(runs)
-    if not runs or len(numbers) != len(runs):
-        raise InputError(
-            f"{where}: {len(runs)} run(s) to compare with and {len(numbers)} reported difference(s)"
-        )
-    return [
-        part(
-            f".{best}>{other}",
-            f"{best} > {other}",
-            {
-                "kind": "difference",
-                "family": quantity["family"],
-                "run": best,
-                "against": other,
-                "over": quantity["over"],
-            },
-            value,
-        )
-        for other, value in zip(runs, numbers, strict=True)
-    ]
 
+def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") -> Ledger:
+    """The content of claims.yaml; a best run is expanded into its pairs.
 
-def parse_ledger(data: Any, reported: Reported) -> Ledger:
-    """The content of claims.yaml as `Ledger`; a best run is expanded into its pairs.
+    Args:
+        content: what the file holds.
+        reported: the tables that it speaks of.
+        source: what it is, for error messages.
 
-    Raises InputError for anything ill-formed, a claim or part given twice, or a part that does not
-    say what is expected of it at a scale where it is judged.
+    Raises:
+        InputError: for anything ill-formed, a claim or part given twice, or a part that does not
+            say what is expected of it at a scale where it is judged.
     """
-    data = expect_mapping(data, "claims.yaml", ("bootstrap", "claims"), ("expected",))
-    boot = expect_mapping(data["bootstrap"], "bootstrap", ("seed",), ("resamples", "level"))
-    common = _parse_expected(data.get("expected", {}), "expected")
-    claims: list[Claim] = []
-    for index, given in enumerate(expect_list(data["claims"], "claims")):
-        where = f"claims[{index}]"
-        raw = expect_mapping(
-            given,
-            where,
-            ("id", "text", "where", "reported", "parts"),
-            ("combine", "expected", "abstract"),
-        )
-        name = expect_text(raw["id"], f"{where}.id")
-        where = f"claims.{name}"
-        inherited = {**common, **_parse_expected(raw.get("expected", {}), f"{where}.expected")}
+    data = validate(_Ledger, content, source)
+    claims = []
+    for claim in data.claims:
         parts: list[Part] = []
-        for position, part in enumerate(expect_list(raw["parts"], f"{where}.parts")):
-            parts += _parse_parts(name, part, inherited, reported, f"{where}.parts[{position}]")
+        for part in claim.parts:
+            inherited = (data.expected, claim.expected, part.expected)
+            expected: dict[str, Expectation] = {
+                scale: expectation
+                for expectations in inherited
+                for scale, expectation in expectations.items()
+            }
+            try:
+                parts += _parts(claim.id, part, expected, reported)
+            except InputError as error:
+                raise InputError(f"{source}: {claim.id}.{part.id}: {error}") from error
         claims.append(
             Claim(
-                id=name,
-                text=expect_text(raw["text"], f"{where}.text"),
-                where=expect_text(raw["where"], f"{where}.where"),
-                reported=expect_text(raw["reported"], f"{where}.reported"),
-                combine=expect_choice(
-                    raw.get("combine", "all"), ("all", "each"), f"{where}.combine"
-                ),
-                abstract=raw.get("abstract"),
+                id=claim.id,
+                text=claim.text,
+                where=claim.where,
+                reported=claim.reported,
+                combine=claim.combine,
+                abstract=claim.abstract,
                 parts=tuple(parts),
             )
         )
-    for kind, ids in (
-        ("claim", [claim.id for claim in claims]),
-        ("part", [part.id for claim in claims for part in claim.parts]),
-    ):
-        for one in ids:
-            if ids.count(one) > 1:
-                raise InputError(f"{kind} {one!r} appears twice")
-    return Ledger(
-        seed=int(expect_number(boot["seed"], "bootstrap.seed")),
-        resamples=int(expect_number(boot.get("resamples", RESAMPLES), "bootstrap.resamples")),
-        level=expect_number(boot.get("level", LEVEL), "bootstrap.level"),
-        claims=tuple(claims),
-    )
+    names = [claim.id for claim in claims] + [part.id for one in claims for part in one.parts]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise InputError(f"{source}: {name!r} appears twice")
+    settings = data.bootstrap
+    return Ledger(settings.seed, settings.resamples, settings.level, tuple(claims))
 
 
 def load_ledger(path: str | Path = FOLDER / "claims.yaml") -> Ledger:
-    """The claim ledger. Errors: see `read_yaml` and `parse_ledger`."""
-    return parse_ledger(read_yaml(path), load_tables())
+    """The claim ledger.
+
+    Raises:
+        InputError: for a file that cannot be read, or that `parse_ledger` refuses.
+    """
+    return parse_ledger(read_yaml(path), load_tables(), str(path))

@@ -1,43 +1,58 @@
-"""The released checkpoints as data (checkpoints.yaml), and where their files are."""
+"""The released checkpoints as data (released.yaml), and where their files are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from grace.errors import InputError
 from grace.export.released import SIDECAR
 from replication.base import hub
+from replication.base.messages import unknown
+from replication.base.validation import Flag, Positive, Text, record, validate
+from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
-from replication.paper import ReportedTable, load_tables, nearest, read_yaml
-from replication.paper.reading import expect_choice, expect_mapping, expect_number, expect_text
+from replication.paper import ReportedTable, load_tables
 
 LIST = Path(__file__).resolve().parent / "released.yaml"
-FORMATS = ("plain", "released")
 FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model", SIDECAR)
 """What of a repository is fetched: weights, configuration, tokenizer and chat template."""
 
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 
-@dataclass(frozen=True)
+@record
 class Checkpoint:
-    """One released checkpoint; see checkpoints.yaml for what the entries mean."""
+    """One released checkpoint; released.yaml says more.
 
-    name: str
-    repository: str
-    seen: str
-    verified: bool
-    family: str
-    format: str
-    bits: int
-    processor: str
-    table: str
-    run: str
-    base: str | None = None
+    Attributes:
+        repository: on the Hugging Face hub.
+        seen: where its name was read.
+        verified: whether the files were loaded from there.
+        family: of its model.
+        format: as save_pretrained writes it ("plain"), or the released code ("released").
+        bits: of its weights.
+        processor: where tokenizer and chat template are taken from if it has none.
+        table: the table that reports on it.
+        run: the row of that table.
+        base: transformers' version of the base model, for a checkpoint in another layout.
+        name: its key in the list.
+    """
+
+    repository: Text
+    seen: Text
+    verified: Flag
+    family: Text
+    format: Literal["plain", "released"]
+    bits: Positive
+    processor: Text
+    table: Text
+    run: Text
+    base: Text | None = None
+    name: str = ""
 
     @property
     def reported(self) -> ReportedTable:
@@ -46,14 +61,20 @@ class Checkpoint:
 
     def benchmarks(self) -> list[str]:
         """The benchmarks of that table, by the names of `replication.benchmarks`."""
-        printed = {shown: name for name, shown in PRINTED.items()}
+        names = {printed: name for name, printed in PRINTED.items()}
         table = self.reported
-        return [printed[table.benchmark(column)] for column in table.benchmark_columns]
+        return [names[table.benchmark(column)] for column in table.benchmark_columns]
 
 
 @dataclass(frozen=True)
 class Files:
-    """Where a checkpoint's files are: its own, its base model's, its processor's."""
+    """Where a checkpoint's files are.
+
+    Attributes:
+        model: its own.
+        processor: its processor's.
+        base: its base model's, where it needs one.
+    """
 
     model: Path
     processor: Path
@@ -67,50 +88,46 @@ class Files:
         )
 
 
-def parse_checkpoints(content: Mapping[str, Any]) -> dict[str, Checkpoint]:
-    """The list as `Checkpoint`s. Raises InputError for an entry that is wrong, naming it."""
-    needed = ("repository", "seen", "verified", "family", "format", "bits", "processor", "table")
-    found = {}
-    for name, raw in content.items():
-        data = expect_mapping(raw, name, (*needed, "run"), ("base",))
-        texts = {
-            key: expect_text(data[key], f"{name}.{key}")
-            for key in ("repository", "seen", "family", "processor", "table", "run", "base")
-            if key in data
-        }
-        if not isinstance(data["verified"], bool):
-            raise InputError(f"{name}.verified is {data['verified']!r}: expected true or false")
-        checkpoint = Checkpoint(
-            name=name,
-            verified=data["verified"],
-            format=expect_choice(data["format"], FORMATS, f"{name}.format"),
-            bits=int(expect_number(data["bits"], f"{name}.bits")),
-            **texts,
-        )
-        row = checkpoint.reported.row(checkpoint.run)
-        if (row.bits, checkpoint.reported.family) != (checkpoint.bits, checkpoint.family):
+def parse_checkpoints(
+    content: Mapping[str, Any], source: str = "released.yaml"
+) -> dict[str, Checkpoint]:
+    """The list as `Checkpoint`s.
+
+    Raises:
+        InputError: for an entry that is wrong, or not of the row that it names.
+    """
+    checkpoints = {}
+    for name, listed in validate(dict[Text, Checkpoint], content, source).items():
+        row = listed.reported.row(listed.run)
+        if (row.bits, listed.reported.family) != (listed.bits, listed.family):
             raise InputError(
-                f"{name}: {checkpoint.family} at {checkpoint.bits} bits is not what row "
-                f"{checkpoint.run} of {checkpoint.table} is of"
+                f"{name}: {listed.family} at {listed.bits} bits is not what row {listed.run} of "
+                f"{listed.table} is of"
             )
-        found[name] = checkpoint
-    return found
+        checkpoints[name] = replace(listed, name=name)
+    return checkpoints
 
 
 @cache
 def load_checkpoints(path: Path = LIST) -> dict[str, Checkpoint]:
-    """The list in a file. Errors: see `read_yaml` and `parse_checkpoints`."""
-    return parse_checkpoints(read_yaml(path))
+    """The list in a file.
+
+    Raises:
+        InputError: for a file that cannot be read, or that `parse_checkpoints` refuses.
+    """
+    return parse_checkpoints(read_yaml(path), str(path))
 
 
 def choose(names: list[str] | None) -> list[Checkpoint]:
-    """Checkpoints by name; all without names. Raises InputError with the nearest name."""
+    """Checkpoints by name; all without names.
+
+    Raises:
+        InputError: for an unknown name, with the nearest one.
+    """
     known = load_checkpoints()
     for name in names or ():
         if name not in known:
-            raise InputError(
-                f"unknown checkpoint {name!r}{nearest(name, known)}; known: {', '.join(known)}"
-            )
+            raise InputError(unknown(f"checkpoint {name!r}", name, known))
     return [known[name] for name in names or known]
 
 

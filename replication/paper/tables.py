@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from grace.errors import InputError
-from replication.base.yaml import read_yaml
-from replication.paper.reading import (
-    expect_choice,
-    expect_list,
-    expect_mapping,
-    expect_number,
-    expect_text,
-    expect_texts,
-    nearest,
+from replication.base.messages import unknown
+from replication.base.validation import (
+    Flag,
+    Number,
+    Positive,
+    Text,
+    closed,
+    record,
+    validate,
 )
+from replication.base.yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent
 AVERAGE = "Avg"
-ROLES = ("teacher", "baseline", "peer", "ptq", "qat", "kd", "ablation", "ours")
 CONTROL = "control"
-COMPONENTS = ("gdkd", "rcka", "ib")
-SUMMARIES = ("effects", "cost", "flips", "deploy")
+Component = Literal["gdkd", "rcka", "ib"]
+COMPONENTS: tuple[str, ...] = get_args(Component)
+Role = Literal["teacher", "baseline", "peer", "ptq", "qat", "kd", "ablation", "ours"]
+_NAMES = {"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}
 
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One printed row. `run` is our run that measures it (None: quoted, not rerun).
+    """One printed row.
 
-    components: of a row of the component table, those that are on; None for any other row.
+    Attributes:
+        method: the model's or method's name, as printed.
+        bits: of its weights.
+        role: one of `Role`.
+        run: our run that measures it; None: quoted, not run again.
+        values: by column, None where the authors give no value.
+        components: of a row of the component table, those that are on; None for any other row.
     """
 
     method: str
@@ -44,26 +55,45 @@ class ReportedRow:
 
     @property
     def key(self) -> str:
+        """Its name among the rows: the run, or the method of a quoted row."""
         return self.run or self.method
 
 
-@dataclass(frozen=True)
+@record
 class OwnRow:
-    """A row of our own. `role`: one of ROLES, or "control"."""
+    """A row of our own.
 
-    method: str
-    bits: int
-    run: str
-    role: str = CONTROL
+    Attributes:
+        bits: of its weights.
+        method: its name.
+        run: the run that measures it.
+        role: one of `Role`, or "control".
+        note: why it is there.
+    """
+
+    bits: Positive
+    method: Text
+    run: Text
+    role: Role | Literal["control"] = "control"
     note: str = ""
 
 
 @dataclass(frozen=True)
 class ReportedTable:
-    """A table of scores: one that the paper prints, or one of our own (`rows` is then empty).
+    """A table of scores: one that the paper prints, or one of our own.
 
-    `columns` are as printed; `benchmark(column)` gives the benchmark. `controls` are rows of our
-    own.
+    Attributes:
+        id: its key in tables.yaml.
+        short: its name everywhere else.
+        family: of its runs.
+        title: what it shows.
+        source: where the paper prints it.
+        quantity: "score", or "retention" (percent of the baseline).
+        columns: as printed; `benchmark` gives the benchmark of one.
+        rows: the printed rows; none of a table of our own.
+        controls: rows of our own.
+        aliases: benchmarks by the column names that differ from theirs.
+        not_in_average: columns that enter no average.
     """
 
     id: str
@@ -71,7 +101,7 @@ class ReportedTable:
     family: str
     title: str
     source: str
-    quantity: str  # "score", or "retention" (percent of the baseline)
+    quantity: str
     columns: tuple[str, ...]
     rows: tuple[ReportedRow, ...]
     controls: tuple[OwnRow, ...]
@@ -79,6 +109,7 @@ class ReportedTable:
     not_in_average: frozenset[str] = field(repr=False)
 
     def benchmark(self, column: str) -> str:
+        """The benchmark of a column."""
         return self.aliases.get(column, column)
 
     def benchmarks_of(self, column: str) -> list[str]:
@@ -87,6 +118,7 @@ class ReportedTable:
 
     @property
     def benchmark_columns(self) -> list[str]:
+        """The columns but the average."""
         return [column for column in self.columns if column != AVERAGE]
 
     @property
@@ -96,6 +128,7 @@ class ReportedTable:
 
     @property
     def averaged_benchmarks(self) -> list[str]:
+        """The benchmarks that enter the average."""
         return [self.benchmark(column) for column in self.averaged]
 
     @property
@@ -112,44 +145,55 @@ class ReportedTable:
     @property
     def baseline(self) -> str | None:
         """The run that differences are taken from."""
-        printed = [row.run for row in self.rows if row.role == "baseline"]
-        own = [row.run for row in self.controls if row.role == "baseline"]
-        return next(iter([*printed, *own]), None)
+        rows: tuple[ReportedRow | OwnRow, ...] = (*self.rows, *self.controls)
+        return next((row.run for row in rows if row.role == "baseline" and row.run), None)
 
     def design(self) -> dict[frozenset[str], str]:
         """The runs of a component table by the components that are on.
 
-        Raises InputError unless every combination of COMPONENTS has its run.
+        Raises:
+            InputError: unless every combination of `COMPONENTS` has its run.
         """
-        found = {
+        runs = {
             row.components: row.run
             for row in self.rows
             if row.components is not None and row.run is not None
         }
-        if len(found) != 2 ** len(COMPONENTS):
+        if len(runs) != 2 ** len(COMPONENTS):
             raise InputError(
-                f"{self.short} has {len(found)} of the {2 ** len(COMPONENTS)} combinations of "
+                f"{self.short} has {len(runs)} of the {2 ** len(COMPONENTS)} combinations of "
                 f"{', '.join(COMPONENTS)}"
             )
-        return found
+        return runs
 
     def row(self, run: str) -> ReportedRow:
-        """The row of one of our runs. Raises InputError if the table has none."""
+        """The row of one of our runs.
+
+        Raises:
+            InputError: if the table has none.
+        """
         for row in self.rows:
             if row.run == run:
                 return row
         names = [row.run for row in self.rows if row.run]
-        raise InputError(f"{self.short} has no row of run {run!r}{nearest(run, names)}")
+        raise InputError(unknown(f"run {run!r} of {self.short}", run, names))
+
+    def value(self, row: ReportedRow, column: str) -> float:
+        """A printed cell.
+
+        Raises:
+            InputError: if there is no such column, or no value.
+        """
+        if column not in row.values:
+            raise InputError(unknown(f"column {column!r} of {self.short}", column, row.values))
+        value = row.values[column]
+        if value is None:
+            raise InputError(f"{self.short}: no value is reported for {row.key}, {column}")
+        return value
 
     def cell(self, run: str, column: str) -> float:
-        """A printed cell. Raises InputError if there is no such row or column, or no value."""
-        values = self.row(run).values
-        if column not in values:
-            raise InputError(f"{self.short} has no column {column!r}{nearest(column, values)}")
-        value = values[column]
-        if value is None:
-            raise InputError(f"{self.short}: no value is reported for {run}, {column}")
-        return value
+        """A printed cell of one of our runs; errors as of `row` and `value`."""
+        return self.value(self.row(run), column)
 
 
 class PrintedCell(NamedTuple):
@@ -160,51 +204,119 @@ class PrintedCell(NamedTuple):
     column: str
 
 
-@dataclass(frozen=True)
+@closed
+class CellSource(TypedDict):
+    """A statement that repeats a printed cell."""
+
+    kind: Literal["cell"]
+    table: Text
+    run: Text
+    column: Text
+
+
+@closed
+class PairSource(TypedDict):
+    """A statement about two printed cells of one column."""
+
+    kind: Literal["difference", "ratio"]
+    table: Text
+    run: Text
+    against: Text
+    column: Text
+
+
+@closed
+class ReductionSource(TypedDict):
+    """A statement about two figures of the section `deployment`, in percent less."""
+
+    kind: Literal["reduction"]
+    before: Text
+    after: Text
+
+
+@record
 class Statement:
-    """A figure in running text, and how it follows from other printed numbers."""
+    """A figure in running text, and how it follows from other printed numbers.
 
-    id: str
-    where: str
-    printed: float
-    unit: float
-    source: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A printed number that does not follow from the others: which check, and both values."""
-
-    check: str
-    printed: float
-    recomputed: float
-
-
-@dataclass(frozen=True)
-class Discrepancy:
-    """Something the authors' own sources disagree on."""
-
-    id: str
-    where: str
-    text: str
-    mismatches: tuple[Mismatch, ...]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A table of our own that holds no scores: "effects", "cost", "flips" or "deploy".
-
-    runs: those it speaks of. against: the run that costs are compared with. pairs: of runs whose
-    answers are compared. table: the table of scores it is computed from ("": none).
+    Attributes:
+        id: its name.
+        where: in which text.
+        printed: the figure.
+        unit: of its last printed digit.
+        source: the numbers that it follows from.
     """
 
-    id: str
-    family: str
-    title: str
+    id: Text
+    where: Text
+    printed: Number
+    unit: Number
+    source: Annotated[
+        CellSource | PairSource | ReductionSource, Field(alias="from", discriminator="kind")
+    ]
+
+
+@record
+class Mismatch:
+    """A printed number that does not follow from the others.
+
+    Attributes:
+        check: which comparison; see `replication.paper.consistency`.
+        printed: the printed number.
+        recomputed: what follows from the others.
+    """
+
+    check: Text
+    printed: Number
+    recomputed: Number
+
+
+@record
+class Discrepancy:
+    """Something the authors' own sources disagree on.
+
+    Attributes:
+        id: its name.
+        where: in which places.
+        text: what it is.
+        mismatches: the comparisons in which it shows.
+    """
+
+    id: Text
+    where: Text
+    text: Text
+    mismatches: tuple[Mismatch, ...] = ()
+
+
+_SummaryName = Literal["effects", "cost", "flips", "deploy"]
+_SUMMARY_KEYS = {
+    "effects": {"table"},
+    "cost": {"table", "runs", "against"},
+    "flips": {"table", "pairs"},
+    "deploy": set(),
+}
+
+
+@record
+class Summary:
+    """A table of our own that holds no scores.
+
+    Attributes:
+        family: of its runs.
+        title: what it shows.
+        table: the table of scores it is computed from ("": none).
+        runs: those it speaks of.
+        against: the run that costs are compared with ("": none).
+        pairs: of runs whose answers are compared.
+        id: "effects", "cost", "flips" or "deploy".
+    """
+
+    family: Text
+    title: Text
     table: str = ""
-    runs: tuple[str, ...] = ()
+    runs: tuple[Text, ...] = ()
     against: str = ""
-    pairs: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[Text, Text], ...] = ()
+    id: str = ""
 
     @property
     def named(self) -> set[str]:
@@ -214,7 +326,17 @@ class Summary:
 
 @dataclass(frozen=True)
 class Reported:
-    """All of tables.yaml, validated. `own_tables` and `summaries` are of our own."""
+    """All of tables.yaml, validated.
+
+    Attributes:
+        tables: the paper's, by their ids.
+        own_tables: tables of scores of our own.
+        summaries: tables of our own that hold no scores.
+        deployment: printed figures of speed and memory.
+        figures: printed figures of the paper's plots.
+        statements: figures in running text.
+        discrepancies: what the authors' sources disagree on.
+    """
 
     tables: Mapping[str, ReportedTable]
     own_tables: Mapping[str, ReportedTable]
@@ -225,12 +347,16 @@ class Reported:
     discrepancies: tuple[Discrepancy, ...]
 
     def table(self, name: str) -> ReportedTable:
-        """A table of scores by its id or short name. Raises InputError with the nearest name."""
+        """A table of scores by its id or short name.
+
+        Raises:
+            InputError: with the nearest name.
+        """
         for table in (*self.tables.values(), *self.own_tables.values()):
             if name in (table.id, table.short):
                 return table
         names = {*self.tables, *(table.short for table in self.tables.values()), *self.own_tables}
-        raise InputError(f"unknown table {name!r}{nearest(name, names)}")
+        raise InputError(unknown(f"table {name!r}", name, sorted(names)))
 
     def short_names(self) -> list[str]:
         """The short names of all tables: the paper's, our own, and the summaries."""
@@ -240,15 +366,23 @@ class Reported:
     def find_printed(
         self, family: str, run: str, benchmarks: Collection[str], quantity: str = "score"
     ) -> PrintedCell | None:
-        """Where the paper prints a model's score (or retention) on one benchmark, or the average of
-        several; None if no table prints it."""
+        """Where the paper prints a model's score (or retention).
+
+        Args:
+            family: the model's.
+            run: the run that measures it.
+            benchmarks: one, or several for their average.
+            quantity: "score" or "retention".
+
+        Returns:
+            The first such cell; None if no table prints it.
+        """
         for table in self.tables.values():
             if table.family != family or table.quantity != quantity:
                 continue
             rows = [row for row in table.rows if row.run == run]
             for column in table.columns if rows else ():
-                average = column == AVERAGE
-                names = table.averaged_benchmarks if average else [table.benchmark(column)]
+                names, average = table.benchmarks_of(column), column == AVERAGE
                 same = set(names) == set(benchmarks) and average == (len(benchmarks) > 1)
                 if same and rows[0].values[column] is not None:
                     return PrintedCell(table, rows[0], column)
@@ -256,8 +390,8 @@ class Reported:
 
     def printed_cell(self, family: str, run: str, benchmarks: Collection[str]) -> float | None:
         """What stands there; None if no table prints it."""
-        found = self.find_printed(family, run, benchmarks)
-        return None if found is None else found.row.values[found.column]
+        cell = self.find_printed(family, run, benchmarks)
+        return None if cell is None else cell.row.values[cell.column]
 
     def named_runs(self) -> Iterator[tuple[str, str, str]]:
         """(table, family, run) for every run that a table needs."""
@@ -265,253 +399,159 @@ class Reported:
             for run in table.runs:
                 yield table.short, table.family, run
         for summary in self.summaries.values():
-            shown = self.table(summary.table).runs if summary.table else ()
-            for run in sorted({*summary.named, *shown}):
+            runs = self.table(summary.table).runs if summary.table else ()
+            for run in sorted({*summary.named, *runs}):
                 yield summary.id, summary.family, run
 
 
-def _components(row: Mapping[str, Any]) -> frozenset[str] | None:
-    if "method" in row:
-        return None
-    return frozenset(name for name in COMPONENTS if row[name])
+# --- the file -------------------------------------------------------------------------------------
 
 
-def _row_method(row: Mapping[str, Any], where: str) -> str:
-    given = [name for name in COMPONENTS if name in row]
-    if "method" in row:
-        if given:
-            raise InputError(f"{where}: give a method or components, not both")
-        return expect_text(row["method"], f"{where}.method")
-    if len(given) != len(COMPONENTS) or not all(isinstance(row[n], bool) for n in COMPONENTS):
-        raise InputError(f"{where} needs a method, or true/false for {', '.join(COMPONENTS)}")
-    on = [{"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}[name] for name in COMPONENTS if row[name]]
-    return " + ".join(on) if on else "none of GDKD, RCKA, IB"
+@record
+class _Row:
+    bits: Positive
+    role: Role
+    run: Text | None
+    values: list[Number | None]
+    method: Text | None = None
+    gdkd: Flag | None = None
+    rcka: Flag | None = None
+    ib: Flag | None = None
+
+    def __post_init__(self) -> None:
+        named = [name for name in COMPONENTS if getattr(self, name) is not None]
+        if self.method is not None and named:
+            raise InputError("give a method or components, not both")
+        if self.method is None and len(named) != len(COMPONENTS):
+            raise InputError(f"give a method, or true or false for each of {', '.join(COMPONENTS)}")
+
+    def reported(self, columns: tuple[str, ...]) -> ReportedRow:
+        values = dict(zip(columns, self.values, strict=True))
+        if self.method is not None:
+            return ReportedRow(self.method, self.bits, self.role, self.run, values)
+        on = [name for name in COMPONENTS if getattr(self, name)]
+        method = " + ".join(_NAMES[name] for name in on) or "none of GDKD, RCKA, IB"
+        return ReportedRow(method, self.bits, self.role, self.run, values, frozenset(on))
 
 
-def _parse_own_rows(data: Any, where: str, noted: bool) -> tuple[OwnRow, ...]:
-    """Rows of our own; `noted`: each says why it is there."""
-    rows = []
-    for index, given in enumerate(expect_list(data, where)):
-        place = f"{where}[{index}]"
-        needed = ("bits", "method", "run", *(["note"] if noted else ["role"]))
-        raw = expect_mapping(given, place, needed, ("role", "note"))
-        bits = int(expect_number(raw["bits"], f"{place}.bits"))
-        role = expect_choice(raw.get("role", CONTROL), (*ROLES, CONTROL), f"{place}.role")
-        texts = {
-            key: expect_text(raw[key], f"{place}.{key}")
-            for key in ("method", "run", "note")
-            if key in raw
-        }
-        rows.append(OwnRow(bits=bits, role=role, **texts))
-    return tuple(rows)
+_Columns = Annotated[tuple[Text, ...], Field(min_length=1)]
 
 
-def _parse_own_table(name: str, data: Any, aliases: dict, leave_out: frozenset) -> ReportedTable:
-    where = f"own_tables.{name}"
-    data = expect_mapping(data, where, ("family", "title", "columns", "rows"))
-    rows = _parse_own_rows(expect_list(data["rows"], f"{where}.rows"), f"{where}.rows", False)
-    if len({row.run for row in rows}) != len(rows):
-        raise InputError(f"{where} has two rows of one run")
-    columns = expect_list(data["columns"], f"{where}.columns")
-    return ReportedTable(
-        id=name,
-        short=name,
-        family=expect_text(data["family"], f"{where}.family"),
-        title=expect_text(data["title"], f"{where}.title"),
-        source="",
-        quantity="score",
-        columns=tuple(expect_text(column, f"{where}.columns") for column in columns),
-        rows=(),
-        controls=rows,
-        aliases=aliases,
-        not_in_average=leave_out,
-    )
+@record
+class _OwnTable:
+    family: Text
+    title: Text
+    columns: _Columns
+    rows: Annotated[tuple[OwnRow, ...], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        _check_names([row.run for row in self.rows], "run")
 
 
-_SUMMARY_KEYS: dict[str, tuple[str, ...]] = {
-    "effects": ("table",),
-    "cost": ("table", "runs", "against"),
-    "flips": ("table", "pairs"),
-    "deploy": (),
-}
+@record
+class _Table:
+    short: Text
+    family: Text
+    title: Text
+    source: Text
+    columns: _Columns
+    rows: Annotated[tuple[_Row, ...], Field(min_length=1)]
+    quantity: Literal["score", "retention"] = "score"
+    controls: tuple[OwnRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_names(self.columns, "column")
+        for index, row in enumerate(self.rows):
+            if len(row.values) != len(self.columns):
+                count, columns = len(row.values), len(self.columns)
+                raise InputError(f"rows[{index}] has {count} values for {columns} columns")
+        keys = [row.run or row.method for row in self.rows if row.run or row.method]
+        _check_names([*keys, *(row.run for row in self.controls)], "run")
+        for control in self.controls:
+            if not control.note.strip():
+                raise InputError(f"the control {control.run} lacks a note: say why it is there")
 
 
-def _parse_summary(name: str, data: Any) -> Summary:
-    where = f"summaries.{name}"
-    expect_choice(name, SUMMARIES, "summaries")
-    data = expect_mapping(data, where, ("family", "title", *_SUMMARY_KEYS[name]))
-    given = expect_list(data["pairs"], f"{where}.pairs") if "pairs" in data else []
-    pairs = tuple(tuple(expect_texts(pair, f"{where}.pairs")) for pair in given)
-    for pair in pairs:
-        if len(pair) != 2:
-            raise InputError(f"{where}.pairs: {list(pair)} is not a pair of runs")
-    return Summary(
-        id=name,
-        pairs=pairs,  # type: ignore[arg-type]
-        runs=tuple(expect_texts(data.get("runs", []), f"{where}.runs")),
-        **{
-            key: expect_text(data[key], f"{where}.{key}")
-            for key in ("family", "title", "table", "against")
-            if key in data
-        },
-    )
+@record
+class _Tables:
+    benchmarks: dict[Text, Text]
+    not_in_average: frozenset[Text]
+    tables: dict[Text, _Table]
+    own_tables: dict[Text, _OwnTable]
+    summaries: dict[_SummaryName, Summary]
+    deployment: dict[Text, Any]
+    figures: dict[Text, Any]
+    statements: tuple[Statement, ...]
+    discrepancies: tuple[Discrepancy, ...]
+
+    def __post_init__(self) -> None:
+        shorts = [*(table.short for table in self.tables.values()), *self.own_tables]
+        _check_names([*shorts, *self.summaries], "short name")
+        for name, summary in self.summaries.items():
+            for key in ("table", "runs", "against", "pairs"):
+                if bool(getattr(summary, key)) is not (key in _SUMMARY_KEYS[name]):
+                    verb = "needs" if key in _SUMMARY_KEYS[name] else "takes no"
+                    raise InputError(f"summaries.{name} {verb} {key!r}")
 
 
-def _parse_table(name: str, data: Any, aliases: dict, not_in_average: frozenset) -> ReportedTable:
-    where = f"tables.{name}"
-    data = expect_mapping(
-        data,
-        where,
-        ("short", "family", "title", "source", "columns", "rows"),
-        ("quantity", "controls"),
-    )
-    columns = tuple(
-        expect_text(column, f"{where}.columns")
-        for column in expect_list(data["columns"], f"{where}.columns")
-    )
-    if len(set(columns)) != len(columns):
-        raise InputError(f"{where}.columns has a column twice")
-    rows = []
-    for index, given in enumerate(expect_list(data["rows"], f"{where}.rows")):
-        place = f"{where}.rows[{index}]"
-        raw = expect_mapping(
-            given, place, ("bits", "role", "run", "values"), ("method", *COMPONENTS)
-        )
-        values = expect_list(raw["values"], f"{place}.values")
-        if len(values) != len(columns):
-            raise InputError(f"{place} has {len(values)} values for {len(columns)} columns")
-        run = raw["run"]
-        rows.append(
-            ReportedRow(
-                method=_row_method(raw, place),
-                bits=int(expect_number(raw["bits"], f"{place}.bits")),
-                role=expect_choice(raw["role"], ROLES, f"{place}.role"),
-                run=None if run is None else expect_text(run, f"{place}.run"),
-                values={
-                    column: None
-                    if value is None
-                    else expect_number(value, f"{place}.values.{column}")
-                    for column, value in zip(columns, values, strict=True)
-                },
-                components=_components(raw),
-            )
-        )
-    place = f"{where}.controls"
-    controls = _parse_own_rows(data["controls"], place, noted=True) if "controls" in data else ()
-    keys = [row.key for row in rows] + [control.run for control in controls]
-    if len(set(keys)) != len(keys):
-        raise InputError(f"{where} has two rows of one run")
-    return ReportedTable(
-        id=name,
-        short=expect_text(data["short"], f"{where}.short"),
-        family=expect_text(data["family"], f"{where}.family"),
-        title=expect_text(data["title"], f"{where}.title"),
-        source=expect_text(data["source"], f"{where}.source"),
-        quantity=expect_choice(data.get("quantity", "score"), ("score", "retention"), where),
-        columns=columns,
-        rows=tuple(rows),
-        controls=controls,
-        aliases=aliases,
-        not_in_average=not_in_average,
-    )
+def _check_names(names: Collection[str | None], what: str) -> None:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise InputError(f"the {what} {name!r} appears twice")
 
 
-_STATEMENT_KEYS = {
-    "cell": ("table", "run", "column"),
-    "difference": ("table", "run", "against", "column"),
-    "ratio": ("table", "run", "against", "column"),
-    "reduction": ("before", "after"),
-}
+def parse_tables(content: Any, source: str = "tables.yaml") -> Reported:
+    """The content of tables.yaml.
 
+    Args:
+        content: what the file holds.
+        source: what it is, for error messages.
 
-def _parse_statement(data: Any, where: str) -> Statement:
-    data = expect_mapping(data, where, ("id", "where", "printed", "unit", "from"))
-    kind = data["from"].get("kind") if isinstance(data["from"], dict) else None
-    kind = expect_choice(kind, _STATEMENT_KEYS, f"{where}.from.kind")
-    source = expect_mapping(data["from"], f"{where}.from", ("kind", *_STATEMENT_KEYS[kind]))
-    for key in _STATEMENT_KEYS[kind]:
-        expect_text(source[key], f"{where}.from.{key}")
-    return Statement(
-        id=expect_text(data["id"], f"{where}.id"),
-        where=expect_text(data["where"], f"{where}.where"),
-        printed=expect_number(data["printed"], f"{where}.printed"),
-        unit=expect_number(data["unit"], f"{where}.unit"),
-        source=source,
-    )
-
-
-def _parse_discrepancy(data: Any, where: str) -> Discrepancy:
-    data = expect_mapping(data, where, ("id", "where", "text"), ("mismatches",))
-    mismatches = []
-    listed = expect_list(data["mismatches"], f"{where}.mismatches") if "mismatches" in data else []
-    for index, given in enumerate(listed):
-        place = f"{where}.mismatches[{index}]"
-        raw = expect_mapping(given, place, ("check", "printed", "recomputed"))
-        mismatches.append(
-            Mismatch(
-                expect_text(raw["check"], f"{place}.check"),
-                expect_number(raw["printed"], f"{place}.printed"),
-                expect_number(raw["recomputed"], f"{place}.recomputed"),
-            )
-        )
-    texts = {key: expect_text(data[key], f"{where}.{key}") for key in ("id", "where", "text")}
-    return Discrepancy(**texts, mismatches=tuple(mismatches))
-
-
-def parse_tables(data: Any) -> Reported:
-    """The content of tables.yaml as `Reported`. Raises InputError for anything ill-formed."""
-    data = expect_mapping(
-        data,
-        "tables.yaml",
-        (
-            "benchmarks",
-            "not_in_average",
-            "tables",
-            "own_tables",
-            "summaries",
-            "deployment",
-            "figures",
-            "statements",
-            "discrepancies",
-        ),
-    )
-    for section in ("benchmarks", "tables", "own_tables", "summaries", "deployment", "figures"):
-        if not isinstance(data[section], dict):
-            raise InputError(f"{section} must be a mapping")
-        for name in data[section]:
-            expect_text(name, section)
-    aliases = {
-        column: expect_text(name, f"benchmarks.{column}")
-        for column, name in data["benchmarks"].items()
-    }
-    leave_out = frozenset(expect_texts(data["not_in_average"], "not_in_average"))
+    Raises:
+        InputError: for anything ill-formed, naming the place.
+    """
+    data = validate(_Tables, content, source)
+    shared: Any = {"aliases": data.benchmarks, "not_in_average": data.not_in_average}
     tables = {
-        name: _parse_table(name, raw, aliases, leave_out) for name, raw in data["tables"].items()
+        name: ReportedTable(
+            id=name,
+            short=table.short,
+            family=table.family,
+            title=table.title,
+            source=table.source,
+            quantity=table.quantity,
+            columns=table.columns,
+            rows=tuple(row.reported(table.columns) for row in table.rows),
+            controls=table.controls,
+            **shared,
+        )
+        for name, table in data.tables.items()
     }
     own = {
-        name: _parse_own_table(name, raw, aliases, leave_out)
-        for name, raw in data["own_tables"].items()
+        name: ReportedTable(
+            id=name,
+            short=name,
+            family=table.family,
+            title=table.title,
+            source="",
+            quantity="score",
+            columns=table.columns,
+            rows=(),
+            controls=table.rows,
+            **shared,
+        )
+        for name, table in data.own_tables.items()
     }
-    summaries = {name: _parse_summary(name, raw) for name, raw in data["summaries"].items()}
     reported = Reported(
         tables=tables,
         own_tables=own,
-        summaries=summaries,
-        deployment=data["deployment"],
-        figures=data["figures"],
-        statements=tuple(
-            _parse_statement(raw, f"statements[{index}]")
-            for index, raw in enumerate(expect_list(data["statements"], "statements"))
-        ),
-        discrepancies=tuple(
-            _parse_discrepancy(raw, f"discrepancies[{index}]")
-            for index, raw in enumerate(expect_list(data["discrepancies"], "discrepancies"))
-        ),
+        summaries={name: replace(one, id=name) for name, one in data.summaries.items()},
+        deployment=data.deployment,
+        figures=data.figures,
+        statements=data.statements,
+        discrepancies=data.discrepancies,
     )
-    names = reported.short_names()
-    if len(set(names)) != len(names):
-        raise InputError("two tables have one short name")
-    for summary in summaries.values():
+    for summary in reported.summaries.values():
         if summary.table:
             reported.table(summary.table)
     return reported
@@ -519,5 +559,9 @@ def parse_tables(data: Any) -> Reported:
 
 @cache
 def load_tables(path: str | Path = FOLDER / "tables.yaml") -> Reported:
-    """The paper's tables. Errors: see `read_yaml` and `parse_tables`."""
-    return parse_tables(read_yaml(path))
+    """The paper's tables.
+
+    Raises:
+        InputError: for a file that cannot be read, or that `parse_tables` refuses.
+    """
+    return parse_tables(read_yaml(path), str(path))

@@ -271,7 +271,7 @@ def _evaluate_seconds(
 def questions(name: str, resources: Resources) -> int:
     """Rows of a benchmark that are asked: its questions, or more where not all of them count."""
     asked = resources.benchmarks[name].questions
-    return load_facts().benchmark(PRINTED[name]).measured[1] if asked is None else asked
+    return load_facts().benchmark(PRINTED[name]).measured.questions if asked is None else asked
 
 
 def checkpoint_bytes(source: str, resources: Resources) -> float:

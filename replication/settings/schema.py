@@ -15,7 +15,8 @@ from pydantic import Field, Strict
 
 from grace.errors import InputError
 from replication.base.messages import unknown
-from replication.base.validation import Flag, Positive, Text, record
+from replication.base.scales import Scale
+from replication.base.validation import Flag, Natural, Positive, Text, record
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -25,10 +26,8 @@ LANGUAGE_FAMILY = "qwen2_vl"
 REDUCED_ONLY = ("standins", "vision", "features", "language")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
-Natural = Annotated[int, Strict(), Field(ge=0, le=2**53)]
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
-Scale = Literal["smoke", "small", "paper"]
 Preset = Literal["paper", "released"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["auto", "bfloat16", "float32"]

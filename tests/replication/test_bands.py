@@ -90,7 +90,7 @@ def test_the_facts_are_of_exactly_the_papers_benchmarks():
     points = {name for name, one in FACTS.benchmarks.items() if one.unit == "points"}
     assert points == NOT_IN_AVERAGE
     mme = FACTS.benchmark("MME")
-    assert mme.questions == 2 * sum(mme.counts.values())  # two questions of every image
+    assert mme.questions == 2 * sum(mme.score.images.values())  # two questions of every image
     assert mme.top == 2000
 
 
@@ -178,7 +178,7 @@ def test_f1_varies_no_more_than_its_bound(missed, wrong):
     """Three categories share the positives; their negatives are their own."""
     rng = np.random.default_rng(7)
     benchmark = FACTS.benchmark("POPE")
-    positives = benchmark.counts["positives"]
+    positives = benchmark.score.positives
     negatives = (benchmark.questions - 3 * positives) // 3
     hits = positives - rng.binomial(positives, missed, size=(20_000, 1))
     false = rng.binomial(negatives, wrong, size=(20_000, 3))
@@ -194,7 +194,7 @@ def test_points_vary_no_more_than_their_bound(shares):
     rng = np.random.default_rng(8)
     benchmark = FACTS.benchmark("MME")
     total = np.zeros(20_000)
-    for images in benchmark.counts.values():
+    for images in benchmark.score.images.values():
         drawn = rng.multinomial(images, shares, size=20_000)
         total += drawn @ np.array([0.0, 50.0, 200.0]) / images
     bound = benchmark.standard_error(total.mean())
@@ -264,8 +264,6 @@ def test_a_differences_band_by_assumption_and_by_measurement():
     assert "as measured" in measured.reason
     wild = bands.difference_band(TABLE4, row, base, "MMBench", standard_error=50.0)
     assert half(wild) == pytest.approx(Z * math.hypot(first, second) + shifts)
-    with pytest.raises(InputError, match="standard error"):
-        bands.difference_band(TABLE4, row, base, "MMBench", standard_error=-1.0)
     turned = bands.difference_band(TABLE4, base, row, "MMBench")
     assert (turned.low, turned.high) == pytest.approx((-assumed.high, -assumed.low))
 
@@ -432,16 +430,12 @@ def test_wrong_columns_rows_and_values_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(correlation=1.0), "correlation"),
-        (lambda d: d.update(trained_spread=-1), "negative"),
-        (lambda d: d["benchmarks"]["GQA"].update(questions=0), "positive whole number"),
-        (lambda d: d["benchmarks"]["GQA"].pop("harness"), "lacks 'harness'"),
+        (lambda d: d.update(correlation=1.0), "correlation is 1.0"),
         (lambda d: d["benchmarks"]["GQA"].update(harnes=[]), "did you mean 'harness'"),
-        (lambda d: d["benchmarks"]["GQA"]["score"].update(kind="acuracy"), "did you mean"),
-        (lambda d: d["benchmarks"]["GQA"].update(unit="points"), "is not in points"),
-        (lambda d: d["benchmarks"]["MME"]["score"].update(images={}), "must map names"),
-        (lambda d: d["benchmarks"]["GQA"]["harness"][0].update(values=[1.0]), "two readings"),
-        (lambda d: d["benchmarks"]["GQA"]["harness"][0].update(source=" "), "expected text"),
+        (lambda d: d["benchmarks"]["GQA"]["score"].update(positives=3), "takes no 'positives'"),
+        (lambda d: d["benchmarks"]["MME"]["score"].pop("images"), "needs 'images'"),
+        (lambda d: d["benchmarks"]["GQA"].update(unit="points"), "GQA: .*is not in points"),
+        (lambda d: [one.pop("differences", 0) for one in d["benchmarks"].values()], "differences"),
     ],
 )
 def test_wrong_facts_are_refused_with_their_place(change, message):

@@ -173,9 +173,9 @@ def test_the_list_names_a_row_and_benchmarks_for_every_checkpoint():
     [
         ({"format": "gguf"}, "gguf"),
         ({"bits": 8}, "at 8 bits is not what row grace_int4 of qwen3vl is of"),
-        ({"run": "grace_int5"}, "no row of run 'grace_int5'"),
-        ({"table": "table9"}, "unknown table 'table9'"),
-        ({"verified": "perhaps"}, "expected true or false"),
+        ({"run": "grace_int5"}, "run 'grace_int5' of qwen3vl is unknown"),
+        ({"table": "table9"}, "table 'table9' is unknown"),
+        ({"verified": "perhaps"}, "true or false"),
         ({"colour": "red"}, "colour"),
     ],
 )
@@ -370,7 +370,7 @@ def test_an_interval_is_that_of_the_official_score(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--models", "qwen3-vl-2b-w4"], "unknown checkpoint 'qwen3-vl-2b-w4'"),
+        (["--models", "qwen3-vl-2b-w4"], "checkpoint 'qwen3-vl-2b-w4' is unknown"),
         (["--benchmarks", "mmbenhc"], "unknown benchmark 'mmbenhc'"),
         (["--mirror", "/nowhere/hub"], "--mirror: '/nowhere/hub' is no directory"),
         (["--path", "/nowhere/models"], "--path: '/nowhere/models' is no directory"),

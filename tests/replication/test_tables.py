@@ -290,7 +290,7 @@ def test_write_makes_four_files_that_do_not_change(table, tmp_path):
 def test_wrong_names_are_refused(root):
     with pytest.raises(InputError, match="did you mean 'table4'"):
         tables.build_table("tabel4", root, "small")
-    with pytest.raises(InputError, match="unknown scale"):
+    with pytest.raises(InputError, match="is unknown"):
         tables.build_table("table4", root, "tiny")
 
 

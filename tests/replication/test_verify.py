@@ -14,6 +14,7 @@ from synthetic_results import GOOD, strict_ledger, write_results
 
 from grace.errors import InputError
 from replication import paper as reported
+from replication.base.scales import SCALES
 from replication.judge import ledger as verify
 from replication.results import scores as results
 from replication.stats.verdict import Status
@@ -68,7 +69,7 @@ def test_what_has_no_results_is_not_run(good):
 
 
 def test_exact_claims_are_reproduced_at_any_scale_or_contradicted_as_known(tmp_path):
-    for scale in results.SCALES:
+    for scale in SCALES:
         claims, parts = judged(tmp_path, scale)
         assert claims["C16"].status is Status.CONTRADICTED
         assert not claims["C16"].failed
@@ -330,7 +331,7 @@ def test_bad_input_is_exit_code_2_and_one_line(good, tmp_path, capsys):
 
 
 def test_verdicts_on_an_unknown_scale_are_refused(tmp_path):
-    with pytest.raises(InputError, match="unknown scale"):
+    with pytest.raises(InputError, match="is unknown"):
         verify.verify(tmp_path, "big")
 
 

@@ -44,9 +44,10 @@ from typing import Any
 
 from grace.errors import InputError
 from replication.base.files import json_text, write_text_atomic
+from replication.base.messages import unknown
 from replication.base.scales import check_scale
 from replication.judge.quantities import Sources
-from replication.paper import load_ledger, load_tables, nearest
+from replication.paper import load_ledger, load_tables
 from replication.report.tables import forms
 from replication.report.tables.scores import Comparisons, Recorded, score_table
 from replication.report.tables.summaries import summary_table
@@ -131,7 +132,7 @@ def build_table(
     reported = load_tables()
     known = {*reported.tables, *reported.short_names()}
     if table_id not in known:
-        raise InputError(f"unknown table {table_id!r}{nearest(table_id, known)}")
+        raise InputError(unknown(f"table {table_id!r}", table_id, known))
     sources = _sources(results_dir, scale, recorded)
     return _build(table_id, Comparisons(sources), _recorded(sources))
 
