@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch.utils._python_dispatch import TorchDispatchMode
+from storages import LiveBytes
 
 from grace.errors import InputError
 from grace.quantization import (
@@ -593,30 +593,6 @@ def test_a_linear_computes_in_the_requested_dtype(needed):
             torch.testing.assert_close(leaf.grad, other.grad)
 
 
-class Allocations(TorchDispatchMode):
-    """Notes the size of every storage that is made while it is entered, in bytes."""
-
-    def __init__(self, *there):
-        super().__init__()
-        self.kept = list(there)  # so that no address is used twice
-        self.known = {tensor.untyped_storage().data_ptr() for tensor in there}
-        self.sizes = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in self.known:
-                    self.sizes.append(storage.nbytes())
-                    self.known.add(storage.data_ptr())
-                    self.kept.append(tensor)
-        return out
-
-    def between(self, low, high):
-        return sum(low <= size < high for size in self.sizes)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_temporaries_are_four_blocks_and_the_weights_gradient_is_made_once(monkeypatch, dtype):
     """What the module promises of memory, counted tensor by tensor, on a weight of 20 blocks."""
@@ -627,19 +603,24 @@ def test_temporaries_are_four_blocks_and_the_weights_gradient_is_made_once(monke
     x = torch.randn(1, 64, generator=generator).to(dtype)
     block, whole = 2 * 64 * 4, weight.nbytes
 
+    def new_storages(call, *held):
+        """Its result, and how many storages of a block's and of the weight's size it made."""
+        live = LiveBytes()
+        for tensor in held:
+            live.count(tensor)
+        del live.made[:]
+        with live:
+            result = call()
+        blocks = sum(block <= size < whole for size in live.made)
+        return result, (blocks, sum(size >= whole for size in live.made))
+
     def counted(function, *leaves):
-        with Allocations(*leaves) as forward:
-            out = function(*leaves)
-        upstream = torch.ones_like(out)
-        with Allocations(*leaves, out, upstream) as backward:
-            torch.autograd.grad(
-                out, [tensor for tensor in leaves if tensor.requires_grad], upstream
-            )
-        every = 1 << 40
-        return [
-            (allocations.between(block, whole), allocations.between(whole, every))
-            for allocations in (forward, backward)
-        ]
+        out, forward = new_storages(lambda: function(*leaves), *leaves)
+        upstream, needed = torch.ones_like(out), [leaf for leaf in leaves if leaf.requires_grad]
+        backward = new_storages(
+            lambda: torch.autograd.grad(out, needed, upstream), *leaves, out, upstream
+        )
+        return [forward, backward[1]]
 
     narrow = int(dtype != torch.float32)  # a block in float32, where the result is narrower
     for wants_weight, wants_theta in ((True, True), (True, False), (False, True)):
