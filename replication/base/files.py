@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_text_atomic(path: str | Path, text: str) -> Path:
-    """Write `text` (UTF-8) to `path`, through a temporary name and a rename."""
+    """Write a text in UTF-8, through a temporary name and a rename."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return Path(path)
@@ -34,25 +34,35 @@ def _check_finite(value: Any, where: str) -> None:
 
 
 def json_text(value: Any, name: str = "value") -> str:
-    """`value` as JSON: sorted keys, two spaces, a newline at the end.
+    """A value as JSON: sorted keys, two spaces, a newline at the end.
 
-    Raises InputError, naming the place, for a NaN or an infinity.
+    Args:
+        value: what JSON can hold.
+        name: of the value, for error messages.
+
+    Raises:
+        InputError: naming the place of a NaN or an infinity.
     """
     _check_finite(value, name)
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_json_atomic(path: str | Path, value: Any) -> Path:
-    """Write `value` as JSON (see `json_text`), whole or not at all.
+    """Write a value as JSON (see `json_text`), whole or not at all.
 
-    Raises InputError for a NaN or an infinity, and then leaves `path` as it was.
+    Raises:
+        InputError: for a NaN or an infinity; the file stays as it was.
     """
     return write_text_atomic(path, json_text(value, Path(path).name))
 
 
 def read_json(path: str | Path) -> Any:
-    """The content of a JSON file. Raises InputError if it is missing or is not JSON, or holds a
-    number that is not finite or too large for a float."""
+    """The content of a JSON file.
+
+    Raises:
+        InputError: if it is missing, is not JSON, or holds a number that is not finite or too large
+            for a float.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
         return json.loads(text, parse_int=_whole, parse_float=_real, parse_constant=_real)
@@ -63,8 +73,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a decoded value is a number (true and false are none), finite, and in a float's
-    range."""
+    """Whether a decoded value is a finite number in a float's range; true and false are none."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max
 

@@ -19,12 +19,18 @@ KINDS = {"model": "models", "dataset": "datasets"}
 
 
 def cached(repository: str, kind: str, mirror: Path | None = None) -> Path | None:
-    """The repository's directory without the network, or None if it is not there.
+    """The directory of a repository, without the network.
 
-    kind: "model" or "dataset". mirror: where to look; by default in the hub's own cache, which
-    HF_HUB_CACHE or HF_HOME names.
+    Args:
+        repository: ``<owner>/<name>``.
+        kind: "model" or "dataset".
+        mirror: where to look; default: the hub's own cache, which HF_HUB_CACHE or HF_HOME names.
 
-    Raises InputError for a mirror that does not exist.
+    Returns:
+        The directory, or None if it is not there.
+
+    Raises:
+        InputError: for a mirror that does not exist, or several snapshots without a main one.
     """
     from huggingface_hub import constants
 
@@ -42,7 +48,7 @@ def cached(repository: str, kind: str, mirror: Path | None = None) -> Path | Non
         main = folder / "refs" / "main"
         if main.is_file():
             commit = main.read_text().strip()
-            snapshots = [one for one in snapshots if one.name == commit]
+            snapshots = [snapshot for snapshot in snapshots if snapshot.name == commit]
         if len(snapshots) > 1:
             raise InputError(
                 f"{folder} has {len(snapshots)} snapshots and no refs/main that says which is "
@@ -55,8 +61,8 @@ def cached(repository: str, kind: str, mirror: Path | None = None) -> Path | Non
 
 def is_mirror(folder: Path) -> bool:
     """Whether a directory holds any repository, in either layout."""
-    cached = (one for place in (folder, folder / "hub") for one in place.glob("*--*--*/snapshots"))
-    return any(cached) or any(one.is_dir() for one in folder.glob("[!.]*/*/"))
+    cached = (any(place.glob("*--*--*/snapshots")) for place in (folder, folder / "hub"))
+    return any(cached) or any(path.is_dir() for path in folder.glob("[!.]*/*/"))
 
 
 def online(mirror: Path | None = None) -> bool:
@@ -116,7 +122,7 @@ def asking(repository: str, instead: str = "give a mirror") -> Iterator[None]:
 
 
 def missing(repository: str, mirror: Path | None) -> str:
-    """What to say of a repository that is not at hand."""
+    """The error message for a repository that is not there, where the hub may not be asked."""
     from huggingface_hub import constants
 
     where = f"mirror {str(mirror)!r}" if mirror else f"the hub's cache {constants.HF_HUB_CACHE!r}"
@@ -153,6 +159,6 @@ def front_matter(readme: str) -> dict[str, Any]:
     """The YAML between the ``---`` lines at the head of a README.md; {} where there is none."""
     import yaml
 
-    found = re.match(r"\s*---\n(.*?)\n---\s*(\n|$)", readme.replace("\r\n", "\n"), re.DOTALL)
-    content = yaml.safe_load(found[1]) if found else None
+    block = re.match(r"\s*---\n(.*?)\n---\s*(\n|$)", readme.replace("\r\n", "\n"), re.DOTALL)
+    content = yaml.safe_load(block[1]) if block else None
     return content if isinstance(content, dict) else {}

@@ -6,9 +6,11 @@ carries the date.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -24,16 +26,18 @@ LIBRARIES = ("torch", "transformers", "accelerate", "lmms_eval", "numpy")
 LOCK = Path("requirements") / "lock.txt"
 """The version of every installed package, from the repository's root."""
 
-# What a pipeline run writes itself, and what was recorded elsewhere: no code. A stage that runs
-# after another would otherwise always find the tree changed.
 GENERATED = ("results", "recorded", "dvc.lock")
+"""What the pipeline writes itself, and what was recorded elsewhere. Without the exception a stage
+would find the tree changed by the one before it."""
 
 
 def params_hash(params: Any) -> str:
-    """SHA-256 of `params` as canonical JSON (sorted keys, no spaces).
+    """SHA-256 of parameters as canonical JSON (sorted keys, no spaces).
 
     Equal content gives an equal hash whatever the order of the keys.
-    Raises InputError for content that JSON cannot hold (NaN and infinities included).
+
+    Raises:
+        InputError: for content that JSON cannot hold, NaN and infinities included.
     """
     try:
         text = json.dumps(
@@ -45,24 +49,23 @@ def params_hash(params: Any) -> str:
 
 
 def library_versions(names: Sequence[str] = LIBRARIES) -> dict[str, str | None]:
-    """Installed version of each library, read from its metadata without importing it.
-
-    A library that is not installed gets None.
-    """
-    versions: dict[str, str | None] = {}
+    """The version of each library, read from its metadata; None for one that is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(names)
     for name in names:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
 def git_state(repository: str | Path | None = None) -> dict[str, Any]:
-    """{"commit", "dirty"} of the repository (default: the one this file lies in).
+    """The commit of a repository, and whether its files differ from it.
 
-    `dirty` is true when something other than the pipeline's own outputs (`results/`, `recorded/`,
-    `dvc.lock`) differs from the commit, new files included. Outside a repository both are None.
+    Args:
+        repository: its folder; default: the one that this file lies in.
+
+    Returns:
+        "commit", and "dirty": whether anything but ``GENERATED`` differs, new files included. Both
+        are None outside a repository.
     """
     root = Path(repository) if repository is not None else ROOT
 
@@ -86,13 +89,10 @@ def git_state(repository: str | Path | None = None) -> dict[str, Any]:
 def cpu_description() -> str:
     """The processor's name and the number of cores this process may use, e.g. 'CPU, 2 cores'."""
     name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        if model := re.search(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE):
+            name = model[1]
     count = cores()
     return f"{name}, {count} core{'' if count == 1 else 's'}"
 
@@ -107,7 +107,8 @@ def device_description() -> str:
 def lock_hash(root: str | Path | None = None) -> str | None:
     """SHA-256 of the lock file; None where the package is installed without the repository.
 
-    root: of the repository (default: the one this file lies in).
+    Args:
+        root: the repository; default: the one that this file lies in.
     """
     base = Path(root) if root is not None else ROOT
     path = base / LOCK
@@ -135,13 +136,16 @@ def collect(
 ) -> dict[str, Any]:
     """The provenance of one result.
 
-    params: the parameters that determine the result; only their hash is kept.
-    seeds: the seeds of the runs behind it.
-    command: the command line (a list is joined by spaces).
-    device: a description; default the processor. A caller that used an accelerator names it.
-    extra: further entries (for example the hash of a task file). It may not replace one of ours.
+    Args:
+        params: the parameters that decide the result; only their hash is kept.
+        seeds: of the runs behind it.
+        command: the command line; a list is joined by spaces.
+        device: its description; default: the processor. A caller that used an accelerator names it.
+        repository: whose commit; default: the one that this file lies in.
+        extra: further entries, such as the hash of a task file.
 
-    Raises InputError for params that JSON cannot hold or an extra entry of a reserved name.
+    Raises:
+        InputError: for params that JSON cannot hold.
     """
     record: dict[str, Any] = {
         **git_state(repository),
@@ -154,8 +158,6 @@ def collect(
         "seeds": [int(seed) for seed in seeds],
         "command": command if isinstance(command, str) else " ".join(command),
     }
-    for key, value in (extra or {}).items():
-        if key in record:
-            raise InputError(f"provenance entry {key!r} is reserved")
-        record[key] = value
-    return record
+    extra = dict(extra or {})
+    assert not set(extra) & set(record), "an extra entry would replace one of the provenance's own"
+    return record | extra

@@ -14,11 +14,18 @@ def cores() -> int:
 
 
 def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
-    """``function(*job)`` for every job, in order; in processes of one thread each where that
-    keeps more cores busy: small models gain little from a second thread, and one thread gives the
-    same numbers whatever the number of cores.
+    """Call a function for every job, on as many cores as there are.
 
-    On an accelerator the jobs share it one after the other. The first exception stops all jobs.
+    The processes have one thread each: small models gain little from a second one, and one thread
+    gives the same numbers whatever the number of cores. Jobs that share an accelerator run one
+    after the other. The first exception stops all jobs, and is raised.
+
+    Args:
+        function: a module's own, so that a new process can import it.
+        jobs: its arguments.
+
+    Returns:
+        The values, in the order of the jobs.
     """
     import torch
 

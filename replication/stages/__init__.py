@@ -48,7 +48,11 @@ def check_scale(name: str, params: Params) -> None:
 
 
 def stage(function: Callable[..., None]) -> Callable[[], None]:
-    """Make a function of the parameters, and of any further words, a command."""
+    """Make a function of the parameters, and of any further words, a command.
+
+    Args:
+        function: takes the parameters, and a word of the command line for every further argument.
+    """
     name = Path(inspect.getfile(function)).stem
 
     @command

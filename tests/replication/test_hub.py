@@ -24,13 +24,13 @@ FILES = {
     "en/test-00000-of-00001.parquet": b"large and not asked for",
 }
 PROGRAM = """
-import json, pathlib, sys
-from replication import tasks
+import dataclasses, json, pathlib, sys
+from replication import benchmarks
 from replication.settings.schema import Source
 from replication.benchmarks.published import prepare
-found = prepare(tasks.get("mmbench"), Source(sys.argv[1], "en", "dev"),
-                pathlib.Path("views"), None)
-print(json.dumps(found.to_dict()))
+source = Source(sys.argv[1], "en", "dev")
+data = prepare(benchmarks.get("mmbench"), source, pathlib.Path("views"), None)
+print(json.dumps(dataclasses.asdict(data)))
 """
 
 
@@ -73,11 +73,11 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as found:
-        found.asked = []
-        threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield found
-        found.shutdown()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        hub.asked = []
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()
 
 
 @pytest.fixture
@@ -109,17 +109,17 @@ def fetch(server, tmp_path):
 def test_only_the_split_is_fetched_and_only_once(server, fetch):
     done = fetch()
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["commit"] == COMMIT
-    contents = [file.read_bytes() for file in sorted(Path(found["folder"]).glob("*.parquet"))]
+    data = json.loads(done.stdout)
+    assert data["commit"] == COMMIT
+    contents = [file.read_bytes() for file in sorted(Path(data["folder"]).glob("*.parquet"))]
     assert contents == [b"first", b"second"]
     fetched = {path.rpartition("/")[2] for verb, path in server.asked if verb == "GET"}
     assert "dev-00001-of-00002.parquet" in fetched
     assert "test-00000-of-00001.parquet" not in fetched
     server.asked.clear()
     again = fetch(offline="1")
-    assert json.loads(again.stdout) == found
-    assert json.loads(fetch().stdout) == found
+    assert json.loads(again.stdout) == data
+    assert json.loads(fetch().stdout) == data
     assert server.asked == []
 
 
