@@ -22,7 +22,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs test test-fast weekly fuzz mutation determinism lint help
+.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
@@ -35,7 +35,8 @@ help:
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make lock                             renew requirements/lock.txt: the newest versions that fit"
-	@echo "make docs                             write docs/api.md from the docstrings"
+	@echo "make docs                             build the documents and the API pages into site/"
+	@echo "make docs-serve                       serve them at http://127.0.0.1:8000"
 	@echo "make test                             the tests of what a change can break"
 	@echo "make test-fast                        those that take less than half a second each"
 	@echo "make weekly                           the other tests: kills, fuzzing, rehearsal, determinism, mutation"
@@ -94,7 +95,10 @@ readme: setup
 	$(BIN)/python -m replication.report.documents.readme
 
 docs: setup
-	$(BIN)/python -m replication.documentation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+docs-serve: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # A file of tests stays in one process: its fixtures are made once.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
