@@ -621,13 +621,13 @@ class Params:
             KeyError: for a name that is not in the schema.
         """
         content = dataclasses.asdict(self)
-        found = {}
+        values = {}
         for name in names:
             value: Any = content
             for key in name.split("."):
                 value = None if value is None else value[key]
-            found[name] = value
-        return found
+            values[name] = value
+        return values
 
     @property
     def families(self) -> list[str]:
@@ -670,9 +670,9 @@ class Params:
     @property
     def folders(self) -> dict[str, str]:
         """Folders of models and their families: the families' own, and the groups'."""
-        found = {family: family for family in self.families}
-        found |= {name: group.family for name, group in self.runs.items()}
-        return found | {name: group.family for name, group in self.ptq.groups.items()}
+        groups: dict[str, Any] = {**self.runs, **self.ptq.groups}
+        own = {family: family for family in self.families}
+        return own | {name: group.family for name, group in groups.items()}
 
     def family_of(self, folder: str) -> str:
         """The family of the models in a folder.

@@ -122,7 +122,7 @@ def test_the_nearest_name_is_offered(path, near):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         ("scale", "smal", "did you mean 'small'"),
         ("scale", 3, "3"),
@@ -201,18 +201,18 @@ def test_the_nearest_name_is_offered(path, near):
         ("data", {"training": {"files": ["a"], "images": "b"}, "benchmarks": {}}, "'data'"),
     ],
 )
-def test_a_wrong_value_is_named(path, value, told):
+def test_a_wrong_value_is_named(path, value, message):
     text = refused(changed(path, value))
-    assert told in text
+    assert message in text
     assert any(part in text for part in path.split("."))
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [("data", "'data'"), ("teacher.llava.source", "'source'"), ("train.epochs", "exactly one")],
 )
-def test_scale_paper_lacks_nothing(path, told):
-    assert told in refused(changed(path, base=scale_params("paper")))
+def test_scale_paper_lacks_nothing(path, message):
+    assert message in refused(changed(path, base=scale_params("paper")))
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_the_published_benchmarks_are_those_of_the_official_tasks():
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "message"),
     [
         ("vision.qwen2_vl.config.dept", "'dept'"),
         ("vision.qwen2_vl.config.patch", "did you mean 'patch_size'"),
@@ -266,11 +266,11 @@ def test_the_published_benchmarks_are_those_of_the_official_tasks():
         ("baseline.qwen2_vl.text.hidden_size", "baseline.qwen2_vl.text"),
     ],
 )
-def test_a_key_that_no_model_has_is_named(path, told):
+def test_a_key_that_no_model_has_is_named(path, message):
     params = parse_params(changed(path, "256"))
     with pytest.raises(InputError, match=r"text|config") as caught:
         check_architectures(params)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_an_unknown_name_names_the_nearest():

@@ -83,10 +83,10 @@ def test_outside_a_repository_the_commit_is_unknown(tmp_path):
 
 
 def test_params_hash_sees_values_and_not_the_order_of_keys():
-    one = provenance.params_hash({"a": 1, "b": [1, 2]})
-    assert one == provenance.params_hash({"b": [1, 2], "a": 1})
-    assert one != provenance.params_hash({"a": 1, "b": [2, 1]})
-    assert len(one) == 64
+    digest = provenance.params_hash({"a": 1, "b": [1, 2]})
+    assert digest == provenance.params_hash({"b": [1, 2], "a": 1})
+    assert digest != provenance.params_hash({"a": 1, "b": [2, 1]})
+    assert len(digest) == 64
     for wrong in ({"a": float("nan")}, {"a": object()}):
         with pytest.raises(InputError, match="params"):
             provenance.params_hash(wrong)

@@ -111,14 +111,14 @@ def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
     assert yaml.safe_load((folder / "params.yaml").read_text()) == scale_params("smoke", copied)
 
     for name in ("performance", "scaling"):  # of no scale: the page of every scale shows them
-        shown = f"results/{name}/{name}.json"
-        assert (folder / shown).read_bytes() == (copied / shown).read_bytes()
+        file = f"results/{name}/{name}.json"
+        assert (folder / file).read_bytes() == (copied / file).read_bytes()
 
     def others():
         return {k: v for k, v in contents(copied).items() if not k.startswith(".scales/")}
 
     assert others() == before
-    made = {
+    written = {
         k: v for k, v in contents(folder).items() if not k.startswith((".dvc/tmp", ".dvc/cache"))
     }
     (folder / "dvc.lock").write_text("kept\n")
@@ -127,7 +127,9 @@ def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
     assert workspace("smoke", copied) == folder
     again = contents(folder)
     assert again.pop("dvc.lock") == b"kept\n"
-    assert {k: v for k, v in again.items() if not k.startswith((".dvc/tmp", ".dvc/cache"))} == made
+    assert {
+        k: v for k, v in again.items() if not k.startswith((".dvc/tmp", ".dvc/cache"))
+    } == written
     assert others() == before
 
 
