@@ -25,7 +25,7 @@ JUDGED = {
     "grace/quantization/codes.py:write_codes": BY_ITS_CALLER,
     "grace/training/cached_teacher.py:write_teacher_outputs": BY_ITS_CALLER,
     "grace/data/shards.py:write_shard": BY_ITS_CALLER,
-    "grace/data/sharded_dataset.py:_locked": "a lock file, of no content",
+    "grace/data/token_counts.py:_locked": "a lock file, of no content",
     "replication/train/fit.py:_forget_peak_memory": "a switch of the kernel, no file",
     "replication/measure/inside/record.py:_png": "into memory",
     "replication/data/mirror.py:add_repository": BY_ITS_CALLER,

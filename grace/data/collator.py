@@ -13,11 +13,18 @@ from grace.types import ImageSpan
 
 @dataclass
 class Collator:
-    """Pads samples on the right and says where things are.
+    """Pads samples on the right and says where images and supervised tokens are.
 
-    Beside the model's inputs a batch holds, all decided on the host: ``image_spans``;
-    ``token_rows`` and ``token_columns`` (N), the positions whose NEXT token is supervised;
-    ``targets`` (N), those tokens; ``indices``, the samples' places in the data set, a list.
+    Beside the model's inputs (B, S) a batch holds, all decided on the host: ``image_spans``;
+    ``token_rows`` and ``token_columns`` (N,), the positions whose NEXT token is supervised;
+    ``targets`` (N,), those tokens; ``indices``, the samples' positions in the data set, a list::
+
+        collate = Collator(family, config.image_token_id, processor.tokenizer.pad_token_id)
+
+    Attributes:
+        family: The model's adapter.
+        image_token_id: The token that stands for a patch of an image.
+        pad_token_id: The token of padding.
     """
 
     family: Family
@@ -37,11 +44,11 @@ class Collator:
             attention_mask[row, :count] = 1
         rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
         spans: list[ImageSpan] = self.family.image_spans(input_ids, self.image_token_id)
-        shown = [sample for sample in samples if "pixel_values" in sample]
+        pictured = [sample for sample in samples if "pixel_values" in sample]
         images = {
-            name: torch.cat([sample[name] for sample in shown])
+            name: torch.cat([sample[name] for sample in pictured])
             for name in self.family.image_inputs
-            if shown
+            if pictured
         }
         return {
             "input_ids": input_ids,

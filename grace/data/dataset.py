@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from grace.data.encoder import IGNORE_INDEX, Encoder
+from grace.data.images import read_image
 from grace.errors import InputError
 from grace.models import family_of
 
@@ -27,16 +28,33 @@ SCHEMA = pa.schema(
 
 
 class ConversationDataset(Dataset):
-    """Conversations with images from parquet files, tokenized once, pixels made on demand.
+    """Conversations with images from a parquet file, tokenized once, pixels made on demand.
 
-    Columns: ``id`` (string), ``image`` (struct of bytes and path), ``conversations`` (list of
-    struct of from and value). ``limit`` takes the first so many records, ``records`` those at
-    these places, in this order. With ``vision_features`` (records, patches, width) the frozen
-    tower's output replaces the pixels; see ``Family.take_vision_features``. With
-    ``supervise_prompts`` every token but the visual ones is supervised, as in language modelling.
+    ::
+
+        data = ConversationDataset("train.parquet", load_processor(path), model.config)
+        batch = Collator(data.family, data.processor.image_token_id, pad)([data[0], data[1]])
+
+    Args:
+        path: The file, of the columns in `SCHEMA`; all images have to come to the same number of
+            visual tokens.
+        processor: The model's processor.
+        config: The model's configuration.
+        limit: Number of records to take, from the first; all by default.
+        records: Positions of the records to take instead, in this order.
+        vision_features: (records of the file, patches, width): the frozen tower's output, which
+            replaces the pixels; see ``Family.take_vision_features``.
+        supervise_prompts: Supervise every token but the visual ones, as in language modelling.
+
+    Attributes:
+        family: The model's adapter.
+        processor: As given.
+        config: As given.
+        vision_features: Those of the records that were taken; None to read pixels.
+        ids: The id of every sample.
 
     Raises:
-        InputError: for a missing, unreadable or empty file, a missing column, a bad record.
+        InputError: The file is missing, unreadable or empty, lacks a column, or has a bad record.
     """
 
     def __init__(
@@ -53,7 +71,6 @@ class ConversationDataset(Dataset):
         self.family = family_of(config.model_type)
         self.processor = processor
         self.config = config
-        self.vision_features = vision_features
         table = _read_parquet(Path(path), ("id", "image", "conversations"))
         if limit is not None:
             table = table.slice(0, limit)
@@ -69,7 +86,7 @@ class ConversationDataset(Dataset):
                 f"{path}: {len(self.ids)} records but vision features for {len(vision_features)}; "
                 "rebuild the features"
             )
-        encode = Encoder(processor)
+        self.vision_features = vision_features
         per_image: list[int] = []
         if True in self._has_image:
             first = self.pixels([self._has_image.index(True)])
@@ -77,6 +94,7 @@ class ConversationDataset(Dataset):
             self._beside_pixels = {name: first[name] for name in first if name != "pixel_values"}
         self._input_ids: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
+        encode, image = Encoder(processor), processor.image_token_id
         for identity, turns, has_image in zip(
             self.ids, table["conversations"].to_pylist(), self._has_image, strict=True
         ):
@@ -85,7 +103,6 @@ class ConversationDataset(Dataset):
             except InputError as error:
                 raise InputError(f"{path}, record {identity!r}: {error}") from error
             if supervise_prompts:
-                image = processor.image_token_id
                 labels = [IGNORE_INDEX if token == image else token for token in ids]
             self._input_ids.append(np.asarray(ids, dtype=np.int64))
             self._labels.append(np.asarray(labels, dtype=np.int64))
@@ -107,29 +124,28 @@ class ConversationDataset(Dataset):
         """The decoded image of a sample.
 
         Raises:
-            InputError: for bytes that are not an image.
+            InputError: Its bytes are not an image.
         """
         content = self._images[index]["bytes"].as_py()
-        try:
-            return Image.open(io.BytesIO(content)).convert("RGB")
-        except Exception as error:  # every image format fails with types of its own
-            raise InputError(
-                f"record {self.ids[index]!r}: its image cannot be decoded ({error}); "
-                "rebuild the data or remove the record"
-            ) from error
+        name = f"record {self.ids[index]!r}: its image"
+        return read_image(io.BytesIO(content), name, "rebuild the data or remove the record")
 
     def pixels(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The family's ``image_inputs`` for some samples' images."""
+        """The family's ``image_inputs`` for the images of some samples: (patches, ...) each.
+
+        Raises:
+            InputError: An image cannot be decoded.
+        """
         images = [self.image(index) for index in indices]
-        made = self.processor.image_processor(images=images, return_tensors="pt")
-        return {name: made[name] for name in self.family.image_inputs}
+        inputs = self.processor.image_processor(images=images, return_tensors="pt")
+        return {name: inputs[name] for name in self.family.image_inputs}
 
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and labels of a sample."""
+        """Token ids and labels of a sample, (S,) each; IGNORE_INDEX where nothing is supervised."""
         return self._input_ids[index], self._labels[index]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``index``, ``input_ids``, ``labels`` and, where there is an image, what shows it."""
+        """``index``, ``input_ids``, ``labels`` and, where there is an image, the image inputs."""
         input_ids, labels = self.tokens(index)
         sample: dict[str, Any] = {"index": index, "input_ids": input_ids, "labels": labels}
         if not self._has_image[index]:

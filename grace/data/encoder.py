@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 from grace.errors import InputError
 
 IGNORE_INDEX = -100
+"""The label of a token that is not supervised."""
 _ROLES = {"human": "user", "gpt": "assistant"}
 _REMEMBERED = 1024  # texts whose tokens an encoder keeps
 _SLOT = "\ue000"  # private-use character: stands for a turn's text while the template is rendered
 
 
 class _Frame(NamedTuple):
-    """What a chat template writes around the turns of a conversation.
+    """The text that a chat template writes around the turns of a conversation.
 
     Attributes:
-        before: what stands before each turn's text, and after the last.
-        gaps: white space between the generation prompt and an answer; empty for other turns.
-        ends: what ends each answer, the end token included; empty for other turns.
+        before: The text before each turn, and after the last.
+        gaps: White space between the generation prompt and an answer; empty for other turns.
+        ends: The end of each answer, the end token included; empty for other turns.
     """
 
     before: list[str]
@@ -36,11 +37,19 @@ class _Frame(NamedTuple):
 class Encoder:
     """Turns a conversation into token ids and labels with a processor's chat template.
 
+    ::
+
+        encode = Encoder(processor)
+        ids, labels = encode(record["conversations"], [576])    # one image of 576 visual tokens
+
     Prompt and answer are tokenized apart, as in generation, where the prompt is tokenized
     alone and the answer follows token by token. So the prompt ends where the template's
     generation prompt ends, and white space between it and the answer is the answer's. A template
     that ends no answer (LLaVA's) is completed: the end token stands right after the answer, as in
     that family's own training (``USER: ... ASSISTANT: ...</s>USER: ...``).
+
+    Attributes:
+        processor: The model's processor.
     """
 
     processor: Any
@@ -53,11 +62,11 @@ class Encoder:
         """Token ids and labels (IGNORE_INDEX where not supervised).
 
         Args:
-            conversations: turns, human first, alternating.
-            image_tokens: number of visual tokens of each image, in order of appearance.
+            conversations: Turns, human first, alternating.
+            image_tokens: Number of visual tokens of each image, in order of appearance.
 
         Raises:
-            InputError: for an unknown speaker, a missing answer, images that do not match the
+            InputError: An unknown speaker, a missing answer, images that do not match the
                 ``<image>`` marks, or a chat template that cannot be used for training.
         """
         image_id = self.processor.image_token_id
@@ -70,8 +79,8 @@ class Encoder:
                     count = next(counts, None)
                     if count is None:
                         raise InputError(
-                            f"a conversation marks more images than the {len(image_tokens)} given; "
-                            "make the number of <image> marks that of the images"
+                            "a conversation has more <image> marks than images "
+                            f"({len(image_tokens)}); mark each image once"
                         )
                     ids.extend([image_id] * count)
                     labels.extend([IGNORE_INDEX] * count)
@@ -80,8 +89,8 @@ class Encoder:
                     labels.append(token if supervised else IGNORE_INDEX)
         if next(counts, None) is not None:
             raise InputError(
-                f"{len(image_tokens)} images are given, but fewer <image> marks stand in the "
-                "conversation; mark each image once"
+                f"a conversation has fewer <image> marks than images ({len(image_tokens)}); mark "
+                "each image once"
             )
         return ids, labels
 
@@ -126,10 +135,10 @@ class Encoder:
 
     @cached_property
     def _opening(self) -> str:
-        """What the template writes to ask for an answer, such as ``ASSISTANT:``."""
-        asked = [{"role": "user", "content": [{"type": "text", "text": _SLOT}]}]
-        plain = self._render(asked)
-        prompted = self._render(asked, add_generation_prompt=True)
+        """The template's generation prompt, such as ``ASSISTANT:``."""
+        question = [{"role": "user", "content": [{"type": "text", "text": _SLOT}]}]
+        plain = self._render(question)
+        prompted = self._render(question, add_generation_prompt=True)
         if not prompted.startswith(plain) or prompted == plain:
             raise InputError(
                 "the processor's chat template writes no generation prompt after a question; "
@@ -138,6 +147,7 @@ class Encoder:
         return prompted[len(plain) :]
 
     def _frame(self, turns: list[tuple[str, int, str]]) -> _Frame:
+        """The template's text around turns of these speakers and numbers of images."""
         messages = []
         for role, images, _ in turns:
             content = [{"type": "image"}] * images + [{"type": "text", "text": _SLOT}]
@@ -159,7 +169,7 @@ class Encoder:
             if not opening or gaps[index].strip():
                 raise InputError(
                     f"the processor's chat template asks for an answer with {self._opening!r}, but "
-                    f"writes a given one after {before[index]!r}; use one that does both alike"
+                    f"writes an answer after {before[index]!r}; use one that does both alike"
                 )
             before[index] = head + opening
             following = before[index + 1]
@@ -214,6 +224,6 @@ class SystemEncoder(Encoder):
 
     def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
         if self._system is not None:
-            said = [{"type": "text", "text": self._system}]
-            messages = [{"role": "system", "content": said}, *messages]
+            content = [{"type": "text", "text": self._system}]
+            messages = [{"role": "system", "content": content}, *messages]
         return super()._render(messages, **options)

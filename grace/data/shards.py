@@ -34,7 +34,8 @@ SCHEMA = pa.schema(
         ("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))),
     ]
 )
-"""Columns of a shard. The first turn may be one of ``system``; else as in ``grace.data``."""
+"""Columns of a shard. The first turn may be one of ``system``; else turns are as in
+``grace.data.ConversationDataset``."""
 
 
 def is_inside(path: str) -> bool:
@@ -45,10 +46,15 @@ def is_inside(path: str) -> bool:
 
 
 def locate_image(path: str, root: str | Path, folders: Mapping[str, str]) -> Path:
-    """Where an image lies: its first folder may have a place of its own, else it is below root.
+    """The file of an image.
+
+    Args:
+        path: The image's path in a record.
+        root: The folder of image folders.
+        folders: Folders that are elsewhere, by the first part of the path.
 
     Raises:
-        InputError: for a path that leads out of the folder.
+        InputError: The path leads out of its folder.
     """
     if not is_inside(path):
         raise InputError(f"image path {path!r} leads out of the image folder; correct the record")
@@ -66,7 +72,7 @@ def write_shard(records: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def _entry(shard: Mapping[str, Any]) -> tuple[str, int, str]:
-    """(file, records, sha256) of a shard. Raises ValueError for anything else."""
+    """(file, records, sha256) of a shard in the index. Raises ValueError for anything else."""
     file, count, digest = (shard[key] for key in ("file", "records", "sha256"))
     if not isinstance(file, str) or not file.isprintable() or not is_inside(file) or "/" in file:
         raise ValueError(f"{str(file)[:80]!r} is no file of the directory")
@@ -78,7 +84,7 @@ def _entry(shard: Mapping[str, Any]) -> tuple[str, int, str]:
 
 
 def _fault(batch: pa.RecordBatch) -> str | None:
-    """What a batch of SCHEMA holds that no conversation has; None if there is nothing of the kind.
+    """A value in a batch of SCHEMA that no conversation has; None if all of them are valid.
 
     An image path that leads out of its folder is refused where it is used.
     """
@@ -100,11 +106,19 @@ def _fault(batch: pa.RecordBatch) -> str | None:
 class Shards:
     """The records of a directory, by position.
 
+    ::
+
+        shards = Shards("conversations")
+        shards[0]["conversations"]    # [{"from": "human", "value": ...}, ...]
+
     Attributes:
-        index: the content of its index file.
+        directory: As given.
+        index: The content of its index file.
+        files: Names of the shards.
+        sha256: Of all records and their order.
 
     Raises:
-        InputError: for a directory that is missing, incomplete, or of another format.
+        InputError: The directory is missing, incomplete, or of another format.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -154,27 +168,27 @@ class Shards:
         """A shard, mapped into memory; its bytes and values are checked when it is opened.
 
         Raises:
-            InputError: when it is missing or broken.
+            InputError: It is missing or broken.
         """
         if shard not in self._open:
             path = self.directory / self.files[shard]
             try:
                 content = pa.memory_map(str(path)).read_buffer()
                 digest = hashlib.sha256(content).hexdigest()
-                made = pa.ipc.open_file(content).get_batch(0)
-                made.validate(full=True)  # offsets that lead out of the file are not followed
+                batch = pa.ipc.open_file(content).get_batch(0)
+                batch.validate(full=True)  # offsets that lead out of the file are not followed
             except (OSError, pa.ArrowException, IndexError) as error:
                 raise InputError(
                     f"shard {str(path)!r} cannot be read ({error}); build the directory again"
                 ) from error
-            same = made.schema == SCHEMA and made.num_rows == len(self.range_of(shard))
+            same = batch.schema == SCHEMA and batch.num_rows == len(self.range_of(shard))
             if not same or digest != self._digests[shard]:
                 raise InputError(
                     f"shard {str(path)!r} is not what {INDEX_FILE} says; build the directory again"
                 )
-            if fault := _fault(made):
+            if fault := _fault(batch):
                 raise InputError(f"shard {str(path)!r} has {fault}; build the directory again")
-            self._open[shard] = made
+            self._open[shard] = batch
         return self._open[shard]
 
     def __getitem__(self, position: int) -> dict[str, Any]:

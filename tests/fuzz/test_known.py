@@ -91,7 +91,7 @@ def test_an_image_that_does_not_decode(content, family, conversations, tmp_path)
     rows[0]["image"]["bytes"] = content
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "train.parquet")
     small = family("qwen2_vl")
-    with pytest.raises(InputError, match=f"record '{rows[0]['id']}'.*cannot be decoded"):
+    with pytest.raises(InputError, match=f"record '{rows[0]['id']}'.*its image cannot be read"):
         ConversationDataset(tmp_path / "train.parquet", small.processor, small.model().config)
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(InputError, match="cannot be read"):

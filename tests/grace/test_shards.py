@@ -22,8 +22,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from grace.data import IGNORE_INDEX, ConversationDataset
-from grace.data.sharded_dataset import ImageTokens, ShardedConversations, kept_tokens
+from grace.data import IGNORE_INDEX, ConversationDataset, ShardedConversations, token_counts
+from grace.data.samples import ImageTokens, kept_tokens
 from grace.data.shards import Shards
 from grace.errors import InputError
 from grace.training import GraceTrainer, MethodConfig, SupervisedForward
@@ -334,7 +334,7 @@ def test_tokens_are_counted_once(qwen, monkeypatch):
     first = qwen.data(max_length=60)
     (cache,) = counts_of(qwen.directory)
     before = cache.stat().st_mtime_ns
-    monkeypatch.setattr(ShardedConversations, "_make_counts", lambda _: pytest.fail("counted"))
+    monkeypatch.setattr(token_counts, "count_tokens", lambda *_: pytest.fail("counted"))
     again = qwen.data(max_length=60)
     assert (again.lengths, again.supervised) == (first.lengths, first.supervised)
     assert (again.rejected, again.truncated) == (first.rejected, first.truncated)
@@ -394,14 +394,14 @@ def test_two_processes_read_the_same(qwen):
 
 
 def test_one_counts_while_the_others_wait(qwen, monkeypatch):
-    counted, real = [], ShardedConversations._make_counts
+    counted, real = [], token_counts.count_tokens
 
-    def slow(self):
-        counted.append(self)
+    def slow(shards, reader):
+        counted.append(shards)
         time.sleep(0.3)
-        return real(self)
+        return real(shards, reader)
 
-    monkeypatch.setattr(ShardedConversations, "_make_counts", slow)
+    monkeypatch.setattr(token_counts, "count_tokens", slow)
     with ThreadPoolExecutor(3) as pool:
         made = [pool.submit(qwen.data) for _ in range(3)]
         assert len({tuple(future.result().lengths) for future in made}) == 1
@@ -411,12 +411,12 @@ def test_one_counts_while_the_others_wait(qwen, monkeypatch):
 @pytest.mark.slow
 def test_counting_in_processes_changes_nothing(qwen, monkeypatch):
     alone = qwen.data()
-    monkeypatch.setattr("grace.data.sharded_dataset._ALONE", 1)
+    monkeypatch.setattr("grace.data.token_counts._ALONE", 1)
     # processes that have the libraries already
     monkeypatch.setattr("multiprocessing.get_context", lambda _: ranks.CONTEXT)
-    many = alone._make_counts()
+    many = token_counts.count_tokens(alone.shards, alone._read)
     monkeypatch.undo()
-    assert many.tobytes() == alone._make_counts().tobytes()
+    assert many.tobytes() == token_counts.count_tokens(alone.shards, alone._read).tobytes()
 
 
 def test_a_pickled_data_set_is_small_and_the_same(qwen):
@@ -463,7 +463,7 @@ def test_memory_is_bounded(tmp_path, family, monkeypatch):
     ShardedConversations(build(tmp_path / "few", records[:750]), small.processor, config)
     directory = build(tmp_path / "all", records, shard_size=250)
     records.clear()
-    monkeypatch.setattr("grace.data.sharded_dataset._ALONE", 100_000)  # count in this process
+    monkeypatch.setattr("grace.data.token_counts._ALONE", 100_000)  # count in this process
     before = resident()
     data = ShardedConversations(directory, small.processor, config)
     taken = range(0, 5_000, 8)
