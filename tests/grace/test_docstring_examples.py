@@ -6,14 +6,15 @@ import pkgutil
 
 import pytest
 
-import grace
+from grace import distillation, int4, quantization
+from grace.distillation import DistillationConfig, IBController
+from grace.int4 import Int4Linear
+from grace.quantization import FakeQuantLinear, QuantSpec
 
 MODULES = [
     module.name
-    for name in ("quantization", "distillation", "int4")
-    for module in pkgutil.walk_packages(
-        importlib.import_module(f"{grace.__name__}.{name}").__path__, f"grace.{name}."
-    )
+    for package in (quantization, distillation, int4)
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 ]
 
 
@@ -25,9 +26,5 @@ def test_examples_run(name):
 
 
 def test_public_classes_have_an_example():
-    from grace.distillation import DistillationConfig, IBController
-    from grace.int4 import Int4Linear
-    from grace.quantization import FakeQuantLinear, QuantSpec
-
     for public in (QuantSpec, FakeQuantLinear, DistillationConfig, IBController, Int4Linear):
         assert ">>>" in public.__doc__, public
