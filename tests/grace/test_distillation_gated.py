@@ -159,9 +159,9 @@ def test_sums_over_any_parts_give_the_global_quotient(data, chosen, draw):
 @given(selected(), options(), st.integers(1, 9))
 def test_chunking_changes_nothing(data, chosen, chunk_size):
     student, teacher, targets = (data[0].float(), data[1].float(), data[2])
-    one = distillation_sums(student, teacher, targets, chunk_size=100, **chosen)
-    other = distillation_sums(student, teacher, targets, chunk_size=chunk_size, **chosen)
-    torch.testing.assert_close(tuple(one), tuple(other), rtol=1e-6, atol=1e-6)
+    whole = distillation_sums(student, teacher, targets, chunk_size=100, **chosen)
+    chunked = distillation_sums(student, teacher, targets, chunk_size=chunk_size, **chosen)
+    torch.testing.assert_close(tuple(whole), tuple(chunked), rtol=1e-6, atol=1e-6)
 
 
 @SETTINGS
@@ -318,12 +318,12 @@ def test_bf16_gradient_is_the_rounded_single_precision_one(data, chosen):
 def test_the_incoming_gradient_is_not_rounded_to_half_precision():
     student = torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.bfloat16, requires_grad=True)
     teacher, y = torch.tensor([[0.0, 1.0, 3.0]], dtype=torch.float16), torch.tensor([1])
-    (one,) = torch.autograd.grad(distillation_sums(student, teacher, y).loss_sum, student)
+    (unscaled,) = torch.autograd.grad(distillation_sums(student, teacher, y).loss_sum, student)
     factor = 1 + 2.0**-9  # halfway between two bf16 numbers; rounds to 1
     tiny = 2.0**-20 * factor
     sums = distillation_sums(student, teacher, y)
     (scaled,) = torch.autograd.grad(sums.loss_sum * tiny, student)
-    assert torch.equal(scaled, (one.float() * tiny).bfloat16())
+    assert torch.equal(scaled, (unscaled.float() * tiny).bfloat16())
 
 
 def test_nothing_waits_for_the_device_and_the_workspace_is_bounded(monkeypatch):
@@ -401,8 +401,8 @@ def test_everything_happens_where_the_logits_are(monkeypatch):
     teacher = torch.empty(7, 11, device="meta")
     targets = torch.empty(7, dtype=torch.long, device="meta")
     sums = distillation_sums(student, teacher, targets)
-    assert [one.device.type for one in sums] == ["meta"] * 3
-    assert [one.dtype for one in sums] == [torch.float32, torch.float32, torch.bool]
+    assert [tensor.device.type for tensor in sums] == ["meta"] * 3
+    assert [tensor.dtype for tensor in sums] == [torch.float32, torch.float32, torch.bool]
     with Watch() as watch:
         sums.loss_sum.backward()
     assert watch.scaled == [4 * 9, 3 * 9]
@@ -445,7 +445,7 @@ def test_all_that_is_returned_was_written(data, chosen, chunk_size):
 )
 def test_the_logits_are_left_as_they_were(data, chosen, dtype):
     student, teacher, targets = (data[0].to(dtype), data[1].to(dtype), data[2])
-    before = [one.clone() for one in (student, teacher, targets)]
+    before = [tensor.clone() for tensor in (student, teacher, targets)]
     distillation_sums(student.requires_grad_(), teacher, targets, **chosen).loss_sum.backward()
     gate_sum(teacher, 1.0, 2)
     for now, then in zip((student.detach(), teacher, targets), before, strict=True):
@@ -459,7 +459,7 @@ def test_the_logits_are_left_as_they_were(data, chosen, dtype):
 def test_the_gradient_has_the_students_dtype(dtype, teacher_dtype):
     seed = torch.Generator().manual_seed(2)
     student, teacher = (
-        torch.randn(4, 6, generator=seed).bfloat16().to(one) for one in (dtype, teacher_dtype)
+        torch.randn(4, 6, generator=seed).bfloat16().to(each) for each in (dtype, teacher_dtype)
     )
     y = torch.tensor([5, 0, 3, 3])
     exact = student.double().requires_grad_()
@@ -531,7 +531,9 @@ def test_the_published_options_are_the_defaults():
     seed = torch.Generator().manual_seed(4)
     student, teacher = torch.randn(2, 3, 4, 6, generator=seed).double()
     labels = torch.tensor([[3, -100, 5, 1], [0, 0, -100, 2], [-100, -100, -100, 4]])
-    ours, theirs, targets = (torch.stack(one) for one in valid_tokens(student, teacher, labels))
+    ours, theirs, targets = (
+        torch.stack(tensor) for tensor in valid_tokens(student, teacher, labels)
+    )
     gates, terms = confidence_gate(theirs, 1.0), decoupled_kd(ours, theirs, targets, 2.0, 1.0, 4.0)
     expected = (gates * terms).sum() / gates.sum()
     torch.testing.assert_close(gated_decoupled_kd(student, teacher, labels), expected)

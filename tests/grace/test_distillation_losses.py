@@ -186,10 +186,10 @@ def test_dkd_with_the_teachers_own_weight_is_the_full_divergence(data, temperatu
     student, teacher, target = data
     weight = 1 - softmax(teacher / temperature)[np.arange(len(target)), target]
     for i in range(len(target)):
-        one = slice(i, i + 1)
+        token = slice(i, i + 1)
         options = {"temperature": temperature, "alpha": 1.0, "beta": float(weight[i])}
-        full = kd(*map(torch.as_tensor, (student[one], teacher[one])), temperature)
-        for ours in both(student[one], teacher[one], target[one], **options):
+        full = kd(*map(torch.as_tensor, (student[token], teacher[token])), temperature)
+        for ours in both(student[token], teacher[token], target[token], **options):
             torch.testing.assert_close(ours, full, rtol=1e-9, atol=1e-9)
 
 

@@ -202,8 +202,8 @@ def test_undefined_similarity_is_zero_without_gradient(n):
 def test_precision_is_that_of_the_wider_side():
     x, y = normal(0, 6, 4), normal(1, 6, 5)
     exact = cka(x.float().double(), y.float().double())
-    for one, other in ((x.float().double(), y.float()), (x.float(), y.float().double())):
-        for value in (cka(one, other), cka_from_gram(centered_gram(other.double()), one)):
+    for tensor, other in ((x.float().double(), y.float()), (x.float(), y.float().double())):
+        for value in (cka(tensor, other), cka_from_gram(centered_gram(other.double()), tensor)):
             assert value.dtype == torch.float64
             torch.testing.assert_close(value, exact, rtol=1e-13, atol=0)
     cached = cka_from_gram(centered_gram(y.float()), x.float().double())
@@ -300,8 +300,8 @@ def test_everything_happens_where_the_students_hidden_states_are(monkeypatch):
     for teacher in (torch.empty(2, 9, 7, device="meta"), kept):
         sums = rcka_sums(student, teacher, spans)
         sums.loss_sum.backward()
-        assert [one.device.type for one in sums] == ["meta"] * 4
-    assert [one.device.type for one in rcka_sums(student, [], [])] == ["meta"] * 4
+        assert [tensor.device.type for tensor in sums] == ["meta"] * 4
+    assert [tensor.device.type for tensor in rcka_sums(student, [], [])] == ["meta"] * 4
 
 
 @SETTINGS

@@ -271,10 +271,10 @@ def test_wrapping_keeps_the_training_mode():
 def test_a_layer_made_without_a_name_has_none():
     layer = FakeQuantLinear.from_linear(nn.Linear(128, 4), QuantSpec())
     assert layer.name == ""
-    made = FakeQuantLinear(layer.weight, layer.bias, layer.log_scale, layer.spec)
-    assert made.name == ""
-    assert made.spec is layer.spec
-    assert (made.in_features, made.out_features) == (128, 4)
+    copy = FakeQuantLinear(layer.weight, layer.bias, layer.log_scale, layer.spec)
+    assert copy.name == ""
+    assert copy.spec is layer.spec
+    assert (copy.in_features, copy.out_features) == (128, 4)
 
 
 @pytest.mark.parametrize("bias", [True, False])
