@@ -7,7 +7,7 @@ definition and scorer run on these files unchanged; see :mod:`replication.evalua
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,6 @@ class _Source:
     split: str
     seed: int
     world: dict
-    scenes: set[str] = field(default_factory=set)
     drawn: int = 0
 
     def draw(self, kind: str = "plain") -> tuple[Scene, np.random.Generator]:
@@ -122,7 +121,6 @@ class _Source:
         return draw_scene(rng, self.split, kind), rng
 
     def image(self, scene: Scene, rng: np.random.Generator, index: int, **faults: bool) -> Row:
-        self.scenes.add(repr(scene.things))
         drawing = png(scene, rng, self.world, **faults)
         return {"bytes": drawing, "path": f"scene_{index}.png"}
 
@@ -277,15 +275,19 @@ _IN_PAIRS: dict[str, Callable[[_Source, int], Iterator[Row]]] = {
 
 def write_benchmark(
     name: str, path: Path, *, split: str, count: int, seed: int, world: dict
-) -> set[str]:
-    """Write ``count`` questions of benchmark ``name`` over scenes of ``split`` to a parquet file.
+) -> None:
+    """Write a benchmark's stand-ins to a parquet file.
 
-    Returns:
-        The scenes used, each as the text that the training set's ``scene`` column would hold.
+    Args:
+        name: The benchmark.
+        path: The file.
+        split: Of the scenes, one of :data:`replication.data.world.scenes.SPLITS`.
+        count: Number of questions.
+        seed: Of all random draws.
+        world: "noise" and "clutter" of the drawings.
 
     Raises:
-        KeyError: for a benchmark without a stand-in.
-        InputError: for an odd count where the questions come in pairs.
+        InputError: For an odd count where the questions come in pairs.
     """
     source = _Source(name, split, seed, world)
     make = _IN_PAIRS.get(name, _singly)
@@ -296,4 +298,3 @@ def write_benchmark(
     table = pa.Table.from_pylist(rows, schema=schemas.features_of(rows[0]).arrow_schema)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
-    return source.scenes

@@ -19,6 +19,7 @@ from replication.data.world.questions import (
     Question,
     composed,
     labeled,
+    listed,
     relation,
     sign_at,
     string,
@@ -73,27 +74,28 @@ _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
 }
 
 
+_ENDINGS = {
+    "phrase": PHRASE_INSTRUCTION,
+    "bare": "",
+    "vizwiz": VIZWIZ_INSTRUCTION,
+    "mmmu": f"{MMMU_IMAGE}\n{PHRASE_INSTRUCTION}",
+}
+
+
 def choice_prompt(style: str, question: Question, options: tuple[str, ...]) -> str:
     """The text that the official task of ``style`` asks for a multiple-choice question."""
-    listed = _listed(options)
-    if style == "mmbench":
-        hint = f"{question.hint} " if question.hint else ""
-        # the official task puts an empty line before the instruction
-        return f"{hint}{question.text} {SEVERAL_OPTIONS}\n{listed}\n{LETTER_INSTRUCTION}"
-    if style == "scienceqa":
-        context = f"Context: {question.hint}\n" if question.hint else ""
-        return f"{context}{question.text}\n{listed}{LETTER_INSTRUCTION}"
-    if style == "seedbench":
-        hint = f"{question.hint} " if question.hint else ""
-        return f"{hint}{question.text}\n{listed}{LETTER_INSTRUCTION}"
-    if style == "mmstar":
-        hint = f"{question.hint} " if question.hint else ""
-        return f"{hint}{question.text}\n{listed}{MMSTAR_INSTRUCTION}"
-    if style == "mmmu":
-        hint = f"{question.hint} " if question.hint else ""
-        # the official task puts an empty line before the instruction
-        return f"{hint}{question.text}{MMMU_IMAGE}\n{listed}\n{LETTER_INSTRUCTION}"
-    raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(STYLES)}")
+    hint = f"{question.hint} " if question.hint else ""
+    context = f"Context: {question.hint}\n" if question.hint else ""
+    lines = listed(options)
+    # the official tasks of MMBench and MMMU put an empty line before the instruction
+    prompts = {
+        "mmbench": f"{hint}{question.text} {SEVERAL_OPTIONS}\n{lines}\n{LETTER_INSTRUCTION}",
+        "scienceqa": f"{context}{question.text}\n{lines}{LETTER_INSTRUCTION}",
+        "seedbench": f"{hint}{question.text}\n{lines}{LETTER_INSTRUCTION}",
+        "mmstar": f"{hint}{question.text}\n{lines}{MMSTAR_INSTRUCTION}",
+        "mmmu": f"{hint}{question.text}{MMMU_IMAGE}\n{lines}\n{LETTER_INSTRUCTION}",
+    }
+    return prompts[style]
 
 
 def open_prompt(style: str, question: Question) -> str:
@@ -102,21 +104,7 @@ def open_prompt(style: str, question: Question) -> str:
     ``phrase``: VQAv2, GQA, TextVQA, POPE, MME; ``bare``: HallusionBench, OCRBench.
     """
     hint = f"{question.hint} " if question.hint else ""
-    endings = {
-        "phrase": PHRASE_INSTRUCTION,
-        "bare": "",
-        "vizwiz": VIZWIZ_INSTRUCTION,
-        "mmmu": f"{MMMU_IMAGE}\n{PHRASE_INSTRUCTION}",
-    }
-    if style not in endings:
-        raise ValueError(f"unknown prompt style {style!r}; known: {', '.join(OPEN_STYLES)}")
-    return f"{hint}{question.text}{endings[style]}"
-
-
-def _listed(options: Sequence[str]) -> str:
-    return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
+    return f"{hint}{question.text}{_ENDINGS[style]}"
 
 
 def describe(scene: Scene) -> str:
@@ -173,7 +161,7 @@ def drill(rng: np.random.Generator) -> list[dict[str, str]]:
         pool = POOLS[int(rng.integers(len(POOLS)))]
         options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
         order = [int(place) for place in rng.permutation(len(options))]
-        prompt = f"\n{_listed(options)}{WITH_LETTER_INSTRUCTION}"
+        prompt = f"\n{listed(options)}{WITH_LETTER_INSTRUCTION}"
         pairs.append((prompt, _spelled(options, order)))
     return _messages(pairs)
 

@@ -55,14 +55,14 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
         rng = _rng(params.seed, index)
         kind, poor, unseen = _kind(params, rng)
         scene: Scene = draw_scene(rng, "train", kind)
-        identity = f"scene_{index:07d}"
+        scene_id = f"scene_{index:07d}"
         contents = cell_contents(scene)
         rows.append(
             {
-                "id": identity,
+                "id": scene_id,
                 "image": {
                     "bytes": png(scene, rng, world, poor=poor, unseen=unseen),
-                    "path": f"{identity}.png",
+                    "path": f"{scene_id}.png",
                 },
                 "conversations": conversation(
                     scene,
@@ -76,7 +76,7 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
                     unseen=unseen,
                 ),
                 "scene": repr(scene.things),
-                # what the vision tower is to tell: of a black image, nothing
+                # the vision tower's targets; a black image shows nothing
                 "contents": (contents * (not unseen)).tolist(),
             }
         )

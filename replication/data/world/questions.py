@@ -6,7 +6,7 @@ options. :mod:`replication.data.world.benchmarks` writes it in a benchmark's sch
 ask alike, about scenes that never coincide.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,9 +69,15 @@ YES_NO = ("yes", "no")
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its answer and the pool of wrong options (empty: it is asked openly).
+    """One question about a scene.
 
-    ``claim`` is the yes/no question whether an answer, put for {}, is the true one.
+    Attributes:
+        skill: What it takes to answer it.
+        text: The question.
+        answer: The true answer.
+        wrong: The pool of wrong options; empty for a question that is asked openly.
+        hint: What stands before the question.
+        claim: The yes/no question whether an answer, put for {}, is the true one.
     """
 
     skill: str
@@ -83,14 +89,21 @@ class Question:
 
     def options(self, rng: np.random.Generator, count: int) -> tuple[tuple[str, ...], int]:
         """``count`` options in random order and the index of the true one."""
-        if len(self.wrong) < count - 1:
-            raise ValueError(f"{self.skill}: {len(self.wrong)} wrong options, {count - 1} needed")
+        assert len(self.wrong) >= count - 1, f"{self.skill} has {len(self.wrong)} wrong options"
         wrong = [self.wrong[int(i)] for i in rng.permutation(len(self.wrong))[: count - 1]]
         place = int(rng.integers(count))
         return (*wrong[:place], self.answer, *wrong[place:]), place
 
 
 Maker = Callable[[Scene, np.random.Generator], Question | None]
+"""Asks a question about a scene; None where the scene does not allow one."""
+
+
+def listed(options: Sequence[str]) -> str:
+    """Options with their letters, one a line."""
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
+    )
 
 
 def _pick(rng: np.random.Generator, items):
@@ -316,8 +329,7 @@ def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def confirm(question: Question, rng: np.random.Generator) -> Question:
     """The yes/no question whether an answer is right: half the time it is the true one."""
-    if not question.claim:
-        raise ValueError(f"{question.skill}: this question has no form to be confirmed")
+    assert question.claim, f"{question.skill} has no form to be confirmed"
     true = rng.random() < 0.5
     value = question.answer if true else _pick(rng, question.wrong)
     text = question.claim.format(value)

@@ -4,12 +4,12 @@ A row has the columns that the lmms-eval task reads, and those beside them that 
 have and our questions can fill.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from replication.data.world.questions import LETTERS, UNANSWERABLE, YES_NO, Question
+from replication.data.world.questions import LETTERS, UNANSWERABLE, YES_NO, Question, listed
 
 Row = dict[str, Any]
 Writer = Callable[[int, Question, np.random.Generator, Row], Row]
@@ -180,12 +180,6 @@ def _vizwiz(index: int, question: Question, rng: np.random.Generator, image: Row
         "answers": annotated(question, rng),
         "category": answer if answer == UNANSWERABLE else _answer_type(answer),
     }
-
-
-def listed(options: Sequence[str]) -> str:
-    return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
-    )
 
 
 def _mmstar(index: int, question: Question, rng: np.random.Generator, image: Row) -> Row:

@@ -39,8 +39,11 @@ def pretrain(
     the content of every cell and the place of every patch.
 
     Args:
-        family: the model's adapter, a ``grace.models.Family``.
+        family: The model's adapter, a ``grace.models.Family``.
+        model: A model with the tower; nothing else of it is trained.
         batches: (image inputs of the family, contents (images, cells)).
+        steps: Number of batches.
+        learning_rate: The highest of a one-cycle schedule.
 
     Returns:
         Accuracies of the last tenth of the steps, as fractions.
@@ -72,13 +75,12 @@ def pretrain(
     for _, (images, contents) in zip(progress, itertools.chain([first], batches), strict=False):
         features = family.tower_output(model, images)
         features = nn.functional.layer_norm(features, (width,))
-        told = content_head(features.view(-1, width * patches_per_cell))
-        placed = place_head(features)
+        content_logits = content_head(features.view(-1, width * patches_per_cell))
+        place_logits = place_head(features)
         places = torch.arange(cells * patches_per_cell).repeat(len(contents))
-        wanted = contents.view(-1)
-        loss = nn.functional.cross_entropy(told, wanted) + nn.functional.cross_entropy(
-            placed, places
-        )
+        targets = contents.view(-1)
+        loss = nn.functional.cross_entropy(content_logits, targets)
+        loss = loss + nn.functional.cross_entropy(place_logits, places)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 "the vision tower's loss is not finite; lower its learning rate"
@@ -87,11 +89,11 @@ def pretrain(
         loss.backward()
         optimizer.step()
         schedule.step()
-        full = wanted > 0
+        full = targets > 0
         hits.append(
             (
-                (told.argmax(-1) == wanted)[full].float().mean().item(),
-                (placed.argmax(-1) == places).float().mean().item(),
+                (content_logits.argmax(-1) == targets)[full].float().mean().item(),
+                (place_logits.argmax(-1) == places).float().mean().item(),
             )
         )
         progress.set_postfix(content=f"{hits[-1][0]:.3f}", place=f"{hits[-1][1]:.3f}")
