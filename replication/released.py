@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from grace.errors import InputError
@@ -23,9 +24,9 @@ from replication.base.files import write_json_atomic
 from replication.base.scales import FULL_SCALE
 from replication.benchmarks import BENCHMARKS, get
 from replication.evaluate.parts import count_processes
-from replication.evaluate.released import Attempt, Places, evaluate_checkpoint, prepare_data
+from replication.evaluate.released import Places, evaluate_checkpoint, prepare_data
 from replication.judge.released import as_text, judge, to_data
-from replication.paper.released import choose, find_in, load_checkpoints
+from replication.paper.released import Checkpoint, choose, find_in, load_checkpoints
 from replication.results.scores import ResultSet
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
@@ -44,53 +45,67 @@ def verify(
     processes: int | str = "all",
     device: str = "auto",
 ) -> Status:
-    """Evaluate, write and print; returns CONTRADICTED if a cell is, NOT RUN if none was run, and
-    else REPRODUCED or INCONCLUSIVE.
+    """Evaluate, write and print.
 
-    Raises InputError for an unknown name or a directory that does not exist.
+    Args:
+        models: Names of checkpoints; None for all.
+        benchmarks: Names of benchmarks; None for those of each checkpoint's table.
+        places: Where things are read from and written to.
+        params: The parameters of scale paper.
+        processes: Of this machine; "all" for one per accelerator.
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        CONTRADICTED if a cell is, NOT RUN if none was run, and else REPRODUCED or INCONCLUSIVE.
+
+    Raises:
+        InputError: For an unknown name or a directory that does not exist.
     """
     chosen = choose(list(models) if models else None)
     for name in benchmarks or ():
         get(name)
-    for option, folder in (("--path", places.path), ("--mirror", places.mirror)):
-        if folder is not None and not folder.is_dir():
-            raise InputError(f"{option}: {str(folder)!r} is no directory; correct it")
-    if places.path is not None and not any(find_in(one.repository, places.path) for one in chosen):
-        raise InputError(
-            f"--path: {str(places.path)!r} holds none of {', '.join(one.name for one in chosen)}; "
-            "a checkpoint is looked for as <owner>/<name>, <name>, or the directory itself"
-        )
-    if places.mirror is not None and not hub.is_mirror(places.mirror):
-        raise InputError(
-            f"--mirror: {str(places.mirror)!r} holds no repository; it has to be laid out as the "
-            "hub's cache (models--<owner>--<name>, datasets--...) or hold copies as <owner>/<name>"
-        )
-    wanted = {c.name: [b for b in c.benchmarks() if b in (benchmarks or [b])] for c in chosen}
-    names = list(dict.fromkeys(name for own in wanted.values() for name in own))
+    _check_places(places, chosen)
+    asked = {c.name: [b for b in c.benchmarks() if b in (benchmarks or [b])] for c in chosen}
+    names = list(dict.fromkeys(name for own in asked.values() for name in own))
     data, missing = prepare_data(names, params, places)
     attempts = []
     for checkpoint in chosen:
-        own = {name: data[name] for name in wanted[checkpoint.name] if name in data}
-        tried = evaluate_checkpoint(
+        own = asked[checkpoint.name]
+        attempt = evaluate_checkpoint(
             checkpoint,
-            own,
+            {name: data[name] for name in own if name in data},
             params,
             places,
             processes=count_processes(processes),
             device=device,
         )
-        reasons = {name: missing[name] for name in wanted[checkpoint.name] if name in missing}
-        attempts.append(Attempt(checkpoint, tried.directory, {**reasons, **tried.missing}))
-    found = ResultSet(places.results, FULL_SCALE)
-    cells = {attempt.checkpoint.name: judge(attempt, found) for attempt in attempts}
+        reasons = {name: missing[name] for name in own if name in missing}
+        attempts.append(replace(attempt, missing={**reasons, **attempt.missing}))
+    results = ResultSet(places.results, FULL_SCALE)
+    cells = {attempt.checkpoint.name: judge(attempt, results) for attempt in attempts}
     write_json_atomic(places.results / VERDICTS, to_data(attempts, cells))
     print(as_text(attempts, cells))
     print(f"written: {places.results / VERDICTS}")
-    statuses = {cell.status for own in cells.values() for cell in own} - {Status.NOT_RUN}
-    for status in (Status.CONTRADICTED, Status.INCONCLUSIVE, Status.REPRODUCED):
-        if status in statuses:
-            return status
-    return Status.NOT_RUN
+    statuses = {cell.status for own in cells.values() for cell in own}
+    order = (Status.CONTRADICTED, Status.INCONCLUSIVE, Status.REPRODUCED)
+    return next((status for status in order if status in statuses), Status.NOT_RUN)
+
+
+def _check_places(places: Places, checkpoints: Sequence[Checkpoint]) -> None:
+    for option, folder in (("--path", places.path), ("--mirror", places.mirror)):
+        if folder is not None and not folder.is_dir():
+            raise InputError(f"{option}: {str(folder)!r} is no directory; correct it")
+    path, mirror = places.path, places.mirror
+    if path is not None and not any(find_in(c.repository, path) for c in checkpoints):
+        raise InputError(
+            f"--path: {str(path)!r} holds none of {', '.join(c.name for c in checkpoints)}; "
+            "a checkpoint is looked for as <owner>/<name>, <name>, or the directory itself"
+        )
+    if mirror is not None and not hub.is_mirror(mirror):
+        raise InputError(
+            f"--mirror: {str(mirror)!r} holds no repository; it has to be laid out as the "
+            "hub's cache (models--<owner>--<name>, datasets--...) or hold copies as <owner>/<name>"
+        )
 
 
 @command
@@ -112,18 +127,19 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", default="all", help="default: one per GPU")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--results", type=Path, default=Path("results") / "released")
-    given = parser.parse_args(words)
-    if given.processes != "all" and not (given.processes.isdigit() and int(given.processes)):
-        raise InputError(f"--processes is {given.processes!r}; give a number, or 'all'")
-    if given.path and len(given.models or ()) != 1 and (given.path / "config.json").is_file():
+    arguments = parser.parse_args(words)
+    processes, path = arguments.processes, arguments.path
+    if processes != "all" and not (processes.isdigit() and int(processes)):
+        raise InputError(f"--processes is {processes!r}; give a number, or 'all'")
+    if path and len(arguments.models or ()) != 1 and (path / "config.json").is_file():
         raise InputError("--path is one checkpoint; name it with --models")
     status = verify(
-        given.models,
-        given.benchmarks,
-        Places(given.results, given.path, given.mirror),
+        arguments.models,
+        arguments.benchmarks,
+        Places(arguments.results, path, arguments.mirror),
         parse_params(scale_params(FULL_SCALE)),
-        processes=given.processes,
-        device=given.device,
+        processes=processes,
+        device=arguments.device,
     )
     if status is Status.NOT_RUN:
         print("error: nothing could be run; the reasons are above", file=sys.stderr)

@@ -33,8 +33,8 @@ JUDGED = {
     "replication/train/start.py:_download": RENAMED,
     "replication/data/conversations/images.py:_writer": "a log to which lines are "
     "added; torn ones are read over",
-    "replication/rehearsal.py:_write_checkpoint": BY_ITS_CALLER,
-    "replication/rehearsal.py:_write_training": BY_ITS_CALLER,
+    "replication/data/miniature.py:_write_checkpoint": BY_ITS_CALLER,
+    "replication/data/miniature.py:_write_training": BY_ITS_CALLER,
     "replication/report/examples.py:_embedded": "into memory",
     "replication/report/figures/style.py:save": BY_ITS_CALLER,
     "replication/settings/workspace.py:alone": "a lock file, with the number of a process",

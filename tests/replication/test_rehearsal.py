@@ -7,6 +7,7 @@ from PIL import Image
 
 from grace.models import check_model_directory
 from replication import rehearsal
+from replication.data import miniature
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     place = tmp_path_factory.mktemp("rehearsal") / "published"
-    rehearsal.write_published(place)
+    miniature.write_published(place)
     return place
 
 
@@ -65,7 +66,7 @@ def test_checkpoints_annotations_and_benchmarks_are_made(published):
         for family, model in models.items():
             assert check_model_directory(model.source)["model_type"] == family
     records = json.loads((published / "annotations.json").read_text())
-    assert len(records) == rehearsal.CONVERSATIONS
+    assert len(records) == miniature.CONVERSATIONS
     assert any("image" not in record for record in records)
     for record in records:
         if "image" in record:
