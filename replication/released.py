@@ -25,7 +25,7 @@ from replication.base.scales import FULL_SCALE
 from replication.benchmarks import BENCHMARKS, get
 from replication.evaluate.parts import count_processes
 from replication.evaluate.released import Places, evaluate_checkpoint, prepare_data
-from replication.judge.released import as_text, judge, to_data
+from replication.judge.released import judge, to_data, verdicts_text
 from replication.paper.released import Checkpoint, choose, find_in, load_checkpoints
 from replication.results.scores import ResultSet
 from replication.settings.checks import parse_params
@@ -84,7 +84,7 @@ def verify(
     results = ResultSet(places.results, FULL_SCALE)
     cells = {attempt.checkpoint.name: judge(attempt, results) for attempt in attempts}
     write_json_atomic(places.results / VERDICTS, to_data(attempts, cells))
-    print(as_text(attempts, cells))
+    print(verdicts_text(attempts, cells))
     print(f"written: {places.results / VERDICTS}")
     statuses = {cell.status for own in cells.values() for cell in own}
     order = (Status.CONTRADICTED, Status.INCONCLUSIVE, Status.REPRODUCED)

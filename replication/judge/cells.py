@@ -320,7 +320,7 @@ def _cell_data(result: CellResult) -> dict[str, Any]:
     }
 
 
-def to_data(results: Sequence[CellResult]) -> dict[str, Any]:
+def cells_data(results: Sequence[CellResult]) -> dict[str, Any]:
     """The verdicts as a part of claims.json: `cells`, and how many have each status."""
     counts = Counter(result.status for result in results)
     return {

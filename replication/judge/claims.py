@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from replication.base.scales import FULL_SCALE
+from replication.judge.cells import CellResult, cells_data
 from replication.judge.quantities import Measured, Sources, measure
 from replication.paper import Claim, Ledger, Part, Reported, load_ledger, load_tables
 from replication.paper.bands import quantity_band
@@ -18,12 +19,25 @@ from replication.stats.bootstrap import McNemar, minimum_detectable_difference
 from replication.stats.verdict import Band, Interval, Status
 
 POWER = 0.8
+"""Of the smallest difference that is said to be resolvable."""
 
 
 @dataclass(frozen=True)
 class PartResult:
-    """The verdict on one part. band: what it was judged by, the part's as long as nothing was
-    measured. failed: contradicted, and the ledger does not excuse it."""
+    """The verdict on one part.
+
+    Attributes:
+        part: the part.
+        status: the verdict.
+        band: what it was judged by, the part's as long as nothing was measured.
+        interval: what was measured; None where there is no value.
+        questions: how many were answered.
+        seeds: by run, those of its trainings.
+        resolvable: the smallest difference that would have been told from none.
+        mcnemar: the exact test of a single pair of runs on one benchmark.
+        note: what a reader should know.
+        failed: contradicted, and the ledger does not excuse it.
+    """
 
     part: Part
     status: Status
@@ -48,6 +62,7 @@ class ClaimResult:
 
     @property
     def failed(self) -> bool:
+        """Whether any part of it is contradicted without an excuse."""
         return any(part.failed for part in self.parts)
 
 
@@ -61,57 +76,63 @@ def _band(part: Part, interval: Interval | None, sources: Sources) -> Band | Non
     )
 
 
-def _status(part: Part, found: Measured, band: Band | None, scale: str) -> Status:
-    full = scale == FULL_SCALE or part.scale_free
-    rule = part.full if full else part.reduced
-    if found.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
+def _status(part: Part, measured: Measured, band: Band | None, scale: str) -> Status:
+    rule = part.rule(scale)
+    if measured.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
         return Status.INCONCLUSIVE
+    full = scale == FULL_SCALE or part.scale_free
     holds = Status.REPRODUCED if full else Status.DIRECTION_HOLDS
-    status = verdict.judge(found.interval, rule, band, holds)
-    return Status.INCONCLUSIVE if found.undecided and not status.holds else status
+    status = verdict.judge(measured.interval, rule, band, holds)
+    return Status.INCONCLUSIVE if measured.undecided and not status.holds else status
+
+
+def _remark(part: Part, measured: Measured, status: Status, scale: str) -> str:
+    """What the ledger's expectation says of a status; "" where there is nothing to say."""
+    expected = part.expected[scale]
+    known = expected.outcome == "known_deviation"
+    if status is Status.CONTRADICTED and known:
+        excuse = f"known deviation: {expected.reason}"
+        return excuse if measured.excusable else "not the deviation that is known"
+    if status.holds and known:
+        return "the ledger lists a deviation that no longer shows: update it"
+    if expected.outcome == "undecidable":
+        return f"not judged at scale {scale}: {expected.reason}"
+    if status is not Status.INCONCLUSIVE:
+        return ""
+    if measured.undecided:
+        return measured.undecided
+    return expected.reason if expected.outcome == "inconclusive-ok" else "was expected to hold"
 
 
 def evaluate_part(part: Part, sources: Sources) -> PartResult:
-    """The verdict on one part at the results' scale. Raises InputError for results that are wrong;
-    results that are missing give NOT RUN."""
+    """The verdict on one part at the results' scale; NOT RUN where results are missing.
+
+    Raises:
+        InputError: for results that are wrong.
+    """
     scale = sources.results.scale
-    found = measure(part, sources)
-    if found.missing:
-        return PartResult(part, Status.NOT_RUN, part.band, note=found.missing)
+    measured = measure(part, sources)
+    if measured.missing:
+        return PartResult(part, Status.NOT_RUN, part.band, note=measured.missing)
     resolvable = None
-    if found.interval is not None and found.resolves:
+    if measured.interval is not None and measured.resolves:
         resolvable = minimum_detectable_difference(
-            found.interval.standard_error, POWER, level=sources.ledger.level
+            measured.interval.standard_error, POWER, level=sources.ledger.level
         )
-    band = _band(part, found.interval, sources)
-    status, expected = _status(part, found, band, scale), part.expected[scale]
-    known = expected.outcome == "known_deviation"
-    remarks = [found.note] if found.note else []
-    if status is Status.CONTRADICTED and known and found.excusable:
-        remarks.append(f"known deviation: {expected.reason}")
-    elif status is Status.CONTRADICTED and known:
-        remarks.append("not the deviation that is known")
-    elif status.holds and known:
-        remarks.append("the ledger lists a deviation that no longer shows: update it")
-    elif expected.outcome == "undecidable":
-        remarks.append(f"not judged at scale {scale}: {expected.reason}")
-    elif status is Status.INCONCLUSIVE and found.undecided:
-        remarks.append(found.undecided)
-    elif status is Status.INCONCLUSIVE and expected.outcome == "inconclusive-ok":
-        remarks.append(expected.reason)
-    elif status is Status.INCONCLUSIVE:
-        remarks.append("was expected to hold")
+    band = _band(part, measured.interval, sources)
+    status = _status(part, measured, band, scale)
+    excused = part.expected[scale].outcome == "known_deviation" and measured.excusable
     return PartResult(
         part=part,
         status=status,
         band=band,
-        interval=found.interval,
-        questions=found.questions,
-        seeds=found.seeds,
+        interval=measured.interval,
+        questions=measured.questions,
+        seeds=measured.seeds,
         resolvable=resolvable,
-        mcnemar=found.mcnemar,
-        note="; ".join(remarks),
-        failed=status is Status.CONTRADICTED and not (known and found.excusable),
+        mcnemar=measured.mcnemar,
+        note="; ".join(filter(None, (measured.note, _remark(part, measured, status, scale)))),
+        failed=status is Status.CONTRADICTED and not excused,
     )
 
 
@@ -124,9 +145,9 @@ def evaluate_claim(claim: Claim, sources: Sources) -> ClaimResult:
     combine = verdict.combine_all if claim.combine == "all" else verdict.combine_each
     status = combine(statuses)
     notes = []
-    run = [one for one in statuses if one is not Status.NOT_RUN]
+    run = [status for status in statuses if status is not Status.NOT_RUN]
     if run and len(run) < len(parts):
-        held = sum(one.holds for one in run)
+        held = sum(status.holds for status in run)
         notes.append(f"parts run: {len(run)} of {len(parts)}; holding: {held}")
     failed = [part.part.id for part in parts if part.failed]
     if failed:
@@ -143,19 +164,26 @@ def verify(
     reported: Reported | None = None,
     only: Iterable[str] | None = None,
 ) -> list[ClaimResult]:
-    """Judge every claim of the ledger (or those whose ids are in `only`).
+    """Judge every claim of the ledger.
 
-    results: the folder that holds <scale>/scores, outcomes, training and measurements.
-    Raises InputError for an unknown scale, or results that are wrong in themselves.
+    Args:
+        results: the folder that holds <scale>/scores, outcomes, training and measurements.
+        scale: which of them.
+        ledger: default: the project's.
+        reported: default: the paper's tables.
+        only: ids of the claims; default: all.
+
+    Raises:
+        InputError: for an unknown scale, or results that are wrong in themselves.
     """
     ledger = load_ledger() if ledger is None else ledger
     reported = load_tables() if reported is None else reported
     sources = Sources(ResultSet(results, scale), ledger, reported)
-    wanted = None if only is None else set(only)
+    chosen = None if only is None else set(only)
     return [
         evaluate_claim(claim, sources)
         for claim in ledger.claims
-        if wanted is None or claim.id in wanted
+        if chosen is None or claim.id in chosen
     ]
 
 
@@ -163,9 +191,8 @@ def verify(
 
 
 def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
-    part, interval, band = result.part, result.interval, result.band
-    rule = part.full if (scale == FULL_SCALE or part.scale_free) else part.reduced
-    expected = part.expected.get(scale)
+    part, mcnemar = result.part, result.mcnemar
+    rule, expected = part.rule(scale), part.expected.get(scale)
     return {
         "id": part.id,
         "text": part.text,
@@ -173,42 +200,30 @@ def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
         "benchmarks": list(part.benchmarks),
         "unit": part.unit,
         "reported": part.reported,
-        "measured": None
-        if interval is None
-        else {
-            "point": interval.point,
-            "low": interval.low,
-            "high": interval.high,
-            "level": interval.level,
-            "standard_error": interval.standard_error,
-        },
-        "band": band and {"low": band.low, "high": band.high, "reason": band.reason},
-        "rule": rule
-        and {
-            "above": rule.above,
-            "below": rule.below,
-            "within_band": rule.within_band,
-            "reason": rule.reason,
-        },
+        "measured": result.interval and asdict(result.interval),
+        "band": result.band and asdict(result.band),
+        "rule": rule and asdict(rule),
         "questions": result.questions,
         "seeds": result.seeds,
         "smallest_resolvable_difference": result.resolvable,
-        "mcnemar": result.mcnemar
+        "mcnemar": mcnemar
         and {
-            "only_run_right": result.mcnemar.only_first,
-            "only_against_right": result.mcnemar.only_second,
-            "p_value": result.mcnemar.p_value,
+            "only_run_right": mcnemar.only_first,
+            "only_against_right": mcnemar.only_second,
+            "p_value": mcnemar.p_value,
         },
-        "expected": expected and {"outcome": expected.outcome, "reason": expected.reason},
+        "expected": expected and asdict(expected),
         "status": result.status.value,
         "failed": result.failed,
         "note": result.note,
     }
 
 
-def to_data(results: Sequence[ClaimResult], scale: str, ledger: Ledger) -> dict[str, Any]:
-    """The verdicts as the content of claims.json."""
-    counts = Counter(result.status for result in results)
+def document(
+    claims: Sequence[ClaimResult], cells: Sequence[CellResult], scale: str, ledger: Ledger
+) -> dict[str, Any]:
+    """The verdicts as the content of claims.json: the claims and, at full scale, the cells."""
+    counts = Counter(result.status for result in claims)
     return {
         "scale": scale,
         "bootstrap": {
@@ -218,7 +233,7 @@ def to_data(results: Sequence[ClaimResult], scale: str, ledger: Ledger) -> dict[
             "power_of_smallest_resolvable_difference": POWER,
         },
         "summary": {status.value: counts.get(status, 0) for status in Status},
-        "failed": [result.claim.id for result in results if result.failed],
+        "failed": [result.claim.id for result in claims if result.failed],
         "claims": [
             {
                 "id": result.claim.id,
@@ -231,6 +246,7 @@ def to_data(results: Sequence[ClaimResult], scale: str, ledger: Ledger) -> dict[
                 "note": result.note,
                 "parts": [_part_data(part, scale) for part in result.parts],
             }
-            for result in results
+            for result in claims
         ],
+        **(cells_data(cells) if scale == FULL_SCALE else {}),
     }

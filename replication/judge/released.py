@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from replication.base.terminal import as_text, table
 from replication.benchmarks import PRINTED
 from replication.evaluate.released import Attempt
 from replication.paper import AVERAGE, load_ledger
@@ -21,7 +21,16 @@ from replication.stats.verdict import Band, Interval, Rule, Status
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is reported, what was measured, and what follows."""
+    """One cell: what is reported, what was measured, and what follows.
+
+    Attributes:
+        column: as printed.
+        reported: the printed score.
+        interval: what was measured; None: nothing.
+        band: what it was judged by.
+        status: the verdict.
+        reason: of the band, or why nothing was measured.
+    """
 
     column: str
     reported: float | None
@@ -37,29 +46,30 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
     REPRODUCED if the whole 95 % interval of the score lies in the band, CONTRADICTED if all of it
     lies outside, otherwise INCONCLUSIVE; NOT RUN, with the reason, for what was not measured.
     """
-    checkpoint, table = attempt.checkpoint, attempt.checkpoint.reported
-    row = table.row(checkpoint.run)
-    names = {shown: name for name, shown in PRINTED.items()}
+    checkpoint, printed = attempt.checkpoint, attempt.checkpoint.reported
+    row = printed.row(checkpoint.run)
     cells = []
-    for column in table.columns:
-        average = column == AVERAGE
-        benchmarks = table.averaged_benchmarks if average else [table.benchmark(column)]
+    for column in printed.columns:
         reported = row.values[column]
-        interval = _interval(results, checkpoint, benchmarks, column)
-        if interval is None:
-            reasons = [
-                attempt.missing.get(""),
-                *(attempt.missing.get(names[b]) for b in benchmarks),
-            ]
-            reason = next((one for one in reasons if one), "")
-            if not reason or (average and "" not in attempt.missing):
-                reason = "not every benchmark was run" if average else "not asked for"
+        measured = _interval(results, checkpoint, printed.benchmarks_of(column), column)
+        if measured is None:
+            reason = _missing(attempt, column)
             cells.append(Cell(column, reported, None, None, Status.NOT_RUN, reason))
             continue
-        found = band(table, row, column)
-        status = verdict.judge(interval, Rule(within_band=True), found, Status.REPRODUCED)
-        cells.append(Cell(column, reported, interval, found, status, found.reason))
+        tolerance = band(printed, row, column)
+        status = verdict.judge(measured, Rule(within_band=True), tolerance, Status.REPRODUCED)
+        cells.append(Cell(column, reported, measured, tolerance, status, tolerance.reason))
     return cells
+
+
+def _missing(attempt: Attempt, column: str) -> str:
+    """Why a column was not measured."""
+    if column == AVERAGE and "" not in attempt.missing:
+        return "not every benchmark was run"
+    names = {printed: name for name, printed in PRINTED.items()}
+    benchmarks = attempt.checkpoint.reported.benchmarks_of(column)
+    reasons = [attempt.missing.get(key) for key in ("", *(names[name] for name in benchmarks))]
+    return next(filter(None, reasons), "not asked for")
 
 
 def _interval(
@@ -73,11 +83,11 @@ def _interval(
         return None
     ledger = load_ledger()
     rng = generator(ledger.seed, f"released.{checkpoint.name}.{column}")
-    drawn = bootstrap_scores(answers, benchmarks, rng, ledger.resamples)
-    found = interval(drawn, score, ledger.level)
+    resamples = bootstrap_scores(answers, benchmarks, rng, ledger.resamples)
+    mean = interval(resamples, score, ledger.level)
     point = sum(scores.score(name) for name in benchmarks) / len(benchmarks)
-    moved = point - found.point
-    return Interval(point, found.low + moved, found.high + moved, found.level, found.standard_error)
+    moved = point - mean.point
+    return Interval(point, mean.low + moved, mean.high + moved, mean.level, mean.standard_error)
 
 
 def to_data(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> dict[str, Any]:
@@ -88,70 +98,61 @@ def to_data(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> dic
             "table": attempt.checkpoint.table,
             "run": attempt.checkpoint.run,
             "bits": attempt.checkpoint.bits,
-            "cells": [
-                {
-                    "column": cell.column,
-                    "reported": cell.reported,
-                    "measured": None
-                    if cell.interval is None
-                    else [cell.interval.point, cell.interval.low, cell.interval.high],
-                    "band": None if cell.band is None else [cell.band.low, cell.band.high],
-                    "status": cell.status.value,
-                    "reason": cell.reason,
-                }
-                for cell in cells[attempt.checkpoint.name]
-            ],
+            "cells": [_cell_data(cell) for cell in cells[attempt.checkpoint.name]],
         }
         for attempt in attempts
     }
 
 
-def as_text(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> str:
+def _cell_data(cell: Cell) -> dict[str, Any]:
+    measured, tolerance = cell.interval, cell.band
+    return {
+        "column": cell.column,
+        "reported": cell.reported,
+        "measured": measured and [measured.point, measured.low, measured.high],
+        "band": tolerance and [tolerance.low, tolerance.high],
+        "status": cell.status.value,
+        "reason": cell.reason,
+    }
+
+
+def verdicts_text(attempts: Sequence[Attempt], cells: Mapping[str, list[Cell]]) -> str:
     """A line for each cell that was measured; what was not run, once for every reason; counts."""
-    lines, statuses = [], Counter[Status]()
+    parts, statuses = [], Counter[Status]()
     for attempt in attempts:
         checkpoint, own = attempt.checkpoint, cells[attempt.checkpoint.name]
         statuses.update(cell.status for cell in own)
-        lines.append(
+        parts.append(
             f"{checkpoint.name}: {checkpoint.repository}, against row {checkpoint.run} of "
             f"{checkpoint.table}"
         )
-        measured = [_line(cell) for cell in own if cell.interval is not None]
-        if measured:
-            failed = attempt.missing.get("")
-            lines += _wrapped(f"measured before, not this time: {failed}") if failed else []
-            lines.append(
-                f"  {'cell':<15} {'reported':>8}  {'measured [95 %]':<20} {'band':<14} status"
-            )
-        lines += measured
+        rows = [row for cell in own for row in _rows(cell)]
+        if rows:
+            if failed := attempt.missing.get(""):
+                parts.append(f"  measured before, not this time: {failed}")
+            header = ["cell", "reported", "measured [95 %]", "band", "status"]
+            parts.append(as_text(table(header, rows, right=[1], indent=2)).rstrip("\n"))
         reasons: dict[str, list[str]] = {}
         for cell in own:
             if cell.interval is None:
                 reasons.setdefault(cell.reason, []).append(cell.column)
         for reason, columns in reasons.items():
             which = "all cells" if len(columns) == len(own) else ", ".join(columns)
-            lines += _wrapped(f"not run: {which}: {reason}")
-        lines.append("")
-    counts = [f"{statuses[one]} {one.value}" for one in Status if statuses[one]]
-    lines.append(f"{statuses.total()} cells of {len(attempts)} checkpoints: {', '.join(counts)}")
-    return "\n".join(lines)
+            parts.append(f"  not run: {which}: {reason}")
+        parts.append("")
+    counts = [f"{statuses[status]} {status.value}" for status in Status if statuses[status]]
+    parts.append(f"{statuses.total()} cells of {len(attempts)} checkpoints: {', '.join(counts)}")
+    return "\n".join(parts)
 
 
-def _line(cell: Cell) -> str:
-    reported = "" if cell.reported is None else f"{cell.reported:.1f}"
-    interval, ends = cell.interval, cell.band
-    assert interval is not None and ends is not None  # it was measured
-    measured = f"{interval.point:.1f} [{interval.low:.1f}, {interval.high:.1f}]"
-    tolerated = f"[{ends.low:.1f}, {ends.high:.1f}]"
-    return f"  {cell.column:<15} {reported:>8}  {measured:<20} {tolerated:<14} {cell.status.value}"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(
-        text,
-        96,
-        initial_indent="  ",
-        subsequent_indent="    ",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _rows(cell: Cell) -> Iterator[list[str]]:
+    """The cell's line in the table of what was measured; none if it was not."""
+    measured, tolerance = cell.interval, cell.band
+    if measured is not None and tolerance is not None:
+        yield [
+            cell.column,
+            "" if cell.reported is None else f"{cell.reported:.1f}",
+            f"{measured.point:.1f} [{measured.low:.1f}, {measured.high:.1f}]",
+            f"[{tolerance.low:.1f}, {tolerance.high:.1f}]",
+            cell.status.value,
+        ]

@@ -2,7 +2,7 @@
 
 from replication.base.files import write_json_atomic
 from replication.judge.cells import verify_cells
-from replication.judge.ledger import document, verify
+from replication.judge.claims import document, verify
 from replication.paper import load_ledger
 from replication.settings.paths import Layout
 from replication.settings.schema import Params

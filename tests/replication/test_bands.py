@@ -16,8 +16,8 @@ from synthetic_results import write_exact, write_results
 
 from grace.errors import InputError
 from replication import paper as reported
+from replication import verify
 from replication.benchmarks import PRINTED
-from replication.judge import ledger as verify
 from replication.judge.cells import Judge, cells_of, verify_cells
 from replication.paper import bands
 from replication.results.scores import (

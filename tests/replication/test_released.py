@@ -307,7 +307,7 @@ def test_what_cannot_be_had_is_not_run_with_the_reason(verify, places, mirror, t
     assert "24 cells of 3 checkpoints: " in text and "23 NOT RUN" in text
     measured = ResultSet(places.results, "paper")
     cells = judging.judge(Attempt(KNOWN[fine], missing={"": "it is gone"}), measured)
-    text = judging.as_text([Attempt(KNOWN[fine], missing={"": "it is gone"})], {fine: cells})
+    text = judging.verdicts_text([Attempt(KNOWN[fine], missing={"": "it is gone"})], {fine: cells})
     assert "measured before, not this time: it is gone" in text
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from grace.errors import InputError
 from replication.base.scales import FULL_SCALE
-from replication.judge.ledger import format_number
+from replication.judge.text import format_number
 from replication.paper import Ledger, Part
 from replication.report.names import FAMILIES
 from replication.report.page.bars import Axis, bar
