@@ -173,13 +173,6 @@ def test_one_float64_side_is_enough_for_float64(wide, decoupled):
         torch.testing.assert_close(ours, expected, rtol=1e-14, atol=0)
 
 
-def test_teacher_and_student_are_not_interchangeable():
-    a, b = torch.tensor([[8.0, 0.0, -1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
-    y = torch.tensor([0])
-    assert not torch.isclose(decoupled_kd(a, b, y), decoupled_kd(b, a, y), rtol=0.05)
-    assert not torch.isclose(kd(a, b), kd(b, a), rtol=0.05)
-
-
 @SETTINGS
 @given(tokens(), TEMPERATURES)
 def test_dkd_with_the_teachers_own_weight_is_the_full_divergence(data, temperature):

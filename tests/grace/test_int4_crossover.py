@@ -96,25 +96,18 @@ def test_measured_on_inputs_of_the_back_end_without_gradients():
     assert all(torch.equal(one[1], other[1]) for one, other in zip(first, seen, strict=True))
 
 
-def test_a_kernel_for_any_dtype_is_measured_in_float32():
-    kernel = types.SimpleNamespace(packed=print, dense=print, activations=None)
-
-    def clock(call, device):
-        assert call.args[0].dtype == torch.float32
-        return float(call.func is print)
-
-    assert measure(kernel, buffers(), SHAPE, clock) == 512
-
-
-def test_measured_on_the_device_of_the_weight():
+@pytest.mark.parametrize(("activations", "dtype"), [(None, "float32"), (torch.half, "float16")])
+def test_measured_on_the_device_of_the_weight_in_the_kernels_dtype(activations, dtype):
     """Of which the meta device is one."""
+    kernel = types.SimpleNamespace(packed=print, dense=repr, activations=activations)
 
     def clock(call, device):
         assert device.type == call.args[0].device.type == "meta"
-        return float(call.func.__name__ == "packed")
+        assert call.args[0].dtype == getattr(torch, dtype)
+        return float(call.func is print)
 
     weight = {name: tensor.to("meta") for name, tensor in buffers().items()}
-    assert measure(CPU, weight, SHAPE, clock) == 1
+    assert measure(kernel, weight, SHAPE, clock) == 1
 
 
 class Clock:
@@ -304,41 +297,24 @@ def test_keys_tell_apart_what_may_differ(monkeypatch):
     assert len({crossover_key(CPU, shape, device) for shape in near}) == 1
 
 
-@pytest.fixture
-def cpuinfo(monkeypatch):
-    """A function that decides what /proc/cpuinfo holds; None: there is none."""
-    read, held = Path.read_text, {}
-
-    def read_text(path, *options, **named):
-        if path != Path("/proc/cpuinfo"):
-            return read(path, *options, **named)
-        if held["bytes"] is None:
+@pytest.mark.parametrize(
+    ("cpuinfo", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: Maker 9: fast\nmodel name\t: other\n", "Maker 9: fast"),
+        ("processor\t: 0\nBogoMIPS\t: 50.0\n", "x86"),
+        (None, "x86"),
+    ],
+)
+def test_the_processors_name_is_the_systems(monkeypatch, cpuinfo, expected):
+    def read_text(path, **options):
+        assert path == Path("/proc/cpuinfo")
+        if cpuinfo is None:
             raise FileNotFoundError(path)
-        return held["bytes"].decode(named.get("encoding") or "ascii")
+        return cpuinfo
 
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(platform, "processor", lambda: "x86")
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-
-    def put(text):
-        held["bytes"] = None if text is None else text.encode("utf-8")
-        crossover._processor_name.cache_clear()
-
-    yield put
-    crossover._processor_name.cache_clear()
-
-
-def test_the_processors_name_is_the_systems(cpuinfo, monkeypatch):
-    cpuinfo("processor\t: 0\nmodel name\t: Maker™ 9: fast\nmodel name\t: other\nflags\t: a b\n")
-    assert crossover._processor_name() == "Maker™ 9: fast"
-    cpuinfo(None)  # asked once
-    cpuinfo("processor\t: 0\nBogoMIPS\t: 50.0\n")
-    assert crossover._processor_name() == "x86"
-    cpuinfo(None)
-    assert crossover._processor_name() == "x86"
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    cpuinfo(None)
-    assert crossover._processor_name() == "x86_64"
+    assert crossover._processor_name.__wrapped__() == expected
 
 
 @given(st.integers(1, 10**6))

@@ -257,19 +257,6 @@ def test_a_weight_that_only_the_reference_takes_changes_the_back_end():
     assert layer.mismatches(codes, scales) == 0
 
 
-def test_what_is_loaded_goes_to_the_layers_device(monkeypatch):
-    layer, *_ = make(0)
-    state, places, to = make(1)[0].state_dict(), [], torch.Tensor.to
-
-    def move(tensor, *where, **options):
-        places.append(where[0])
-        return to(tensor, *where, **options)
-
-    monkeypatch.setattr(torch.Tensor, "to", move)
-    layer._take(state["packed"], state["scales"])
-    assert places[:2] == [torch.device("cpu")] * 2
-
-
 @pytest.mark.parametrize("how", ["float", "half", "double", "bfloat16"])
 def test_casts_leave_the_packed_weight_alone(how):
     layer, codes, scales, _, x = make(0)
