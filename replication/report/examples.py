@@ -52,9 +52,15 @@ def find_examples(
 ) -> list[Example]:
     """The first ``each`` lost and gained answers of every benchmark, by question identity.
 
-    pair: two runs, of which the first seed is read. questions: folder of the evaluation sets.
+    Args:
+        results: The scale's results.
+        family: Whose runs they are.
+        pair: Two runs, of which the first seed is read.
+        questions: The folder of the evaluation sets.
+        each: How many.
 
-    Raises InputError where a run was not evaluated or the questions are not those asked.
+    Raises:
+        InputError: where a run was not evaluated or the questions are not those asked.
     """
     import pandas as pd
 
@@ -65,44 +71,45 @@ def find_examples(
         frames.append(frame.set_index(["benchmark", "question_id"]).sort_index())
     both = frames[0].join(frames[1], lsuffix="_first", rsuffix="_second", how="inner")
     before, after = both["credit_first"] >= RIGHT, both["credit_second"] >= RIGHT
-    found = []
     names = {printed: name for name, printed in PRINTED.items()}
+    examples = []
     for printed in dict.fromkeys(both.index.get_level_values(0)):
-        rows = None
-        for lost in (True, False):
-            changed = both[(before & ~after) if lost else (~before & after)]
-            picked = changed[changed.index.get_level_values(0) == printed].head(each)
-            for (_, identity), outcome in picked.iterrows():
-                if rows is None:
-                    rows = _questions(names[printed], questions)
-                if identity not in rows:
-                    raise InputError(f"{printed} has no question {identity}; evaluate again")
-                text, image = rows[identity]
-                found.append(
-                    Example(
-                        benchmark=printed,
-                        skill=outcome["skill_first"],
-                        question=text,
-                        image=image,
-                        target=outcome["target_first"],
-                        first=outcome["prediction_first"],
-                        second=outcome["prediction_second"],
-                        lost=lost,
-                    )
+        own = both.index.get_level_values(0) == printed
+        picked = [
+            (lost, identity, outcome)
+            for lost, changed in ((True, before & ~after), (False, ~before & after))
+            for (_, identity), outcome in both[changed & own].head(each).iterrows()
+        ]
+        rows = _questions(names[printed], questions) if picked else {}
+        for lost, identity, outcome in picked:
+            if identity not in rows:
+                raise InputError(f"{printed} has no question {identity}; evaluate again")
+            text, image = rows[identity]
+            examples.append(
+                Example(
+                    benchmark=printed,
+                    skill=outcome["skill_first"],
+                    question=text,
+                    image=image,
+                    target=outcome["target_first"],
+                    first=outcome["prediction_first"],
+                    second=outcome["prediction_second"],
+                    lost=lost,
                 )
-    return found
+            )
+    return examples
 
 
 def _questions(name: str, folder: Path) -> dict[str, tuple[str, bytes]]:
     """Question text and image by the question's identity."""
     import pyarrow.parquet as pq
 
-    benchmark, found = BENCHMARKS[name], {}
+    benchmark, rows = BENCHMARKS[name], {}
     for row, question in enumerate(pq.read_table(folder / f"{name}.parquet").to_pylist()):
         image = question[benchmark.image_column]
         image = image[0] if isinstance(image, list) else image
-        found[benchmark.question_id(question, row)] = (asked(question), image["bytes"])
-    return found
+        rows[benchmark.question_id(question, row)] = (asked(question), image["bytes"])
+    return rows
 
 
 def asked(question: Mapping[str, Any]) -> str:
@@ -114,8 +121,8 @@ def asked(question: Mapping[str, Any]) -> str:
         columns = ("A", "B", "C", "D"), ("choice_a", "choice_b", "choice_c", "choice_d")
         options = [question[name] for names in columns for name in names if name in question]
     text = question["question"].replace("<image 1>", "").strip()
-    shown = [option for option in options if option not in ("", "nan", None)]
-    return "\n".join([text, *(f"{letter}. {o}" for letter, o in zip("ABCD", shown, strict=False))])
+    known = [option for option in options if option not in ("", "nan", None)]
+    return "\n".join([text, *(f"{letter}. {o}" for letter, o in zip("ABCD", known, strict=False))])
 
 
 def write(
@@ -123,31 +130,14 @@ def write(
 ) -> None:
     """Write the examples as JSON, images included, whole or not at all."""
     scores = [results.scores(family, run) for run in pair]
-    shown = [
-        {
-            "benchmark": one.benchmark,
-            "skill": one.skill,
-            "question": one.question,
-            "target": one.target,
-            "first": one.first,
-            "second": one.second,
-            "lost": one.lost,
-            **_embedded(one.image),
-        }
-        for one in examples
-    ]
+    outcomes = [results.outcomes_file(family, run).relative_to(results.results) for run in pair]
     record = {
         "family": family,
         "scale": results.scale,
         "pair": list(pair),
         "standin": any(one.standin for one in scores if one is not None),
-        "examples": shown,
-        "sources": [
-            (
-                Path("results") / results.outcomes_file(family, run).relative_to(results.results)
-            ).as_posix()
-            for run in pair
-        ],
+        "examples": [{**vars(one), **_embedded(one.image)} for one in examples],
+        "sources": [(Path("results") / file).as_posix() for file in outcomes],
         "command": f"python -m replication.scale {results.scale} repro examples@{family}",
     }
     write_json_atomic(path, record)
@@ -170,8 +160,8 @@ def draw(examples: list[Example], pair: tuple[str, str], path: Path, columns: in
     tiles = [_tile(example, pair) for example in examples]
     if not tiles:
         tiles = [Image.new("RGB", (_WIDTH, 3 * _LINE), "white")]
-        said = f"{pair[0]} and {pair[1]}\nanswer every question alike"
-        ImageDraw.Draw(tiles[0]).text((0, 0), said, "black", ImageFont.load_default(13))
+        text = f"{pair[0]} and {pair[1]}\nanswer every question alike"
+        ImageDraw.Draw(tiles[0]).text((0, 0), text, "black", ImageFont.load_default(13))
     columns = min(columns, len(tiles))
     height = max(tile.height for tile in tiles) + _GAP
     rows = -(-len(tiles) // columns)

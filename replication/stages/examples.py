@@ -13,9 +13,9 @@ PAIR = ("baseline", "grace_int4")
 def main(params: Params, name: str) -> None:
     layout, family = Layout(params), params.known_family(name)
     results = ResultSet(layout.results.parent, params.scale)
-    found = find_examples(results, family, PAIR, layout.benchmarks, params.examples.each)
-    write(found, results, family, PAIR, layout.examples(family, "json"))
-    draw(found, PAIR, layout.examples(family, "png"))
+    examples = find_examples(results, family, PAIR, layout.benchmarks, params.examples.each)
+    write(examples, results, family, PAIR, layout.examples(family, "json"))
+    draw(examples, PAIR, layout.examples(family, "png"))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 from lxml import html
@@ -71,20 +72,22 @@ def make_root(folder: Path) -> Path:
     return folder
 
 
-def own(root: Path, name: str) -> Path:
-    """A result file under ``root`` as a copy that a test may change."""
+@contextmanager
+def edited(root: Path, name: str):
+    """The content of a result file under ``root``, which is written as it is left."""
     path = root / "results" / "small" / name
-    for part in (path, *path.parents):
-        if part.is_symlink():
-            target = part.resolve()
-            part.unlink()
-            if target.is_dir():
-                part.mkdir()
-                for entry in target.iterdir():
-                    (part / entry.name).symlink_to(entry)
-                return own(root, name)
-            part.write_bytes(target.read_bytes())
-    return path
+    for part in reversed(path.relative_to(root).parents):
+        folder = root / part
+        if folder.is_symlink():
+            target = folder.resolve()
+            folder.unlink()
+            folder.mkdir()
+            for entry in target.iterdir():
+                (folder / entry.name).symlink_to(entry)
+    content = json.loads(path.read_text())
+    yield content
+    path.unlink()
+    path.write_text(json.dumps(content))
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -136,22 +139,22 @@ def disagreement(root: Path, element, files: dict) -> str | None:
         value = resolve(root, reference, files)
     except (KeyError, IndexError, TypeError, OSError) as error:
         return f"{reference}: {error!r}"
-    found = numbers(text)
+    printed = numbers(text)
     if element.get("data-short") is not None:
         return None if text and str(value).startswith(text) else f"{reference}: {text!r}"
     if element.get("data-count") is not None:
-        wanted = [len(value)] if found else []
+        expected = [len(value)] if printed else []
     elif fields := element.get("data-fields"):
-        wanted = [value[name] for name in fields.split()]
+        expected = [value[name] for name in fields.split()]
     elif isinstance(value, str):
         same = text == " ".join(value.split())
         return None if same else f"{reference}: {text!r} is not {value!r}"
     else:
-        wanted = value if isinstance(value, list) else [value]
+        expected = value if isinstance(value, list) else [value]
     scale = float(element.get("data-scale", 1.0))
-    if len(found) != len(wanted):
-        return f"{reference}: {text!r} holds {len(found)} numbers for {wanted}"
-    for printed, number in zip(found, wanted, strict=True):
-        if number is None or not agrees(printed, number * scale):
-            return f"{reference}: {printed} is not {number} × {scale}"
+    if len(printed) != len(expected):
+        return f"{reference}: {text!r} holds {len(printed)} numbers for {expected}"
+    for number, source in zip(printed, expected, strict=True):
+        if source is None or not agrees(number, source * scale):
+            return f"{reference}: {number} is not {source} × {scale}"
     return None

@@ -14,7 +14,7 @@ from replication import paper as reported
 from replication.results import scores as files
 
 BENCHMARKS = ("MMBench", "SEED-Bench", "ScienceQA")
-CHANCE = {"MMBench": 25.0, "SEED-Bench": 25.0, "ScienceQA": 33.0}
+CHANCE = {"ScienceQA": 33.0}
 SKILLS = ("presence", "counting", "reading")
 
 # Accuracies in the order of the paper's Table 4: every claim of the table holds.
@@ -41,6 +41,48 @@ def correct_answers(
     return mixed < accuracy
 
 
+def write_run(
+    root: str | Path,
+    run: str,
+    credits: Mapping[int, Mapping[str, np.ndarray]],
+    *,
+    scale: str,
+    family: str,
+    standin: bool,
+) -> None:
+    """Both files of a run with these credits, by seed and benchmark."""
+    columns: dict[str, list] = {name: [] for name in files.OUTCOME_COLUMNS}
+    entries: dict[str, dict] = {}
+    for seed, by_benchmark in credits.items():
+        scores = {}
+        for name, values in by_benchmark.items():
+            count, chance = len(values), CHANCE.get(name, 25.0)
+            scores[name] = files.benchmark_score(100.0 * values.mean(), values, chance)
+            columns["seed"] += [seed] * count
+            columns["benchmark"] += [name] * count
+            columns["question_id"] += [f"{question:06d}" for question in range(count)]
+            columns["skill"] += [SKILLS[question % len(SKILLS)] for question in range(count)]
+            columns["prediction"] += ["A" if value else "B" for value in values]
+            columns["target"] += ["A"] * count
+            columns["credit"] += values.astype(float).tolist()
+        entries[str(seed)] = {"benchmarks": scores}
+    method, _, width = run.partition("_")
+    files.write_outcomes(root, scale, family, run, columns)
+    files.write_scores(
+        root,
+        {
+            "family": family,
+            "run": run,
+            "method": method,
+            "bits": {"int8": 8, "int4": 4}.get(width, 16),
+            "scale": scale,
+            "standin": standin,
+            "seeds": entries,
+            "provenance": {"commit": "0" * 40, "dirty": False},
+        },
+    )
+
+
 def write_results(
     root: str | Path,
     accuracies: Mapping[str, float],
@@ -58,39 +100,11 @@ def write_results(
     difficulty = {name: world.uniform(size=n) for name in benchmarks}
     for index, (run, accuracy) in enumerate(accuracies.items()):
         rng = np.random.default_rng([seed, 1 + index])
-        columns: dict[str, list] = {name: [] for name in files.OUTCOME_COLUMNS}
-        entries = {}
-        for own_seed in (seeds or {}).get(run, (0,)):
-            scores = {}
-            for name in benchmarks:
-                correct = correct_answers(rng, accuracy, difficulty[name])
-                scores[name] = files.benchmark_score(
-                    100.0 * correct.mean(), correct, CHANCE.get(name, 25.0)
-                )
-                for question in range(n):
-                    columns["seed"].append(own_seed)
-                    columns["benchmark"].append(name)
-                    columns["question_id"].append(f"{question:06d}")
-                    columns["skill"].append(SKILLS[question % len(SKILLS)])
-                    columns["prediction"].append("A" if correct[question] else "B")
-                    columns["target"].append("A")
-                    columns["credit"].append(float(correct[question]))
-            entries[str(own_seed)] = {"benchmarks": scores}
-        method, _, kind = run.partition("_")
-        files.write_outcomes(root, scale, family, run, columns)
-        files.write_scores(
-            root,
-            {
-                "family": family,
-                "run": run,
-                "method": method,
-                "bits": {"int8": 8, "int4": 4}.get(kind, 16),
-                "scale": scale,
-                "standin": standin,
-                "seeds": entries,
-                "provenance": {"commit": "0" * 40, "dirty": False},
-            },
-        )
+        credits = {
+            own: {name: correct_answers(rng, accuracy, difficulty[name]) for name in benchmarks}
+            for own in (seeds or {}).get(run, (0,))
+        }
+        write_run(root, run, credits, scale=scale, family=family, standin=standin)
     return Path(root)
 
 
@@ -107,32 +121,11 @@ def write_exact(
 
     The first questions are right: two runs answer as alike as their scores allow.
     """
-    for run, asked in scores.items():
-        columns: dict[str, list] = {name: [] for name in files.OUTCOME_COLUMNS}
-        entries = {}
-        for name, score in asked.items():
-            credits = (np.arange(n) < round(n * score / 100)).astype(float)
-            entries[name] = files.benchmark_score(100 * credits.mean(), credits, 25.0)
-            columns["seed"] += [0] * n
-            columns["benchmark"] += [name] * n
-            columns["question_id"] += [f"{question:06d}" for question in range(n)]
-            for key, value in (("skill", "all"), ("prediction", "A"), ("target", "A")):
-                columns[key] += [value] * n
-            columns["credit"] += credits.tolist()
-        files.write_outcomes(root, scale, family, run, columns)
-        files.write_scores(
-            root,
-            {
-                "family": family,
-                "run": run,
-                "method": run.partition("_")[0],
-                "bits": 16,
-                "scale": scale,
-                "standin": standin,
-                "seeds": {"0": {"benchmarks": entries}},
-                "provenance": {"commit": "0" * 40, "dirty": False},
-            },
-        )
+    for run, benchmarks in scores.items():
+        credits = {
+            name: np.arange(n) < round(n * score / 100) for name, score in benchmarks.items()
+        }
+        write_run(root, run, {0: credits}, scale=scale, family=family, standin=standin)
     return Path(root)
 
 

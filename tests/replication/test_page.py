@@ -11,11 +11,10 @@ from page_world import (
     FIGURE,
     NOT_RUN,
     SVG,
-    agrees,
     disagreement,
+    edited,
     make_root,
     numbers,
-    own,
     parse,
     png,
     without_scripts,
@@ -33,6 +32,7 @@ from replication.report.page.bars import Axis, bar
 from replication.report.page.figures import FIGURES
 from replication.report.page.sources import Node, quoted
 from replication.report.tables.files import build_tables, write
+from replication.stages import report
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,13 @@ def wrong(root, page) -> list[str]:
     files: dict = {}
     found = (disagreement(root, one, files) for one in page.iterfind(".//*[@data-source]"))
     return [one for one in found if one]
+
+
+def shown(page, place):
+    """The measured number of a place in table 4."""
+    source = f"results/small/tables/table4.json#/{place}"
+    query = f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]"
+    return page.xpath(query)[0]
 
 
 # --- numbers --------------------------------------------------------------------------------------
@@ -110,31 +117,14 @@ def test_every_measured_and_reported_number_of_every_table_is_printed(root, page
 @pytest.mark.slow
 def test_another_number_in_a_file_is_another_number_on_the_page(tmp_path):
     root = make_root(tmp_path)
-    path = own(root, "tables/table4.json")
-    data = json.loads(path.read_text())
-    data["rows"][2]["cells"]["Avg"]["measured"] = 12.3456
-    path.write_text(json.dumps(data))
-    source = "results/small/tables/table4.json#/rows/2/cells/Avg"
+    with edited(root, "tables/table4.json") as data:
+        data["rows"][2]["cells"]["Avg"]["measured"] = 12.3456
     page = parse(build(root, "small"))
-    (cell,) = page.xpath(f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]")
-    assert words(cell).startswith("12.3")
+    assert words(shown(page, "rows/2/cells/Avg")).startswith("12.3")
     assert wrong(root, page) == []
 
 
-@given(st.floats(-1e6, 1e6), st.integers(0, 4))
-def test_rounding_is_recognised(value, places):
-    assert agrees(f"{value:+,.{places}f}".replace("-", "−"), value)
-    assert not agrees(f"{value + 2 * 10.0**-places:.{places}f}", value)
-
-
 # --- content --------------------------------------------------------------------------------------
-
-
-def test_the_sections_stand_in_their_order(page):
-    order = [one.get("id") for one in page.iterfind(".//main/section")]
-    wanted = ["summary", "ledger", "tables", "figures", "controls", "costs", "rerun"]
-    assert order == wanted
-    assert [one.get("href")[1:] for one in page.iterfind(".//nav//a")] == wanted
 
 
 def test_every_claim_and_part_is_there_with_its_status(root, page):
@@ -176,20 +166,17 @@ def test_commands_name_the_stages_that_measure(page):
 
 def test_every_table_is_there_once_with_its_notes_and_origin(root, page):
     names = load_tables().short_names()
-    assert sorted(page.xpath("//article[@class='table']/@id")) == sorted(
-        f"table-{n}" for n in names
-    )
+    articles = {one.get("id"): one for one in page.xpath("//article[@class='table']")}
+    assert sorted(articles) == sorted(f"table-{name}" for name in names)
     for name in names:
         data = json.loads((root / f"results/small/tables/{name}.json").read_text())
-        (article,) = page.xpath(f"//article[@id='table-{name}']")
+        article = articles[f"table-{name}"]
         for note in data["footnotes"]:
             assert " ".join(note.split()) in words(article)
         origins = article.xpath(".//dl[@class='origin']")
         assert origins or name == "cost", name
         for origin in origins:
-            said = words(origin)
-            for label in ("Files, seeds", "Commit", "Parameters", "Device", "Versions", "Commands"):
-                assert label in said
+            assert len(origin.findall("div")) == 6  # files and seeds, commit, parameters, ...
         if any(column["standin"] for column in data["columns"]):
             assert article.xpath(".//thead//abbr[text()='*']"), name
 
@@ -279,17 +266,10 @@ def test_columns_of_a_table_are_as_many_in_every_row(page):
         assert len(widths) == 1, words(table.find("caption"))
 
 
-@pytest.mark.slow
-def test_the_page_is_the_same_twice(root, text):
-    assert build(root, "small") == text
-
-
 def test_what_files_say_is_text_not_markup(tmp_path):
     root = make_root(tmp_path)
-    path = own(root, "claims.json")
-    data = json.loads(path.read_text())
-    data["claims"][0]["text"] = "<script>alert(1)</script> & <b>"
-    path.write_text(json.dumps(data))
+    with edited(root, "claims.json") as data:
+        data["claims"][0]["text"] = "<script>alert(1)</script> & <b>"
     page = build(root, "small")
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;" in page
@@ -304,10 +284,9 @@ def test_what_was_not_run_is_said(tmp_path, scale):
     """A scale with a few runs of one family: every table and claim is there, nothing is blank."""
     runs = {name: GOOD[name] for name in ("teacher", "baseline", "qat_int4", "grace_int4")}
     results = write_results(tmp_path / "results", runs, seed=1, n=60, scale=scale)
-    known = ROOT / "results/small/scores/qwen2_vl/baseline.json"
+    known = json.loads((ROOT / "results/small/scores/qwen2_vl/baseline.json").read_text())
     for path in (results / scale / "scores").glob("*/*.json"):
-        record = json.loads(path.read_text())
-        record["provenance"] = json.loads(known.read_text())["provenance"]
+        record = {**json.loads(path.read_text()), "provenance": known["provenance"]}
         path.write_text(json.dumps(record))
     for table in build_tables(results, scale):
         write(table, results / scale / "tables")
@@ -317,35 +296,27 @@ def test_what_was_not_run_is_said(tmp_path, scale):
     write_json_atomic(results / scale / "scores.json", {f"qwen2_vl-{name}": {} for name in runs})
     page = parse(without_scripts(build(tmp_path, scale)))
     assert wrong(tmp_path, page) == []
-    statuses = {one.get("data-status") for one in page.xpath("//li[@data-status]")}
-    assert "not-run" in statuses
+    assert page.xpath("//li[@data-status='not-run']")
     assert "not run" in words(page.xpath("//article[@id='table-table2']")[0])
-    for cell in page.iterfind(".//td"):
-        assert words(cell) or cell.find(".//svg") is not None
+    test_no_cell_is_empty(page)
 
 
 @pytest.mark.slow
 def test_recordings_stand_beside_what_was_measured(tmp_path):
     root = make_root(tmp_path)
-    path = own(root, "tables/table4.json")
-    data = json.loads(path.read_text())
-    recording = {"id": "gpu", "device": "A GPU", "standin": True, "seeds": [1, 3]}
-    data["recordings"] = [recording]
-    for row in data["rows"]:
-        for cell in row["cells"].values():
-            other = {key: cell[key] for key in cell if "reported" not in key}
-            other["measured"] = cell["measured"] - 7.0
-            cell["recorded"] = {"gpu": other}
-    path.write_text(json.dumps(data))
+    with edited(root, "tables/table4.json") as data:
+        data["recordings"] = [{"id": "gpu", "device": "A GPU", "standin": True, "seeds": [1, 3]}]
+        for row in data["rows"]:
+            for cell in row["cells"].values():
+                other = {key: cell[key] for key in cell if "reported" not in key}
+                cell["recorded"] = {"gpu": {**other, "measured": cell["measured"] - 7.0}}
     page = parse(without_scripts(build(root, "small")))
     assert wrong(root, page) == []
     for column in ("Avg", "MMBench"):
-        source = f"results/small/tables/table4.json#/rows/2/cells/{column}/recorded/gpu"
-        cell = data["rows"][2]["cells"][column]
-        shown = page.xpath(f"//*[@data-source='{source}'][starts-with(@data-fields, 'measured')]")
-        assert words(shown[0]).startswith(f"{cell['measured'] - 7.0:.1f}")
-    (article,) = page.xpath("//article[@id='table-table4']")
-    assert "recorded, A GPU" in words(article)
+        measured = data["rows"][2]["cells"][column]["measured"] - 7.0
+        text = words(shown(page, f"rows/2/cells/{column}/recorded/gpu"))
+        assert text.startswith(f"{measured:.1f}")
+    assert "recorded, A GPU" in words(page.xpath("//article[@id='table-table4']")[0])
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -390,45 +361,38 @@ def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("name", "content", "message"),
     [
-        (lambda figures: (figures / "pareto.svg").unlink(), "run the stage figures again"),
+        ("figures/pareto.svg", None, "run the stage figures again"),
+        ("figures/pareto.json", {**FIGURE, "title": "t", "alt": " "}, "alt is empty"),
+        ("figures/pareto.json", "{", "cannot be read as JSON"),
         (
-            lambda figures: (figures / "pareto.json").write_text(
-                json.dumps({**FIGURE, "title": "t", "alt": " "})
-            ),
-            "say what the figure shows",
-        ),
-        (lambda figures: (figures / "pareto.json").write_text("{"), "cannot be read as JSON"),
-        (
-            lambda figures: (figures.parent / "examples/qwen2_vl.json").write_text(
-                json.dumps({"family": "x", "pair": ["a", "b"], "examples": [{"image": "Zm9v"}]})
-            ),
+            "examples/qwen2_vl.json",
+            {"family": "x", "pair": ["a", "b"], "examples": [{"image": "Zm9v"}]},
             "no PNG",
         ),
     ],
 )
-def test_figures_and_examples_that_are_wrong_are_named(tmp_path, change, said):
+def test_figures_and_examples_that_are_wrong_are_named(tmp_path, name, content, message):
     root = make_root(tmp_path)
-    change(root / "results/small/figures")
-    with pytest.raises(InputError, match=said):
+    path = root / "results/small" / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=message):
         build(root, "small")
 
 
 def test_a_part_that_the_ledger_lacks_is_named(tmp_path):
     root = make_root(tmp_path)
-    path = own(root, "claims.json")
-    data = json.loads(path.read_text())
-    data["claims"][0]["parts"][0]["id"] = "C01.other"
-    path.write_text(json.dumps(data))
-    with pytest.raises(InputError, match=r"C01\.other is in no ledger"):
+    with edited(root, "claims.json") as data:
+        data["claims"][0]["parts"][0]["id"] = "C01.other"
+    with pytest.raises(InputError, match=r"C01\.other"):
         build(root, "small")
 
 
 @pytest.mark.slow
 def test_the_stage_writes_the_page(text, tmp_path, monkeypatch):
-    from replication.stages import report
-
     root = make_root(tmp_path)
     (root / "params.yaml").symlink_to(ROOT / "params.yaml")
     monkeypatch.chdir(root)
@@ -451,12 +415,6 @@ def test_bars_keep_order_and_stay_inside(values):
     drawn = bar(axis, ordered[0], ordered[0], ordered[-1], ordered[-1])
     assert drawn.count("<circle") == drawn.count("<path") == 1
     assert drawn.count("<line") == 2
-
-
-def test_a_bar_without_numbers_has_no_point():
-    assert bar(None, 1.0) == ""
-    assert Axis.over([None, None]) is None
-    assert "circle" not in bar(Axis.over([1.0]), None)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tables that hold no scores, and retention: every number from the files it comes from."""
+"""Tables that hold no scores: every number from the files it comes from."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from synthetic_results import SKILLS, write_results
 from test_controls import ALL, FAMILY, cost, log
 
 from replication import paper as reported
+from replication.judge.claims import verify
 from replication.report.tables import files as tables
 from replication.report.tables.summaries import printed_effect
 from replication.results import scores as results
@@ -69,8 +70,6 @@ def test_effects_are_those_of_the_score_files_and_of_the_claim(root):
     assert cell["low"] < cell["measured"] < cell["high"]
     assert cell["reported"] == pytest.approx((75.3 + 76.8 + 76.9 + 77.9) / 4
                                              - (74.2 + 76.1 + 76.5 + 77.1) / 4)  # fmt: skip
-    from replication.judge.claims import verify
-
     (claim,) = verify(root, "small", only=["C07"])
     part = next(part for part in claim.parts if part.part.id == "C07.ib")
     average = found[("IB",)]["Avg"]
@@ -136,32 +135,25 @@ def test_types_are_those_that_the_outcomes_give(root):
 def test_texts_hold_the_numbers_of_the_json(root, name):
     table = build(root, name)
     data = json.loads(table.json())
+    fields = ("reported", "measured", "low", "high", "seed_spread")
+    pairs = [(row, column["name"]) for row in data["rows"] for column in data["columns"]]
     lines = list(csv.DictReader(io.StringIO(table.csv())))
-    pairs = [(row, column) for row in data["rows"] for column in data["columns"]]
-    assert len(lines) == len(pairs)
     for line, (row, column) in zip(lines, pairs, strict=True):
-        assert all(value not in ("", None) for value in line.values())
-        cell = row["cells"][column["name"]]
-        for field in ("reported", "measured", "low", "high", "seed_spread"):
-            if cell[field] is None:
+        assert all(line.values())
+        for field in fields:
+            if (value := row["cells"][column][field]) is None:
                 assert line[field] in ("not run", "not reported", "none")
             else:
-                assert float(line[field]) == cell[field]
-    grid = [line for line in table.markdown().splitlines() if line.startswith("|")]
+                assert float(line[field]) == value
+    grid = [line for line in table.markdown().splitlines() if line.startswith("|")][2:]
     tex = re.search(r"\\midrule\n(.*?)\n\\bottomrule", table.tex(), re.S)[1].splitlines()
-    assert len(grid) - 2 == len(tex) == len(data["rows"])
-    for text, marked, row in zip(grid[2:], tex, data["rows"], strict=True):
-        shown = [
-            cell[field]
-            for column in data["columns"]
-            for cell in [row["cells"][column["name"]]]
-            for field in ("reported", "measured", "low", "high", "seed_spread")
-            if cell[field] is not None
-        ]
-        start = text.replace("−", "-").replace(",", "").split("|", len(data["labels"]) + 1)[-1]
-        found = [float(one) for one in re.findall(r"[-+]?\d+(?:\.\d+)?", start)]
-        assert found == [pytest.approx(one, abs=0.51) for one in shown]
-        assert marked.count(" & ") == text.count("|") - 2
+    for text, latex, row in zip(grid, tex, data["rows"], strict=True):
+        cells = [row["cells"][column["name"]] for column in data["columns"]]
+        expected = [cell[field] for cell in cells for field in fields if cell[field] is not None]
+        numbers = text.replace("−", "-").replace(",", "").split("|", len(data["labels"]) + 1)[-1]
+        printed = [float(one) for one in re.findall(r"[-+]?\d+(?:\.\d+)?", numbers)]
+        assert printed == [pytest.approx(value, abs=0.51) for value in expected]
+        assert latex.count(" & ") == text.count("|") - 2
     assert table.tex().isascii()
 
 
@@ -170,19 +162,3 @@ def test_summaries_without_results_say_not_run(tmp_path):
         table = build(tmp_path, name)
         assert "not run" in table.markdown()
         assert "*" not in table.markdown()
-
-
-# --- retention
-
-
-def test_retention_has_its_interval_and_mme_none(tmp_path):
-    names = ("MMBench", "GQA", "POPE", "ScienceQA")
-    pair = {"baseline": 0.6, "grace_int4": 0.66}
-    write_results(tmp_path, pair, seed=2, n=400, family="llava", benchmarks=names)
-    table = build(tmp_path, "retention")
-    (row,) = table.data["rows"]
-    cell = row["cells"]["GQA"]
-    assert 90 < cell["measured_low"] < cell["measured"] < cell["measured_high"] < 130
-    text = f"{cell['measured']:.1f} [{cell['measured_low']:.1f}, {cell['measured_high']:.1f}]"
-    assert text in table.markdown()
-    assert row["cells"]["MME"]["measured"] is None
