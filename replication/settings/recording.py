@@ -1,20 +1,43 @@
-"""What a recording is made of: the parameters of a scale with other seeds or fewer families, and
-the stages that train, evaluate and measure its models."""
+"""A recording: results of another machine, in a workspace of their own, and how they come here.
 
-from collections.abc import Sequence
+Its parameters are those of a scale with other seeds or fewer families, and its stages those that
+train, evaluate and measure the models. :mod:`replication.record` is the command.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
-from replication.base.files import ROOT
+from replication.base import provenance
+from replication.base.files import ROOT, read_json, write_json_atomic
 from replication.base.messages import unknown
 from replication.base.scales import FULL_SCALE
+from replication.base.yaml import read_yaml
+from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
+from replication.results.scores import outcomes_path, validate_scores, write_scores
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import LANGUAGE_FAMILY, Params
+from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE, Params
+from replication.settings.workspace import alone, outdated, prepare, run_dvc
 
 HEADLINE = "_runs"
 """How the names of the groups end whose seeds a recording replaces."""
+
+PACKAGES = ("lmms_eval", "bitsandbytes", "llmcompressor", "compressed_tensors")
+"""What evaluating and measuring needs beyond the packages that train."""
+
+TRAINED_BY = Path("recording.json")
+"""In a recording's folder: commit, device and versions of every time that training was run."""
+
+_ORIGIN = ("commit", "dirty", "device", "python", "versions", "params_hash", "command")
+
+
+# --- what is run ----------------------------------------------------------------------------------
 
 
 def recorded_params(
@@ -90,3 +113,194 @@ def measuring_stages(params: Params) -> list[str]:
     by_family = [f"{stage}@{f}" for stage in ("entropy_error", "export") for f in params.families]
     internals = [f"internals@{family}" for family in params.internals.families]
     return [*evaluation_stages(params), *by_family, *internals]
+
+
+def start(
+    folder: Path,
+    scale: str,
+    *,
+    seeds: int,
+    families: Sequence[str] | None,
+    only: str,
+    root: Path = ROOT,
+) -> int:
+    """Record into ``folder``, or go on with it; returns dvc's exit code.
+
+    Args:
+        folder: of the recording.
+        scale: whose parameters it starts from.
+        seeds: of every headline run.
+        families: default: all.
+        only: "training", or "all".
+        root: the repository.
+
+    Raises:
+        InputError: before anything is run, for whatever would make the recording useless.
+    """
+    content = recorded_params(scale, seeds, families, root)
+    params = parse_params(content)
+    check_committed(root)
+    if folder.resolve() == root or (folder / ".git").exists():
+        raise InputError(f"{str(folder)!r} is a repository; give a recording a folder of its own")
+    stages = training_stages(params)
+    if only != "training":
+        check_packages()
+        stages += measuring_stages(params)
+    origin = provenance.collect(
+        content,
+        range(seeds),
+        "python -m replication.record",
+        device=provenance.device_description(),
+        repository=root,
+    )
+    with alone(f"recording-{folder.name}", root) as lock:
+        prepare(folder, content, root)
+        before = read_json(folder / TRAINED_BY) if (folder / TRAINED_BY).is_file() else []
+        if origin not in before:
+            write_json_atomic(folder / TRAINED_BY, [*before, origin])
+        return _repro(folder, stages, lock)
+
+
+def evaluate(folder: Path, root: Path = ROOT) -> int:
+    """Run what is left of a recording whose training is finished; returns dvc's exit code.
+
+    Raises:
+        InputError: before anything is run, if training is not finished or was of other code.
+    """
+    check_committed(root)
+    check_packages()
+    with alone(f"recording-{folder.name}", root) as lock:
+        params = _prepared(folder, root)
+        run_dvc(folder, "repro", "-q", "code")
+        if stages := outdated(folder, training_stages(params)):
+            raise InputError(
+                f"{folder}: {stages[0]} is not finished, or was run with other code or files; take "
+                "the commit that training was started with, or go on with it where it was started"
+            )
+        return _repro(folder, measuring_stages(params), lock)
+
+
+def _prepared(folder: Path, root: Path) -> Params:
+    """The parameters of a recording that is there; its links lead to this repository again."""
+    content = read_yaml(folder / PARAMS_FILE)
+    params = parse_params(content, str(folder / PARAMS_FILE))
+    prepare(folder, content, root)
+    return params
+
+
+def _repro(folder: Path, stages: Sequence[str], lock: int) -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    environment = {
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+        "CUDA_VISIBLE_DEVICES": visible,  # the trainer would spread a batch over all of them
+        "NVIDIA_TF32_OVERRIDE": "0",  # float32 is float32
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return run_dvc(folder, "repro", *stages, lock=lock, environment=environment)
+
+
+def check_packages() -> None:
+    """Check that what evaluates and measures is installed.
+
+    Raises:
+        InputError: naming the package.
+    """
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"{package} is not installed here; record with --only training, and evaluate the "
+                "folder where it is"
+            )
+
+
+def check_committed(root: Path = ROOT) -> None:
+    """Check that the code is that of a commit.
+
+    Raises:
+        InputError: outside a git repository, or with changes that are not committed.
+    """
+    state = provenance.git_state(root)
+    if state["commit"] is None:
+        raise InputError(
+            f"{str(root)!r} is no git repository with a commit that results could name; clone it "
+            "(git bundle carries it where there is no network)"
+        )
+    if state["dirty"] is not False:
+        raise InputError("the working tree has changes that are not committed; commit them")
+
+
+# --- bringing in ----------------------------------------------------------------------------------
+
+
+def import_recording(folder: Path, root: Path = ROOT) -> Path:
+    """Copy a finished recording's scores, outcomes and parameters to ``recorded/<device>/<scale>``.
+
+    Everything is checked first, and all of it is written, or nothing.
+
+    Returns:
+        The folder in ``recorded``.
+
+    Raises:
+        InputError: for an evaluation that is unfinished or whose files were changed, provenance
+            that is missing or of code that was not committed, training on several devices, or a
+            recording of this device and scale that is there already.
+    """
+    params = _prepared(folder, root)
+    scale, results = params.scale, folder / "results"
+    if stages := outdated(folder, evaluation_stages(params)):
+        raise InputError(
+            f"{folder}: {stages[0]} is not finished, or its files were changed; go on with the "
+            "recording first"
+        )
+    training = read_json(folder / TRAINED_BY)
+    for entry in training:
+        check_provenance(entry, str(folder / TRAINED_BY))
+    device = trained_on(folder, scale)
+    records = []
+    for path in sorted((results / scale / "scores").glob("*/*.json")):
+        record = read_json(path)
+        origin = validate_scores(record, str(path)).provenance
+        check_provenance(origin, str(path))
+        origin = {**origin, TRAINED_ON: device, "training": training}
+        record |= {"evidence": RECORDED, "provenance": origin}
+        records.append((path.parent.name, record))
+    target = root / RECORDED / slug_of(device) / scale
+    if target.exists():
+        raise InputError(f"{target} is there already; remove it to import this recording instead")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=root / RECORDED) as scratch:
+        for group, record in records:
+            write_scores(scratch, record, group)
+            place = (scale, group, record["run"])
+            copy = outcomes_path(scratch, *place)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(outcomes_path(results, *place), copy)
+        shutil.copyfile(folder / PARAMS_FILE, Path(scratch) / scale / PARAMS_FILE.name)
+        (Path(scratch) / scale).rename(target)
+    return target
+
+
+def trained_on(folder: Path, scale: str) -> str:
+    """The device that every training log of a recording names.
+
+    Raises:
+        InputError: for several devices, or none.
+    """
+    logs = [read_json(path) for path in (folder / "results" / scale / "training").rglob("*.json")]
+    devices = {str(log["cost"]["device"]) for log in logs if "cost" in log}
+    if len(devices) != 1:
+        names = " and ".join(sorted(devices)) or "no device that is known"
+        raise InputError(f"{folder}: trained on {names}; record on one device")
+    return devices.pop()
+
+
+def check_provenance(origin: Mapping[str, Any], where: str) -> None:
+    """Check that a provenance is complete, and of committed code.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    if missing := [key for key in _ORIGIN if origin.get(key) is None]:
+        raise InputError(f"{where}: the provenance lacks {', '.join(missing)}; record it again")
+    if origin["dirty"] is not False:
+        raise InputError(f"{where}: from code that is not committed; commit it and record again")

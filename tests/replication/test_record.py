@@ -96,11 +96,11 @@ def test_every_stage_is_recorded_but_those_that_only_read_results():
 
 @pytest.mark.parametrize("package", ["lmms_eval", "llmcompressor"])
 def test_a_missing_package_is_named_before_anything_runs(monkeypatch, package):
-    find = record.importlib.util.find_spec
+    find = recording.importlib.util.find_spec
     absent = lambda name: None if name == package else find(name)  # noqa: E731
-    monkeypatch.setattr(record.importlib.util, "find_spec", absent)
+    monkeypatch.setattr(recording.importlib.util, "find_spec", absent)
     with pytest.raises(InputError, match=f"{package} is not installed.*--only training"):
-        record.check_packages()
+        recording.check_packages()
 
 
 @pytest.fixture
@@ -116,19 +116,19 @@ def root(tmp_path):
 
 @pytest.mark.slow
 def test_code_that_is_not_committed_is_not_run(root, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "run_dvc", pytest.fail)
+    monkeypatch.setattr(recording, "run_dvc", pytest.fail)
     options = {"seeds": 1, "families": None, "only": "training", "root": root}
     with pytest.raises(InputError, match="no git repository"):
-        record.start(tmp_path / "folder", "small", **options)
+        recording.start(tmp_path / "folder", "small", **options)
     commit(root)
     (root / "new.py").write_text("")
     with pytest.raises(InputError, match="not committed"):
-        record.start(tmp_path / "folder", "small", **options)
+        recording.start(tmp_path / "folder", "small", **options)
     (root / "new.py").unlink()
     for folder in (root, tmp_path / "clone"):
         (folder / ".git").mkdir(parents=True, exist_ok=True)
         with pytest.raises(InputError, match="is a repository"):
-            record.start(folder, "small", **options)
+            recording.start(folder, "small", **options)
     assert not (tmp_path / "folder").exists()
 
 
@@ -162,7 +162,7 @@ def finished(tmp_path_factory):
     for name in (f"{group}/grace_int4/seed0", f"{FAMILY}/teacher/instruction"):
         log = folder / f"results/small/training/{name}.json"
         write_json_atomic(log, {"cost": {"device": DEVICE}})
-    write_json_atomic(folder / record.TRAINED_BY, [ORIGIN])
+    write_json_atomic(folder / recording.TRAINED_BY, [ORIGIN])
     return folder
 
 
@@ -170,14 +170,14 @@ def finished(tmp_path_factory):
 def up_to_date():
     """DVC itself is asked in the test from end to end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "outdated", lambda folder, stages: [])
-        patch.setattr(record, "prepare", lambda folder, params, root: None)
+        patch.setattr(recording, "outdated", lambda folder, stages: [])
+        patch.setattr(recording, "prepare", lambda folder, params, root: None)
         yield
 
 
 def test_scores_and_outcomes_are_brought_in_as_recorded(finished, root):
     before = contents(finished)
-    target = record.import_recording(finished, root)
+    target = recording.import_recording(finished, root)
     assert target == root / "recorded" / SLUG / "small"
     assert contents(finished) == before
     assert (target / "params.yaml").read_bytes() == (finished / "params.yaml").read_bytes()
@@ -195,7 +195,7 @@ def test_scores_and_outcomes_are_brought_in_as_recorded(finished, root):
         assert answers[0].seeds == theirs[0].seeds
     assert [path.name for path in (root / "recorded").iterdir()] == [SLUG]
     with pytest.raises(InputError, match="is there already"):
-        record.import_recording(finished, root)
+        recording.import_recording(finished, root)
 
 
 def change(name, **changes):
@@ -213,9 +213,9 @@ TEACHER_LOG = f"results/small/training/{FAMILY}/teacher/instruction.json"
         (change(BASELINE, provenance={}), "lacks commit, dirty, device"),
         (change(BASELINE, provenance={**ORIGIN, "dirty": True}), "not committed"),
         (change(BASELINE, provenance={**ORIGIN, "params_hash": None}), "lacks params_hash"),
-        (lambda f: (f / record.TRAINED_BY).unlink(), r"recording\.json"),
+        (lambda f: (f / recording.TRAINED_BY).unlink(), r"recording\.json"),
         (
-            lambda f: write_json_atomic(f / record.TRAINED_BY, [{**ORIGIN, "dirty": True}]),
+            lambda f: write_json_atomic(f / recording.TRAINED_BY, [{**ORIGIN, "dirty": True}]),
             r"recording\.json.*not committed",
         ),
         (change(TEACHER_LOG, cost={"device": "Other"}), "trained on NVIDIA.* and Other"),
@@ -226,7 +226,7 @@ def test_what_is_not_whole_or_not_of_a_commit_is_refused(finished, root, tmp_pat
     folder = shutil.copytree(finished, tmp_path / "folder")
     spoil(folder)
     with pytest.raises(InputError, match=message):
-        record.import_recording(folder, root)
+        recording.import_recording(folder, root)
     assert list((root / "recorded").iterdir()) == []
 
 
@@ -234,13 +234,13 @@ def test_what_dvc_calls_outdated_is_neither_evaluated_nor_imported(
     finished, root, tmp_path, monkeypatch
 ):
     folder = shutil.copytree(finished, tmp_path / "folder")
-    monkeypatch.setattr(record, "outdated", lambda folder, stages: stages[:1])
+    monkeypatch.setattr(recording, "outdated", lambda folder, stages: stages[:1])
     with pytest.raises(InputError, match=f"evaluate@{FAMILY} is not finished"):
-        record.import_recording(folder, root)
-    monkeypatch.setattr(record, "run_dvc", lambda folder, *words: assert_code(words))
-    monkeypatch.setattr(record, "check_committed", lambda root: None)
+        recording.import_recording(folder, root)
+    monkeypatch.setattr(recording, "run_dvc", lambda folder, *words: assert_code(words))
+    monkeypatch.setattr(recording, "check_committed", lambda root: None)
     with pytest.raises(InputError, match="language@teacher is not finished"):
-        record.evaluate(folder, root)
+        recording.evaluate(folder, root)
 
 
 def assert_code(words):
@@ -256,7 +256,7 @@ def test_the_command_refuses_with_one_line(capsys, tmp_path):
 
 
 def test_recordings_are_what_they_say(finished, root):
-    target = record.import_recording(finished, root)
+    target = recording.import_recording(finished, root)
     shutil.copytree(target.parent, root / "recorded" / "other-device")
     with pytest.raises(InputError, match="its folder says other-device"):
         read_recordings(root / "recorded", "small")
@@ -285,7 +285,7 @@ def table4(tmp_path_factory, finished):
     for form in FORMS:
         assert getattr(before, form)() == getattr(bare, form)()
         assert "recorded" not in getattr(before, form)()
-    record.import_recording(finished, root)
+    recording.import_recording(finished, root)
     after = tables.build_table("table4", root / "results", "small", root / "recorded")
     (brought,) = read_recordings(root / "recorded", "small")
     return before, after, brought
