@@ -7,7 +7,7 @@ from grace.errors import InputError
 from replication.base.messages import unknown
 from replication.measure.printing import print_report
 from replication.measure.speed import benchmark
-from replication.measure.speed.settings import Settings
+from replication.measure.speed.settings import read_settings
 from replication.measure.speed.variants import variant
 from replication.plan.architectures import architecture
 from replication.results.deployment import deployment_record
@@ -25,8 +25,8 @@ def main(params: Params, name: str) -> None:
     report = benchmark.run(
         [architecture(name)],
         [variant(way) for way in deploy.models[name]],
-        Settings(
-            batches=tuple(deploy.batches),
+        read_settings(
+            batches=deploy.batches,
             repeats=deploy.repeats,
             decode_repeats=deploy.decode_repeats,
             tokens=deploy.tokens,

@@ -18,7 +18,7 @@ from replication import bench
 from replication.measure import harness, memory
 from replication.measure.clock import spread
 from replication.measure.speed import benchmark, measure, sizes, weights
-from replication.measure.speed.settings import Settings
+from replication.measure.speed.settings import Settings, read_settings
 from replication.measure.speed.variants import VARIANTS, UnfusedAwqLinear, variant
 from replication.measure.step import Trial
 from replication.plan.architectures import Architecture, architecture, architectures
@@ -346,7 +346,7 @@ def test_expected_bytes_of_a_published_model():
 )
 def test_bad_settings(change):
     with pytest.raises(InputError, match=next(iter(change))):
-        Settings(**change)
+        read_settings(**change)
 
 
 # ---------------------------------------------------------------------------------- side by side

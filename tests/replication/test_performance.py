@@ -349,7 +349,7 @@ def test_what_does_not_fit_into_memory_is_not_run(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--parts", "relational,ralational"], "part 'ralational': choose of fake_quantization"),
+        (["--parts", "relational,ralational"], "did you mean 'relational'"),
         (["--repeats", "0"], "repeats: 0 is no whole number from 1"),
         (["--threads", "-1"], "threads: -1 is no whole number from 0"),
     ],

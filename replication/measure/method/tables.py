@@ -20,8 +20,10 @@ _HEADER = ("case", "against", "ms", "its ms", "time ×", "MiB", "its MiB", "memo
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables in markdown."""
+    origin = report["provenance"]
+    device = ", ".join(filter(None, [report["device"], origin.get("instruction_set")]))
     introduction = (
-        f"Measured on {report['device']}: medians of {report['settings']['repeats']} rounds, in "
+        f"Measured on {device}: medians of {report['settings']['repeats']} rounds, in "
         "which the ways take turns; a quotient's ends are those of single rounds. Peak memory: "
         f"{report['memory']}."
     )

@@ -14,7 +14,7 @@ from grace.errors import InputError
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.measure.harness import Benchmark, Part
-from replication.measure.speed.settings import Settings
+from replication.measure.speed.settings import Settings, read_settings
 from replication.measure.speed.tables import tables
 from replication.measure.speed.variants import VARIANTS, Variant, variant
 from replication.plan.architectures import Architecture, architecture, architectures
@@ -148,7 +148,7 @@ def run_options(options: argparse.Namespace, command: str) -> dict[str, Any]:
     return run(
         [architecture(name) for name in _names(options.models, architectures())],
         [variant(name) for name in _names(options.variants, VARIANTS)],
-        Settings(
+        read_settings(
             batches=_numbers(options.batches),
             **{name: getattr(options, name) for name in names},
         ),

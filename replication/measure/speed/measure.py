@@ -16,7 +16,7 @@ from torch import nn
 from grace.decoding import Decoder
 from replication.measure.clock import Clock, copy_bandwidth, spread
 from replication.measure.memory import peak_bytes, shortage
-from replication.measure.speed.settings import Settings
+from replication.measure.speed.settings import Settings, read_settings
 from replication.measure.speed.sizes import (
     bytes_per_step,
     cache_bytes,
@@ -34,7 +34,7 @@ def measure_part(
     model: Mapping[str, Any], name: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """`measure` by what JSON holds: an architecture's fields, a variant's name, and settings."""
-    return measure(Architecture(**model), variant(name), Settings.from_dict(settings))
+    return measure(Architecture(**model), variant(name), read_settings(**settings))
 
 
 def measure(architecture: Architecture, variant: Variant, settings: Settings) -> dict[str, Any]:

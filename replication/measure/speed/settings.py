@@ -1,16 +1,16 @@
 """What the deployment benchmark measures, and how often."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
-from grace.errors import InputError
+from replication.base.validation import Positive, record, validate
 from replication.plan.architectures import TEXT_TOKENS
 
 
-@dataclass(frozen=True)
+@record
 class Settings:
     """What is measured, and how often.
 
@@ -29,32 +29,23 @@ class Settings:
         threads: of the CPU; 0: torch's choice.
     """
 
-    batches: tuple[int, ...] = (1, 4, 16)
-    repeats: int = 3
-    decode_repeats: int = 5
-    tokens: int = 16
+    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 16)
+    repeats: Positive = 3
+    decode_repeats: Positive = 5
+    tokens: Positive = 16
     repeat_seconds: float = 12.0
     prompt_seconds: float = 120.0
-    text_tokens: int = TEXT_TOKENS
+    text_tokens: Positive = TEXT_TOKENS
     seed: int = 0
-    layers: int | None = None
-    device: str = "auto"
-    threads: int = 0
+    layers: Positive | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        counts: list[tuple[str, Any]] = [("batches", batch) for batch in self.batches or (None,)]
-        counts += [(name, getattr(self, name)) for name in ("repeats", "decode_repeats", "tokens")]
-        if self.layers is not None:
-            counts.append(("layers", self.layers))
-        for name, value in counts:
-            if type(value) is not int or value < 1:
-                raise InputError(f"{name}: {value!r} is no whole number from 1")
         if list(self.batches) != sorted(set(self.batches)):
-            raise InputError(f"batches {self.batches}: give each once, in ascending order")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"device {self.device!r}: choose auto, cpu or cuda")
+            raise ValueError(f"batches {self.batches}: give each once, in ascending order")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device cuda: torch sees no CUDA device here; choose cpu")
+            raise ValueError("device cuda: torch sees no CUDA device here; choose cpu")
 
     def torch_device(self) -> torch.device:
         """The device that is measured."""
@@ -66,7 +57,11 @@ class Settings:
         """The settings as JSON has them."""
         return {**asdict(self), "batches": list(self.batches)}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Settings":
-        """Settings from what `to_dict` gives."""
-        return cls(**{**values, "batches": tuple(values["batches"])})
+
+def read_settings(**values: Any) -> Settings:
+    """Settings from values of any origin.
+
+    Raises:
+        InputError: naming the value that is unknown or out of range.
+    """
+    return validate(Settings, values, "settings of the benchmark")
