@@ -302,88 +302,72 @@ def set_first(tensor, value):
     return tensor
 
 
+def with_part(part, change, module=FIRST):
+    """A change of one tensor of the sidecar."""
+    return lambda s: {**s, f"{module}.{part}": change(s[f"{FIRST}.{part}"])}
+
+
+def without(part):
+    return lambda s: {name: tensor for name, tensor in s.items() if name != f"{FIRST}.{part}"}
+
+
+def renamed(old, new):
+    return lambda s: {name.replace(old, new): tensor for name, tensor in s.items()}
+
+
+def off_grid(s):
+    half_step = 2.5 * s[f"{FIRST}.log_scale"][0].exp().item()
+    return {**s, f"{FIRST}.weight": set_first(s[f"{FIRST}.weight"], half_step)}
+
+
 BAD_SIDECARS = {
-    "unknown layer": (
-        lambda s: {f"{k}".replace("layers.0", "layers.7"): v for k, v in s.items()},
-        r"names model.language_model.layers.7.\S+, which the model lacks",
-    ),
+    "unknown layer": (renamed("layers.0", "layers.7"), r"layers.7.\S+, which the model lacks"),
     "no linear": (
-        lambda s: {k.replace(f"{FIRST}.", "model.language_model.norm."): v for k, v in s.items()},
+        renamed(f"{FIRST}.", "model.language_model.norm."),
         "norm, which is a .* no linear",
     ),
-    "no scale": (
-        lambda s: {k: v for k, v in s.items() if k != f"{FIRST}.log_scale"},
-        r"q_proj.(weight|bias): expected",
-    ),
+    "no scale": (without("log_scale"), r"q_proj.(weight|bias): expected"),
     "no scales": (lambda s: {}, "no <name>.log_scale"),
-    "no weight": (
-        lambda s: {k: v for k, v in s.items() if k != f"{FIRST}.weight"},
-        "q_proj.weight is missing",
-    ),
+    "no weight": (without("weight"), "q_proj.weight is missing"),
     "strange": (lambda s: {**s, "extra": s[f"{FIRST}.bias"]}, "has extra: expected"),
     "no tensor": (lambda s: {**s, "x.log_scale": 3}, "expected tensors by name"),
     "nan scale": (
-        lambda s: {**s, f"{FIRST}.log_scale": set_first(s[f"{FIRST}.log_scale"], torch.nan)},
+        with_part("log_scale", lambda t: set_first(t, torch.nan)),
         "q_proj.log_scale gives the scale nan",
     ),
     "huge scale": (
-        lambda s: {**s, f"{FIRST}.log_scale": set_first(s[f"{FIRST}.log_scale"], 1e4)},
+        with_part("log_scale", lambda t: set_first(t, 1e4)),
         "q_proj.log_scale gives the scale inf",
     ),
-    "integer scale": (
-        lambda s: {**s, f"{FIRST}.log_scale": s[f"{FIRST}.log_scale"].int()},
-        "q_proj.log_scale is torch.int32",
-    ),
+    "integer scale": (with_part("log_scale", torch.Tensor.int), "q_proj.log_scale is torch.int32"),
     "out of range": (
-        lambda s: {**s, f"{FIRST}.weight": set_first(s[f"{FIRST}.weight"], 1e3)},
+        with_part("weight", lambda t: set_first(t, 1e3)),
         "q_proj.weight has codes from -8 to .* 4 bits",
     ),
     "nan weight": (
-        lambda s: {**s, f"{FIRST}.weight": set_first(s[f"{FIRST}.weight"], torch.nan)},
+        with_part("weight", lambda t: set_first(t, torch.nan)),
         "q_proj.weight has values that are not finite",
     ),
-    "off the grid": (
-        lambda s: {
-            **s,
-            f"{FIRST}.weight": set_first(
-                s[f"{FIRST}.weight"], 2.5 * s[f"{FIRST}.log_scale"][0].exp().item()
-            ),
-        },
-        "q_proj.weight is not on the grid",
-    ),
+    "off the grid": (off_grid, "q_proj.weight is not on the grid"),
     "other codes": (
-        lambda s: {**s, f"{FIRST}.weight": torch.zeros_like(s[f"{FIRST}.weight"])},
+        with_part("weight", torch.zeros_like),
         "q_proj.weight has other codes than the weights beside it",
     ),
-    "group size": (
-        lambda s: {**s, f"{FIRST}.log_scale": s[f"{FIRST}.log_scale"][:-1]},
-        "q_proj.log_scale has 255 values",
-    ),
+    "group size": (with_part("log_scale", lambda t: t[:-1]), "q_proj.log_scale has 255 values"),
     "small groups": (
-        lambda s: {**s, f"{FIRST}.log_scale": s[f"{FIRST}.log_scale"].repeat_interleave(8)},
+        with_part("log_scale", lambda t: t.repeat_interleave(8)),
         "q_proj: QuantSpec.group_size is 8",
     ),
     "shape": (
-        lambda s: {
-            **s,
-            f"{FIRST}.weight": s[f"{FIRST}.weight"][:64],
-            f"{FIRST}.log_scale": s[f"{FIRST}.log_scale"][:128],
-        },
+        lambda s: with_part("weight", lambda t: t[:64])(
+            with_part("log_scale", lambda t: t[:128])(s)
+        ),
         r"q_proj.weight has shape \(64, 128\), the model's is \(128, 128\)",
     ),
-    "vector": (
-        lambda s: {**s, f"{FIRST}.weight": s[f"{FIRST}.weight"].flatten()},
-        "q_proj.weight has shape .* expected a matrix",
-    ),
-    "bias": (
-        lambda s: {**s, f"{FIRST}.bias": s[f"{FIRST}.bias"][1:]},
-        "q_proj.bias has shape",
-    ),
+    "vector": (with_part("weight", torch.flatten), "q_proj.weight has shape .* expected a matrix"),
+    "bias": (with_part("bias", lambda t: t[1:]), "q_proj.bias has shape"),
     "bias of none": (
-        lambda s: {
-            **s,
-            FIRST.replace("q_proj", "o_proj") + ".bias": s[f"{FIRST}.bias"],
-        },
+        with_part("bias", torch.clone, FIRST.replace("q_proj", "o_proj")),
         "o_proj.bias has shape .* the model's is none",
     ),
 }
@@ -448,47 +432,23 @@ Q = "model.layers.0.self_attn.q_proj"
 BAD_PACKED = {
     "zero points": (
         "qzeros",
-        lambda t: {f"{Q}.qzeros": set_first(t, 0x11111111)},
+        lambda t: set_first(t, 0x11111111),
         "q_proj.qzeros has the zero point 1",
     ),
-    "nan": (
-        "scales",
-        lambda t: {f"{Q}.scales": set_first(t, torch.nan)},
-        "q_proj.scales gives the scale nan",
-    ),
-    "zero": (
-        "scales",
-        lambda t: {f"{Q}.scales": set_first(t, 0)},
-        r"q_proj.scales gives the scale 0\.0",
-    ),
+    "nan": ("scales", lambda t: set_first(t, torch.nan), "q_proj.scales gives the scale nan"),
+    "zero": ("scales", lambda t: set_first(t, 0), r"q_proj.scales gives the scale 0\.0"),
     "scales' shape": (
         "scales",
-        lambda t: {f"{Q}.scales": t[:1].clone()},
+        lambda t: t[:1].clone(),
         r"q_proj.scales has shape \(1, 128\): group size 64",
     ),
-    "scales' dtype": ("scales", lambda t: {f"{Q}.scales": t.float()}, "q_proj.scales is .*float32"),
-    "zeros' shape": ("qzeros", lambda t: {f"{Q}.qzeros": t[:, 1:].clone()}, "q_proj.qzeros has"),
-    "words' dtype": ("qweight", lambda t: {f"{Q}.qweight": t.long()}, "q_proj.qweight is .*int64"),
-    "missing": ("qweight", lambda t: {}, "q_proj.qweight is missing"),
+    "scales' dtype": ("scales", torch.Tensor.float, "q_proj.scales is .*float32"),
+    "zeros' shape": ("qzeros", lambda t: t[:, 1:].clone(), "q_proj.qzeros has"),
+    "words' dtype": ("qweight", torch.Tensor.long, "q_proj.qweight is .*int64"),
     "fewer rows": (
         "qweight",
-        lambda t: {f"{Q}.qweight": t[:100].clone()},
+        lambda t: t[:100].clone(),
         "q_proj: group size 64 does not divide its 100",
-    ),
-    "unlisted": (
-        "qweight",
-        lambda t: {f"{Q}.qweight": t, "model.layers.0.mlp.x.qweight": t.clone()},
-        "mlp.x.qweight is there, but",
-    ),
-    "a weight too many": (
-        "qweight",
-        lambda t: {f"{Q}.qweight": t, f"{Q}.weight": t.clone()},
-        "q_proj.weight is there, packed and not",
-    ),
-    "unknown tensor": (
-        "qweight",
-        lambda t: {f"{Q}.qweight": t, "model.layers.0.extra": t.clone()},
-        "extra is not the model's",
     ),
 }
 
@@ -496,8 +456,27 @@ BAD_PACKED = {
 @pytest.mark.parametrize("case", BAD_PACKED)
 def test_bad_packed_tensors_are_refused_by_file_and_tensor(packed, case):
     part, change, message = BAD_PACKED[case]
-    spoil_tensor(packed, f"{Q}.{part}", change)
+    name = f"{Q}.{part}"
+    spoil_tensor(packed, name, lambda t: {name: change(t)})
     refuse(packed, rf"model.*: .*{message}")
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("model.layers.0.mlp.x.qweight", "mlp.x.qweight is there, but"),
+        (f"{Q}.weight", "q_proj.weight is there, packed and not"),
+        ("model.layers.0.extra", "extra is not the model's"),
+    ],
+)
+def test_a_tensor_too_many_is_refused(packed, extra, message):
+    spoil_tensor(packed, f"{Q}.qweight", lambda t: {f"{Q}.qweight": t, extra: t.clone()})
+    refuse(packed, message)
+
+
+def test_a_missing_packed_tensor_is_refused(packed):
+    spoil_tensor(packed, f"{Q}.qweight", lambda t: {})
+    refuse(packed, "q_proj.qweight is missing")
 
 
 def test_a_missing_tensor_is_refused(packed):
