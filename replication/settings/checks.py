@@ -13,7 +13,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from grace.distillation import DistillationConfig
 from grace.errors import InputError
+from grace.models import family_of
+from grace.quantization import QuantSpec
 from grace.training import METHODS, TEACHER_METHODS
 from replication.base.messages import one_line, unknown
 from replication.base.scales import FULL_SCALE
@@ -68,8 +71,6 @@ def check_architectures(params: Params) -> None:
     """
     from transformers import AutoConfig
 
-    from grace.models import family_of
-
     parts: list[tuple[str, dict[str, Any], Any]] = []
     for family, vision in section(params.vision, "vision").items():
         config = AutoConfig.for_model(family_of(family).model_type)
@@ -104,8 +105,6 @@ def _sections(params: Params) -> Iterator[str]:
 
 
 def _families(params: Params) -> Iterator[str]:
-    from grace.models import family_of
-
     sections: dict[str, Collection[str] | None] = {
         "vision": params.vision,
         "baseline": params.baseline,
@@ -223,9 +222,6 @@ def _runs(params: Params) -> Iterator[str]:
 
 
 def _run(train: Train, run: Run, where: str) -> Iterator[str]:
-    from grace.distillation import DistillationConfig
-    from grace.quantization import QuantSpec
-
     yield from _once(f"{where}.seeds", run.seeds)
     if run.method not in METHODS:
         yield unknown(f"{where}.method {run.method!r}", run.method, METHODS)

@@ -1,6 +1,7 @@
 """The methods of post-training quantization and what each of them can do."""
 
 from grace.errors import InputError
+from grace.quantization import QuantSpec
 from replication.base.messages import unknown
 
 BITS: dict[str, tuple[int, ...]] = {
@@ -16,7 +17,7 @@ ON_GRID = ("rtn", "awq", "gptq")
 """Methods whose weights are a scale times an integer code."""
 
 CALIBRATED = ("awq", "gptq")
-"""Methods that look at training conversations."""
+"""Methods that see training conversations."""
 
 _COMPRESSOR = ("torch", "transformers", "llmcompressor", "compressed-tensors")
 _BITSANDBYTES = ("torch", "transformers", "bitsandbytes")
@@ -31,7 +32,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 
 
 def check_method(method: str, bits: int, group_size: int | str = 128) -> None:
-    """Check that a method exists and has a bit width, and a group size.
+    """Check that a method exists, and that it has a bit width and a group size.
 
     Raises:
         InputError: naming what is wrong and what there is.
@@ -43,6 +44,4 @@ def check_method(method: str, bits: int, group_size: int | str = 128) -> None:
         widths = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
         raise InputError(f"method {method} at {bits} bits: it has {widths}")
     if method in ON_GRID:
-        from grace.quantization import QuantSpec
-
         QuantSpec(bits=bits, group_size=group_size)
