@@ -1,5 +1,6 @@
-"""Greedy decoding of plain and packed models."""
+"""Greedy decoding of plain and packed models, with a cache that is allocated once."""
 
-from grace.decoding.generation import Decoder, generate
+from grace.decoding.decoder import Decoder
+from grace.decoding.generation import generate
 
 __all__ = ["Decoder", "generate"]

@@ -30,10 +30,20 @@ def attention(  # noqa: PLR0917 (transformers calls it so)
 ) -> tuple[Tensor, None]:
     """softmax(q Kᵀ · scaling + mask) V, in the form of transformers' attention functions.
 
-    query (B, H, 1, D); key, value (B, H / n, L, D): n query heads share a key head. attention_mask:
-    (B, 1, 1, L), true (or added 0) where a slot is attended to; None: all are. Returns
-    (B, 1, H, D). Scores are in the input's dtype, their softmax in float32, as in transformers'
-    eager attention. More than one query a row goes to torch's fused kernel.
+    Scores are in the input's dtype, their softmax in float32, as in transformers' eager attention.
+    More than one query a row goes to torch's fused kernel.
+
+    Args:
+        module: The attention layer; only the fused kernel reads it.
+        query: (B, H, 1, D).
+        key: (B, H / n, L, D): n query heads share a key head.
+        value: (B, H / n, L, D).
+        attention_mask: (B, 1, 1, L), true (or added 0) where a slot is attended to; None: all are.
+        scaling: Of the scores; by default 1 / √D.
+        **kwargs: For the fused kernel.
+
+    Returns:
+        (B, 1, H, D), and None in place of the attention weights.
     """
     if query.shape[2] != 1:
         return sdpa_attention_forward(
@@ -59,7 +69,7 @@ def attention(  # noqa: PLR0917 (transformers calls it so)
 
 @contextmanager
 def decode_attention(config: Any) -> Iterator[None]:
-    """Models of this text configuration use `attention`; what they used before is put back."""
+    """Within this context models of this text configuration use `attention`."""
     before = config._attn_implementation
     config._attn_implementation = IMPLEMENTATION
     try:
