@@ -71,11 +71,11 @@ def test_llava_by_hand():
     assert shape.scales(128) == shape.linears / 128
 
     load = Load(2, 820, 576, 150)
-    found = forward_flops(shape, load)
-    assert found["linears"] == 2 * shape.linears * 1640
-    assert found["attention"] == layers * 2 * (2 * 2 * 820 * 820 * d)
-    assert found["head"] == 2 * 32064 * d * 300
-    assert found["tower_attention"] == 24 * 2 * 4 * 577 * 577 * 1024
+    flops = forward_flops(shape, load)
+    assert flops["linears"] == 2 * shape.linears * 1640
+    assert flops["attention"] == layers * 2 * (2 * 2 * 820 * 820 * d)
+    assert flops["head"] == 2 * 32064 * d * 300
+    assert flops["tower_attention"] == 24 * 2 * 4 * 577 * 577 * 1024
 
 
 def test_memory_of_llava_by_hand():
@@ -225,13 +225,13 @@ class _Moved(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if torch.Tag.pointwise in func.tags or name in ("copy_", "_to_copy", "sum", "eq_"):
             read = args[1:] if name == "copy_" else args
-            tensors = [t for t in [*tree_leaves(read), *tree_leaves(found)] if torch.is_tensor(t)]
+            tensors = [t for t in [*tree_leaves(read), *tree_leaves(result)] if torch.is_tensor(t)]
             self.bytes += sum(t.numel() * t.element_size() for t in tensors)
-        return found
+        return result
 
 
 def test_traffic_of_fake_quantization_is_that_of_its_operations():

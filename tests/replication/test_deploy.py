@@ -94,12 +94,12 @@ def expected_size(values: dict) -> int:
 
 @pytest.mark.parametrize("name", list(architectures()))
 def test_published_architecture(name):
-    found = architecture(name)
-    assert found.counted_parameters == found.parameters == expected_size(found.values)
-    layers = found.values["text_config"]["num_hidden_layers"]
-    assert len(found.decoder_linears) == 7 * layers
-    for linear in found.decoder_linears:  # every one takes the group size of the variants
-        assert found.meta_model.get_submodule(linear).in_features % 128 == 0
+    published = architecture(name)
+    assert published.counted_parameters == published.parameters == expected_size(published.values)
+    layers = published.values["text_config"]["num_hidden_layers"]
+    assert len(published.decoder_linears) == 7 * layers
+    for linear in published.decoder_linears:  # every one takes the group size of the variants
+        assert published.meta_model.get_submodule(linear).in_features % 128 == 0
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_published_size(name, stated):
 
 @pytest.mark.parametrize("name", list(architectures()))
 def test_prompt_of_published_architecture(name):
-    found = architecture(name)
-    prompt = found.prompt(0, dtype=torch.bfloat16)
-    image = found.config().image_token_id
+    published = architecture(name)
+    prompt = published.prompt(0, dtype=torch.bfloat16)
+    image = published.config().image_token_id
     assert int((prompt["input_ids"] == image).sum()) == 576
     assert prompt["input_ids"].shape[1] == 576 + 64
     assert prompt["pixel_values"].dtype == torch.bfloat16
@@ -171,11 +171,11 @@ def test_buffers_are_those_of_an_ordinary_model(tiny):
     from transformers import AutoModelForImageTextToText
 
     plain = dict(AutoModelForImageTextToText.from_config(tiny.config()).named_buffers())
-    found = dict(weights.random_model(tiny.config(), 0).named_buffers())
-    assert plain.keys() == found.keys()
+    filled = dict(weights.random_model(tiny.config(), 0).named_buffers())
+    assert plain.keys() == filled.keys()
     assert plain, "there are buffers to compare"
     for name, buffer in plain.items():
-        assert torch.equal(buffer, found[name]), name
+        assert torch.equal(buffer, filled[name]), name
 
 
 def test_same_seed_same_model(tiny):
@@ -231,19 +231,19 @@ def test_stored_bytes_counts_shared_once():
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "bf16"])
 def test_variant_approximates_the_linear(name):
-    found = variant(name)
-    if found.unavailable(torch.device("cpu")):
-        pytest.skip(found.unavailable(torch.device("cpu")))
+    way = variant(name)
+    if way.unavailable(torch.device("cpu")):
+        pytest.skip(way.unavailable(torch.device("cpu")))
     linear = nn.Linear(256, 64).bfloat16().requires_grad_(False)
     x = torch.randn(3, 256, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))
     expected = linear(x).double()
-    converted = found.convert(linear, "layer")
+    converted = way.convert(linear, "layer")
     with torch.no_grad():
         error = (converted(x).double() - expected).norm() / expected.norm()
-    assert 0 < float(error) < (0.2 if found.bits == 4 else 0.02)
+    assert 0 < float(error) < (0.2 if way.bits == 4 else 0.02)
     stored = weights.stored_bytes(converted) - 64 * 2
     bits = 8 * stored / linear.weight.numel()
-    assert found.bits <= bits < found.bits + 1
+    assert way.bits <= bits < way.bits + 1
 
 
 def test_unfused_awq_is_the_grid_exactly():
@@ -272,8 +272,8 @@ def test_a_peer_that_is_missing_says_so(monkeypatch):
 @pytest.mark.slow
 def test_a_peer_that_would_read_the_prompt_for_too_long_is_not_run():
     hasty = replace(FAST, prompt_seconds=1e-9)
-    found = measure.measure(small("llava"), variant("awq_unfused"), hasty)
-    assert "would read the prompt for about" in found["not_run"]
+    record = measure.measure(small("llava"), variant("awq_unfused"), hasty)
+    assert "would read the prompt for about" in record["not_run"]
     assert "not_run" not in measure.measure(small("llava"), variant("int4"), hasty)
 
 
@@ -294,16 +294,16 @@ def test_record(record):
     assert record["prompt_tokens"] == 16 + 8
     assert len(record["time_to_first_token"]["values"]) == 2
     assert set(record["decode"]) == {"1", "2"}
-    for batch, found in record["decode"].items():
-        assert found["tokens"] == 3
-        rates, seconds = found["tokens_per_second"], found["seconds_per_step"]
+    for batch, decoded in record["decode"].items():
+        assert decoded["tokens"] == 3
+        rates, seconds = decoded["tokens_per_second"], decoded["seconds_per_step"]
         assert len(rates["values"]) == len(seconds["values"]) == 3
         for rate, one in zip(rates["values"], seconds["values"], strict=True):
             assert math.isclose(rate * one, int(batch))
         assert rates["low"] <= rates["median"] <= rates["high"]
-        expected = found["bytes_per_step"] / max(record["copy_bandwidth"])
-        assert math.isclose(found["floor_seconds"], expected)
-        assert math.isclose(found["fraction_of_floor"] * seconds["median"], expected)
+        expected = decoded["bytes_per_step"] / max(record["copy_bandwidth"])
+        assert math.isclose(decoded["floor_seconds"], expected)
+        assert math.isclose(decoded["fraction_of_floor"] * seconds["median"], expected)
     memory = record["peak_bytes"]
     phases = ["start", "build", "prefill", "batch 1", "batch 2"]
     assert list(memory) == phases
@@ -324,19 +324,19 @@ def test_bytes_of_a_step():
 @pytest.mark.slow
 def test_what_does_not_fit_is_not_run(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
-    found = measure.measure(small("llava"), variant("bf16"), FAST)
-    assert "0.0 GiB are free" in found["not_run"]
-    found = {}
+    record = measure.measure(small("llava"), variant("bf16"), FAST)
+    assert "0.0 GiB are free" in record["not_run"]
+    record = {}
     monkeypatch.setattr(measure, "expected_bytes", lambda *_: -(2**40))
-    found = measure.measure(small("llava"), variant("bf16"), FAST)
-    assert all("not_run" in one for one in found["decode"].values())
-    assert results.peak(found) is None
+    record = measure.measure(small("llava"), variant("bf16"), FAST)
+    assert all("not_run" in one for one in record["decode"].values())
+    assert results.peak(record) is None
 
 
 def test_expected_bytes_of_a_published_model():
-    found = architecture("llava-1.5-7b")
-    assert sizes.expected_bytes(found, variant("bf16")) == 2 * 7063427072
-    int4 = sizes.expected_bytes(found, variant("int4"))
+    published = architecture("llava-1.5-7b")
+    assert sizes.expected_bytes(published, variant("bf16")) == 2 * 7063427072
+    int4 = sizes.expected_bytes(published, variant("int4"))
     assert 4.6e9 < int4 < 4.9e9  # the authors state 4.6 GB
 
 
@@ -392,15 +392,15 @@ def test_report(tmp_path, parts):
     assert report == json.loads((tmp_path / "deploy.json").read_text(encoding="utf-8"))
     assert report["evidence"] == "recorded"
     assert report["provenance"]["command"] == "test"
-    found = results.ratios(report["models"]["small-llava"]["variants"])
-    assert math.isclose(found["throughput"].point, 3.5)
-    assert math.isclose(found["throughput"].low, 7 * 0.9 / 2.2)
-    assert math.isclose(found["throughput"].high, 7.7 / 1.8)
-    assert found["prefill"].point == 0.8
-    assert (found["prefill"].low, found["prefill"].high) == (1 / 3, 2)
-    assert math.isclose(found["memory_reduction"].point, 60)
-    assert math.isclose(found["weight_reduction"].point, 68.75)
-    assert "throughput_4" not in found
+    ratios = results.ratios(report["models"]["small-llava"]["variants"])
+    assert math.isclose(ratios["throughput"].point, 3.5)
+    assert math.isclose(ratios["throughput"].low, 7 * 0.9 / 2.2)
+    assert math.isclose(ratios["throughput"].high, 7.7 / 1.8)
+    assert ratios["prefill"].point == 0.8
+    assert (ratios["prefill"].low, ratios["prefill"].high) == (1 / 3, 2)
+    assert math.isclose(ratios["memory_reduction"].point, 60)
+    assert math.isclose(ratios["weight_reduction"].point, 68.75)
+    assert "throughput_4" not in ratios
     (table,) = benchmark.tables(report)
     assert list(table.rows[1])[4:] == ["7.00 [6.30, 7.70]", "50 %", "not run", ""]
     assert any("not run: no reason" in note for note in table.notes)

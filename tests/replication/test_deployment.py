@@ -68,10 +68,10 @@ def verdicts(tmp_path, report, scale="small"):
 
 
 def test_claims_hold_at_any_scale_when_measured(tmp_path):
-    found = verdicts(tmp_path, report_of())
-    assert found["C09"].status is Status.REPRODUCED
-    assert found["C10"].status is Status.REPRODUCED
-    throughput, memory = found["C09"].parts[0], found["C10"].parts[0]
+    claims = verdicts(tmp_path, report_of())
+    assert claims["C09"].status is Status.REPRODUCED
+    assert claims["C10"].status is Status.REPRODUCED
+    throughput, memory = claims["C09"].parts[0], claims["C10"].parts[0]
     assert throughput.interval.point == pytest.approx(3.2)
     assert throughput.interval.low == pytest.approx(3.2 * 0.99 / 1.01)
     assert memory.interval.point == pytest.approx(60)
@@ -93,8 +93,8 @@ def test_an_interval_across_the_end_of_the_band_decides_nothing(tmp_path):
 
 
 def test_smoke_does_not_judge(tmp_path):
-    found = verdicts(tmp_path, report_of(), "smoke")
-    assert found["C09"].status is Status.INCONCLUSIVE
+    claims = verdicts(tmp_path, report_of(), "smoke")
+    assert claims["C09"].status is Status.INCONCLUSIVE
 
 
 def test_what_was_not_measured_is_not_run(tmp_path):
@@ -125,11 +125,11 @@ def test_reported_numbers_and_ends_of_the_bands():
     assert memory.band.high == pytest.approx(
         100 * (1 - weights["int4"] / weights["bf16"]), abs=0.05
     )
-    found = architecture(MODEL)
+    published = architecture(MODEL)
     head = 2 * 32064 * 4096
     cache = 2 * 32 * 4096 * 2 * 640
-    before = 2 * found.decoder_weights + head + cache
-    after = found.decoder_weights * (4 + 32 / 128) / 8 + head + cache
+    before = 2 * published.decoder_weights + head + cache
+    after = published.decoder_weights * (4 + 32 / 128) / 8 + head + cache
     assert (before / 1e9, after / 1e9) == pytest.approx((13.5, 4.0), abs=0.06)
     assert before / after == pytest.approx(3.35, abs=0.01)
     assert throughput.band.low == pytest.approx(0.8 * throughput.reported)
@@ -173,10 +173,10 @@ def test_table(tmp_path):
     assert cells["Of the floor, batch 1"]["measured"] == pytest.approx(100 * 4.4 * 4.8 / 26.4)
     bf16 = table.data["rows"][0]["cells"]["Of the floor, batch 1"]["measured"]
     assert bf16 == pytest.approx(100 * 13.2 * 1.5 / 26.4)
-    shown = table.markdown()
-    assert "Not run: llava-1.5-7b, NF4, bitsandbytes: the package bitsandbytes is" in shown
-    assert "INT4 against BF16: throughput at batch 1 3.20× [3.14, 3.26]" in shown
-    assert "Recorded on a processor, 2 cores." in shown
+    text = table.markdown()
+    assert "Not run: llava-1.5-7b, NF4, bitsandbytes: the package bitsandbytes is" in text
+    assert "INT4 against BF16: throughput at batch 1 3.20× [3.14, 3.26]" in text
+    assert "Recorded on a processor, 2 cores." in text
     for form in (table.csv(), table.tex(), table.json()):
         assert MODEL in form
 
@@ -223,9 +223,9 @@ def test_stage(tmp_path, monkeypatch, capsys):
         asked.update(models=models, variants=variants, settings=settings, out=out)
         return report_of()
 
-    given = Deploy({MODEL: ["bf16", "int4"]}, [1], 2, 3, 4, 5)
+    section = Deploy({MODEL: ["bf16", "int4"]}, [1], 2, 3, 4, 5)
     params = load_params("params.yaml")
-    object.__setattr__(params, "deploy", given)
+    object.__setattr__(params, "deploy", section)
     monkeypatch.setattr("replication.stages.load_params", lambda path: params)
     monkeypatch.setattr(benchmark, "run", run)
     monkeypatch.setattr(sys, "argv", ["deploy", MODEL])

@@ -62,14 +62,14 @@ def examine(capsys):
 
 
 def test_a_machine_that_has_everything(examine):
-    found, text = examine(BIG)
-    assert not [one for one in found.values() if one.status == FAILED]
-    assert found["devices"].text.startswith("16 x NVIDIA A100")
+    findings, text = examine(BIG)
+    assert not [one for one in findings.values() if one.status == FAILED]
+    assert findings["devices"].text.startswith("16 x NVIDIA A100")
     assert "16 x A100" in text and "table4" in text
     assert "qwen2_vl: teacher, baseline, qat_int8, kd_int8, grace_int8" in text
-    assert found["licence Qwen/Qwen2-VL-2B-Instruct"].text.startswith("Apache-2.0")
+    assert findings["licence Qwen/Qwen2-VL-2B-Instruct"].text.startswith("Apache-2.0")
     # every failed or warned check says what to do
-    assert all(one.mend for one in found.values() if one.status != OK)
+    assert all(one.mend for one in findings.values() if one.status != OK)
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_a_machine_that_has_everything(examine):
     ],
 )
 def test_what_is_missing_fails_with_its_mend(examine, changes, check, mend):
-    found, text = examine(dataclasses.replace(BIG, **changes))
-    assert found[check].status == FAILED
-    assert mend in found[check].mend and found[check].mend in text
+    findings, text = examine(dataclasses.replace(BIG, **changes))
+    assert findings[check].status == FAILED
+    assert mend in findings[check].mend and findings[check].mend in text
 
 
 def test_checks_of_one_outcome_are_told_together(examine):
-    found, text = examine(dataclasses.replace(BIG, hub=False))
-    missing = [one for one in found.values() if "can be reached" in one.text]
+    findings, text = examine(dataclasses.replace(BIG, hub=False))
+    missing = [one for one in findings.values() if "can be reached" in one.text]
     assert len(missing) == 6 + 1 + 14
     assert text.count("neither the hub nor a cached copy can be reached") == 2
     assert text.count("HF_ENDPOINT") == 2  # a checkpoint's local directory, a data set's local copy
@@ -101,29 +101,29 @@ def test_checks_of_one_outcome_are_told_together(examine):
     for one in missing:
         assert f"{one.check} ({one.size})" in words
     assert words.endswith("scale paper cannot be run here as a whole: mend what failed")
-    assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices found
+    assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices findings
 
 
 def test_fewer_devices_are_a_warning(examine):
-    found, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
-    assert found["devices"].status == WARNING
-    assert "512 samples" in found["devices"].mend
+    findings, _ = examine(dataclasses.replace(BIG, gpus=BIG.gpus[:8]))
+    assert findings["devices"].status == WARNING
+    assert "512 samples" in findings["devices"].mend
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "small"])
 def test_reduced_scales_need_little(examine, scale):
-    found, text = examine(BARE, scale)
-    assert {one.status for one in found.values()} == {OK}
-    assert set(found) == {"packages", "devices", "arithmetic", "main memory", "disk"}
-    assert "2 cores with AVX2" in found["devices"].text
+    findings, text = examine(BARE, scale)
+    assert {one.status for one in findings.values()} == {OK}
+    assert set(findings) == {"packages", "devices", "arithmetic", "main memory", "disk"}
+    assert "2 cores with AVX2" in findings["devices"].text
     assert "table4" in text
     assert f"make repro SCALE={scale}" in text
     assert "download" not in text
     # what earlier trainings took, where their logs are
     assert ("training" in text) is Path("results", scale, "training").is_dir()
-    found, _ = examine(dataclasses.replace(BARE, disk=1e9), scale)
-    assert found["disk"].status == FAILED
+    findings, _ = examine(dataclasses.replace(BARE, disk=1e9), scale)
+    assert findings["disk"].status == FAILED
 
 
 def test_exit_codes(monkeypatch, capsys):
@@ -239,13 +239,13 @@ def test_a_cached_repository_or_a_local_directory_needs_no_hub(tmp_path):
     offline = dataclasses.replace(BIG, hub=False, cached=lambda repository, kind: kind == "model")
     require(params("paper"), "teacher", "llava", machine=offline)
     resources = load_resources()
-    (found,) = check_checkpoint(str(tmp_path), offline, resources)
-    assert found.status == FAILED
+    (finding,) = check_checkpoint(str(tmp_path), offline, resources)
+    assert finding.status == FAILED
     (tmp_path / "model.safetensors").touch()
-    (found,) = check_checkpoint(str(tmp_path), offline, resources)
-    assert (found.status, found.text) == (OK, "local directory")
-    (found,) = check_checkpoint("someone/else", offline, resources)
-    assert found.status == FAILED and "no architecture is known" in found.text
+    (finding,) = check_checkpoint(str(tmp_path), offline, resources)
+    assert (finding.status, finding.text) == (OK, "local directory")
+    (finding,) = check_checkpoint("someone/else", offline, resources)
+    assert finding.status == FAILED and "no architecture is known" in finding.text
 
 
 # ----------------------------------------------------------------------------------------- probes
@@ -284,8 +284,8 @@ def test_versions_against_pins():
 def test_arithmetic_is_the_machine_s_own_unless_it_is_chosen(monkeypatch, native):
     monkeypatch.setattr(checks.provenance, "native_arithmetic", lambda: native)
     small = params("small")
-    found = checks.check_arithmetic(small)
-    assert found.status == OK and found.text.startswith(f"{native} ")
+    finding = checks.check_arithmetic(small)
+    assert finding.status == OK and finding.text.startswith(f"{native} ")
     chosen = checks.check_arithmetic(dataclasses.replace(small, arithmetic="bfloat16"))
     assert chosen.status == (OK if native == "bfloat16" else WARNING)
 

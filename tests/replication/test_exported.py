@@ -47,9 +47,9 @@ def trained(small, tmp_path):
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_runs_on_the_trained_integers(trained, tmp_path, way):
     exact = trained_integers(trained)
-    model, found = WAYS[way](trained, tmp_path, crossover=8)
-    assert len(found) == len(exact) == 14
-    assert mismatches(exact, found) == 0
+    model, integers = WAYS[way](trained, tmp_path, crossover=8)
+    assert len(integers) == len(exact) == 14
+    assert mismatches(exact, integers) == 0
     if way == "packed":
         assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
         return
@@ -109,10 +109,10 @@ def test_a_tampered_export_is_caught(trained, tmp_path, monkeypatch, way, save, 
         return SimpleNamespace(outcomes=pd.DataFrame(rows, columns=list(COLUMNS)))
 
     monkeypatch.setattr(exported, "evaluate_model", evaluate_model)
-    given = (way, trained, tmp_path, tmp_path / "honest", {"benchmarks": [], "batch_size": 8})
-    assert exported.answers(*given) == (0, [("mmbench", "1", "red")])
+    arguments = (way, trained, tmp_path, tmp_path / "honest", {"benchmarks": [], "batch_size": 8})
+    assert exported.answers(*arguments) == (0, [("mmbench", "1", "red")])
     monkeypatch.setattr(exported, save, tampering)
-    wrong, _ = exported.answers(*given[:3], tmp_path / "tampered", given[4])
+    wrong, _ = exported.answers(*arguments[:3], tmp_path / "tampered", arguments[4])
     assert wrong == 1
 
 
@@ -131,8 +131,8 @@ def test_other_codes_than_the_weights_are_refused_by_every_way(trained, tmp_path
 def test_equal_answers():
     before = [("a", "1", "red"), ("a", "2", "red"), ("b", "1", "two")]
     after = [("a", "1", "red"), ("a", "2", "blue"), ("b", "1", "two")]
-    found = exported.equal_answers(before, after)
-    assert {name: one.tolist() for name, one in found.items()} == {"a": [True, False], "b": [True]}
+    equal = exported.equal_answers(before, after)
+    assert {name: one.tolist() for name, one in equal.items()} == {"a": [True, False], "b": [True]}
     with pytest.raises(InputError, match="other questions"):
         exported.equal_answers(before, after[:2])
 
@@ -160,12 +160,12 @@ def saying(wrong=0, other=None, changed=0):
     """Answers to 400 questions of every benchmark; one way gives `changed` others."""
 
     def answers(way, path, data, folder, settings):
-        said = [
+        rows = [
             (name, str(i), "blue" if way == other and i < changed else "red")
             for name in settings["benchmarks"]
             for i in range(400)
         ]
-        return (wrong if way == other else 0), said
+        return (wrong if way == other else 0), rows
 
     return answers
 
@@ -183,7 +183,7 @@ def parts_of(claim, family):
 
 def test_the_claim_holds_when_every_family_is_deployed_as_trained(monkeypatch, tmp_path):
     for family in FAMILIES:
-        found, claim = run_stage(monkeypatch, tmp_path, family, saying())
+        measurement, claim = run_stage(monkeypatch, tmp_path, family, saying())
         last = family == FAMILIES[-1]
         assert claim.status is (Status.DIRECTION_HOLDS if last else Status.NOT_RUN)
         assert parts_of(claim, family) == {
@@ -191,8 +191,8 @@ def test_the_claim_holds_when_every_family_is_deployed_as_trained(monkeypatch, t
             "answers": Status.REPRODUCED,
             "packed": Status.DIRECTION_HOLDS,
         }
-    assert found.n["questions"] == 400 * found.n["benchmarks"]
-    assert found.values["agreement"].point == 100
+    assert measurement.n["questions"] == 400 * measurement.n["benchmarks"]
+    assert measurement.values["agreement"].point == 100
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_a_trained_model_answers_as_before(trained, tmp_path):
     jobs = [(way, trained, tmp_path / "data", tmp_path, settings) for way in (None, *WAYS)]
     (_, before), *after = [exported.answers(*job) for job in jobs]
     assert len(before) == 8
-    for way, (wrong, said) in zip(WAYS, after, strict=True):
+    for way, (wrong, rows) in zip(WAYS, after, strict=True):
         assert wrong == 0
-        equal = np.concatenate(list(exported.equal_answers(before, said).values()))
+        equal = np.concatenate(list(exported.equal_answers(before, rows).values()))
         assert equal.all() if way != "packed" else equal.mean() > 0.5

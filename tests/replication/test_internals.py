@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -117,10 +118,10 @@ def test_attention_is_the_softmax_of_scaled_products(small, eager, questions):
     eager.register_forward_pre_hook(
         lambda module, args, kwargs: ids.append(kwargs["input_ids"][0]), with_kwargs=True
     )
-    found = observe(eager, small.processor, questions[0])
+    observation = observe(eager, small.processor, questions[0])
     (places,) = (ids[0] == eager.config.image_token_id).nonzero(as_tuple=True)
-    assert len(seen) == len(found.attention) == text.num_hidden_layers
-    for (layer, hidden, cos, sin), row in zip(seen, found.attention, strict=True):
+    assert len(seen) == len(observation.attention) == text.num_hidden_layers
+    for (layer, hidden, cos, sin), row in zip(seen, observation.attention, strict=True):
         norm = layer.input_layernorm
         with torch.no_grad():
             normed = rms(hidden, norm.weight.double(), norm.variance_epsilon)
@@ -136,10 +137,13 @@ def test_the_tokens_are_those_that_enter_the_last_layer(small, eager, questions)
     small.adapter.layers(eager)[-1].input_layernorm.register_forward_pre_hook(
         lambda module, args: kept.append(args[0][0])
     )
-    found = observe(eager, small.processor, questions[1])
+    observation = observe(eager, small.processor, questions[1])
     rows = {tuple(row) for row in kept[0].numpy().tolist()}
-    assert found.tokens.shape == (math.prod(found.grid), eager.config.get_text_config().hidden_size)
-    assert all(tuple(row) in rows for row in found.tokens.tolist())
+    assert observation.tokens.shape == (
+        math.prod(observation.grid),
+        eager.config.get_text_config().hidden_size,
+    )
+    assert all(tuple(row) in rows for row in observation.tokens.tolist())
 
 
 def test_questions_are_posed_as_in_the_evaluation(small, eager, folder, questions):
@@ -150,7 +154,7 @@ def test_questions_are_posed_as_in_the_evaluation(small, eager, folder, question
         seen.append((tuple(kwargs["input_ids"][0].tolist()), kwargs["pixel_values"]))
 
     hook = eager.register_forward_pre_hook(keep, with_kwargs=True)
-    asked = evaluate_model(
+    evaluation = evaluate_model(
         eager,
         ["mmbench"],
         folder,
@@ -161,7 +165,7 @@ def test_questions_are_posed_as_in_the_evaluation(small, eager, folder, question
     )
     evaluated = dict(seen)
     seen.clear()
-    ids = asked.outcomes["question_id"].tolist()
+    ids = evaluation.outcomes["question_id"].tolist()
     chosen = {one.identity: one for one in questions if one.identity in ids}
     answers = {name: observe(eager, small.processor, one) for name, one in chosen.items()}
     hook.remove()
@@ -170,9 +174,9 @@ def test_questions_are_posed_as_in_the_evaluation(small, eager, folder, question
     for tokens, pixels in seen:
         torch.testing.assert_close(pixels, evaluated[tokens], rtol=0, atol=0)
     special = set(small.processor.tokenizer.all_special_tokens)
-    for row in asked.outcomes.to_dict("records"):
-        said = answers[row["question_id"]].answer
-        assert row["prediction"] == ("" if said in special else said)
+    for row in evaluation.outcomes.to_dict("records"):
+        answer = answers[row["question_id"]].answer
+        assert row["prediction"] == ("" if answer in special else answer)
         assert row["target"] == chosen[row["question_id"]].target
 
 
@@ -188,10 +192,10 @@ def test_draws_are_of_different_questions_and_repeat(folder, questions):
         assert all(f"{letter}. {text}" in one.prompt for letter, text in one.options.items())
 
 
-@pytest.mark.parametrize(("count", "told"), [(11, "has 10 questions"), (1, "run the stage")])
-def test_too_few_questions_or_none_are_one_error(folder, tmp_path, count, told):
+@pytest.mark.parametrize(("count", "words"), [(11, "has 10 questions"), (1, "run the stage")])
+def test_too_few_questions_or_none_are_one_error(folder, tmp_path, count, words):
     place = folder if count > 1 else tmp_path
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=words):
         draw_questions(place, count, np.random.default_rng(0))
 
 
@@ -231,8 +235,8 @@ def test_cka_is_the_normalised_hilbert_schmidt_criterion(seed, n, d1, d2):
 
     expected = hsic(k, other) / np.sqrt(hsic(k, k) * hsic(other, other))
     row = [[1 / n] * n]
-    found = token_cka(seen(row, pair[0]), seen(row, pair[1]))
-    assert found == pytest.approx(expected, abs=1e-9)
+    value = token_cka(seen(row, pair[0]), seen(row, pair[1]))
+    assert value == pytest.approx(expected, abs=1e-9)
     assert token_cka(seen(row, pair[0]), seen(row, pair[0] * 3)) == pytest.approx(1.0)
 
 
@@ -241,9 +245,9 @@ def test_cosines_are_torch_s(seed, n, d, data):
     tokens, anchor = features(seed, n, d), data.draw(st.integers(0, n - 1))
     wide = torch.from_numpy(tokens).double()
     expected = torch.nn.functional.cosine_similarity(wide, wide[anchor : anchor + 1])
-    found = token_cosines(tokens, anchor)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-12)
-    assert found[anchor] == pytest.approx(1.0)
+    cosines = token_cosines(tokens, anchor)
+    np.testing.assert_allclose(cosines, expected.numpy(), atol=1e-12)
+    assert cosines[anchor] == pytest.approx(1.0)
 
 
 MAPS = arrays(np.float64, (2, 6), elements=st.floats(1e-3, 1.0))
@@ -275,11 +279,11 @@ def test_intervals_are_of_means_and_of_paired_differences():
     rng = np.random.default_rng
     of_seeds, of_questions = np.array([[-0.02], [0.0], [0.02]]), rng(0).normal(0.4, 0.1, 200)
     values = of_seeds + of_questions
-    found = mean_interval(values, rng(1), resamples=4000)
-    assert found.point == pytest.approx(values.mean())
+    interval = mean_interval(values, rng(1), resamples=4000)
+    assert interval.point == pytest.approx(values.mean())
     # a part from questions, a part from seeds
     error = math.hypot(of_questions.std() / math.sqrt(200), of_seeds.std(ddof=1) / math.sqrt(3))
-    assert found.standard_error == pytest.approx(error, rel=0.06)
+    assert interval.standard_error == pytest.approx(error, rel=0.06)
     base = values[:1] - 0.25
     paired = mean_interval(values[:1], rng(1), resamples=500, minus=base)
     assert (paired.low, paired.point, paired.high) == pytest.approx((0.25, 0.25, 0.25))
@@ -288,11 +292,11 @@ def test_intervals_are_of_means_and_of_paired_differences():
 
 def observations(names, seed, count, runs=1):
     rng = np.random.default_rng(seed)
-    found = {}
+    models = {}
     for name in names:
         layers = 3 if name == "teacher" else 2
         copies = 1 if name in ("teacher", "baseline") else runs
-        found[name] = [
+        models[name] = [
             [
                 Observation(
                     rng.dirichlet(np.ones(6), layers)[:, :4],
@@ -304,47 +308,47 @@ def observations(names, seed, count, runs=1):
             ]
             for _ in range(copies)
         ]
-    return found
+    return models
 
 
 def test_intervals_say_what_is_there(questions):
     names = ("teacher", "baseline", "kd_int4", "grace_int4")
-    made = observations(names, 4, 10, runs=2)
-    found = intervals(made, 1, "llava", 300)
-    assert set(found) == {
+    models = observations(names, 4, 10, runs=2)
+    result = intervals(models, 1, "llava", 300)
+    assert set(result) == {
         *(f"visual_share.teacher.{layer}" for layer in (1, 2, 3)),
         *(f"visual_share.{name}.{k}" for name in ("baseline", "grace_int4") for k in (1, 2)),
         *(f"{key}.{name}" for key in ("cka", "overlap") for name in names[1:]),
         *(f"{key}_gain.{name}" for key in ("cka", "overlap") for name in names[2:]),
     }
-    third = [one.attention[2].sum() for one in made["teacher"][0]]
-    assert found["visual_share.teacher.3"].point == pytest.approx(np.mean(third))
-    (teacher,), runs = made["teacher"], made["grace_int4"]
+    third = [one.attention[2].sum() for one in models["teacher"][0]]
+    assert result["visual_share.teacher.3"].point == pytest.approx(np.mean(third))
+    (teacher,), runs = models["teacher"], models["grace_int4"]
     pairs = [token_cka(a, b) for run in runs for a, b in zip(run, teacher, strict=True)]
-    base = [token_cka(a, b) for a, b in zip(made["baseline"][0], teacher, strict=True)]
-    assert found["cka.grace_int4"].point == pytest.approx(np.mean(pairs))
-    assert found["cka_gain.grace_int4"].point == pytest.approx(np.mean(pairs) - np.mean(base))
-    assert found == intervals(made, 1, "llava", 300)
+    base = [token_cka(a, b) for a, b in zip(models["baseline"][0], teacher, strict=True)]
+    assert result["cka.grace_int4"].point == pytest.approx(np.mean(pairs))
+    assert result["cka_gain.grace_int4"].point == pytest.approx(np.mean(pairs) - np.mean(base))
+    assert result == intervals(models, 1, "llava", 300)
 
 
 def test_scenes_are_the_first_questions(questions):
-    made = observations(("teacher", "baseline", "grace_int4"), 4, 10, runs=2)
-    shown = scenes(made, questions, 3)
-    assert [one["question_id"] for one in shown] == [one.identity for one in questions[:3]]
-    for index, one in enumerate(shown):
-        own = made["grace_int4"][0][index]
+    models = observations(("teacher", "baseline", "grace_int4"), 4, 10, runs=2)
+    result = scenes(models, questions, 3)
+    assert [one["question_id"] for one in result] == [one.identity for one in questions[:3]]
+    for index, one in enumerate(result):
+        own = models["grace_int4"][0][index]
         assert one["models"]["grace_int4"]["attention"] == own.attention.tolist()
         cosines = one["models"]["grace_int4"]["cosine"]
         assert cosines[one["anchor"]] == pytest.approx(1.0)
-    json.dumps(rounded(shown), allow_nan=False)
+    json.dumps(rounded(result), allow_nan=False)
 
 
 @given(st.floats(-1e6, 1e6, allow_subnormal=False), st.integers(-(10**9), 10**9))
 def test_rounding_keeps_four_digits_and_whole_numbers(number, whole):
-    found = rounded({"a": [number, whole, True, "x"], "b": (number,)})
-    assert found["a"][1:] == [whole, True, "x"]
-    assert found["a"][0] == found["b"][0] == pytest.approx(number, rel=6e-4)
-    assert len(f"{abs(found['a'][0]):e}".rstrip("0").split("e")[0].replace(".", "").strip("0")) <= 4
+    result = rounded({"a": [number, whole, True, "x"], "b": (number,)})
+    assert result["a"][1:] == [whole, True, "x"]
+    assert result["a"][0] == result["b"][0] == pytest.approx(number, rel=6e-4)
+    assert len(Decimal(str(result["a"][0])).normalize().as_tuple().digits) <= 4
     low, high = sorted((number, number + 0.1))
     one = rounded(Interval(low, low, high))
     assert one["low"] <= one["point"] <= one["high"]
@@ -358,11 +362,11 @@ def test_rounding_keeps_four_digits_and_whole_numbers(number, whole):
 )  # fmt: skip
 def test_histograms_are_numpy_s(values, bins):
     edges = np.linspace(-3, 3, bins + 1)
-    found = histogram(edges, one=values)
-    assert found["one"]["counts"] == np.histogram(values, bins, (-3, 3))[0].tolist()
-    assert sum(found["one"]["counts"]) == found["one"]["count"] == values.size
-    assert found["edges"] == edges.tolist()
-    assert found["one"]["median"] == pytest.approx(np.median(values))
+    result = histogram(edges, one=values)
+    assert result["one"]["counts"] == np.histogram(values, bins, (-3, 3))[0].tolist()
+    assert sum(result["one"]["counts"]) == result["one"]["count"] == values.size
+    assert result["edges"] == edges.tolist()
+    assert result["one"]["median"] == pytest.approx(np.median(values))
 
 
 @pytest.mark.parametrize("value", [1.5, -0.1, math.nan])
@@ -386,12 +390,12 @@ def test_gates_are_those_of_the_entropy(tmp_path, kappa):
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     teacher = CachedTeacher(tmp_path, samples=4)
     picked = np.array([2, 0])
-    found = gates(teacher, picked, [lengths[place] for place in picked], kappa)
+    values = gates(teacher, picked, [lengths[place] for place in picked], kappa)
     rows = np.concatenate([np.arange(offsets[place], offsets[place + 1]) for place in picked])
     chances = torch.softmax(logits[rows].double(), dim=-1).numpy()
     expected = np.exp(-kappa * entropy(chances, axis=1) / math.log(vocabulary))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    counted = gate_histogram(found, kappa, 7)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    counted = gate_histogram(values, kappa, 7)
     assert sum(counted["gate"]["counts"]) == 7
     assert counted["edges"][0] <= min(1, math.exp(-kappa)) <= counted["edges"][-1]
     with pytest.raises(InputError, match="other data"):
@@ -417,7 +421,7 @@ def test_weights_and_scales_are_counted_before_and_after(make_model, processor, 
     trained.mkdir()
     exact = bake(model)
     write_codes(trained, exact, spec.to_dict())
-    found = quantizer_histograms(tmp_path / "baseline", trained, spec, 9)
+    result = quantizer_histograms(tmp_path / "baseline", trained, spec, 9)
 
     def flat(tensors):
         return torch.cat([one.flatten() for one in tensors]).double().numpy()
@@ -428,13 +432,13 @@ def test_weights_and_scales_are_counted_before_and_after(make_model, processor, 
         ("scales", {"before": flat(start), "after": flat(changed)}),
         ("scale_ratio", {"ratio": flat(changed) / flat(start)}),
     ):
-        edges = np.array(found[part]["edges"])
+        edges = np.array(result[part]["edges"])
         assert len(edges) == 10
         for name, values in pair.items():
-            assert found[part][name]["counts"] == np.histogram(values, edges)[0].tolist()
-            assert found[part][name]["mean"] == pytest.approx(values.mean())
-            assert found[part][name]["standard_deviation"] == pytest.approx(values.std())
-    edges = np.array(found["weights"]["edges"])
+            assert result[part][name]["counts"] == np.histogram(values, edges)[0].tolist()
+            assert result[part][name]["mean"] == pytest.approx(values.mean())
+            assert result[part][name]["standard_deviation"] == pytest.approx(values.std())
+    edges = np.array(result["weights"]["edges"])
     np.testing.assert_allclose(edges, -edges[::-1], atol=1e-12)
 
     other = dict(itertools.islice(exact.items(), 3))

@@ -53,16 +53,16 @@ def test_straight_through_is_the_fake_quantized_linear(seed, bits, dtype):
             parameter.copy_(normal(seed + number, *parameter.shape))
     layer = FakeQuantLinear.from_linear(linear, QuantSpec(bits=bits, group_size=32))
     x, upstream = normal(seed + 2, 5, 64, dtype=dtype), normal(seed + 3, 5, 6, dtype=dtype)
-    found = []
+    results = []
     for way in (layer, straightforward.StraightThroughLinear(layer)):
         leaf = x.clone().requires_grad_()
         out = way(leaf)
         gradients = torch.autograd.grad(
             out, [leaf, layer.weight, layer.log_scale, layer.bias], upstream
         )
-        found.append([out.detach(), *gradients])
+        results.append([out.detach(), *gradients])
     tolerance = {"rtol": 2.0**-6, "atol": 2.0**-4} if dtype == torch.bfloat16 else {}
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, **tolerance)
 
 
@@ -214,10 +214,10 @@ def test_the_loss_needs_one_gradient_and_a_workspace_that_does_not_grow():
 
 def test_the_gradient_errs_at_most_twice_as_much_as_the_straightforward_one():
     data = gated_distillation.logits(gated_distillation.Case(8, 20_000), 3, CPU)
-    found = gated_distillation.errors(*data)
-    assert 0 < found["grace"] <= gated_distillation.ERROR * found["straightforward"]
+    errors = gated_distillation.errors(*data)
+    assert 0 < errors["grace"] <= gated_distillation.ERROR * errors["straightforward"]
     # two roundings to bfloat16 of relative size 2^-9 at most
-    assert found["grace"] <= 2.0**-8
+    assert errors["grace"] <= 2.0**-8
 
 
 @pytest.mark.parametrize("sizes", [(16, 96, 128), (64, 96, 128), (256, 96, 128), (512, 64, 64)])
@@ -249,8 +249,8 @@ def test_relation_of_many_tokens_makes_no_gram_matrix():
 def test_relation_in_single_precision_is_the_gram_form(seed, sizes):
     student, teacher = relational.hidden_states(relational.Case(*sizes), seed, CPU)
     exact = straightforward.relational(student.double(), teacher.double())
-    found = rcka_loss(student[None], teacher[None], [(0, 0, sizes[0])])
-    assert found.item() == pytest.approx(exact.item(), abs=relational.ERROR)
+    loss = rcka_loss(student[None], teacher[None], [(0, 0, sizes[0])])
+    assert loss.item() == pytest.approx(exact.item(), abs=relational.ERROR)
 
 
 def test_search_holds_a_block_beside_the_scales():
@@ -290,10 +290,10 @@ def report(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_quick_run_measures_every_part(report):
-    found = json.loads((report / benchmark.RESULT).read_text())
-    assert set(found["parts"]) == set(benchmark.PARTS)
-    assert found["settings"]["quick"] and found["provenance"]["seeds"] == [41]
-    for name, part in found["parts"].items():
+    content = json.loads((report / benchmark.RESULT).read_text())
+    assert set(content["parts"]) == set(benchmark.PARTS)
+    assert content["settings"]["quick"] and content["provenance"]["seeds"] == [41]
+    for name, part in content["parts"].items():
         assert len(part["rows"]) == len(benchmark.cases_of(name, True))
         for row in part["rows"]:
             others = set(row["ways"]) - {"grace"}
@@ -309,14 +309,14 @@ def test_a_quick_run_measures_every_part(report):
 
 @pytest.mark.slow
 def test_the_tables_say_what_the_report_says(report):
-    found = json.loads((report / benchmark.RESULT).read_text())
+    content = json.loads((report / benchmark.RESULT).read_text())
     printed = (report / benchmark.TABLES).read_text()
-    assert printed == tables.markdown(found)
-    for part in found["parts"].values():
+    assert printed == tables.markdown(content)
+    for part in content["parts"].values():
         for row, bound in itertools.product(part["rows"], part["bounds"] or [None]):
             assert row["case"] in printed
             assert bound is None or bound["what"] in printed
-    assert tables.tables(found)[-1].title == "Bounds"
+    assert tables.tables(content)[-1].title == "Bounds"
 
 
 @pytest.mark.parametrize(
@@ -329,19 +329,19 @@ def test_the_tables_say_what_the_report_says(report):
     ],
 )
 def test_a_bound_is_judged_by_all_rounds(values, verdict):
-    found = compare.bound("x", 1.0, dict(zip(("low", "median", "high"), values, strict=True)))
-    assert tables.verdict(found) == verdict
+    bound = compare.bound("x", 1.0, dict(zip(("low", "median", "high"), values, strict=True)))
+    assert tables.verdict(bound) == verdict
 
 
 def test_what_does_not_fit_into_memory_is_not_run(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
-    found = gated_distillation.measure_part(
+    part = gated_distillation.measure_part(
         [dataclasses.asdict(gated_distillation.Case(32, 500))], repeats=1, seed=0
     )
-    (row,) = found["rows"]
+    (row,) = part["rows"]
     assert "GiB are free" in row["ways"]["straightforward"]["not_run"]
     assert row["time"] == {} and row["workspace"].keys() == {"grace"}
-    assert not any(one["what"].endswith("time") for one in found["bounds"])
+    assert not any(one["what"].endswith("time") for one in part["bounds"])
     cells = tables._cells(row, "straightforward")
     assert any("not run" in cell for cell in cells)
 
