@@ -65,12 +65,12 @@ def verify(
     for name in benchmarks or ():
         get(name)
     _check_places(places, chosen)
-    asked = {c.name: [b for b in c.benchmarks() if b in (benchmarks or [b])] for c in chosen}
-    names = list(dict.fromkeys(name for own in asked.values() for name in own))
+    names_of = {c.name: [b for b in c.benchmarks() if b in (benchmarks or [b])] for c in chosen}
+    names = list(dict.fromkeys(name for own in names_of.values() for name in own))
     data, missing = prepare_data(names, params, places)
     attempts = []
     for checkpoint in chosen:
-        own = asked[checkpoint.name]
+        own = names_of[checkpoint.name]
         attempt = evaluate_checkpoint(
             checkpoint,
             {name: data[name] for name in own if name in data},

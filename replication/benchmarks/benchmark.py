@@ -108,7 +108,7 @@ def standard_error(outcomes: "pd.DataFrame") -> float:
 
 def best_constants(outcomes: "pd.DataFrame") -> float:
     """The share of each skill's most frequent answer: what one gets without looking."""
-    top = outcomes.groupby("skill")["target"].agg(lambda given: given.value_counts().iloc[0])
+    top = outcomes.groupby("skill")["target"].agg(lambda answers: answers.value_counts().iloc[0])
     return 100.0 * float(top.sum()) / len(outcomes)
 
 

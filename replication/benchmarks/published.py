@@ -200,7 +200,7 @@ def split_files(readme: str, names: Sequence[str], split: _Split) -> tuple[list[
     _check_shards(files, split)
     infos: Any = card.get("dataset_info") or []
     infos = infos if isinstance(infos, list) else [infos]
-    info = [one for one in infos if one.get("config_name", label) == label]
+    info = [entry for entry in infos if entry.get("config_name", label) == label]
     return files, info[0].get("features") if info else None
 
 
@@ -221,16 +221,16 @@ def _patterns(data_files: Any, split: str) -> list[str]:
     if all(isinstance(entry, str) for entry in entries):
         return entries if split == "train" else []
     paths = [entry["path"] for entry in entries if str(entry.get("split")) == split]
-    return [one for path in paths for one in ([path] if isinstance(path, str) else path)]
+    return [item for path in paths for item in ([path] if isinstance(path, str) else path)]
 
 
 def _check_shards(files: Sequence[str], split: _Split) -> None:
     """Files named ``<name>-00003-of-00008`` have to be there from 0 to 7."""
     series: dict[tuple[str, int], set[int]] = {}
     for file in files:
-        if found := _SHARD.search(file):
-            key = file[: found.start()], int(found[2])
-            series.setdefault(key, set()).add(int(found[1]))
+        if match := _SHARD.search(file):
+            key = file[: match.start()], int(match[2])
+            series.setdefault(key, set()).add(int(match[1]))
     for (name, count), numbers in series.items():
         if absent := sorted(set(range(count)) - numbers):
             raise InputError(

@@ -42,8 +42,8 @@ _SEED_TYPES = dict(
 
 def _most_common(question: Question) -> str:
     """The answer that most annotators gave."""
-    given = [a["answer"] if isinstance(a, dict) else a for a in question["answers"]]
-    return Counter(given).most_common(1)[0][0]
+    answers = [a["answer"] if isinstance(a, dict) else a for a in question["answers"]]
+    return Counter(answers).most_common(1)[0][0]
 
 
 def _indexed(question: Question, letter: str) -> dict[str, Any]:

@@ -35,9 +35,9 @@ class Share:
         """The value of every process, in the order of ranks, in every process."""
         if self.world == 1:
             return [value]
-        found: list[Any] = [None] * self.world
-        torch.distributed.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
 
 
 class ChatModel(lmms):
@@ -117,7 +117,7 @@ class ChatModel(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer each request greedily; the answers come back in the order of the requests."""
-        given: dict[int, str] = {}
+        own: dict[int, str] = {}
         was_training = self.model.training
         self.model.eval()
         mine = self._batches(requests)[self.share.rank :: self.share.world]
@@ -126,13 +126,13 @@ class ChatModel(lmms):
         try:
             for budget, batch in mine:
                 texts = self._answer([requests[i] for i in batch], budget)
-                given.update(zip(batch, texts, strict=True))
+                own.update(zip(batch, texts, strict=True))
                 bar.update(len(batch))
         finally:
             bar.close()
             self.model.train(was_training)
         answers = [""] * len(requests)
-        for texts_of, entropies in self.share.gather((given, self.entropies)):
+        for texts_of, entropies in self.share.gather((own, self.entropies)):
             self.entropies |= entropies
             for i, text in texts_of.items():
                 answers[i] = text

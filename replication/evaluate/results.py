@@ -92,8 +92,8 @@ def evaluate_job(
         InputError: For bad input.
         EvaluationError: If a process fails.
     """
-    asked = {seed: {n: r.origin(n) for n in r.data} for seed, r in requests.items()}
-    if _is_written(job, place, origin_of(asked)):
+    origins = {seed: {n: r.origin(n) for n in r.data} for seed, r in requests.items()}
+    if _is_written(job, place, origin_of(origins)):
         return
     parts = {seed: evaluate(request, processes) for seed, request in requests.items()}
     if add:
@@ -143,7 +143,7 @@ def _write(
     data = {PRINTED[name]: part.data for name, part in own.items() if part.data}
     first = next(iter(settings.values()))
     details = {
-        "settings": first if all(one == first for one in settings.values()) else settings,
+        "settings": first if all(other == first for other in settings.values()) else settings,
         **({"data": data} if data else {}),
         **extra,
     }

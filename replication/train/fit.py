@@ -300,12 +300,12 @@ def last_checkpoint(scratch: Path, origin: dict[str, str]) -> Path | None:
     """The newest complete checkpoint in ``scratch``; None if there is none of this origin."""
     if read_origin(scratch) != origin:
         return None
-    found = {}
+    folders = {}
     for folder in scratch.glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
         if number.isdigit():
-            found[int(number)] = folder
-    for _, folder in sorted(found.items(), reverse=True):
+            folders[int(number)] = folder
+    for _, folder in sorted(folders.items(), reverse=True):
         try:  # the library writes this file last
             if json.loads((folder / "trainer_state.json").read_text()):
                 return folder

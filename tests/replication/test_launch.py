@@ -170,6 +170,7 @@ MOMENTS = [
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make, whole):
     complete, cut = whole("single"), make(changed())
     for function, call, left in MOMENTS:
@@ -188,6 +189,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_were_not(make, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_a_run_killed_from_outside_goes_on(make, whole):
     """Not at a chosen line: whenever the signal comes, the moment a checkpoint is being written
     and a while after included."""
@@ -207,6 +209,7 @@ def test_a_run_killed_from_outside_goes_on(make, whole):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
 def test_one_of_two_processes_killed(make, whole, wrapper):
     """Started by hand, and it ends as the run that accelerate launched."""
@@ -225,7 +228,7 @@ def test_one_of_two_processes_killed(make, whole, wrapper):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("wrapper", ["ddp", pytest.param("fsdp2", marks=pytest.mark.weekly)])
 def test_accelerate_launches_it(whole, wrapper):
     workspace = whole(wrapper)
     assert "quantized.safetensors" in written(workspace)

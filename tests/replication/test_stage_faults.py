@@ -16,7 +16,7 @@ from repository import ROOT
 from stage_server import Fault, Server
 from test_stages import FAMILY, GROUP, tiny_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]
 
 QUANTIZED, DEPLOYED = "small_ptq", "qwen2-vl-2b"
 STAGES = (

@@ -85,7 +85,7 @@ def read_records(path: Path) -> Iterator[Any]:
 
 def _elements(name: str, file: TextIO) -> Iterator[Any]:
     decoder = json.JSONDecoder()
-    text, at, count, wanted = "", 0, 0, "["
+    text, at, count, expected = "", 0, 0, "["
 
     def broken(reason: str) -> InputError:
         return InputError(
@@ -99,17 +99,17 @@ def _elements(name: str, file: TextIO) -> Iterator[Any]:
             text, at = file.read(_CHUNK), 0
             if text:
                 continue
-            if wanted != "end":
+            if expected != "end":
                 raise broken("it ends")
             return
-        if wanted == "end":
+        if expected == "end":
             raise broken("it goes on after its end")
-        if text[at] == "]" and wanted in ("first", ","):
-            at, wanted = at + 1, "end"
-        elif wanted in ("[", ","):
-            if text[at] != wanted:
-                raise broken(f"{text[at]!r} stands in the place of {wanted!r}")
-            at, wanted = at + 1, "first" if wanted == "[" else "next"
+        if text[at] == "]" and expected in ("first", ","):
+            at, expected = at + 1, "end"
+        elif expected in ("[", ","):
+            if text[at] != expected:
+                raise broken(f"{text[at]!r} stands in the place of {expected!r}")
+            at, expected = at + 1, "first" if expected == "[" else "next"
         else:
             try:
                 value, stop = decoder.raw_decode(text, at)
@@ -130,4 +130,4 @@ def _elements(name: str, file: TextIO) -> Iterator[Any]:
                 text, at = text[at:] + more, 0
                 continue
             yield value
-            at, wanted, count = stop, ",", count + 1
+            at, expected, count = stop, ",", count + 1

@@ -70,50 +70,48 @@ def convert(
     The same annotation files, images, `samples` and `seed` give the same bytes of every shard, on
     every machine, interrupted or not.
 
-    samples: conversations to choose from the valid ones, or None for all. Which ones follows from
-        the seed and the files alone, not from the images that are there.
-    workers: processes that decode images; default, as many as there are cores.
+    Args:
+        sources: The annotation files.
+        images: Where their images lie.
+        target: The directory to write.
+        samples: Conversations to choose from the valid ones, or None for all. Which ones follows
+            from the seed and the files alone, not from the images that are there.
+        seed: Of the choice.
+        limits: How much may be left out.
+        workers: Processes that decode images; default, as many as there are cores.
+        shard_size: Conversations in a shard.
 
-    Raises InputError for a file that is no JSON array, more left out than `limits` allow, fewer
-    valid records than `samples`, or nothing left.
+    Returns:
+        The index.
+
+    Raises:
+        InputError: For a file that is no JSON array, more left out than `limits` allow, fewer
+            valid records than `samples`, or nothing left.
     """
     report = target.with_name(f"{target.name}.left_out.jsonl")
     scan = _scan(sources, seed, report)
-    total, invalid = scan.records, sum(scan.invalid.values())
-    if invalid > limits.invalid_records * total:
-        raise InputError(
-            f"{invalid} of {total} records are invalid ({_listed(scan.invalid)}), more than the "
-            f"share of {limits.invalid_records} that data.training.invalid_records allows; they "
-            f"are listed in {str(report)!r}: mend the annotation files or raise the share"
-        )
+    _check_invalid(scan, limits, report)
     chosen = _choose(scan.keys, samples)
-    wanted = dict.fromkeys(
+    paths = dict.fromkeys(
         path for _, _, record in _picked(sources, chosen) for path in record.images
     )
     seen = check_images(
-        {path: images.locate(path) for path in wanted},
+        {path: images.locate(path) for path in paths},
         target.with_name(f"{target.name}.images.jsonl"),
         workers=workers,
     )
     missing = {path: look.reason for path, look in seen.items() if look.reason is not None}
     _write_report(sources, chosen, missing, report)
-    by_folder = _by_folder(missing)
-    if len(missing) > limits.missing_images * len(wanted):
-        told = "; ".join(f"{folder}: {_listed(count)}" for folder, count in by_folder.items())
-        raise InputError(
-            f"{len(missing)} of {len(wanted)} images cannot be used ({told}), more than the share "
-            f"of {limits.missing_images} that data.training.missing_images allows; they are listed "
-            f"in {str(report)!r}: complete the image folders (docs/data.md) or raise the share"
-        )
-    counts = {
-        "records": total,
-        "invalid": dict(sorted(scan.invalid.items())),
-        "chosen": int(chosen.sum()),
-        "images": len(wanted),
-        "missing_images": by_folder,
-    }
+    _check_missing(missing, len(paths), limits, report)
     _take_up(_unfinished(target), _fingerprint(sources, chosen, seen, shard_size))
     written = _write_shards(sources, chosen, seen, _unfinished(target), shard_size)
+    counts = {
+        "records": scan.records,
+        "invalid": dict(sorted(scan.invalid.items())),
+        "chosen": int(chosen.sum()),
+        "images": len(paths),
+        "missing_images": _by_folder(missing),
+    }
     index = {
         "format": FORMAT,
         "sources": [
@@ -132,6 +130,26 @@ def convert(
     }
     _finish(target, index)
     return index
+
+
+def _check_invalid(scan: "_Scan", limits: Limits, report: Path) -> None:
+    total, invalid = scan.records, sum(scan.invalid.values())
+    if invalid > limits.invalid_records * total:
+        raise InputError(
+            f"{invalid} of {total} records are invalid ({_listed(scan.invalid)}), more than the "
+            f"share of {limits.invalid_records} that data.training.invalid_records allows; they "
+            f"are listed in {str(report)!r}: mend the annotation files or raise the share"
+        )
+
+
+def _check_missing(missing: Mapping[str, str], total: int, limits: Limits, report: Path) -> None:
+    if len(missing) > limits.missing_images * total:
+        folders = "; ".join(f"{name}: {_listed(n)}" for name, n in _by_folder(missing).items())
+        raise InputError(
+            f"{len(missing)} of {total} images cannot be used ({folders}), more than the share "
+            f"of {limits.missing_images} that data.training.missing_images allows; they are listed "
+            f"in {str(report)!r}: complete the image folders (docs/data.md) or raise the share"
+        )
 
 
 # -- choosing --------------------------------------------------------------------------------------
@@ -263,10 +281,10 @@ def _write_lines(lines: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def _by_folder(missing: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    found: dict[str, Counter] = collections.defaultdict(Counter)
+    folders: dict[str, Counter] = collections.defaultdict(Counter)
     for path, reason in missing.items():
-        found[folder_of(path)][reason] += 1
-    return {folder: dict(sorted(found[folder].items())) for folder in sorted(found)}
+        folders[folder_of(path)][reason] += 1
+    return {name: dict(sorted(counts.items())) for name, counts in sorted(folders.items())}
 
 
 def _listed(counts: Mapping[str, int]) -> str:

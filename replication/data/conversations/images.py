@@ -99,13 +99,13 @@ def check_images(
     names = list(files)
     jobs = [(str(files[name]), known.get(str(files[name]))) for name in names]
     chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    found: dict[str, Seen] = {}
+    states: dict[str, Seen] = {}
     try:
         with _writer(cache) as written, _mapper(workers, len(jobs)) as results:
             progress = tqdm(total=len(jobs), desc="images", unit="image")
             for index, batch in enumerate(results(_inspect_all, chunks)):
                 for (path, before), seen in zip(chunks[index], batch, strict=True):
-                    found[names[len(found)]] = seen
+                    states[names[len(states)]] = seen
                     if seen != before and seen.modified:
                         written.write(json.dumps([path, *vars(seen).values()]) + "\n")
                 written.flush()
@@ -116,7 +116,7 @@ def check_images(
             f"what was seen of the images cannot be kept in {str(cache)!r} ({error}); make it "
             "writable"
         ) from error
-    return found
+    return states
 
 
 @contextmanager

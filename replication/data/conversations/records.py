@@ -59,10 +59,10 @@ def check_record(record: Any, position: str) -> Record | Problem:
     identity = record.get("id", position)
     if not isinstance(identity, str | int) or isinstance(identity, bool):
         return _problem("id", identity)
-    shown = record.get("image")
-    paths = [] if shown is None or shown == "" else [shown] if isinstance(shown, str) else shown
+    image = record.get("image")
+    paths = [] if image is None or image == "" else [image] if isinstance(image, str) else image
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-        return _problem("image", shown)
+        return _problem("image", image)
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns or not all(map(_is_turn, turns)):
         return _problem("conversations", turns)
@@ -73,7 +73,7 @@ def check_record(record: Any, position: str) -> Record | Problem:
     except UnicodeEncodeError:
         return _problem("text", identity)
     if not all(map(is_inside, paths)):
-        return _problem("path", shown)
+        return _problem("path", image)
     return _check_turns(said, len(paths)) or Record(
         str(identity), tuple(str(PurePosixPath(path)) for path in paths), said
     )

@@ -208,10 +208,10 @@ def _hallusionbench(source: _Source, count: int) -> Iterator[Row]:
     while index < count:
         subcategory = subcategories[index // 2 % len(subcategories)]
         scene, rng = source.draw()
-        found = _turned(_FIGURES[subcategory], scene, rng, source.split)
-        if found is None:
+        edit = _turned(_FIGURES[subcategory], scene, rng, source.split)
+        if edit is None:
             continue
-        edited, before, after = found
+        edited, before, after = edit
         claim = before.claim.format((before, after)[int(rng.integers(2))].answer)
         for figure, question in ((scene, before), (edited, after)):
             answer = YES_NO[0] if claim == question.claim.format(question.answer) else YES_NO[1]
@@ -239,8 +239,8 @@ def _turned(
 
 
 def _asked(maker: Maker, scene: Scene, rng: np.random.Generator) -> dict[str, Question]:
-    made = (maker(scene, rng) for _ in range(16))
-    return {question.text: question for question in made if question}
+    draws = (maker(scene, rng) for _ in range(16))
+    return {question.text: question for question in draws if question}
 
 
 def _edit(scene: Scene, rng: np.random.Generator) -> Scene:

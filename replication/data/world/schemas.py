@@ -105,10 +105,10 @@ def annotated(question: Question, rng: np.random.Generator) -> list[str]:
     wrong = question.wrong or tuple(a for a in YES_NO if a != question.answer)
     if question.answer == UNANSWERABLE or question.skill == "string":
         wrong = ("unsuitable",)
-    given = [question.answer] * _ANNOTATORS
+    answers = [question.answer] * _ANNOTATORS
     for place in range(int(rng.integers(3))):
-        given[place] = wrong[int(rng.integers(len(wrong)))]
-    return [given[int(place)] for place in rng.permutation(_ANNOTATORS)]
+        answers[place] = wrong[int(rng.integers(len(wrong)))]
+    return [answers[int(place)] for place in rng.permutation(_ANNOTATORS)]
 
 
 def _answer_type(answer: str) -> str:

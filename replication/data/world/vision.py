@@ -51,36 +51,24 @@ def pretrain(
     Raises:
         InputError: when the tower does not make one visual token of every cell.
     """
-    cells = GRID * GRID
     first = next(batches)
-    tokens = family.tokens_per_image(model.config, first[0])
-    if set(tokens) != {cells}:
-        raise InputError(
-            f"the vision tower makes {tokens[0]} visual tokens of an image, the scenes have "
-            f"{cells} cells; choose its patch size so that every cell is one token"
-        )
-    patches, width = family.vision_features(model, first[0]).shape
-    patches_per_cell = patches // sum(tokens)
-    content_head = nn.Linear(width * patches_per_cell, len(CONTENTS))
-    place_head = nn.Linear(width, cells * patches_per_cell)
+    patches_per_cell, width = _shape(family, model, first[0])
+    heads = (
+        nn.Linear(width * patches_per_cell, len(CONTENTS)),
+        nn.Linear(width, GRID * GRID * patches_per_cell),
+    )
     parameters = [
         *family.tower_parameters(model).values(),
-        *content_head.parameters(),
-        *place_head.parameters(),
+        *heads[0].parameters(),
+        *heads[1].parameters(),
     ]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     hits: list[tuple[float, float]] = []
     progress: Any = tqdm(range(steps), desc="vision tower")
     for _, (images, contents) in zip(progress, itertools.chain([first], batches), strict=False):
-        features = family.tower_output(model, images)
-        features = nn.functional.layer_norm(features, (width,))
-        content_logits = content_head(features.view(-1, width * patches_per_cell))
-        place_logits = place_head(features)
-        places = torch.arange(cells * patches_per_cell).repeat(len(contents))
-        targets = contents.view(-1)
-        loss = nn.functional.cross_entropy(content_logits, targets)
-        loss = loss + nn.functional.cross_entropy(place_logits, places)
+        features = nn.functional.layer_norm(family.tower_output(model, images), (width,))
+        loss, accuracies = _loss(features, contents.view(-1), heads)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 "the vision tower's loss is not finite; lower its learning rate"
@@ -89,13 +77,42 @@ def pretrain(
         loss.backward()
         optimizer.step()
         schedule.step()
-        full = targets > 0
-        hits.append(
-            (
-                (content_logits.argmax(-1) == targets)[full].float().mean().item(),
-                (place_logits.argmax(-1) == places).float().mean().item(),
-            )
-        )
-        progress.set_postfix(content=f"{hits[-1][0]:.3f}", place=f"{hits[-1][1]:.3f}")
+        hits.append(accuracies)
+        progress.set_postfix(content=f"{accuracies[0]:.3f}", place=f"{accuracies[1]:.3f}")
     last = np.mean(hits[-max(1, steps // 10) :], axis=0)
     return {"content_accuracy": float(last[0]), "place_accuracy": float(last[1])}
+
+
+def _shape(family: Any, model: nn.Module, images: dict[str, torch.Tensor]) -> tuple[int, int]:
+    """Patches of a cell, and the width of a patch's features."""
+    tokens = family.tokens_per_image(model.config, images)
+    if set(tokens) != {GRID * GRID}:
+        raise InputError(
+            f"the vision tower makes {tokens[0]} visual tokens of an image, the scenes have "
+            f"{GRID * GRID} cells; choose its patch size so that every cell is one token"
+        )
+    patches, width = family.vision_features(model, images).shape
+    return patches // sum(tokens), width
+
+
+def _loss(
+    features: torch.Tensor, contents: torch.Tensor, heads: tuple[nn.Linear, nn.Linear]
+) -> tuple[torch.Tensor, tuple[float, float]]:
+    """The loss of a batch, and the shares of right contents (of full cells) and places.
+
+    Args:
+        features: (patches, width), the cells of every image in reading order.
+        contents: (cells,), of all images.
+        heads: Of contents, which reads all patches of a cell, and of places, which reads one.
+    """
+    content_head, place_head = heads
+    content_logits = content_head(features.view(len(contents), -1))
+    place_logits = place_head(features)
+    places = torch.arange(place_head.out_features).repeat(len(contents) // (GRID * GRID))
+    loss = nn.functional.cross_entropy(content_logits, contents)
+    loss = loss + nn.functional.cross_entropy(place_logits, places)
+    full = contents > 0
+    return loss, (
+        (content_logits.argmax(-1) == contents)[full].float().mean().item(),
+        (place_logits.argmax(-1) == places).float().mean().item(),
+    )

@@ -62,12 +62,12 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
     _check(model.config, source.config)
     done = Transfer(tokens=map_tokens(target, tokenizer, origin, source_tokenizer))
     done.fresh_tokens = sorted(tokenizer.get_vocab().keys() - done.tokens.keys())
-    own, given = dict(model.named_parameters()), dict(source.named_parameters())
+    own, source_values = dict(model.named_parameters()), dict(source.named_parameters())
 
-    pairs = _decoder_pairs(own, target, given, origin)
+    pairs = _decoder_pairs(own, target, source_values, origin)
     for name, other in pairs.items():
-        if other in given:
-            own[name].copy_(given[other])
+        if other in source_values:
+            own[name].copy_(source_values[other])
             done.copied.append(name)
         elif name.endswith("o_proj.bias"):
             own[name].zero_()
@@ -100,7 +100,7 @@ def map_tokens(
 def _decoder_pairs(
     own: Mapping[str, torch.Tensor],
     target: Family,
-    given: Mapping[str, torch.Tensor],
+    source_values: Mapping[str, torch.Tensor],
     origin: Family,
 ) -> dict[str, str]:
     """Names of the decoder's parameters in the model and what they are called in the source."""
@@ -113,7 +113,7 @@ def _decoder_pairs(
     }
     lost = sorted(
         name
-        for name in given
+        for name in source_values
         if name.startswith(f"{origin.decoder_layers}.") and name not in pairs.values()
     )
     if lost:
@@ -123,17 +123,17 @@ def _decoder_pairs(
             f"{origin.model_type} model; {mend if 'bias' in lost[0] else 'choose another source'}"
         )
     for name, other in pairs.items():
-        if other in given and own[name].shape != given[other].shape:
+        if other in source_values and own[name].shape != source_values[other].shape:
             raise InputError(
                 f"{name!r} is of shape {tuple(own[name].shape)} in the {target.model_type} model "
-                f"and {tuple(given[other].shape)} in the {origin.model_type} model to start from; "
-                "make the text configurations one"
+                f"and {tuple(source_values[other].shape)} in the {origin.model_type} model to "
+                "start from; make the text configurations one"
             )
     return pairs
 
 
 def _check(config: Any, source: Any) -> None:
-    mine, given = (
+    mine, theirs = (
         {key: getattr(part.get_text_config(), key) for key in _SHAPE}
         | {
             "rope_theta": part.get_text_config().rope_parameters["rope_theta"],
@@ -142,32 +142,32 @@ def _check(config: Any, source: Any) -> None:
         for part in (config, source)
     )
     for key, value in mine.items():
-        if value != given[key]:
+        if value != theirs[key]:
             raise InputError(
-                f"{key} is {value} in the {config.model_type} model and {given[key]} in the "
+                f"{key} is {value} in the {config.model_type} model and {theirs[key]} in the "
                 f"{source.model_type} model to start from; make the text configurations one"
             )
 
 
 def _copy_rows(
     weight: torch.Tensor,
-    given: torch.Tensor,
+    source_weight: torch.Tensor,
     tokenizer: Any,
     source_tokenizer: Any,
     tokens: dict[str, str],
 ) -> None:
     rows = tokenizer.convert_tokens_to_ids(list(tokens))
     places = source_tokenizer.convert_tokens_to_ids(list(tokens.values()))
-    weight[torch.tensor(rows)] = given[torch.tensor(places)].to(weight.dtype)
+    weight[torch.tensor(rows)] = source_weight[torch.tensor(places)].to(weight.dtype)
 
 
 def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> list[str]:
     """Copy the main projector when all its parameters are of the source's shapes, in order."""
     path = target.projectors[0]
     own = dict(model.get_submodule(path).named_parameters())
-    given = list(source.get_submodule(origin.projectors[0]).parameters())
-    if [value.shape for value in own.values()] != [value.shape for value in given]:
+    source_values = list(source.get_submodule(origin.projectors[0]).parameters())
+    if [value.shape for value in own.values()] != [value.shape for value in source_values]:
         return []
-    for value, other in zip(own.values(), given, strict=True):
+    for value, other in zip(own.values(), source_values, strict=True):
         value.copy_(other)
     return [f"{path}.{name}" for name in own]

@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("name", help="run of the group, such as grace_int4")
     parser.add_argument("seed", type=int)
     parser.add_argument("--params", default=str(PARAMS_FILE), help="parameter file")
-    given = parser.parse_args()
-    train_launched(load_params(given.params), given.group, given.name, given.seed)
+    arguments = parser.parse_args()
+    train_launched(load_params(arguments.params), arguments.group, arguments.name, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from typing import Any
 
 from torch import Tensor
 
-from grace.errors import InputError
 from grace.models import check_model_directory, decoder_linears, load_model, load_processor
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 from replication.settings.ptq_methods import CALIBRATED, LIBRARIES, ON_GRID, check_method
@@ -51,26 +50,26 @@ def quantize(
     builds its int8 linears.
 
     Args:
-        group_size: input channels to a scale, or "row"; of rtn, awq and gptq. nf4 always has
+        source: The model directory to quantize.
+        target: The model directory to write, whole or not at all.
+        method: "rtn", "awq", "gptq", "nf4" or "llm_int8".
+        bits: A width that the method has.
+        group_size: Input channels to a scale, or "row"; of rtn, awq and gptq. nf4 always has
             blocks of 64 weights, llm_int8 one scale a row.
-        calibration: training conversations; for awq and gptq, and only for them.
+        calibration: Training conversations; for awq and gptq, and only for them.
 
-    Returns what was done: the arguments, library versions, the drawn conversations and the
-    seconds it took, loading and saving not counted.
+    Returns:
+        The record: the arguments, library versions, the drawn conversations and the seconds it
+        took, loading and saving not counted.
 
     Raises:
-        InputError: for an unknown method, a bit width it does not have, calibration data missing
-            or given to a method without use for it, a directory that is no model, a group size
-            that does not divide a linear's input features.
+        InputError: For an unknown method, a bit width it does not have, a directory that is no
+            model, too few conversations, a group size that does not divide a linear's input
+            features.
     """
     check_method(method, bits, group_size)
-    if method in CALIBRATED and calibration is None:
-        raise InputError(f"method {method} needs calibration conversations; give some")
-    if method not in CALIBRATED and calibration is not None:
-        raise InputError(f"method {method} looks at no data; leave the calibration out")
+    assert (method in CALIBRATED) == (calibration is not None), "awq and gptq alone are calibrated"
     check_model_directory(source)
-    if calibration is not None:
-        calibration.check()
     record: dict[str, Any] = {
         "method": method,
         "bits": bits,
@@ -112,8 +111,8 @@ def _calibrated(
     seconds = time.perf_counter() - start
     take(model, compressed, exact, spec)
     _save(source, target, model, _writer(method, spec, exact))
-    done = {"samples": calibration.samples, "seed": calibration.seed, "sha256": drawn.sha256}
-    return {"calibration": done, "seconds": seconds}
+    drawn_from = {"samples": calibration.samples, "seed": calibration.seed, "sha256": drawn.sha256}
+    return {"calibration": drawn_from, "seconds": seconds}
 
 
 def _with_bitsandbytes(source: Path, target: Path, method: str) -> dict[str, Any]:

@@ -79,8 +79,8 @@ def take(
 ) -> None:
     """Give `model` what :func:`compress` made: the weights of `compressed` (the norms that awq
     folded its smoothing into are among them), and scale times code in the linears."""
-    made = compressed.state_dict()
-    model.load_state_dict({name: made[name] for name in model.state_dict()})
+    state = compressed.state_dict()
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
     for name, (codes, scales) in exact.items():
         weight: Any = model.get_submodule(name).weight
         weight.copy_(dequantize(codes, scales, spec, weight.dtype))
