@@ -1,8 +1,8 @@
 """Nothing read from a file is run, nothing leads out of a folder, and nothing asks the network."""
 
-import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,110 +13,51 @@ import yaml
 from annotated import build, mixed
 
 from grace.data import ConversationDataset, ShardedConversations, Shards
-from grace.data.shards import locate_image
+from grace.data.shards import INDEX_FILE, locate_image, write_shard
 from grace.errors import InputError
-from replication.base import yaml as base_yaml
+from grace.models import load_model, load_processor
+from replication.base.hub import file_sha256
+from replication.base.yaml import read_yaml
 from replication.settings.scales import merge, scale_params
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted([*(ROOT / "grace").rglob("*.py"), *(ROOT / "replication").rglob("*.py")])
-OFFLINE = ROOT / "tests" / "offline"
-
-NEVER = {
-    *("eval", "exec", "compile", "__import__", "os.system", "os.popen"),
-    *("pickle.load", "pickle.loads", "pickle.Unpickler", "marshal.load", "marshal.loads"),
-    *(
-        "shelve.open",
-        "joblib.load",
-        "dill.load",
-        "dill.loads",
-        "yaml.unsafe_load",
-        "yaml.full_load",
-    ),
-    *("tarfile.open", "shutil.unpack_archive"),
-}
-NEVER_METHODS = {"extractall", "extract"}
-
-
-def dotted(node: ast.expr) -> str:
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join(reversed([*parts, node.id])) if isinstance(node, ast.Name) else ""
-
-
-def faults(text: str) -> list[str]:
-    """Calls that run what they read, or may; by line."""
-    found = []
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "marshal", "shelve"):
-            found.append(f"{node.lineno}: from {node.module} import")
-        if not isinstance(node, ast.Call):
-            continue
-        name = dotted(node.func)
-        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
-        if name in NEVER or (
-            isinstance(node.func, ast.Attribute) and node.func.attr in NEVER_METHODS
-        ):
-            found.append(f"{node.lineno}: {name}")
-        elif name == "torch.load" and given.get("weights_only") != "True":
-            found.append(f"{node.lineno}: torch.load without weights_only=True")
-        elif name in ("np.load", "numpy.load") and given.get("allow_pickle", "False") != "False":
-            found.append(f"{node.lineno}: {name} with pickles")
-        elif name == "yaml.load" and given.get("Loader") != "_UniqueKeys":
-            found.append(f"{node.lineno}: yaml.load with another loader")
-        if given.get("trust_remote_code", "False") != "False":
-            found.append(f"{node.lineno}: trust_remote_code")
-        if given.get("shell", "False") != "False":
-            found.append(f"{node.lineno}: a shell")
-    return found
-
-
-def test_no_file_is_run():
-    assert len(SOURCES) > 100
-    for path in SOURCES:
-        assert not faults(path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        *("eval(x)", "exec(x)", "os.system(x)", "pickle.load(f)", "from pickle import load"),
-        *("torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)"),
-        *("yaml.load(t)", "yaml.load(t, Loader=yaml.Loader)", "archive.extractall(p)"),
-        *("f(p, trust_remote_code=True)", "f(p, trust_remote_code=given)", "run(x, shell=True)"),
-    ],
+    ("switch", "safe"),
+    [("weights_only", "True"), ("allow_pickle", "False"), ("trust_remote_code", "False")],
 )
-def test_the_scan_finds_each(text):
-    assert faults(text)
+def test_no_library_is_told_to_run_what_it_reads(switch, safe):
+    """`make lint` refuses eval, exec, pickle and shells (the rules S of ruff); these are the
+    switches by which a library would run code from a file."""
+    unsafe = re.compile(rf"\b{switch}\s*=\s*(?!{safe})")
+    for path in SOURCES:
+        assert not unsafe.search(path.read_text(encoding="utf-8")), path
 
 
-def test_the_one_loader_of_yaml_is_a_safe_one():
-    assert issubclass(
-        base_yaml._UniqueKeys, yaml.SafeLoader | getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
-    with pytest.raises(yaml.YAMLError):
-        yaml.load("!!python/object/apply:os.getcwd []", Loader=base_yaml._UniqueKeys)
+def test_yaml_makes_no_objects(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: !!python/object/apply:os.getcwd []")
+    with pytest.raises(InputError):
+        read_yaml(path)
 
 
 def test_code_beside_a_configuration_is_not_run(tmp_path, make_model):
     """A directory that names code of its own for transformers to import."""
-    from grace.models import load_model, load_processor
-
     make_model().save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     code = f"open({str(tmp_path / 'ran')!r}, 'w').close()\n"
     (tmp_path / "evil.py").write_text(code + "class Evil: pass\n")
     names = ("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor")
-    told = {name: "evil.Evil" for name in names}
-    path.write_text(json.dumps({**config, "auto_map": told, "model_type": "evil"}))
+    auto_map = {name: "evil.Evil" for name in names}
+    path.write_text(json.dumps({**config, "auto_map": auto_map, "model_type": "evil"}))
     with pytest.raises(InputError):
         load_model(tmp_path)
     with pytest.raises(InputError):
         load_processor(tmp_path)
-    path.write_text(json.dumps({**config, "auto_map": told}))
+    path.write_text(json.dumps({**config, "auto_map": auto_map}))
     load_model(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -133,9 +74,6 @@ def test_an_image_path_that_leads_out_is_refused(path):
 
 
 def test_shards_with_a_path_that_leads_out_open_no_image(tmp_path, family):
-    from grace.data.shards import INDEX_FILE, write_shard
-    from replication.base.hub import file_sha256
-
     small = family("llava")
     directory = build(tmp_path, mixed(tmp_path)[:1])
     records = [Shards(directory)[0]]
@@ -188,49 +126,39 @@ def test_the_path_beside_an_images_bytes_is_not_opened(tmp_path, conversations, 
 # --- the network ----------------------------------------------------------------------------------
 
 
-def offline(script: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], list[object]]:
-    """Run a script in a process without a network; returns it, and what it asked the network."""
-    log = cwd / "network.jsonl"
-    paths = os.pathsep.join([str(OFFLINE), str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": paths, "NETWORK_LOG": str(log)}
-    environment.pop("HF_HUB_OFFLINE", None)  # what does not ask needs no telling
+def offline(script: str, folder: Path) -> list[object]:
+    """Runs a script in a process without a network; returns what it asked the network for."""
+    log = folder / "network.jsonl"
+    path = os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "NETWORK_LOG": str(log)}
+    environment.pop("HF_HUB_OFFLINE", None)  # what does not ask does not depend on it
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=cwd,
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    said = [json.loads(line) for line in log.read_text().splitlines()]
-    assert {"ran": [sys.executable, "-c", script]} in said
-    assert not [line for line in said if "escaped" in line]
-    return done, [line["asked"] for line in said if "asked" in line]
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {"ran": [sys.executable, "-c", script]} in lines
+    assert not [line for line in lines if "escaped" in line]
+    return [line["asked"] for line in lines if "asked" in line]
 
 
 def test_the_block_blocks_and_leaves_this_machine_alone(tmp_path):
     script = """
-import socket, urllib.request
+import contextlib, socket
 server = socket.create_server(("127.0.0.1", 0))
 socket.create_connection(server.getsockname()).close()
-ends = socket.socketpair()
-for ask in (
-    lambda: socket.create_connection(("192.0.2.1", 80), 1),
-    lambda: socket.socket().connect(("192.0.2.1", 80)),
-    lambda: socket.getaddrinfo("example.org", 80),
-    lambda: urllib.request.urlopen("http://example.org"),
-):
-    try:
-        ask()
-    except OSError as error:
-        assert "blocked" in str(error), error
-    else:
-        raise SystemExit("not blocked")
+with contextlib.suppress(OSError):
+    socket.create_connection(("192.0.2.1", 80), 1)
+with contextlib.suppress(OSError):
+    socket.getaddrinfo("example.org", 80)
 """
-    done, asked = offline(script, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert asked == ["192.0.2.1", ["192.0.2.1", 80], "example.org", "example.org"]
+    assert offline(script, tmp_path) == ["192.0.2.1", "example.org"]
 
 
 @pytest.mark.slow
@@ -254,9 +182,7 @@ if __name__ == "__main__":
         except SystemExit as end:
             assert not end.code, (words, end.code)
 """
-    done, asked = offline(script, tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert not asked
+    assert not offline(script, tmp_path)
     assert (tmp_path / "data" / "smoke" / "standins" / "train.parquet").is_file()
 
 
@@ -264,11 +190,9 @@ def test_a_new_workspace_asks_nothing(tmp_path):
     """DVC reports its use over the network unless it is told not to, from a process left behind."""
     script = f"""
 from pathlib import Path
-from replication.settings.scales import (scale_params)
-from replication.settings.workspace import (prepare)
+from replication.settings.scales import scale_params
+from replication.settings.workspace import prepare
 prepare(Path("workspace"), scale_params("smoke"), Path({str(ROOT)!r}))
 """
-    done, asked = offline(script, tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert not offline(script, tmp_path)
     assert (tmp_path / "workspace" / ".dvc" / "config").is_file()
-    assert not asked

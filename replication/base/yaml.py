@@ -40,7 +40,7 @@ def parse_yaml(text: str, where: str) -> Any:
         InputError: for bad YAML, or a key that appears twice.
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeys)
+        return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506  # a safe loader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f", line {mark.line + 1}"

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-
-from replication.pytest_results import DEFAULT
+from pytest_results import DEFAULT
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[Any]) -> None:
     """Cells are asserted only where they are asked for, by --results or by the marker."""
     asked = config.getoption("--results") is not None or "reported" in config.option.markexpr
-    left_out = [] if asked else [one for one in items if one.get_closest_marker("reported")]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [one for one in items if not one.get_closest_marker("reported")]
+    reported = [item for item in items if item.get_closest_marker("reported")]
+    if reported and not asked:
+        config.hook.pytest_deselected(items=reported)
+        items[:] = [item for item in items if item not in reported]
