@@ -161,6 +161,7 @@ with contextlib.suppress(OSError):
     assert offline(script, tmp_path) == ["192.0.2.1", "example.org"]
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_no_module_and_no_cheap_stage_asks_the_network(tmp_path):
     """Every module is imported; then stand-ins are made, and the claims read, at a tiny size."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]
+
 ROOT = Path(__file__).resolve().parents[1]
 TUTORIAL = ROOT / "docs" / "tutorial.py"
 NAMES = (
@@ -42,7 +44,6 @@ def table(text):
     return found, count
 
 
-@pytest.mark.slow
 def test_it_runs_from_end_to_end(tmp_path):
     out = tmp_path / "out"
     ran = run("--out", out, folder=tmp_path)
@@ -74,7 +75,6 @@ def test_it_runs_from_end_to_end(tmp_path):
     assert any(not first[key].equal(second[key]) for key in first)
 
 
-@pytest.mark.slow
 def test_half_of_the_checkpoints_are_refused(tmp_path):
     ran = run("--student", tmp_path, folder=tmp_path)
     assert ran.returncode == 2

@@ -204,6 +204,7 @@ def test_scales_stay_float32_in_bfloat16_training(place):
             assert (change > 0).float().mean() > 0.9
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_moments_of_8_bits_train_as_whole_ones(place, alone):
     options = {"gradient_accumulation_steps": 2, "optim": "adamw_bnb_8bit"}
@@ -270,6 +271,7 @@ def test_deepspeeds_cast_is_refused(name, enabled):
     check_deepspeed({name: {"enabled": False}}, METHOD)
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):

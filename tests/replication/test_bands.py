@@ -621,6 +621,7 @@ def test_the_assertions_pass_fail_and_skip_as_the_results_say(mixed):
     assert "not run: qwen2_vl/qat_int4 has no score on SEED-Bench" in done.stdout
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_the_assertions_are_left_out_unless_asked_for(tmp_path):
     count = len(list(cells_of(REPORTED)))

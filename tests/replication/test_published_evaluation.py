@@ -452,6 +452,7 @@ def test_shares_partition_the_batches(world, batch_size, count):
     assert sorted(shared) == sorted(everything)
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_a_process_that_fails_is_an_error_and_leaves_no_part(request_of, tmp_path, speaker_dir):
     broken = shutil.copytree(speaker_dir, tmp_path / "broken")

@@ -349,6 +349,7 @@ def test_committed_tables_are_what_the_code_writes_of_their_content(name):
 # --- end to end -----------------------------------------------------------------------------------
 
 
+@pytest.mark.weekly
 @pytest.mark.slow
 def test_training_and_evaluation_apart_end_to_end(tmp_path):
     """The commands on the tiniest world: trained in one place, evaluated in another, imported."""

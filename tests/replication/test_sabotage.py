@@ -6,7 +6,7 @@ Each case is the kind of error that leaves everything running and only the numbe
 import pytest
 from repository import copy_repository, python
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.weekly]
 
 DEFINITIONS = "tests/grace/test_training.py::test_logged_terms_equal_the_definitions"
 PIPELINE = "tests/replication/test_stages.py::test_the_cached_outputs_are_the_teacher_s"

@@ -208,6 +208,7 @@ def test_nothing_is_done_twice(replication):
     assert "up to date" in said
 
 
+@pytest.mark.weekly
 def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
     scale = replication / "replication" / "settings" / "values" / "smoke.yaml"
     before = scale.read_text()
@@ -229,6 +230,7 @@ def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
     dvc(replication, "repro", timeout=600)
 
 
+@pytest.mark.weekly
 def test_the_same_seed_gives_the_same_results(replication):
     group, run = "qwen2_vl_runs", "grace_int4"
     results = replication / "results" / "smoke"
