@@ -119,7 +119,7 @@ def test_the_path_beside_an_images_bytes_is_not_opened(tmp_path, conversations, 
     rows[0]["image"] = {"bytes": None, "path": str(secret)}
     path = tmp_path / "train.parquet"
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
-    with pytest.raises(InputError, match="cannot be decoded"):
+    with pytest.raises(InputError, match="cannot be read"):
         ConversationDataset(path, small.processor, small.model().config)
 
 
