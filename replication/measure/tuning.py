@@ -12,7 +12,7 @@ from replication.base import provenance
 from replication.base.files import write_json_atomic, write_text_atomic
 from replication.base.workers import run_all
 from replication.data.world.benchmarks import write_benchmark
-from replication.evaluate.score import evaluate_model
+from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import Group, Params, Run, section
 from replication.train.runs import train_one
@@ -65,7 +65,7 @@ def score(params: Params, path: Path, questions: Path) -> float:
         questions,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
-        dtype=settings.dtype,
+        dtype=evaluation_dtype(settings.dtype),
     )
     scores = [entry["score"] for entry in evaluation.scores.values()]
     return sum(scores) / len(scores)

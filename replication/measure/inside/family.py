@@ -1,6 +1,5 @@
 """All models of one family on the same questions, and their distributions: one measurement."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def look_inside(params: Params, layout: Layout, family: str) -> dict[str, Any]:
         "benchmark": BENCHMARK,
         "bits": run.bits,
         "kappa": kappa,
-        "seeds": _counts(models),
+        "seeds": {name: len(paths) for name, paths in models.items()},
         "scenes": scenes(observations, questions, settings.scenes),
         "distributions": distributions,
     }
@@ -125,7 +124,3 @@ def _teacher_gates(
         records=samples,
     )
     return gates(teacher, samples, data.supervised, kappa), count
-
-
-def _counts(models: Mapping[str, Sequence[Path]]) -> dict[str, int]:
-    return {name: len(paths) for name, paths in models.items()}
