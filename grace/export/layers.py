@@ -114,7 +114,7 @@ def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) ->
 
 
 def check_values(name: str, codes: Tensor, scales: Tensor, spec: QuantSpec) -> None:
-    """Raises InputError, naming the tensor, for codes or scales that no such quantizer makes."""
+    """Refuse codes or scales that no such quantizer gives, by an InputError that names them."""
     low, high = codes.min().item(), codes.max().item()
     if low < spec.qmin or high > spec.qmax:
         raise InputError(
@@ -125,7 +125,7 @@ def check_values(name: str, codes: Tensor, scales: Tensor, spec: QuantSpec) -> N
 
 
 def check_scales(where: str, scales: Tensor) -> None:
-    """Raises InputError, naming the tensor, for a scale that is not finite and positive."""
+    """Refuse a scale that is not finite and positive, by an InputError that names the tensor."""
     wrong = ~(torch.isfinite(scales) & (scales > 0))
     if wrong.any():
         raise InputError(
@@ -134,7 +134,16 @@ def check_scales(where: str, scales: Tensor) -> None:
 
 
 def linear_of(model: nn.Module, name: str, where: str) -> nn.Linear:
-    """A linear by name. Raises InputError, naming `where` the name is from, if there is none."""
+    """A linear layer by name.
+
+    Args:
+        model: The model.
+        name: Dotted name of the layer.
+        where: Source of the name, for the message.
+
+    Raises:
+        InputError: The model has no such linear layer.
+    """
     try:
         module = model.get_submodule(name)
     except AttributeError as error:

@@ -76,7 +76,7 @@ def crossover(backend: Backend, buffers: Buffers, shape: WeightShape) -> int:
 
 
 def forget() -> None:
-    """Drop what this process knows, so that the file or a measurement is asked again."""
+    """Drop the crossovers that this process knows: the next layer reads the file or measures."""
     _known.clear()
 
 

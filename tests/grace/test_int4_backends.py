@@ -14,10 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grace.errors import InputError
 from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available
-from grace.int4.backends import Backend, select
 from grace.int4.backends import cpu as cpu_module
 from grace.int4.backends import cuda as cuda_module
-from grace.int4.layouts import BlockedLayout, WeightShape, kernel_codes, kernel_scales
+from grace.int4.backends import select
+from grace.int4.layouts import BlockedLayout, WeightShape
 
 few = settings(deadline=None, max_examples=12)
 seeds = st.integers(0, 2**32 - 1)
@@ -450,20 +450,6 @@ def test_back_ends_without_a_kernel_say_so():
         BACKENDS["reference"].packed(torch.zeros(1, 64), {}, WeightShape(16, 64, 1))
 
 
-@pytest.mark.parametrize(
-    "missing", ["unavailable", "unsupported", "pack", "code_rows", "scales", "dense"]
-)
-def test_a_back_end_must_define_everything(missing):
-    methods = {
-        name: getattr(type(BACKENDS["reference"]), name)
-        for name in vars(Backend)
-        if name in ("unavailable", "unsupported", "pack", "code_rows", "scales", "dense")
-    }
-    assert type("Whole", (Backend,), methods)()
-    with pytest.raises(TypeError, match=missing):
-        type("Part", (Backend,), {k: v for k, v in methods.items() if k != missing})()
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 64, 128, 256, 512])
@@ -478,11 +464,3 @@ def test_cuda_kernel_on_a_device(bits, group_size):
         assert torch.equal(layer.scales().cpu(), scales)
         expected, allowed = bound(x, weight, offset, rounded_weight=True, roundings=2)
         assert ((layer(x.cuda()).cpu().double() - expected).abs() <= 2 * allowed).all()
-
-
-def test_kernel_tables_of_both_kernels_are_the_same():
-    shape = WeightShape(32, 128, 2, 8)
-    codes, scales, *_ = draw(5, shape, 1, bias=False)
-    tables = [BACKENDS[n].pack(codes, scales, shape)["scales_and_zeros"] for n in ("cpu", "cuda")]
-    assert torch.equal(*tables) and torch.equal(tables[0], kernel_scales(scales, shape))
-    assert kernel_codes(codes, shape).shape == (32, 256)
