@@ -127,8 +127,12 @@ def _explain(errors: Sequence[Mapping[str, Any]], content: Any, kind: Any) -> st
         return unknown(what, loc[-1], _keys(kind, loc[:-1]))
     if code == "invalid_key" or loc[-1:] == ("[key]",):
         parent, _ = _locate(content, loc[: -1 if code == "invalid_key" else -2])
-        what = f"{parent}: key {short(first['input'])}".removeprefix(": ")
-        return f"{what} is not text; put it in quotes"
+        key = first["input"]
+        what = f"{parent}: key {short(key)}".removeprefix(": ")
+        if not isinstance(key, str):
+            return f"{what} is not text; put it in quotes"
+        names = _choices(first)
+        return unknown(what, key, names) if names else f"{what} must {_allowed(first)}"
     if code == "value_error":
         message = str(first["ctx"]["error"])
         if message.startswith("it must be"):
@@ -142,17 +146,20 @@ def _explain(errors: Sequence[Mapping[str, Any]], content: Any, kind: Any) -> st
     same = [error for error in errors if _locate(content, error["loc"])[0] == where]
     if isinstance(value, str) and (names := [n for error in same for n in _choices(error)]):
         return unknown(f"{where} {value!r}", value, names)
-    allowed = " or ".join(dict.fromkeys(_allowed(error) for error in same))
+    allowed = " or ".join(dict.fromkeys(map(_allowed, same))).replace(" or be ", " or ")
     hint = ""
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
         hint = "; YAML reads a power of ten as text unless it has a point, as in 1.0e-5"
-    return f"{where or 'the file'} is {short(value)}; it must be {allowed}{hint}"
+    return f"{where or 'the file'} is {short(value)}; it must {allowed}{hint}"
 
 
 def _allowed(error: Mapping[str, Any]) -> str:
-    words = error["msg"].removeprefix("Input should be ")
+    """What a value must do, as in "be at least 1"."""
+    if error["type"] in _EXPECTED:
+        return f"be {_EXPECTED[error['type']]}"
+    words = re.sub(r"^\w+ should | after validation, not \d+$", "", error["msg"])
     words = words.replace("greater than or equal to", "at least")
-    return _EXPECTED.get(error["type"], words.replace("less than or equal to", "at most"))
+    return words.replace("less than or equal to", "at most")
 
 
 def _choices(error: Mapping[str, Any]) -> list[str]:

@@ -14,25 +14,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 import numpy as np
+from pydantic import ConfigDict, Field, Strict
+from typing_extensions import TypedDict
 
 from grace.errors import InputError
-from replication.base.files import atomic_path, is_number, read_json, write_json_atomic
-from replication.base.messages import short
-from replication.base.scales import check_scale
+from replication.base.files import atomic_path, read_json, write_json_atomic
+from replication.base.scales import Scale, check_scale
+from replication.base.validation import Flag, Number, Positive, Text, record, validate
 from replication.stats.bootstrap import Answers
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-EVIDENCE = ("measured", "recorded")
+Evidence = Literal["measured", "recorded"]
+"""Measured here, or measured earlier on another device."""
 
-# Benchmarks whose score is not an accuracy in percent: they enter no average.
 NOT_IN_AVERAGE = frozenset({"MME"})
+"""Benchmarks whose score is not an accuracy in percent: they enter no average."""
 
 OUTCOME_COLUMNS = (
     "seed",
@@ -44,10 +47,8 @@ OUTCOME_COLUMNS = (
     "credit",
 )
 
-# A score file and its outcome file must tell the same story; the slack is for float arithmetic.
 _AGREEMENT = 1e-6
-
-_SCORE_KEYS = {"family", "run", "method", "bits", "scale", "standin", "seeds", "provenance"}
+"""How far a score file and its outcome file may lie apart: float arithmetic."""
 
 
 def scores_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
@@ -60,17 +61,45 @@ def outcomes_path(results: str | Path, scale: str, folder: str, run: str) -> Pat
     return Path(results) / check_scale(scale) / "outcomes" / folder / f"{run}.parquet"
 
 
+# --- scores ---------------------------------------------------------------------------------------
+
+_Amount = Annotated[Number, Field(ge=0)]
+_Percent = Annotated[Number, Field(ge=0, le=100)]
+
+
+class BenchmarkScore(TypedDict):
+    """One benchmark's entry of a score file; further entries are kept.
+
+    Attributes:
+        score: the official scorer's value, in percent (MME: points).
+        n: questions.
+        standard_error: of the mean credit, in percent.
+        chance: the score of guessing, in the score's unit.
+        accuracy: 100 × the mean of the credits, where the score is not that mean.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    score: _Amount
+    n: Positive
+    standard_error: _Amount
+    chance: _Amount
+    accuracy: NotRequired[_Percent]
+
+
 def benchmark_score(
     score: float, credits: Sequence[float] | np.ndarray, chance: float, **extra: Any
 ) -> dict[str, Any]:
     """One benchmark's entry of a score file.
 
-    score: the official scorer's value, in percent (MME: points). credits: what each answer got, 0
-    to 1, for n and the standard error of their mean in percent. chance: the score of guessing, in
-    the score's unit. `extra` is kept; give `accuracy`, 100 × the mean of the credits, where the
-    score is not that mean.
+    Args:
+        score: the official scorer's value, in percent (MME: points).
+        credits: what each answer got, 0 to 1.
+        chance: the score of guessing, in the score's unit.
+        extra: kept; give `accuracy` where the score is not 100 × the mean of the credits.
 
-    Raises InputError if there is no answer.
+    Raises:
+        InputError: if there is no answer.
     """
     values = np.asarray(credits, dtype=np.float64)
     if not values.size:
@@ -85,33 +114,90 @@ def benchmark_score(
 
 
 def average_score(benchmarks: Mapping[str, Mapping[str, Any]]) -> float:
-    """Mean of the accuracy benchmarks' scores. Raises InputError if there are none."""
+    """Mean of the accuracy benchmarks' scores.
+
+    Raises:
+        InputError: if there are none.
+    """
     scores = [entry["score"] for name, entry in benchmarks.items() if name not in NOT_IN_AVERAGE]
     if not scores:
         raise InputError("no accuracy benchmark to average over")
     return float(np.mean(scores))
 
 
-@dataclass(frozen=True)
-class RunScores:
-    """One validated score file.
+@record
+class SeedScores:
+    """The scores of one seed.
 
-    `seeds` maps each seed to its benchmarks' entries; `evidence` is "measured", or "recorded" for a
-    file measured earlier on another device.
+    Attributes:
+        benchmarks: by name.
+        average: of the accuracy benchmarks.
     """
 
-    family: str
-    run: str
-    method: str
-    bits: int
-    scale: str
-    standin: bool
-    seeds: dict[int, dict[str, dict[str, Any]]]
-    provenance: dict[str, Any] = field(repr=False)
-    evidence: str = "measured"
+    benchmarks: Annotated[dict[Text, BenchmarkScore], Field(min_length=1)]
+    average: _Percent
+
+    def __post_init__(self) -> None:
+        for name, entry in self.benchmarks.items():
+            for key in ("score", "chance"):
+                if name not in NOT_IN_AVERAGE and entry[key] > 100:  # type: ignore[literal-required]
+                    value = entry[key]  # type: ignore[literal-required]
+                    raise InputError(f"benchmarks.{name}.{key} is {value}; it must be at most 100")
+        recomputed = average_score(self.benchmarks)
+        if abs(self.average - recomputed) > _AGREEMENT:
+            raise InputError(f"average is {self.average}, but its benchmarks average {recomputed}")
+
+
+@record
+class RunScores:
+    """One score file.
+
+    Attributes:
+        family: the model's.
+        run: the model's name.
+        method: what trained or quantized it.
+        bits: of its weights.
+        scale: at which it was made.
+        standin: whether the benchmarks are stand-ins.
+        by_seed: the scores; every seed has the same benchmarks, with as many questions.
+        provenance: where the numbers come from.
+        origin: what they follow from.
+        evidence: measured here, or recorded on another device.
+    """
+
+    family: Text
+    run: Text
+    method: Text
+    bits: Annotated[int, Strict()]
+    scale: Scale
+    standin: Flag
+    by_seed: Annotated[
+        dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]*)$")], SeedScores],
+        Field(min_length=1, alias="seeds"),
+    ]
+    provenance: dict[str, Any] = Field(repr=False)
+    origin: dict[str, Any] = Field(default_factory=dict, repr=False)
+    evidence: Evidence = "measured"
+
+    def __post_init__(self) -> None:
+        sizes = [
+            {name: entry["n"] for name, entry in scores.benchmarks.items()}
+            for scores in self.by_seed.values()
+        ]
+        for seed, own in zip(self.by_seed, sizes, strict=True):
+            if own != sizes[0]:
+                raise InputError(
+                    f"seeds.{seed}: benchmarks or their n differ from the first seed's"
+                )
+
+    @property
+    def seeds(self) -> dict[int, dict[str, BenchmarkScore]]:
+        """The benchmarks' entries by seed, in the order of the seeds."""
+        return {int(seed): self.by_seed[seed].benchmarks for seed in sorted(self.by_seed, key=int)}
 
     @property
     def benchmarks(self) -> list[str]:
+        """The names of the benchmarks."""
         return list(next(iter(self.seeds.values())))
 
     def score(self, benchmark: str) -> float:
@@ -119,143 +205,66 @@ class RunScores:
         return float(np.mean([entries[benchmark]["score"] for entries in self.seeds.values()]))
 
     def questions(self, benchmark: str) -> int:
-        return int(next(iter(self.seeds.values()))[benchmark]["n"])
+        """How many questions of a benchmark were asked."""
+        return next(iter(self.seeds.values()))[benchmark]["n"]
 
 
-def _number(value: Any, where: str, low: float, high: float) -> float:
-    if not is_number(value):
-        raise InputError(f"{where} is {short(value)}: expected a finite number")
-    if not low <= value <= high:
-        raise InputError(f"{where} is {value}: expected a number from {low:g} to {high:g}")
-    return float(value)
+def validate_scores(content: Any, source: str = "scores") -> RunScores:
+    """The content of a score file.
 
-
-def _check_entries(benchmarks: Any, where: str) -> dict[str, dict[str, Any]]:
-    if not isinstance(benchmarks, dict) or not benchmarks:
-        raise InputError(f"{where}.benchmarks must map benchmark names to scores")
-    for name, entry in benchmarks.items():
-        place = f"{where}.benchmarks.{name}"
-        if not isinstance(entry, dict):
-            raise InputError(f"{place} must be a mapping with score, n, standard_error and chance")
-        missing = {"score", "n", "standard_error", "chance"} - set(entry)
-        if missing:
-            raise InputError(f"{place} lacks {', '.join(sorted(missing))}")
-        top = math.inf if name in NOT_IN_AVERAGE else 100.0
-        _number(entry["score"], f"{place}.score", 0.0, top)
-        if "accuracy" in entry:
-            _number(entry["accuracy"], f"{place}.accuracy", 0.0, 100.0)
-        _number(entry["standard_error"], f"{place}.standard_error", 0.0, math.inf)
-        _number(entry["chance"], f"{place}.chance", 0.0, top)
-        if isinstance(entry["n"], bool) or not isinstance(entry["n"], int) or entry["n"] < 1:
-            raise InputError(f"{place}.n is {short(entry['n'])}: expected a positive whole number")
-    return benchmarks
-
-
-def validate_scores(record: Any, where: str = "scores") -> RunScores:
-    """A score record as `RunScores`.
-
-    Raises InputError, naming the place, for a missing or ill-typed entry, seeds that do not hold
-    the same benchmarks with the same number of questions, or an average that is not the mean of the
-    accuracy benchmarks.
+    Raises:
+        InputError: naming the place, for a missing or ill-typed entry, seeds that do not hold the
+            same benchmarks with the same number of questions, or an average that is not the mean
+            of the accuracy benchmarks.
     """
-    if not isinstance(record, dict):
-        raise InputError(f"{where} is not a mapping")
-    missing = _SCORE_KEYS - set(record)
-    if missing:
-        raise InputError(f"{where} lacks {', '.join(sorted(missing))}")
-    for key in ("family", "run", "method"):
-        if not isinstance(record[key], str) or not record[key]:
-            raise InputError(f"{where}.{key} is {short(record[key])}: expected a name")
-    check_scale(record["scale"])
-    if isinstance(record["bits"], bool) or not isinstance(record["bits"], int):
-        raise InputError(f"{where}.bits is {short(record['bits'])}: expected a whole number")
-    if not isinstance(record["standin"], bool):
-        raise InputError(f"{where}.standin is {short(record['standin'])}: expected true or false")
-    if not isinstance(record["provenance"], dict):
-        raise InputError(f"{where}.provenance is not a mapping")
-    evidence = record.get("evidence", "measured")
-    if evidence not in EVIDENCE:
-        raise InputError(
-            f"{where}.evidence is {short(evidence)}: choose one of {', '.join(EVIDENCE)}"
-        )
-    if not isinstance(record["seeds"], dict) or not record["seeds"]:
-        raise InputError(f"{where}.seeds must map seeds to scores")
-    seeds: dict[int, dict[str, dict[str, Any]]] = {}
-    shape: dict[str, int] | None = None
-    for key, entry in record["seeds"].items():
-        place = f"{where}.seeds.{key}"
-        try:
-            seed = int(key)
-        except ValueError as error:
-            raise InputError(f"{place}: {key!r} is not a seed") from error
-        if not isinstance(entry, dict):
-            raise InputError(f"{place} is not a mapping")
-        benchmarks = _check_entries(entry.get("benchmarks"), place)
-        average = _number(entry.get("average"), f"{place}.average", 0.0, 100.0)
-        recomputed = average_score(benchmarks)
-        if abs(average - recomputed) > _AGREEMENT:
-            raise InputError(
-                f"{place}.average is {average}, but its benchmarks average {recomputed}"
-            )
-        sizes = {name: item["n"] for name, item in benchmarks.items()}
-        if shape is not None and sizes != shape:
-            raise InputError(f"{place}: benchmarks or their n differ from the first seed's")
-        shape = sizes
-        if seed in seeds:
-            raise InputError(f"{place}: seed {seed} is there twice")
-        seeds[seed] = benchmarks
-    return RunScores(
-        family=record["family"],
-        run=record["run"],
-        method=record["method"],
-        bits=record["bits"],
-        scale=record["scale"],
-        standin=record["standin"],
-        seeds=dict(sorted(seeds.items())),
-        provenance=record["provenance"],
-        evidence=evidence,
-    )
+    return validate(RunScores, content, source)
 
 
 def write_scores(results: str | Path, record: Mapping[str, Any], folder: str | None = None) -> Path:
-    """Validate a score record and write it into a folder (default: the family's); returns the path.
+    """Validate a score record and write it.
 
-    The record is the content of the file: family, run, method, bits, scale, standin, provenance and
-    seeds, {"0": {"benchmarks": {name: benchmark_score(...)}, "average": ...}}; "average" may be
-    left out and is then computed. Raises InputError as `validate_scores`.
+    Args:
+        results: the folder of all scales.
+        record: the content of the file; the average of a seed is computed where it is left out.
+        folder: in which it is written; default: the family's.
+
+    Returns:
+        The file's path.
     """
-    record = dict(record)
-    if isinstance(record.get("seeds"), Mapping):
-        filled = {}
-        for seed, given in record["seeds"].items():
-            entry = given
-            if isinstance(entry, Mapping) and "average" not in entry and "benchmarks" in entry:
-                checked = _check_entries(dict(entry["benchmarks"]), f"scores.seeds.{seed}")
-                entry = {**entry, "average": average_score(checked)}
-            filled[str(seed)] = entry
-        record["seeds"] = filled
-    scores = validate_scores(record)
+    seeds = {
+        str(seed): {"average": average_score(entry["benchmarks"]), **entry}
+        for seed, entry in record["seeds"].items()
+    }
+    content = {**record, "seeds": seeds}
+    scores = validate_scores(content)
     folder = scores.family if folder is None else folder
-    return write_json_atomic(scores_path(results, scores.scale, folder, scores.run), record)
+    return write_json_atomic(scores_path(results, scores.scale, folder, scores.run), content)
 
 
 def read_scores(
     results: str | Path, scale: str, family: str, run: str, folder: str | None = None
 ) -> RunScores:
-    """The validated scores of a run in a folder (default: the family's).
+    """The scores of a run in a folder (default: the family's).
 
-    Raises InputError if the file is missing, not valid, or of another run than its place says.
+    Raises:
+        InputError: if the file is missing, not valid, or of another run than its place says.
     """
-    path = scores_path(results, scale, family if folder is None else folder, run)
-    scores = validate_scores(read_json(path), str(path))
-    for name, found, expected in (
-        ("family", scores.family, family),
-        ("run", scores.run, run),
-        ("scale", scores.scale, scale),
-    ):
-        if found != expected:
-            raise InputError(f"{path}: {name} is {found!r}, but the file lies under {expected!r}")
+    scores = _read_scores(scores_path(results, scale, family if folder is None else folder, run))
+    if scores.family != family:
+        raise InputError(f"{family}/{run}: the family in its score file is {scores.family!r}")
     return scores
+
+
+def _read_scores(path: Path) -> RunScores:
+    scores = validate_scores(read_json(path), str(path))
+    scale, run = path.parts[-4], path.stem
+    for name, value, expected in (("run", scores.run, run), ("scale", scores.scale, scale)):
+        if value != expected:
+            raise InputError(f"{path}: {name} is {value!r}, but the file lies under {expected!r}")
+    return scores
+
+
+# --- outcomes -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -282,31 +291,31 @@ def write_outcomes(
     *,
     folder: str | None = None,
 ) -> Path:
-    """Write a run's per-question outcomes into a folder (default: the family's); returns the path.
+    """Write a run's per-question outcomes; equal content gives an equal file.
 
-    columns: the seven OUTCOME_COLUMNS, of equal length. Rows are sorted by seed, benchmark and
-    question, so that equal content gives an equal file.
+    Args:
+        results: the folder of all scales.
+        scale: the scale.
+        family: the run's family.
+        run: its name.
+        columns: the `OUTCOME_COLUMNS`, of equal length. Rows are sorted by seed, benchmark and
+            question.
+        folder: in which it is written; default: the family's.
 
-    Raises InputError for missing, unknown or ill-typed columns, no rows, a question that appears
-    twice, or seeds that did not answer the same questions.
+    Returns:
+        The file's path.
+
+    Raises:
+        InputError: for no rows, a missing value, a question that appears twice, or seeds that did
+            not answer the same questions.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    assert set(columns) == set(OUTCOME_COLUMNS)
     path = outcomes_path(results, scale, family if folder is None else folder, run)
-    missing, unknown = set(OUTCOME_COLUMNS) - set(columns), set(columns) - set(OUTCOME_COLUMNS)
-    if missing or unknown:
-        what = f"lack {sorted(missing)}" if missing else f"have unknown {sorted(unknown)}"
-        raise InputError(f"outcomes of {family}/{run} {what}: columns are {OUTCOME_COLUMNS}")
-    lengths = {name: len(columns[name]) for name in OUTCOME_COLUMNS}
-    if len(set(lengths.values())) != 1:
-        raise InputError(f"outcomes of {family}/{run}: columns of unequal length {lengths}")
-    try:
-        table = pa.table(
-            {name: pa.array(columns[name]) for name in OUTCOME_COLUMNS},
-        ).cast(_outcome_schema())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"outcomes of {family}/{run}: {error}") from error
+    table = pa.table({name: pa.array(columns[name]) for name in OUTCOME_COLUMNS})
+    table = table.cast(_outcome_schema())
     table = table.sort_by([(name, "ascending") for name in ("seed", "benchmark", "question_id")])
     _to_outcomes(table, f"outcomes of {family}/{run}")
     with atomic_path(path) as temporary:
@@ -351,8 +360,9 @@ def read_outcomes(
 ) -> Outcomes:
     """A run's outcomes in a folder (default: the family's), questions sorted by identity.
 
-    Raises InputError if the file is missing, not parquet, of other columns or types, empty, has
-    a question twice, or seeds that answered different questions.
+    Raises:
+        InputError: if the file is missing, not parquet, of other columns or types, empty, has a
+            question twice, or seeds that answered different questions.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -375,8 +385,19 @@ def read_outcomes(
     return _to_outcomes(table, str(path))
 
 
+# --- both -----------------------------------------------------------------------------------------
+
+
 class ResultSet:
-    """The results of one scale, read once each, with the checks that span files."""
+    """The results of one scale, read once each, with the checks that span files.
+
+    Args:
+        results: the folder of all scales.
+        scale: which of them.
+
+    Raises:
+        InputError: for an unknown scale, or score files that are wrong in themselves.
+    """
 
     def __init__(self, results: str | Path, scale: str) -> None:
         self.results = Path(results)
@@ -385,15 +406,15 @@ class ResultSet:
         self._scores: dict[tuple[str, str], RunScores] = {}
         self._folders: dict[tuple[str, str], str] = {}
         for path in sorted((self.results / self.scale / "scores").glob("*/*.json")):
-            family = validate_scores(read_json(path), str(path)).family
-            key = (family, path.stem)
+            scores = _read_scores(path)
+            key = (scores.family, scores.run)
             if key in self._folders:
                 raise InputError(
                     f"{path}: the run {key[1]} of {key[0]} has scores in the folder "
                     f"{self._folders[key]!r}, too; remove one of the two"
                 )
-            self._folders[key] = folder = path.parent.name
-            self._scores[key] = read_scores(self.results, self.scale, *key, folder)
+            self._folders[key] = path.parent.name
+            self._scores[key] = scores
 
     def scores(self, family: str, run: str) -> RunScores | None:
         """A run's scores, or None if the run has no score file."""
@@ -404,11 +425,14 @@ class ResultSet:
         return list(self._scores.values())
 
     def outcomes_file(self, family: str, run: str) -> Path:
-        """Where a run's outcomes lie. Raises InputError for a run without a score file."""
+        """Where a run's outcomes lie.
+
+        Raises:
+            InputError: for a run without a score file.
+        """
         if (family, run) not in self._folders:
             raise InputError(f"{family}/{run} has no scores at scale {self.scale}; evaluate it")
-        folder = self._folders[family, run]
-        return outcomes_path(self.results, self.scale, folder, run)
+        return outcomes_path(self.results, self.scale, self._folders[family, run], run)
 
     def runs(self, family: str) -> list[str]:
         """Names of the family's runs that have a score file, sorted."""
@@ -417,60 +441,63 @@ class ResultSet:
     def _run_outcomes(self, family: str, run: str) -> Outcomes:
         """Outcomes that agree with the run's score file in seeds, benchmarks, n and score."""
         key = (family, run)
-        if key in self._outcomes:
-            return self._outcomes[key]
-        outcomes = read_outcomes(self.results, self.scale, family, run, self._folders[key])
-        scores = self.scores(family, run)
-        assert scores is not None  # it was found before its outcomes are asked for
-        where = f"{family}/{run} at scale {self.scale}"
-        if tuple(scores.seeds) != outcomes.answers.seeds:
-            raise InputError(
-                f"{where}: scores are of seeds {list(scores.seeds)}, outcomes of "
-                f"{list(outcomes.answers.seeds)}"
-            )
-        for benchmark in scores.benchmarks:
-            values = outcomes.answers.values.get(benchmark)
-            if values is None:
-                raise InputError(f"{where}: scores hold {benchmark}, outcomes do not")
-            for row, (seed, entries) in zip(values, scores.seeds.items(), strict=True):
-                entry = entries[benchmark]
-                if entry["n"] != len(row):
-                    raise InputError(
-                        f"{where}: {benchmark}, seed {seed}: n is {entry['n']} in the scores and "
-                        f"{len(row)} in the outcomes"
-                    )
-                accuracy = entry.get("accuracy", entry["score"])
-                if abs(accuracy - 100.0 * row.mean()) > _AGREEMENT:
-                    raise InputError(
-                        f"{where}: {benchmark}, seed {seed}: the score is {accuracy}, but the "
-                        f"outcomes' credits average {100.0 * row.mean()} percent: the two files "
-                        "are of different evaluations"
-                    )
-        self._outcomes[key] = outcomes
-        return outcomes
+        if key not in self._outcomes:
+            outcomes = read_outcomes(self.results, self.scale, family, run, self._folders[key])
+            where = f"{family}/{run} at scale {self.scale}"
+            _check_agreement(self._scores[key], outcomes.answers, where)
+            self._outcomes[key] = outcomes
+        return self._outcomes[key]
 
     def answers(
         self, family: str, runs: Sequence[str], benchmarks: Sequence[str]
     ) -> list[Answers] | None:
         """The runs' answers on the benchmarks, checked to be to the same questions.
 
-        None if a run has no score file, or its scores lack a benchmark: that comparison was not
-        run. Raises InputError if outcomes are missing, disagree with their score file, or the runs
-        answered different questions.
+        Returns:
+            None if a run has no score file, or its scores lack a benchmark: that comparison was
+            not run.
+
+        Raises:
+            InputError: if outcomes are missing, disagree with their score file, or the runs
+                answered different questions.
         """
-        found = []
+        outcomes = []
         for run in runs:
             scores = self.scores(family, run)
             if scores is None or not set(benchmarks) <= set(scores.benchmarks):
                 return None
-            found.append(self._run_outcomes(family, run))
-        for run, outcomes in zip(runs, found, strict=True):
+            outcomes.append(self._run_outcomes(family, run))
+        for run, own in zip(runs, outcomes, strict=True):
             for name in benchmarks:
-                if name not in outcomes.question_ids:
-                    raise InputError(f"{family}/{run} has no outcomes on {name}")
-                if outcomes.question_ids[name] != found[0].question_ids[name]:
+                if own.question_ids[name] != outcomes[0].question_ids[name]:
                     raise InputError(
                         f"{family} at scale {self.scale}: {run} and {runs[0]} answered different "
                         f"questions of {name}; they cannot be compared pair by pair"
                     )
-        return [outcomes.answers for outcomes in found]
+        return [own.answers for own in outcomes]
+
+
+def _check_agreement(scores: RunScores, answers: Answers, where: str) -> None:
+    """Refuse a score file and an outcome file that do not tell the same story."""
+    if tuple(scores.seeds) != answers.seeds:
+        raise InputError(
+            f"{where}: scores are of seeds {list(scores.seeds)}, outcomes of {list(answers.seeds)}"
+        )
+    for benchmark in scores.benchmarks:
+        values = answers.values.get(benchmark)
+        if values is None:
+            raise InputError(f"{where}: scores hold {benchmark}, outcomes do not")
+        for row, (seed, entries) in zip(values, scores.seeds.items(), strict=True):
+            entry = entries[benchmark]
+            if entry["n"] != len(row):
+                raise InputError(
+                    f"{where}: {benchmark}, seed {seed}: n is {entry['n']} in the scores and "
+                    f"{len(row)} in the outcomes"
+                )
+            accuracy = entry.get("accuracy", entry["score"])
+            if abs(accuracy - 100.0 * row.mean()) > _AGREEMENT:
+                raise InputError(
+                    f"{where}: {benchmark}, seed {seed}: the score is {accuracy}, but the "
+                    f"outcomes' credits average {100.0 * row.mean()} percent: the two files "
+                    "are of different evaluations"
+                )

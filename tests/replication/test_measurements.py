@@ -1,7 +1,5 @@
 """Measurement files: what is written is what is read, and wrong files are refused."""
 
-import json
-
 import pytest
 
 from grace.errors import InputError
@@ -40,26 +38,18 @@ GOOD_VALUE = {"point": 1, "low": 0, "high": 2, "level": 0.95, "standard_error": 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"values": {}}, "not empty"),
-        ({"values": {"r": {"point": 1}}}, "must hold"),
-        ({"values": {"r": {**GOOD_VALUE, "low": 3}}}, "above high"),
-        ({"values": {"r": {**GOOD_VALUE, "high": "2"}}}, "expected a number"),
-        ({"values": {"r": {**GOOD_VALUE, "level": 2}}}, "no interval"),
-        ({"n": {"items": 0}}, "positive whole number"),
-        ({"scale": "tiny"}, "unknown scale"),
-        ({"evidence": "guessed"}, "evidence"),
-        ({"name": ""}, "expected text"),
-        ({"extra": 1}, "unknown"),
+        ({"values": {}}, "values are empty"),
+        ({"values": {"r": {"point": 1}}}, "values.r lacks the key 'low'"),
+        ({"values": {"r": {**GOOD_VALUE, "low": 3}}}, "values.r: .*above high"),
+        ({"values": {"r": {**GOOD_VALUE, "high": "2"}}}, "values.r.high is '2'"),
+        ({"values": {"r": {**GOOD_VALUE, "level": 2}}}, "values.r.level is 2"),
+        ({"n": {"items": 0}}, "n.items is 0"),
+        ({"scale": "tiny"}, "scale 'tiny' is unknown"),
+        ({"name": ""}, "name is ''"),
+        ({"extra": 1}, "'extra' is unknown"),
     ],
 )
 def test_a_wrong_measurement_is_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         measurements.write_measurement(tmp_path, record(**changes))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_measurement_that_lacks_an_entry_is_refused():
-    whole = json.loads(json.dumps({**record(), "values": {"r": GOOD_VALUE}}))
-    for name in ("name", "n", "values", "provenance"):
-        with pytest.raises(InputError, match=name):
-            measurements.validate_measurement({k: v for k, v in whole.items() if k != name})

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from replication.measure.inside.agreement import (
 )
 from replication.measure.inside.observing import Observation
 from replication.measure.inside.questions import Question
-from replication.results.measurements import interval_data
 from replication.stats.bootstrap import generator
 from replication.stats.verdict import Interval
 
@@ -113,7 +113,7 @@ def _png(image: Image.Image) -> str:
 def rounded(value: Any) -> Any:
     """`value` with every number that is not whole to four significant digits."""
     if isinstance(value, Interval):
-        return rounded(interval_data(value))
+        return rounded(asdict(value))
     if isinstance(value, float):
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
