@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("**/*.md")),
+    ROOT / "replication/README.md",
     ROOT / "recorded/README.md",
 ]
 DOCUMENTS = [path for path in DOCUMENTS if path.is_file()]
