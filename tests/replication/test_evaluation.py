@@ -261,12 +261,11 @@ def one_by_one(speaker, processor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_answers_are_those_given_one_by_one_in_order(run, one_by_one, batch_size):
-    result = run(NAMES, batch_size=batch_size)
+def test_answers_are_those_given_one_by_one_in_order(run, one_by_one):
+    result = run(NAMES, batch_size=5)
     assert len(set(one_by_one)) > 20, "answers have to differ for this test to see anything"
     assert result.outcomes["prediction"].tolist() == one_by_one
-    assert result.settings["batch_size"] == batch_size
+    assert result.settings["batch_size"] == 5
 
 
 @pytest.mark.slow

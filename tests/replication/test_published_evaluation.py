@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
-from test_benchmarks import falsehood, truth
 from test_evaluation import columns_of, features_of
 
 from grace.errors import InputError
@@ -23,7 +22,6 @@ from replication.data.mirror import (
     add_benchmark,
     add_repository,
     card,
-    rows_of,
     sources,
 )
 from replication.evaluate import jobs, parts
@@ -107,24 +105,6 @@ def test_the_tasks_are_asked_under_their_own_names(place, data, speaker, process
     assert official == {name: tasks.get(name).official_name for name in NAMES}
     text = tasks.get("mmbench").official_path.read_text()
     assert f'task: "{official["mmbench"]}"' in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("answer", "share"), [(truth, 1.0), (falsehood, 0.0)])
-def test_truth_earns_all_and_falsehood_nothing(
-    place, data, speaker, processor, answering, answer, share
-):
-    snapshots = {n: hub.cached(sources()[n].repository, "dataset", place / "hub") for n in NAMES}
-    rows = {name: rows_of(snapshots[name], name) for name in NAMES}
-    names = {tasks.get(name).official_name: name for name in NAMES}
-    answering(lambda task, row: answer(names[task], rows[names[task]][row]))
-    result = evaluate_model(speaker, NAMES, data, processor=processor, cache=place / "tables")
-    for name in NAMES:
-        credits = result.outcomes.query("benchmark == @name")["credit"]
-        assert (credits == share).all(), name
-        top = 200 * result.outcomes.query("benchmark == @name")["skill"].nunique()
-        full = top if name == "mme" else 100
-        assert result.scores[name]["score"] == pytest.approx(share * full), name
 
 
 def published_table(mirror, name, columns, features):

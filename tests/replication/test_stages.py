@@ -475,27 +475,6 @@ def test_the_command_itself(tmp_path, words, changes, told):
     assert time.monotonic() - started < 60
 
 
-def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch, capsys):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["stage"])
-
-    def writing(place):
-        def main(params):
-            Path(place).write_text("x")
-
-        return stages.stage(main)
-
-    with pytest.raises(FileNotFoundError):  # only want of space is foreseen
-        writing("/dev/none/x")()
-    with pytest.raises(SystemExit) as ended:
-        writing("/dev/full")()
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: no space is left") and said.count("\n") == 1
-    assert "run the same command again" in said
-
-
 def test_a_missing_parameter_file(tmp_path, stage):
     code, said = stage(tmp_path, "claims")
     assert (code, said.count("\n")) == (2, 1)
