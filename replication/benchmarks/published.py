@@ -98,9 +98,14 @@ class _Split:
 def prepare(benchmark: Benchmark, source: Source, views: Path, mirror: Path | None) -> Published:
     """The benchmark's published data, fetched where that is allowed and needed.
 
-    views: where the directories that are loaded are kept. mirror: see :mod:`replication.base.hub`.
+    Args:
+        benchmark: The benchmark.
+        source: Its repository, subset and split.
+        views: Where the directories that are loaded are kept.
+        mirror: See :mod:`replication.base.hub`.
 
-    Raises InputError if the data cannot be had, or files of the split are missing.
+    Raises:
+        InputError: If the data cannot be had, or files of the split are missing.
     """
     if source.split is None:
         raise InputError(f"data.benchmarks.{benchmark.name} names no split; add one")
@@ -178,7 +183,16 @@ def split_files(readme: str, names: Sequence[str], split: _Split) -> tuple[list[
 
     README.md says which files make the split; one without that part leaves it to their names.
 
-    Raises InputError if there are none, or one of several numbered ones is missing.
+    Args:
+        readme: The text of README.md; may be empty.
+        names: The repository's files.
+        split: The split.
+
+    Returns:
+        The files in order, and the features; None where README.md declares none.
+
+    Raises:
+        InputError: If there are none, or one of several numbered ones is missing.
     """
     card = hub.front_matter(readme)
     label = split.subset or "default"

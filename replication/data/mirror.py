@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import yaml
 from datasets import Dataset, Features, Image, Value
 
@@ -27,7 +26,17 @@ def sources() -> dict[str, Source]:
 
 
 def add_repository(mirror: Path, repository: str, kind: str, files: dict[str, Path | str]) -> Path:
-    """Puts files into the mirror as the hub's client does: blobs by hash, a snapshot of links."""
+    """Put files into a mirror as the hub's client does: blobs by hash, a snapshot of links.
+
+    Args:
+        mirror: The directory of all repositories.
+        repository: ``<owner>/<name>``.
+        kind: "model" or "dataset".
+        files: By their paths in the repository: a file to copy, or a text.
+
+    Returns:
+        The directory of the snapshot.
+    """
     folder = mirror / f"{kind}s--{repository.replace('/', '--')}"
     snapshot = folder / "snapshots" / COMMIT
     for name, content in files.items():
@@ -69,9 +78,20 @@ def shards(dataset: Dataset, folder: Path, stem: str, count: int) -> dict[str, P
 
 
 def add_benchmark(mirror: Path, name: str, scratch: Path, count: int = 12, pieces: int = 2) -> Path:
-    """A benchmark's stand-ins in the place and layout of its published data; returns the snapshot.
+    """Put a benchmark's stand-ins into the place and layout of its published data.
 
-    The repository lists another split, of which no file is there."""
+    The repository lists another split, of which no file is there.
+
+    Args:
+        mirror: The directory of all repositories.
+        name: The benchmark.
+        scratch: Where files are built that are then copied.
+        count: Number of questions.
+        pieces: Files of the split.
+
+    Returns:
+        The directory of the snapshot.
+    """
     source = sources()[name]
     scratch.mkdir(parents=True, exist_ok=True)
     flat = scratch / f"{name}.parquet"
@@ -94,10 +114,3 @@ def add_benchmark(mirror: Path, name: str, scratch: Path, count: int = 12, piece
     files |= shards(table, scratch, f"{subset}/{split}", pieces)
     files["README.md"] = card(entries)
     return add_repository(mirror, source.repository, "dataset", files)
-
-
-def rows_of(snapshot: Path, name: str) -> list[dict]:
-    """The questions of a split in the snapshot, without decoding images."""
-    source = sources()[name]
-    files = sorted((snapshot / (source.subset or "default")).glob(f"{source.split}-*.parquet"))
-    return [row for file in files for row in pq.read_table(file).to_pylist()]

@@ -29,7 +29,15 @@ _ALONE = 256  # fewer images than that are not worth further processes
 
 @dataclass(frozen=True)
 class Seen:
-    """What a file looked like: its state, and its size in pixels or a reason of REASONS."""
+    """What an image file looked like when it was opened.
+
+    Attributes:
+        bytes: Its size.
+        modified: When it was changed last, in nanoseconds.
+        width: In pixels; 0 if it cannot be used.
+        height: In pixels; 0 if it cannot be used.
+        reason: Why it cannot be used, of REASONS; None if it can.
+    """
 
     bytes: int
     modified: int
@@ -90,10 +98,16 @@ def check_images(
 ) -> dict[str, Seen]:
     """What every image looks like, by the names in `files`.
 
-    cache: JSON lines of what was seen, one a file; made, and added to as the check goes on.
-    workers: processes; default, as many as there are cores.
+    Args:
+        files: The images by name.
+        cache: JSON lines of the files' states, one a file; added to as the check goes on.
+        workers: Processes; default, as many as there are cores.
 
-    Raises InputError when the cache cannot be written.
+    Returns:
+        The state of every image, in the order of `files`.
+
+    Raises:
+        InputError: When the cache cannot be read or written.
     """
     known = _read_cache(cache)
     names = list(files)

@@ -71,7 +71,11 @@ def read_launch_config(launch: Launch) -> dict[str, Any]:
 
 def wrapper_of(launch: Launch) -> str:
     """What holds the model in each process, as `replication.plan.costs` names it: single, ddp,
-    fsdp2, zero2 or zero3. Raises InputError as :func:`read_launch_config`."""
+    fsdp2, zero2 or zero3.
+
+    Raises:
+        InputError: As :func:`read_launch_config`.
+    """
     config = read_launch_config(launch)
     kind = config["distributed_type"]
     if kind == "DEEPSPEED":
