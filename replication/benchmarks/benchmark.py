@@ -163,41 +163,66 @@ class Benchmark:
 
     Its outcomes carry a **credit** per question, from 0 to 1: what the official scorer gives the
     answer. ``recompute`` makes the official score from the outcomes again, and has to meet it.
+
+    Attributes:
+        name: Its name here.
+        official_yaml: The official task file, inside lmms_eval/tasks.
+        sources: The other official files that decide prompt and score.
+        split: Of the official data.
+        metric: The headline metric.
+        columns: The columns that the official task reads.
+        skill: The skill that a question probes.
+        id_columns: Columns that identify a question; () for the row number, where the official
+            data have no id.
+        image_column: The column of the image or images.
+        images: Subset of the published data that has the images, where they lie apart.
+        image_key: The column that names a question's image there.
+        percent: The factor that turns the official score into percent or points.
+        scorer: The scorer in words, for the score files.
+        files_only: Metrics that only write a file for a leaderboard.
+        replaced: Lines of the task file that replace more than the data source.
+        credit: The credit of one answer, from the official aggregation and the answer's value.
+        recompute: The official score from the outcomes, in percent or points.
+        score_is_mean: Whether the tables' score is the mean of the credits, in percent.
+        decimals: To which the official aggregation rounds.
+        standard_error: Of the score, from the outcomes.
+        chance: The score of guessing, from the outcomes; None to derive it from the options.
+        options: The answers that a question allows; () for an open one.
+        target: The answer that is reported; None for the official target.
+        with_answer: The same question, were this its answer.
+        paired: Column whose every value belongs to exactly two questions.
+        counts_all: Whether the headline metric counts every question.
+        distinct: The question that a row asks, by the row's id, where several rows ask it in other
+            words. It is right if all of them are: its credit is the least of theirs.
     """
 
     name: str
-    official_yaml: str  # inside lmms_eval/tasks
-    sources: tuple[str, ...]  # the other official files that decide prompt and score
+    official_yaml: str
+    sources: tuple[str, ...]
     split: str
-    metric: str  # the headline metric
-    columns: tuple[str, ...]  # what the official task reads
+    metric: str
+    columns: tuple[str, ...]
     skill: Callable[[Question], str]
-    id_columns: tuple[str, ...] = ()  # () : the row number, where the official data have no id
+    id_columns: tuple[str, ...] = ()
     image_column: str = "image"
-    image_optional: bool = False
-    images: str | None = (
-        None  # subset of the published data that has the images, beside the questions
-    )
-    image_key: str = ""  # the column that names a question's image there
-    percent: float = 100.0  # what turns the official score into percent or points
+    images: str | None = None
+    image_key: str = ""
+    percent: float = 100.0
     scorer: str = "official"
-    files_only: tuple[str, ...] = ()  # metrics that only write a file for a leaderboard
-    replaced: str = ""  # lines of the task file that replace more than the data source; see rows
+    files_only: tuple[str, ...] = ()
+    replaced: str = ""
     credit: Callable[[Aggregate, Any], float] = aggregate_of_one
     recompute: Callable[["pd.DataFrame"], float] = mean
-    score_is_mean: bool = True  # the table's score is the mean of the credits, in percent
-    decimals: int = 12  # to which the official aggregation rounds
+    score_is_mean: bool = True
+    decimals: int = 12
     standard_error: Callable[["pd.DataFrame"], float] = standard_error
-    chance: Callable[["pd.DataFrame"], float] | None = None  # None: from the options
-    options: Callable[[Question], Sequence[str]] = open_ended  # (): the answer is open
-    target: Callable[[Question], str] | None = None  # None: the official target
+    chance: Callable[["pd.DataFrame"], float] | None = None
+    options: Callable[[Question], Sequence[str]] = open_ended
+    target: Callable[[Question], str] | None = None
     with_answer: Callable[[Question, str], dict[str, Any]] = _with_answer
-    """The same question, were this its answer."""
-    paired: str | None = None  # column whose every value must belong to exactly two questions
-    counts_all: bool = True  # False: the headline metric leaves some of the questions out
+    paired: str | None = None
+    counts_all: bool = True
     distinct: Callable[[str], str] | None = None
-    """The question that a row asks, by the row's id, where several rows ask it in other words. It
-    is right if all of them are: its credit is the least of theirs."""
 
     @property
     def official_path(self) -> pathlib.Path:

@@ -142,7 +142,6 @@ BENCHMARKS: dict[str, Benchmark] = {
             skill=in_column("skill"),
             options=lambda question: letters(len(question["choices"])),
             with_answer=_indexed,
-            image_optional=True,
         ),
         Benchmark(
             name="mme",
