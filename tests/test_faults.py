@@ -198,11 +198,9 @@ def a_trained_student(make_model, processor) -> Case:
 
     def write(seed: int) -> Callable[[Path], None]:
         def run(folder: Path) -> None:
-            scratch = folder / "student.checkpoints"
-            scratch.mkdir(exist_ok=True)
             options = argparse.Namespace(out=str(folder / "student"), overwrite=True, seed=seed)
             method, model = MethodConfig("qat", 4, SPEC), quantized(make_model, seed)
-            cli_train._write(options, model, processor, method=method, history=[], scratch=scratch)
+            cli_train._write(options, model, processor, method, [])
 
         return run
 

@@ -2,9 +2,9 @@
 
     grace train | pack | export | bench | generate
 
-Every command is a module here with a text that teaches (`DESCRIPTION`, `EXAMPLES`), its arguments
-(`add_arguments`) and what it does (`run`). Bad input ends with one line on standard error and exit
-code 2. What is slow to import is imported when a command runs.
+Every command is a module here with its help (`DESCRIPTION`, `EXAMPLES`), its arguments
+(`add_arguments`) and its action (`run`). Bad input ends with one line on standard error and exit
+code 2. Packages that are slow to import are imported when a command runs.
 """
 
 import argparse
@@ -37,32 +37,39 @@ and for other libraries:
 
 def parser() -> argparse.ArgumentParser:
     """The command's parser, with one of its own for every subcommand."""
-    kind = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser(
+    layout = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(
         prog="grace",
         description="INT4 quantization-aware training of vision-language models under gated, "
         "relational distillation (arXiv 2601.22709), and what comes after it.",
         epilog=_EPILOG,
-        formatter_class=kind,
+        formatter_class=layout,
     )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module in COMMANDS.items():
-        one = commands.add_parser(
+        command = commands.add_parser(
             name,
             help=(module.__doc__ or "").splitlines()[0].rstrip(".").partition(": ")[2],
             description=module.DESCRIPTION,
             epilog=f"examples:\n{module.EXAMPLES}",
-            formatter_class=kind,
+            formatter_class=layout,
         )
-        module.add_arguments(one)
-    return made
+        module.add_arguments(command)
+    return top
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, or 2 for bad input."""
-    given = parser().parse_args(arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        words: The command line without the program's name; by default this process's own.
+
+    Returns:
+        The exit code: 0, or 2 for bad input.
+    """
+    arguments = parser().parse_args(words)
     try:
-        COMMANDS[given.command].run(given)
+        COMMANDS[arguments.command].run(arguments)
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -1,17 +1,33 @@
 """grace bench: a packed model against its 16-bit version."""
 
 import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
-from grace.cli.models import add_device, positive
+from grace.cli.models import (
+    add_device,
+    check_free,
+    device_of,
+    load,
+    open_image,
+    positive,
+    processor_of,
+    question,
+)
+from grace.errors import InputError
 
 DESCRIPTION = """\
 Measure a packed model beside the same model in bfloat16: time to the first token of a question
 about an image, decoded tokens a second, bytes of weights, and peak memory (of the process; on CUDA
-of the allocator). Each runs in a process of its own; medians over repeats with the least and the
-greatest. Nothing is written, unless --json names a file.
+of the allocator). Each model runs in a process of its own; times are medians over the repeats, with
+the least and the greatest. Nothing is written, unless --json names a file.
 
-Run it on a machine that does nothing else: decoding is limited by memory bandwidth.
+Run it on a machine that does nothing else: memory bandwidth limits decoding.
 """
 EXAMPLES = """\
   grace bench student student-int4
@@ -27,87 +43,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt", default="Describe the image in detail.", help="default: %(default)s"
     )
     parser.add_argument(
-        "--tokens", type=positive, default=32, help="decoded in a run (default: %(default)s)"
+        "--tokens", type=positive, default=32, help="tokens decoded in a run (default: %(default)s)"
     )
     parser.add_argument("--repeats", type=positive, default=5, help="default: %(default)s")
     parser.add_argument(
-        "--batch-size", type=positive, default=1, help="of decoding (default: %(default)s)"
+        "--batch-size",
+        type=positive,
+        default=1,
+        help="rows decoded together (default: %(default)s)",
     )
-    parser.add_argument("--json", help="file for the numbers")
+    parser.add_argument("--json", help="file to write the numbers to")
     add_device(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    import json
+def run(arguments: argparse.Namespace) -> None:
+    """Measure both models, print a table, and write the numbers if --json says where."""
     from multiprocessing import get_context
-    from pathlib import Path
 
-    from grace.cli.models import check_free, device_of, open_image
-    from grace.errors import InputError
-    from grace.export.packed import PACKED_FILE
     from grace.files import atomic_path
+
+    _check(arguments)
+    results = {}
+    for name, path in (("bfloat16", arguments.model), ("packed", arguments.packed)):
+        with get_context("spawn").Pool(1) as pool:  # peak memory belongs to a process
+            results[name] = pool.apply(measure, (path, vars(arguments)))
+    print("\n".join(table(results)))
+    if arguments.json is not None:
+        with atomic_path(arguments.json) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Check everything that can be checked before a model is loaded. Raises InputError."""
+    from grace.export.packed import PACKED_FILE
     from grace.models import check_model_directory
 
-    open_image(given.image)
-    for path in (given.model, given.packed):
+    open_image(arguments.image)
+    for path in (arguments.model, arguments.packed):
         check_model_directory(path)
-    if (Path(given.model) / PACKED_FILE).is_file():
-        raise InputError(f"{given.model!r} is packed: give the 16-bit model first")
-    if not (Path(given.packed) / PACKED_FILE).is_file():
-        raise InputError(f"{given.packed!r} is not packed: run `grace pack` first")
-    if given.json is not None:
-        check_free(given.json, overwrite=False)
-    device_of(given.device)
-    found = {}
-    for name, path in (("bfloat16", given.model), ("packed", given.packed)):
-        with get_context("spawn").Pool(1) as pool:  # peak memory belongs to a process
-            found[name] = pool.apply(measure, (path, vars(given)))
-    print("\n".join(table(found)))
-    if given.json is not None:
-        with atomic_path(given.json) as temporary:
-            temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if (Path(arguments.model) / PACKED_FILE).is_file():
+        raise InputError(f"{arguments.model!r} is packed: give the 16-bit model first")
+    if not (Path(arguments.packed) / PACKED_FILE).is_file():
+        raise InputError(f"{arguments.packed!r} is not packed: run `grace pack` first")
+    if arguments.json is not None:
+        check_free(arguments.json, overwrite=False)
+    device_of(arguments.device)
 
 
-def measure(path: str, given: dict[str, Any]) -> dict[str, Any]:
+def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     """The numbers of one model, in the process that this runs in.
 
-    Returns weight_bytes, peak_bytes, and as {"median", "low", "high"} first_token_seconds and
-    tokens_per_second.
-    """
-    import time
+    Args:
+        path: A packed or other model directory.
+        settings: device, image, prompt, batch_size, tokens and repeats, as the command takes them.
 
+    Returns:
+        weight_bytes, peak_bytes, and as {"median", "low", "high"} first_token_seconds and
+        tokens_per_second; device, threads and prompt_tokens.
+    """
     import torch
 
-    from grace.cli.models import device_of, load, open_image, processor_of, question
     from grace.decoding import Decoder
 
-    device = device_of(given["device"])
+    device = device_of(settings["device"])
 
-    def wait() -> float:
+    def now() -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
     model, processor = load(path, device, "bfloat16"), processor_of(path)
-    image = open_image(given["image"]) or noise()
-    inputs = question(processor, image, given["prompt"], device, model.dtype)
-    rows, tokens = given["batch_size"], given["tokens"]
+    image = open_image(settings["image"]) or noise()
+    inputs = question(processor, image, settings["prompt"], device, model.dtype)
+    rows, tokens, repeats = (settings[name] for name in ("batch_size", "tokens", "repeats"))
     reader = Decoder(model, 1, inputs["input_ids"].shape[1] + tokens + 1)
     first, rates = [], []
-    for _ in range(given["repeats"] + 1):  # the first is to warm up
-        start = wait()
+    for _ in range(repeats + 1):  # the first is to warm up
+        start = now()
         reader.prefill(inputs)
         reader.tokens().tolist()
-        first.append(wait() - start)
+        first.append(now() - start)
     decoder = reader
     if rows > 1:
         decoder = Decoder(model, rows, reader.capacity)
         decoder.start_from(reader)
-    for _ in range(given["repeats"] + 1):
+    for _ in range(repeats + 1):
         decoder.rewind()
-        start = wait()
+        start = now()
         decoder.run(tokens)
-        rates.append(rows * tokens / (wait() - start))
+        rates.append(rows * tokens / (now() - start))
     return {
         "first_token_seconds": spread(first[1:]),
         "tokens_per_second": spread(rates[1:]),
@@ -129,7 +153,7 @@ def noise() -> Any:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of all that a model stores, packed codes and scales included, shared tensors once."""
+    """Bytes of all tensors of a model, packed codes and scales too, shared ones once."""
     stored: dict[int, int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         storage = tensor.untyped_storage()
@@ -138,12 +162,8 @@ def weight_bytes(model: Any) -> int:
 
 
 def peak_resident() -> int:
-    """Bytes of memory that this process had at most."""
-    import resource
-    import sys
-    from pathlib import Path
-
-    try:  # of this program alone; the other also counts what it was started from
+    """The most bytes of memory that this process has had."""
+    try:  # of this program alone; getrusage counts the process it was forked from
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(status.partition("VmHWM:")[2].split()[0])
     except (OSError, IndexError):
@@ -152,32 +172,33 @@ def peak_resident() -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and ends."""
-    import statistics
-
+    """Median, least and greatest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def table(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The two side by side, and the quotients."""
-    before, after = found["bfloat16"], found["packed"]
+def table(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of a table: both models side by side, and the quotients."""
+    both = before, after = results["bfloat16"], results["packed"]
 
-    def shown(one: dict[str, float], places: int) -> str:
-        ends = ", ".join(f"{one[end]:.{places}f}" for end in ("low", "high"))
-        return f"{one['median']:.{places}f} [{ends}]"
+    def cells(key: str, places: int) -> list[str]:
+        return [
+            f"{value['median']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"
+            for value in (model[key] for model in both)
+        ]
 
-    mib = 2**20
-    speed = after["tokens_per_second"]["median"] / before["tokens_per_second"]["median"]
-    first = before["first_token_seconds"]["median"] / after["first_token_seconds"]["median"]
-    rows: list[tuple[str, ...]] = [("", "bfloat16", "packed", "")]
-    sides = [before["tokens_per_second"], after["tokens_per_second"]]
-    rows.append(("tokens/s", *(shown(one, 2) for one in sides), f"{speed:.2f} times"))
-    sides = [before["first_token_seconds"], after["first_token_seconds"]]
-    rows.append(("first token, s", *(shown(one, 3) for one in sides), f"{first:.2f} times as fast"))
+    def quotient(key: str, above: dict[str, Any], below: dict[str, Any]) -> float:
+        return above[key]["median"] / below[key]["median"]
+
+    speed = quotient("tokens_per_second", after, before)
+    first = quotient("first_token_seconds", before, after)
+    rows = [
+        ["", *results, ""],
+        ["tokens/s", *cells("tokens_per_second", 2), f"{speed:.2f} times"],
+        ["first token, s", *cells("first_token_seconds", 3), f"{first:.2f} times as fast"],
+    ]
     for label, key in (("weights, MiB", "weight_bytes"), ("peak memory, MiB", "peak_bytes")):
-        saved = 100 * (1 - after[key] / before[key])
-        both = (f"{one[key] / mib:.1f}" for one in (before, after))
-        rows.append((label, *both, f"{saved:.1f} % less"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+        sizes = [f"{model[key] / 2**20:.1f}" for model in both]
+        rows.append([label, *sizes, f"{100 * (1 - after[key] / before[key]):.1f} % less"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
     return [line.rstrip() for line in lines]

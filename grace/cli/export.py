@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("compressed-tensors", "awq"),
         required=True,
-        help="of the checkpoint, as above",
+        help="format of the checkpoint, as above",
     )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of everything that is not quantized (default: bfloat16; awq: float16)",
+        help="format of everything that is not quantized (default: bfloat16; awq: float16)",
     )
     parser.add_argument(
         "--round-scales",
@@ -42,26 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overwrite(parser)
 
 
-def run(given: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Export and write."""
     import torch
 
     from grace.export import save_awq, save_compressed_tensors
     from grace.models import load_model
 
-    exact = trained_codes(given.model)
-    check_free(given.out, given.overwrite)
-    awq = given.format == "awq"
+    exact = trained_codes(arguments.model)
+    check_free(arguments.out, arguments.overwrite)
+    awq = arguments.format == "awq"
     save = save_awq if awq else save_compressed_tensors
-    processor = processor_of(given.model)
+    processor = processor_of(arguments.model)
     # as it was trained: codes are compared with the weights before anything is rounded
     save(
-        load_model(given.model),
-        given.out,
+        load_model(arguments.model),
+        arguments.out,
         codes=exact,
         bits=exact.bits,
-        dtype=getattr(torch, given.dtype or ("float16" if awq else "bfloat16")),
+        dtype=getattr(torch, arguments.dtype or ("float16" if awq else "bfloat16")),
         processor=processor,
-        round_scales=given.round_scales,
-        overwrite=given.overwrite,
+        round_scales=arguments.round_scales,
+        overwrite=arguments.overwrite,
     )
-    print(f"exported {len(exact)} linears of {exact.bits} bits to {given.out} ({given.format})")
+    print(
+        f"exported {len(exact)} linears of {exact.bits} bits to {arguments.out} "
+        f"({arguments.format})"
+    )

@@ -29,35 +29,39 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="directory, or hub name, of a model")
-    parser.add_argument("--prompt", required=True, help="what is asked")
-    parser.add_argument("--image", help="picture that it is asked about")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--image", help="picture that the question is about")
     parser.add_argument(
-        "--max-new-tokens", type=positive, default=64, help="at most (default: %(default)s)"
+        "--max-new-tokens",
+        type=positive,
+        default=64,
+        help="most tokens of the answer (default: %(default)s)",
     )
     parser.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="of a model that is not packed (default: bfloat16 where the device multiplies it "
-        "natively, else float32)",
+        help="format of a model that is not packed (default: bfloat16 where the device multiplies "
+        "it natively, else float32)",
     )
     parser.add_argument(
         "--backend",
         choices=("auto", "cpu", "cuda", "reference"),
         default="auto",
-        help="of packed layers (default: %(default)s, the kernel of the device)",
+        help="kernel of packed layers (default: %(default)s, that of the device)",
     )
     add_device(parser)
 
 
-def run(given: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Answer and print."""
     from grace.decoding import generate
 
-    image = open_image(given.image)
-    device = device_of(given.device)
-    processor = processor_of(given.model)
-    model = load(given.model, device, given.dtype, given.backend)
-    inputs = question(processor, image, given.prompt, device, model.dtype)
-    tokens = generate(model, inputs, given.max_new_tokens)
+    image = open_image(arguments.image)
+    device = device_of(arguments.device)
+    processor = processor_of(arguments.model)
+    model = load(arguments.model, device, arguments.dtype, arguments.backend)
+    inputs = question(processor, image, arguments.prompt, device, model.dtype)
+    tokens = generate(model, inputs, arguments.max_new_tokens)
     new = tokens[0, inputs["input_ids"].shape[1] :]
     print(processor.tokenizer.decode(new, skip_special_tokens=True).strip())

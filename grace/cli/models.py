@@ -16,7 +16,7 @@ def processor_of(path: str) -> Any:
 
 
 def trained_codes(path: str) -> Any:
-    """The integers beside a trained model. Raises InputError where there are none."""
+    """The codes and scales beside a trained model. Raises InputError where there are none."""
     from grace.models import check_model_directory
     from grace.quantization import CODES_FILE, CodesFile
 
@@ -43,7 +43,11 @@ def check_free(path: str, overwrite: bool) -> None:
 def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> Any:
     """A model ready to answer: packed, released (then it is packed), trained or published.
 
-    dtype: of what is not packed; "auto" is what the device multiplies natively.
+    Args:
+        path: A directory or hub name.
+        device: "cpu" or "cuda".
+        dtype: Format of weights that are not packed; "auto" is what the device multiplies natively.
+        backend: Kernel of packed layers.
     """
     import torch
 
@@ -69,7 +73,11 @@ def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> 
 
 
 def device_of(name: str) -> str:
-    """ "auto" is CUDA where there is one. Raises InputError for a device that is not there."""
+    """The device of --device: "auto" is CUDA where there is one.
+
+    Raises:
+        InputError: The device is not there.
+    """
     import torch
 
     if name == "cuda" and not torch.cuda.is_available():
@@ -97,7 +105,7 @@ def add_overwrite(parser: Any) -> None:
 
 
 def question(processor: Any, image: Any, prompt: str, device: str, dtype: Any) -> dict[str, Any]:
-    """Model inputs of one question about an image (or none)."""
+    """Model inputs (1, S) of one question, about an image or none."""
     content = [{"type": "image"}] if image is not None else []
     chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
     text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -106,15 +114,14 @@ def question(processor: Any, image: Any, prompt: str, device: str, dtype: Any) -
 
 
 def open_image(path: str | None) -> Any:
-    """A picture, or None without a path. Raises InputError for a file that is missing or none."""
-    from PIL import Image
+    """The picture of --image, or None without a path.
 
-    if path is None:
-        return None
-    try:
-        return Image.open(path).convert("RGB")
-    except Exception as error:  # every image format fails with types of its own
-        raise InputError(f"--image {path!r} cannot be read ({error}); give a picture") from error
+    Raises:
+        InputError: The file is missing or no picture.
+    """
+    from grace.data.images import read_image
+
+    return None if path is None else read_image(path, f"--image {path!r}", "give a picture")
 
 
 def positive(text: str) -> int:

@@ -7,12 +7,12 @@ from grace.cli.models import DTYPES, add_overwrite, check_free, processor_of, tr
 DESCRIPTION = """\
 Pack a trained model: its decoder's linears become packed INT4 (or INT8) layers that run on kernels.
 
-The codes and scales are those that training ended with; nothing is quantized anew. Every layer is
+The codes and scales are those that training ended with; nothing is quantized again. Every layer is
 unpacked again and compared: a code that differs ends the command. Vision tower, projector,
 embeddings and output head keep 16 bits.
 
 Written to --out: packed.safetensors (in no kernel's layout: the directory can be used on another
-device), configuration and processor. Printed: what every linear then runs, and its bits.
+device), configuration and processor. Printed: the kernel of the linears, and their bits.
 """
 EXAMPLES = """\
   grace pack student --out student-int4
@@ -27,18 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         choices=("auto", "cpu", "cuda", "reference"),
         default="auto",
-        help="to check the packing with (default: auto, the kernel of this device)",
+        help="kernel that checks the packing (default: auto, that of this device)",
     )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="bfloat16",
-        help="of everything that is not packed (default: %(default)s)",
+        help="format of everything that is not packed (default: %(default)s)",
     )
     add_overwrite(parser)
 
 
-def run(given: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """Pack, check and write."""
     import torch
 
     from grace.cli.models import device_of
@@ -46,12 +47,12 @@ def run(given: argparse.Namespace) -> None:
     from grace.int4 import effective_bits, pack
     from grace.models import load_model
 
-    exact = trained_codes(given.model)
-    check_free(given.out, given.overwrite)
-    device = device_of("cuda" if given.backend == "cuda" else "cpu")
-    processor = processor_of(given.model)
-    model = load_model(given.model, dtype=getattr(torch, given.dtype)).to(device)
-    names = pack(model, exact, backend=given.backend)
-    save_packed(model, given.out, processor=processor, overwrite=given.overwrite)
+    exact = trained_codes(arguments.model)
+    check_free(arguments.out, arguments.overwrite)
+    device = device_of("cuda" if arguments.backend == "cuda" else "cpu")
+    processor = processor_of(arguments.model)
+    model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
+    names = pack(model, exact, backend=arguments.backend)
+    save_packed(model, arguments.out, processor=processor, overwrite=arguments.overwrite)
     print(effective_bits(model).of(names))
-    print(f"packed into {given.out}: {len(names)} linears, no code differs")
+    print(f"packed into {arguments.out}: {len(names)} linears, no code differs")

@@ -1,9 +1,13 @@
 """grace train: a student in INT4 under a teacher."""
 
 import argparse
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 from grace.cli.models import add_device, add_overwrite, check_free, positive, processor_of
+from grace.errors import InputError
 
 DESCRIPTION = """\
 Train a vision-language model with fake-quantized weights under a larger teacher of its family
@@ -12,10 +16,10 @@ fine-tuning (sft). The vision tower is frozen; the linears of the decoder layers
 
 DATA is a parquet file of conversations in the LLaVA schema: id, image (bytes and path; null for
 none) and conversations (turns of "human" and "gpt"; the first human turn has <image>). All images
-have to come to the same size after processing.
+have to have the same size after processing.
 
 Written to --out: the trained model (weights on the integer grid), its codes and scales
-(quantized.safetensors), the processor, and training.json with settings and log. Checkpoints lie in
+(quantized.safetensors), the processor, and training.json with settings and log. Checkpoints are in
 OUT.checkpoints until training is complete; --resume goes on from the last one.
 """
 EXAMPLES = """\
@@ -38,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what is trained (default: %(default)s)",
     )
     parser.add_argument(
-        "--bits", type=int, help="of a weight, 2 to 8, or 16 for none (default: 4; sft: 16)"
+        "--bits",
+        type=int,
+        help="bits of a weight: 2 to 8, or 16 for no quantization (default: 4; sft: 16)",
     )
     parser.add_argument(
         "--group-size",
@@ -50,13 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--epochs", type=float, default=1.0, help="default: %(default)s")
     length.add_argument("--steps", type=positive, help="optimizer steps, instead of epochs")
     parser.add_argument(
-        "--batch-size", type=positive, default=4, help="of one pass (default: %(default)s)"
+        "--batch-size",
+        type=positive,
+        default=4,
+        help="samples in a forward pass (default: %(default)s)",
     )
     parser.add_argument(
         "--accumulation",
         type=positive,
         default=1,
-        help="passes in an optimizer step (default: %(default)s)",
+        help="forward passes in an optimizer step (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
@@ -74,61 +83,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overwrite(parser)
 
 
-def run(given: argparse.Namespace) -> None:
-    from pathlib import Path
-
+def run(arguments: argparse.Namespace) -> None:
+    """Train, write the model, and remove the checkpoints."""
     import torch
-    from transformers import TrainingArguments
-    from transformers.trainer_utils import get_last_checkpoint
 
-    from grace.arithmetic import native_dtype
     from grace.cli.models import device_of
     from grace.data import Collator, ConversationDataset
-    from grace.errors import InputError
-    from grace.models import family_of, load_model
-    from grace.training import GraceTrainer, LiveTeacher, prepare_student
+    from grace.models import load_model
+    from grace.training import GraceTrainer, prepare_student
 
-    method = _method(given)
-    check_free(given.out, given.overwrite)
-    if method.needs_teacher != (given.teacher is not None):
-        wanted = "needs" if method.needs_teacher else "takes no"
-        raise InputError(f"--method {given.method} {wanted} --teacher")
-    scratch = Path(f"{given.out}.checkpoints")
-    last = get_last_checkpoint(str(scratch)) if scratch.is_dir() else None
-    if given.resume and last is None:
-        raise InputError(f"--resume: {scratch} holds no checkpoint; leave --resume out")
-    if last is not None and not given.resume:
-        raise InputError(f"{scratch} holds a checkpoint: go on with --resume, or remove it")
-    device = device_of(given.device)
-    torch.manual_seed(given.seed)
-    student: Any = load_model(given.model)
-    processor = processor_of(given.model)
-    family = family_of(student.config.model_type)
+    method = _method(arguments)
+    check_free(arguments.out, arguments.overwrite)
+    if method.needs_teacher != (arguments.teacher is not None):
+        needs = "needs" if method.needs_teacher else "takes no"
+        raise InputError(f"--method {arguments.method} {needs} --teacher")
+    checkpoints = Path(f"{arguments.out}.checkpoints")
+    checkpoint = _checkpoint(checkpoints, arguments.resume)
+    device = device_of(arguments.device)
+    torch.manual_seed(arguments.seed)
+    student: Any = load_model(arguments.model)
+    processor = processor_of(arguments.model)
     prepare_student(student, method)
-    data = ConversationDataset(given.data, processor, student.config)
-    collate = Collator(family, student.config.image_token_id, processor.tokenizer.pad_token_id)
+    data = ConversationDataset(arguments.data, processor, student.config)
+    collate = Collator(data.family, student.config.image_token_id, processor.tokenizer.pad_token_id)
     teacher = None
-    if given.teacher is not None:
-        model = load_model(given.teacher, dtype=native_dtype(device)).to(device)
-        teacher = LiveTeacher(
-            model,
-            family,
-            relational=method.relational,
-            tokenizer=processor_of(given.teacher).tokenizer,
-        )
-    arguments = TrainingArguments(
-        str(scratch),
-        learning_rate=given.learning_rate,
-        num_train_epochs=given.epochs,
-        max_steps=given.steps or -1,
-        per_device_train_batch_size=given.batch_size,
-        gradient_accumulation_steps=given.accumulation,
+    if arguments.teacher is not None:
+        teacher = _teacher(arguments.teacher, data.family, method, device)
+    settings = _training_arguments(arguments, checkpoints, device)
+    trainer = GraceTrainer(student, settings, data, collate, method=method, teacher=teacher)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    _write(arguments, student, processor, method, trainer.state.log_history)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _checkpoint(checkpoints: Path, resume: bool) -> str | None:
+    """The checkpoint to go on from. Raises InputError where --resume does not fit what is there."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if resume and last is None:
+        raise InputError(f"--resume: {checkpoints} holds no checkpoint; leave --resume out")
+    if last is not None and not resume:
+        raise InputError(f"{checkpoints} holds a checkpoint: go on with --resume, or remove it")
+    return last
+
+
+def _teacher(path: str, family: Any, method: Any, device: str) -> Any:
+    from grace.arithmetic import native_dtype
+    from grace.models import load_model
+    from grace.training import LiveTeacher
+
+    model = load_model(path, dtype=native_dtype(device)).to(device)
+    tokenizer = processor_of(path).tokenizer
+    return LiveTeacher(model, family, relational=method.relational, tokenizer=tokenizer)
+
+
+def _training_arguments(arguments: argparse.Namespace, checkpoints: Path, device: str) -> Any:
+    import torch
+    from transformers import TrainingArguments
+
+    from grace.arithmetic import native_dtype
+
+    return TrainingArguments(
+        str(checkpoints),
+        learning_rate=arguments.learning_rate,
+        num_train_epochs=arguments.epochs,
+        max_steps=arguments.steps or -1,
+        per_device_train_batch_size=arguments.batch_size,
+        gradient_accumulation_steps=arguments.accumulation,
         warmup_steps=0.03,
         lr_scheduler_type="cosine",
         bf16=native_dtype(device) == torch.bfloat16,
-        gradient_checkpointing=given.gradient_checkpointing,
-        seed=given.seed,
-        data_seed=given.seed,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        seed=arguments.seed,
+        data_seed=arguments.seed,
         logging_steps=10,
         save_steps=500,
         save_total_limit=1,
@@ -137,75 +165,63 @@ def run(given: argparse.Namespace) -> None:
         dataloader_pin_memory=False,
         report_to=[],
     )
-    trainer = GraceTrainer(student, arguments, data, collate, method=method, teacher=teacher)
-    trainer.train(resume_from_checkpoint=last if given.resume else None)
-    history = trainer.state.log_history
-    _write(given, student, processor, method=method, history=history, scratch=scratch)
 
 
-def _method(given: argparse.Namespace) -> Any:
+def _method(arguments: argparse.Namespace) -> Any:
     """The method that the arguments describe. Raises InputError for what does not go together."""
     from grace.distillation import DistillationConfig
-    from grace.errors import InputError
     from grace.quantization import QuantSpec
     from grace.training import NAIVE_KD, TEACHER_METHODS, MethodConfig
 
-    bits = given.bits if given.bits is not None else (16 if given.method == "sft" else 4)
-    size = given.group_size
+    name, bits, size = arguments.method, arguments.bits, arguments.group_size
+    if bits is None:
+        bits = 16 if name == "sft" else 4
     spec = None
     if bits != 16:
         spec = QuantSpec(bits=bits, group_size=int(size) if size.isdigit() else size)
     distillation = None
-    if given.method in TEACHER_METHODS:
-        chosen = NAIVE_KD if given.method == "kd" else {}
-        distillation = DistillationConfig.from_dict({**chosen, **_settings(given.set)})
-    elif given.set:
-        raise InputError(f"--set {given.set[0]}: --method {given.method} does not distil")
-    return MethodConfig(given.method, bits, spec, distillation)
+    if name in TEACHER_METHODS:
+        shared = NAIVE_KD if name == "kd" else {}
+        distillation = DistillationConfig.from_dict({**shared, **_settings(arguments.set)})
+    elif arguments.set:
+        raise InputError(f"--set {arguments.set[0]}: --method {name} does not distil")
+    return MethodConfig(name, bits, spec, distillation)
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
-    import json
-
-    from grace.errors import InputError
-
-    found = {}
+    """The values of --set by name. Raises InputError for anything but NAME=VALUE."""
+    settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         try:
-            found[name] = json.loads(value)
+            settings[name] = json.loads(value)
         except ValueError:
             equals = ""
         if not equals:
             raise InputError(f"--set {pair!r}: give NAME=VALUE with a number, true or false")
-    return found
+    return settings
 
 
 def _write(
-    given: argparse.Namespace,
+    arguments: argparse.Namespace,
     student: Any,
     processor: Any,
-    *,
     method: Any,
     history: list[dict[str, Any]],
-    scratch: Any,
 ) -> None:
-    """The trained model as a directory, then the checkpoints go."""
-    import shutil
-
+    """Write the trained model as a directory, with settings and log."""
     from grace.files import write_json
     from grace.training import save_student
 
-    settings = {name: value for name, value in vars(given).items() if name != "command"}
+    settings = {name: value for name, value in vars(arguments).items() if name != "command"}
     report = {"settings": settings, "method": repr(method), "history": history}
     exact = save_student(
         student,
         processor,
-        given.out,
+        arguments.out,
         method,
-        overwrite=given.overwrite,
+        overwrite=arguments.overwrite,
         also=lambda directory: write_json(directory / "training.json", report),
     )
-    shutil.rmtree(scratch, ignore_errors=True)
     grid = f", {len(exact)} linears on the {method.bits}-bit grid" if exact else ""
-    print(f"trained {given.out}{grid}")
+    print(f"trained {arguments.out}{grid}")
