@@ -11,51 +11,83 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, Strict
+from pydantic.dataclasses import dataclass
 
 from grace.errors import InputError
 from replication.base.files import is_number, read_json
 from replication.base.scales import check_scale
+from replication.base.validation import Positive, validate
 from replication.stats.verdict import LEVEL, Interval
 
-BUDGET_TOLERANCE = 0.1  # of tau: how far above it the average may end
-SETTLED = 0.1  # of the last value: how far beta may be from it once it has settled
-SETTLED_BY = 0.8  # of the steps: settling later is the end of training, not of movement
-_TAIL = 0.1  # of the logged steps
+BUDGET_TOLERANCE = 0.1
+"""How far above the budget the moving average may end, as a share of it."""
+SETTLED = 0.1
+"""How far beta may be from its last value once it has settled, as a share of it."""
+SETTLED_BY = 0.8
+"""The share of the steps by which it has settled: later is the end of training, not of movement."""
+_TAIL = 0.1
+"""The share of the logged steps that the end is the mean of."""
 _SLACK = 1e-9
+
+
+_Seconds = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What training one seed of a run cost. tokens: not counting padding; memory in bytes."""
+    """What training one seed of a run cost.
 
-    seconds: float
-    steps: int
-    tokens: int
-    peak_memory_bytes: int
-    trained_parameters: int
-    threads: int
-    device: str
+    Attributes:
+        seconds: of the training loop.
+        steps: optimizer steps.
+        tokens: that were read, not counting padding.
+        peak_memory_bytes: of the process.
+        trained_parameters: how many.
+        threads: of the processor.
+        device: its description.
+    """
+
+    seconds: _Seconds
+    steps: Positive
+    tokens: Positive
+    peak_memory_bytes: Positive
+    trained_parameters: Positive
+    threads: Positive
+    device: str = "unknown"
 
     @property
     def seconds_per_step(self) -> float:
+        """Mean time of a step."""
         return self.seconds / self.steps
 
     @property
     def tokens_per_second(self) -> float:
+        """Mean rate."""
         return self.tokens / self.seconds
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """The controller over one training, at the logged steps: arrays (logged,), and its settings."""
+    """The controller over one training, at the logged steps.
+
+    Attributes:
+        step: (logged,), optimizer steps.
+        epoch: (logged,), passes over the data; NaN where it was not logged.
+        beta: (logged,), the multiplier.
+        ema: (logged,), the moving average of the loss.
+        tau: the budget.
+        beta_min: the multiplier's lower bound.
+        beta_max: its upper bound.
+    """
 
     step: np.ndarray
     epoch: np.ndarray
@@ -74,8 +106,10 @@ def logs_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
 def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[int, dict[str, Any]]:
     """A run's training logs by seed, whatever folder they lie in; empty if there is none.
 
-    Raises InputError for a log that is not JSON or not a mapping."""
-    found = {}
+    Raises:
+        InputError: for a log that is not JSON or not a mapping.
+    """
+    logs = {}
     for path in sorted(logs_path(results, scale, "", run).parent.glob(f"*/{run}/seed*.json")):
         name = re.fullmatch(r"seed(\d+)", path.stem)
         if name is None:
@@ -84,52 +118,42 @@ def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[in
         if not isinstance(log, dict):
             raise InputError(f"{path}: a training log is a mapping")
         if log.get("family") == family:
-            found[int(name[1])] = log
-    return dict(sorted(found.items()))
-
-
-def _positive(value: Any) -> bool:
-    return is_number(value) and value > 0
+            logs[int(name[1])] = log
+    return dict(sorted(logs.items()))
 
 
 def cost_of(log: Mapping[str, Any]) -> Cost | None:
     """The cost in a training log; None where an entry is absent, or no positive number."""
-    given = log.get("cost")
-    if not isinstance(given, dict):
+    try:
+        return validate(Cost, log.get("cost"), "cost")
+    except InputError:
         return None
-    names = [name for name in Cost.__dataclass_fields__ if name != "device"]
-    if not all(_positive(given.get(name)) for name in names):
-        return None
-    return Cost(device=str(given.get("device", "unknown")), **{n: given[n] for n in names})
 
 
 def trajectory_of(log: Mapping[str, Any]) -> Trajectory | None:
     """The controller's trajectory in a training log; None where it or its settings are absent."""
     settings, history = log.get("controller"), log.get("history")
-    logged = ("step", "beta", "ema")
-    entries = [
-        entry
-        for entry in (history if isinstance(history, list) else [])
-        if isinstance(entry, dict) and all(is_number(entry.get(name)) for name in logged)
-    ]
-    if not isinstance(settings, dict) or not entries:
-        return None
-    if not all(is_number(settings.get(name)) for name in ("tau", "beta_min", "beta_max")):
+    history = history if isinstance(history, list) else []
+    entries = [entry for entry in history if _has_numbers(entry, ("step", "beta", "ema"))]
+    bounds = ("tau", "beta_min", "beta_max")
+    if not entries or not isinstance(settings, dict) or not _has_numbers(settings, bounds):
         return None
 
     def column(name: str) -> np.ndarray:
-        found = (entry.get(name) for entry in entries)
-        return np.array([float(value) if is_number(value) else math.nan for value in found])
+        values = (entry.get(name) for entry in entries)
+        return np.array([float(value) if is_number(value) else math.nan for value in values])
 
     return Trajectory(
         step=column("step"),
         epoch=column("epoch"),
         beta=column("beta"),
         ema=column("ema"),
-        tau=float(settings["tau"]),
-        beta_min=float(settings["beta_min"]),
-        beta_max=float(settings["beta_max"]),
+        **{name: float(settings[name]) for name in bounds},
     )
+
+
+def _has_numbers(entry: Any, names: Sequence[str]) -> bool:
+    return isinstance(entry, dict) and all(is_number(entry.get(name)) for name in names)
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -144,7 +168,8 @@ def cost_ratio(
     difference; None for fewer than two seeds a run, since a single timing shows no spread. Sizes do
     not vary at random: the interval goes from the smallest to the largest ratio of two seeds.
 
-    Raises InputError where the runs were trained on different devices or numbers of threads.
+    Raises:
+        InputError: where the runs were trained on different devices or numbers of threads.
     """
     places = {(cost.device, cost.threads) for cost in (*costs, *against)}
     if len(places) != 1:
@@ -194,14 +219,11 @@ def _ends(values: np.ndarray) -> tuple[float, float]:
 
 def steps_out_of_bounds(trajectories: Sequence[Trajectory]) -> int:
     """Logged steps at which beta lies outside its bounds, over all seeds."""
-    return int(
-        sum(
-            np.count_nonzero(
-                (one.beta < one.beta_min - _SLACK) | (one.beta > one.beta_max + _SLACK)
-            )
-            for one in trajectories
-        )
-    )
+    outside = 0
+    for course in trajectories:
+        below = course.beta < course.beta_min - _SLACK
+        outside += int(np.count_nonzero(below | (course.beta > course.beta_max + _SLACK)))
+    return outside
 
 
 def _tail(values: np.ndarray, before: int = 0) -> float:
@@ -212,31 +234,37 @@ def _tail(values: np.ndarray, before: int = 0) -> float:
 
 
 def budget_excess(trajectories: Sequence[Trajectory]) -> tuple[Interval, str]:
-    """How far above the budget the loss's moving average ends, and why that decides nothing ("" if
-    it does): (tail of the EMA − tau) / tau.
+    """How far above the budget the loss's moving average ends: (tail of the EMA − tau) / tau.
 
-    The tail is the mean over the last tenth of the logged steps; the point is the mean over seeds,
-    the interval goes from the lowest to the highest seed. Two things excuse an excess. With beta at
-    its upper bound the constraint cannot be attained: the controller has done what it may. With an
-    average that is still falling (by more than 1 % from the tenth before), training was too short.
+    The tail is the mean over the last tenth of the logged steps. Two things excuse an excess. With
+    beta at its upper bound the constraint cannot be attained: the controller has done what it may.
+    With an average that is still falling (by more than 1 % from the tenth before), training was too
+    short.
+
+    Returns:
+        The mean over seeds, with the interval from the lowest to the highest seed; and why it
+        decides nothing ("" if it does).
     """
-    excess = np.array([(_tail(one.ema) - one.tau) / one.tau for one in trajectories])
+    excess = np.array([(_tail(course.ema) - course.tau) / course.tau for course in trajectories])
     interval = Interval(float(excess.mean()), *_ends(excess))
-    above = [
-        one for one, value in zip(trajectories, excess, strict=True) if value > BUDGET_TOLERANCE
-    ]
+    pairs = zip(trajectories, excess, strict=True)
+    above = [course for course, value in pairs if value > BUDGET_TOLERANCE]
     if not above:
         return interval, ""
-    if all(one.beta[-1] >= one.beta_max * (1 - 1e-6) for one in above):
+    if all(course.beta[-1] >= course.beta_max * (1 - 1e-6) for course in above):
         return interval, "β is at its upper bound: the budget cannot be attained"
-    if all(len(one.ema) >= 20 and _tail(one.ema) < 0.99 * _tail(one.ema, 1) for one in above):
+    if all(len(course.ema) >= 20 and _tail(course.ema) < 0.99 * _tail(course.ema, 1)
+           for course in above):  # fmt: skip
         return interval, "the moving average was still falling when training ended"
     return interval, ""
 
 
 def settled_epoch(trajectory: Trajectory) -> float | None:
-    """The epoch from which beta stays within a tenth of its last value, or None if that is in the
-    last fifth of the training: then it has not settled."""
+    """The epoch from which beta stays within a tenth of its last value.
+
+    Returns:
+        None if that is in the last fifth of the training: then it has not settled.
+    """
     last = trajectory.beta[-1]
     away = np.flatnonzero(np.abs(trajectory.beta - last) > SETTLED * abs(last))
     first = int(away[-1]) + 1 if away.size else 0
