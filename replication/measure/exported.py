@@ -8,6 +8,8 @@ Each way gives the model that then runs, and the integers that it runs on, as re
     awq         a `save_awq` export, by `load_released`            the layout's reader
 """
 
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,19 @@ from grace.export import load_released, save_awq, save_compressed_tensors
 from grace.int4 import PackedLinear, pack
 from grace.models import load_model, load_processor
 from grace.quantization import CODES_FILE, CodesFile, fake_quant_layers
-from replication.evaluate.score import evaluate_model
-from replication.stats.bootstrap import Answers, bootstrap_scores, interval, score
+from replication.base.workers import run_all
+from replication.evaluate.score import evaluate_model, evaluation_dtype
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import Params
+from replication.stats.bootstrap import Answers, bootstrap_scores, generator, interval, score
 from replication.stats.verdict import Interval
 
 RUN = "grace_int4"
+METHOD = (
+    f"{RUN}, seed {{seed}}: codes and scales after packing, and after exports read by "
+    "compressed-tensors and by the AWQ layout's reader, against those trained; answers against "
+    "those of the model as trained; bootstrap over questions"
+)
 
 Integers = Mapping[str, tuple[Tensor, Tensor]]
 """name -> (codes (out, in), scales (out, groups)) of every quantized linear."""
@@ -174,45 +184,55 @@ def equal_answers(before: Sequence[AnswerRow], after: Sequence[AnswerRow]) -> di
     return {benchmark: np.array(values) for benchmark, values in equal.items()}
 
 
-def compare_ways(
-    before: Sequence[AnswerRow],
-    after: Mapping[str, tuple[int, Sequence[AnswerRow]]],
-    benchmarks: Sequence[str],
-    *,
-    seed: int,
-    rng: np.random.Generator,
-    resamples: int,
-) -> dict[str, Any]:
-    """The parts of the measurement: mismatches and differing answers of all ways.
+def measure_exports(params: Params, layout: Layout, family: str) -> dict[str, Any]:
+    """Pack and export a family's trained student, and count what differs.
 
     Args:
-        before: the answers of the model as it was trained.
-        after: what `answers` returns, by way.
-        benchmarks: those that were asked.
-        seed: the seed that the model was trained with.
-        rng: draws the resamples of the questions.
-        resamples: number of resamples behind the interval.
+        params: the sections evaluate, export and compare are read.
+        layout: where the student and the questions are.
+        family: the family's name.
 
     Returns:
-        "n", "values" ("mismatches" and "differing", which are counts; "agreement", the percentage
-        of questions that the packed model answers alike) and "data" (both counts by way).
+        The parts of a measurement: "n", "values" ("mismatches" and "differing", which are counts;
+        "agreement", the percentage of questions that the packed model answers alike) and "data"
+        (both counts by way).
+
+    Raises:
+        InputError: where the student is missing, or cannot be exported.
     """
-    equal = {way: equal_answers(before, rows) for way, (_, rows) in after.items()}
-    ways = {
-        way: {
-            "mismatches": count,
-            "differing": sum(int((~values).sum()) for values in equal[way].values()),
-        }
-        for way, (count, _) in after.items()
+    group, run = params.find_run(family, RUN)
+    path = needed(layout.trained(group, RUN, run.seeds[0]), "train")
+    benchmarks = params.evaluate.benchmarks[group]
+    settings = {
+        "benchmarks": benchmarks,
+        "batch_size": params.evaluate.batch_size,
+        "max_new_tokens": params.evaluate.max_new_tokens,
+        "dtype": evaluation_dtype(params.evaluate.dtype),
+        "limit": params.export.questions,
     }
-    packed = Answers((seed,), {name: values[None] for name, values in equal["packed"].items()})
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = [(way, path, layout.benchmarks, Path(folder), settings) for way in (None, *WAYS)]
+        (_, before), *after = run_all(answers, jobs)
+    equal, ways = {}, {}
+    for way, (count, rows) in zip(WAYS, after, strict=True):
+        equal[way] = equal_answers(before, rows)
+        differing = sum(int((~values).sum()) for values in equal[way].values())
+        ways[way] = {"mismatches": count, "differing": differing}
+        text = f"{family}, {way}: {count} mismatches; {differing} other answers"
+        print(text, file=sys.stderr)
     exported = [ways[way]["differing"] for way in ("compressed", "awq")]
+    packed = Answers(
+        (run.seeds[0],), {name: values[None] for name, values in equal["packed"].items()}
+    )
+    rng = generator(params.export.seed, family)
     return {
         "n": {"questions": len(before), "benchmarks": len(benchmarks)},
         "values": {
             "mismatches": Interval.exact(float(sum(way["mismatches"] for way in ways.values()))),
             "differing": Interval.exact(float(sum(exported))),
-            "agreement": interval(bootstrap_scores([packed], benchmarks, rng, resamples), score),
+            "agreement": interval(
+                bootstrap_scores([packed], benchmarks, rng, params.compare.resamples), score
+            ),
         },
         "data": {"ways": ways},
     }

@@ -12,8 +12,14 @@ from tqdm import tqdm
 
 from grace.data import Collator
 from grace.distillation import DistillationConfig, confidence_gate, decoupled_kd
-from grace.models import family_of
+from grace.models import family_of, load_model, load_processor
 from grace.training import CachedTeacher, SupervisedForward
+from replication.results.measurements import gate_covariance
+from replication.settings.paths import Layout, needed
+from replication.settings.schema import Params
+from replication.stats.bootstrap import generator
+from replication.train.fit import load_training_data
+from replication.train.runs import method_config
 
 RUN = "grace_int4"
 METHOD = (
@@ -21,6 +27,40 @@ METHOD = (
     "bootstrap over conversations"
 )
 _PART = 100  # samples in one forward pass
+
+
+def measure_gate(params: Params, layout: Layout, family: str) -> dict[str, Any]:
+    """The covariance of gate and loss over some training conversations of a family.
+
+    Args:
+        params: the sections train, runs, gate_covariance and compare are read.
+        layout: where the student, the data and the teacher's outputs are.
+        family: the family's name.
+
+    Returns:
+        "n" and "values" of a measurement.
+
+    Raises:
+        InputError: where a stage that comes before has not run.
+    """
+    group, run = params.find_run(family, RUN)
+    config = method_config(params.train, run).distillation
+    assert config is not None
+    needed(layout.conversations, "standins")
+    needed(layout.features(family), "features")
+    outputs = needed(layout.teacher_outputs(family), "teacher_outputs")
+    path = needed(layout.trained(group, RUN, run.seeds[0]), "train")
+    model: Any = load_model(path).eval()
+    processor = load_processor(path)
+    data = load_training_data(layout, family, processor, model.config)
+    teacher = CachedTeacher(outputs, samples=len(data))
+    settings = params.gate_covariance
+    rng = generator(settings.seed, family)
+    samples = rng.choice(len(data), min(settings.samples, len(data)), replace=False)
+    gates, losses, owners = gates_and_losses(
+        model, processor, data, teacher, samples=samples, config=config
+    )
+    return gate_covariance(gates, losses, rng, clusters=owners, resamples=params.compare.resamples)
 
 
 def gates_and_losses(

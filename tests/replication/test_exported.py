@@ -149,7 +149,7 @@ def run_stage(monkeypatch, tmp_path, family, answers):
         parents=True
     )
     monkeypatch.setattr("replication.stages.load_params", lambda path: params)
-    monkeypatch.setattr(stage, "run_all", lambda function, jobs: [answers(*job) for job in jobs])
+    monkeypatch.setattr(exported, "run_all", lambda function, jobs: [answers(*job) for job in jobs])
     monkeypatch.setattr(sys, "argv", ["export", family])
     stage.main()
     (claim,) = verify("results", "small", only=["C15"])
