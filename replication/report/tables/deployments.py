@@ -10,70 +10,78 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag
+from pydantic.dataclasses import dataclass
 
 from grace.errors import InputError
 from replication.base.files import read_json
+from replication.base.validation import Number, Positive, validate
 from replication.results.deployment import BASELINE, RESULT
 from replication.results.elsewhere import RECORDED, slug_of
 
-_Number = Annotated[float, Field(gt=1e-12, lt=1e18, strict=True)]
+_Size = Annotated[Number, Field(gt=1e-12, lt=1e18)]
 """Bytes, seconds or rates that a machine can have: the quotient of two of them is finite."""
 _Batch = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 _Ran = Discriminator(lambda part: "not" if isinstance(part, dict) and "not_run" in part else "ran")
 
 
-class _Spread(BaseModel):
+@dataclass
+class _Spread:
     """A median between its ends, and the repeats behind it."""
 
     values: list[Any]
-    low: _Number
-    median: _Number
-    high: _Number
+    low: _Size
+    median: _Size
+    high: _Size
 
-    @model_validator(mode="after")
-    def _is_ordered(self) -> _Spread:
+    def __post_init__(self) -> None:
         if not self.low <= self.median <= self.high:
             raise ValueError("the median lies outside its ends")
-        return self
 
 
-class _NotRun(BaseModel):
+@dataclass
+class _NotRun:
     not_run: str
 
 
-class _Decoding(BaseModel):
-    bytes_per_step: _Number
+@dataclass
+class _Decoding:
+    bytes_per_step: _Size
     tokens_per_second: _Spread
     seconds_per_step: _Spread
 
 
+@dataclass
 class _Labelled(_NotRun):
     label: str
 
 
-class _Variant(BaseModel):
+@dataclass
+class _Variant:
     label: str
-    weight_bytes: _Number
-    peak_bytes: dict[str, _Number | None]
+    weight_bytes: _Size
+    peak_bytes: dict[str, _Size | None]
     time_to_first_token: _Spread
     decode: dict[
         _Batch, Annotated[Annotated[_NotRun, Tag("not")] | Annotated[_Decoding, Tag("ran")], _Ran]
     ]
-    copy_bandwidth: Annotated[list[_Number], Field(min_length=1)]
+    copy_bandwidth: Annotated[list[_Size], Field(min_length=1)]
 
 
-class _Model(BaseModel):
+@dataclass
+class _Model:
     variants: dict[
         str, Annotated[Annotated[_Labelled, Tag("not")] | Annotated[_Variant, Tag("ran")], _Ran]
     ]
 
 
-class _Settings(BaseModel):
-    layers: int | None
+@dataclass
+class _Settings:
+    layers: Positive | None
 
 
-class _Report(BaseModel):
+@dataclass
+class _Report:
     """What tables and figures read of a deployment result."""
 
     name: Any
@@ -87,14 +95,7 @@ class _Report(BaseModel):
 def _read(path: Path, evidence: str) -> dict[str, Any]:
     """A deployment result, which has to be of this evidence."""
     report: dict[str, Any] = read_json(path)
-    try:
-        _Report.model_validate(report)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(key) for key in fault["loc"] if key not in ("ran", "not"))
-        raise InputError(
-            f"{path} is no deployment result ({place}: {fault['msg']}): measure it again"
-        ) from error
+    validate(_Report, report, f"{path} is no deployment result, measure it again")
     if report["evidence"] != evidence:
         raise InputError(f"{path} says {report['evidence']!r}: a file there has to be {evidence!r}")
     return report

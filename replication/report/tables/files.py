@@ -23,11 +23,10 @@ row has one cell per column. Of a table of scores (kind "scores"):
     seed_spread                         standard deviation over seeds (null for one seed)
     n, seeds                            questions and seeds behind `measured`
 
-Where results of another device were recorded (`replication.results.elsewhere`), and only there:
-the table
-has "recordings", one entry a device ("id", "device", "standin", "seeds", the smallest and largest
-number of them, "n", "evaluated_on", "commits", "versions"), and a cell has "recorded", by that id
-what the measured part of a cell holds, differences from the same recording's baseline.
+Where results of another device were recorded (`replication.results.elsewhere`), and only there,
+the table has "recordings", one entry a device ("id", "device", "standin", "seeds", the smallest and
+largest number of them, "n", "evaluated_on", "commits", "versions"), and a cell has "recorded", by
+that id what the measured part of a cell holds, differences from the same recording's baseline.
 
 Of a summary (kind "summary"): reported, measured, low, high, seed_spread.
 
@@ -84,16 +83,9 @@ def write(table: Table, folder: str | Path) -> list[Path]:
 
     Each file is written whole or not at all, and none before all four could be made.
     """
-    texts = {
-        "json": table.json(),
-        "md": table.markdown(),
-        "csv": table.csv(),
-        "tex": table.tex(),
-    }
-    folder = Path(folder)
-    return [
-        write_text_atomic(folder / f"{table.name}.{suffix}", text) for suffix, text in texts.items()
-    ]
+    forms = {"json": table.json, "md": table.markdown, "csv": table.csv, "tex": table.tex}
+    texts = {f"{table.name}.{suffix}": form() for suffix, form in forms.items()}
+    return [write_text_atomic(Path(folder) / name, text) for name, text in texts.items()]
 
 
 def _sources(results_dir: str | Path, scale: str, recorded: str | Path | None) -> Sources:
@@ -121,13 +113,17 @@ def _build(name: str, comparisons: Comparisons, recorded: Sequence[Recorded]) ->
 def build_table(
     table_id: str, results_dir: str | Path, scale: str, recorded: str | Path | None = None
 ) -> Table:
-    """One table with everything measured at `scale`.
+    """One table with everything measured at a scale.
 
-    table_id: the id or short name ("table4"). results_dir: the folder that holds
-    <scale>/scores, outcomes and training; runs that are missing there are "not run". recorded: the
-    folder of recorded results, if they are to be shown.
+    Args:
+        table_id: The id or short name ("table4").
+        results_dir: The folder that holds <scale>/scores, outcomes and training; runs that are
+            missing there are "not run".
+        scale: The scale's name.
+        recorded: The folder of recorded results, if they are to be shown.
 
-    Raises InputError for an unknown table or scale, or result files that are wrong in themselves.
+    Raises:
+        InputError: for an unknown table or scale, or result files that are wrong in themselves.
     """
     reported = load_tables()
     known = {*reported.tables, *reported.short_names()}
@@ -142,5 +138,5 @@ def build_tables(
 ) -> list[Table]:
     """All tables, as `build_table` makes them one by one, each result file read once."""
     sources = _sources(results_dir, scale, recorded)
-    comparisons, shown = Comparisons(sources), _recorded(sources)
-    return [_build(name, comparisons, shown) for name in load_tables().short_names()]
+    comparisons, recordings = Comparisons(sources), _recorded(sources)
+    return [_build(name, comparisons, recordings) for name in sources.reported.short_names()]

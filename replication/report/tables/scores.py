@@ -67,19 +67,19 @@ class Comparisons:
     def draws(
         self, family: str, run: str, against: str
     ) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """The accuracy benchmarks that both runs have, their scores (2, benchmarks) and resamples
-        (resamples, 2, benchmarks), of `run` first."""
+        """Scores of two runs that were evaluated.
+
+        Returns:
+            The accuracy benchmarks that both have, their scores (2, benchmarks) and resamples
+            (resamples, 2, benchmarks), of ``run`` first.
+        """
         key = (family, run, against)
         if key not in self._drawn:
             results, ledger = self.sources.results, self.sources.ledger
-            scores = [results.scores(family, one) for one in (run, against)]
-            names = [] if None in scores else [
-                name
-                for name in scores[0].benchmarks  # type: ignore[union-attr]
-                if name in scores[1].benchmarks and name not in NOT_IN_AVERAGE  # type: ignore[union-attr]
-            ]  # fmt: skip
-            if not names:
-                return [], np.empty((2, 0)), np.empty((0, 2, 0))
+            first, second = results.scores(family, run), results.scores(family, against)
+            assert first is not None and second is not None
+            shared = set(second.benchmarks) - NOT_IN_AVERAGE
+            names = [name for name in first.benchmarks if name in shared]
             answers = results.answers(family, [run, against], names)
             assert answers is not None
             rng = generator(ledger.seed, f"{family}:{run}:{against}")
