@@ -1,8 +1,10 @@
 """docs/extending.md: its examples are run as printed, and what they add is used."""
 
+import contextlib
 import io
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,33 +29,44 @@ from grace.int4 import BACKENDS, PackedLinear, effective_bits, pack
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
+from replication.base.yaml import read_yaml
 from replication.benchmarks import BENCHMARKS, PRINTED
 from replication.data.world.schemas import features_of
+from replication.judge.claims import verify
+from replication.paper import FOLDER, load_tables, parse_ledger
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
+from replication.stats.verdict import Status
 from replication.train.runs import method_config
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
+def section(heading):
+    return DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
 def example(heading):
     """The names that the Python under a heading defines."""
-    part = DOCUMENT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", part, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", section(heading), flags=re.DOTALL)
     names: dict = {"__name__": "example"}
     exec(compile(code, "docs/extending.md", "exec"), names)
     return names
 
 
+def yaml_example(heading):
+    """The indented YAML under a heading."""
+    return yaml.safe_load("\n".join(re.findall(r"(?m)^    (.*)$", section(heading))))
+
+
 @pytest.fixture(autouse=True)
 def registries():
     """As they were, afterwards."""
-    kept = [(one, dict(one)) for one in (FAMILIES, BACKENDS, BENCHMARKS, PRINTED)]
-    yield
-    for registry, content in kept:
-        registry.clear()
-        registry.update(content)
+    with contextlib.ExitStack() as kept:
+        for registry in (FAMILIES, BACKENDS, BENCHMARKS, PRINTED):
+            kept.enter_context(mock.patch.dict(registry))
+        yield
 
 
 def fit(place, kind, model, data, collate, method, teacher=None, steps=1):
@@ -242,9 +255,7 @@ def small_data(family, conversations, make_model):
 
 
 def test_a_run():
-    lines = DOCUMENT.partition("\n## A run\n")[2].partition("\n## ")[0]
-    block = "\n".join(re.findall(r"(?m)^    (.*)$", lines))
-    added = yaml.safe_load(block)["runs"]["gates"]["models"]
+    added = yaml_example("A run")["runs"]["gates"]["models"]
     content = scale_params("small")
     content["runs"]["gates"]["models"] |= added
     params = parse_params(content)
@@ -294,3 +305,17 @@ def test_a_benchmark(tmp_path, make_model, processor, monkeypatch):
         assert found.outcomes["credit"].tolist() == credits
         assert found.outcomes["target"].tolist() == answers
         assert found.scores["realworldqa"]["score"] == pytest.approx(100 * np.mean(credits))
+
+
+# ------------------------------------------------------------------------------------------ claim
+
+
+def test_a_claim():
+    content, tables = read_yaml(FOLDER / "claims.yaml"), load_tables()
+    content["claims"] += yaml_example("A claim")["claims"]
+    (result,) = verify(
+        ROOT / "results", "small", parse_ledger(content, tables), tables, only={"X01"}
+    )
+    (part,) = result.parts
+    assert part.interval.low < part.interval.point < part.interval.high
+    assert result.status in (Status.DIRECTION_HOLDS, Status.INCONCLUSIVE)
