@@ -152,7 +152,10 @@ def test_modules_and_their_flags_exist(path):
 def test_make_targets_and_variables_exist(path):
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"(?m)^([a-z][\w-]*):", makefile))
-    variables = set(re.findall(r"(?m)^(?:export )?(\w+) \??:?=", makefile)) | {"HF_HUB_OFFLINE", "TABLE"}
+    variables = set(re.findall(r"(?m)^(?:export )?(\w+) \??:?=", makefile)) | {
+        "HF_HUB_OFFLINE",
+        "TABLE",
+    }
     for line in commands(path):
         if not re.match(r"(?:[A-Z_]+=\S+ )*make( |$)", line):
             continue
