@@ -1,6 +1,5 @@
 """What this machine has: devices, memory, disk, packages, and the hub."""
 
-import importlib.metadata
 import os
 import shutil
 import socket
@@ -12,7 +11,7 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
-from replication.base import provenance
+from replication.base import hub, provenance
 from replication.base.files import ROOT
 from replication.base.hardware import instruction_set
 from replication.base.workers import cores
@@ -69,8 +68,8 @@ def probe(root: Path = ROOT) -> Machine:
         instruction_set=instruction_set(),
         disk=shutil.disk_usage(root).free,
         hub=hub_reachable(),
-        versions={name: _version(name) for name in pins(root)},
-        cached=in_cache,
+        versions=provenance.library_versions(list(pins(root))),
+        cached=lambda repository, kind: hub.cached(repository, kind) is not None,
     )
 
 
@@ -99,15 +98,6 @@ def hub_reachable(host: str | None = None, seconds: float = 3.0) -> bool:
         return False
 
 
-def in_cache(repository: str, kind: str) -> bool:
-    """Whether a snapshot of a repository lies in the hub's cache."""
-    from huggingface_hub import constants
-
-    folder = f"{kind}s--{repository.replace('/', '--')}"
-    snapshots = Path(constants.HF_HUB_CACHE) / folder / "snapshots"
-    return snapshots.is_dir() and any(snapshots.iterdir())
-
-
 def pins(root: Path = ROOT) -> dict[str, str]:
     """The packages that the scales need, and their versions in the lock file for this Python."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -122,10 +112,3 @@ def pins(root: Path = ROOT) -> dict[str, str]:
                 locked[requirement.name] = version.version
     names = [Requirement(line).name for line in needed]
     return {name: locked[name] for name in names if name in locked}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -25,7 +25,7 @@ from replication.plan.checks import (
     check_packages,
     require,
 )
-from replication.plan.machine import Gpu, Machine, hub_reachable, in_cache, pins, probe
+from replication.plan.machine import Gpu, Machine, hub_reachable, pins, probe
 from replication.plan.needs import find_model, make_plan, needs, questions, shape_of
 from replication.plan.resources import Resources, load_resources
 from replication.plan.text import duration, size
@@ -251,16 +251,6 @@ def test_a_cached_repository_or_a_local_directory_needs_no_hub(tmp_path):
 # ----------------------------------------------------------------------------------------- probes
 
 
-def test_the_cache_is_read_as_the_hub_writes_it(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert not in_cache("Qwen/Qwen2-VL-2B-Instruct", "model")
-    (tmp_path / "models--Qwen--Qwen2-VL-2B-Instruct" / "snapshots" / "abc").mkdir(parents=True)
-    assert in_cache("Qwen/Qwen2-VL-2B-Instruct", "model")
-    assert not in_cache("Qwen/Qwen2-VL-2B-Instruct", "dataset")
-
-
 def test_the_hub_is_reachable_where_something_listens(monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -293,7 +283,8 @@ def test_arithmetic_is_the_machine_s_own_unless_it_is_chosen(monkeypatch, native
 def test_this_machine_is_probed():
     machine = probe()
     assert machine.ram > 0 and machine.disk > 0 and machine.cores > 0
-    assert machine.versions["torch"]
+    assert machine.versions["torch"] and machine.versions["lmms-eval"]
+    assert not machine.cached("nobody/nothing", "model")
 
 
 def test_memory_is_judged_with_a_margin():
