@@ -297,7 +297,8 @@ def sampling_error(
 ) -> float:
     """The standard error of a printed cell, in its unit.
 
-    Raises InputError for a cell without a value, or a table that holds no scores.
+    Raises:
+        InputError: for a cell without a value, or a table that holds no scores.
     """
     facts = load_facts() if facts is None else facts
     if table.quantity != "score":
@@ -471,8 +472,9 @@ def band(
 ) -> Band:
     """The tolerance band of a reported cell, in its unit, with its reason.
 
-    Raises InputError for a column that the table lacks, a cell without a value, or a benchmark
-    that nothing is known of.
+    Raises:
+        InputError: for a column that the table lacks, a cell without a value, or a benchmark that
+            nothing is known of.
     """
     facts = load_facts() if facts is None else facts
     value = table.value(row, column)
@@ -497,9 +499,17 @@ def difference_band(
 ) -> Band:
     """The tolerance band of the difference row − against of two cells of one column.
 
-    standard_error: of the paired difference, where the answers were measured; it is used up to that
-    of unpaired answers. None: by the two cells' errors and `Facts.correlation`. Errors: see `band`;
-    also for a standard error that is no number, or a table that holds no scores.
+    Args:
+        table: where both stand.
+        row: the first.
+        against: the second.
+        column: of both.
+        facts: default: what is known of the benchmarks.
+        standard_error: of the paired difference, where the answers were measured; it is used up to
+            that of unpaired answers. None: by the two cells' errors and `Facts.correlation`.
+
+    Raises:
+        InputError: as `band`; also for a table that holds no scores.
     """
     facts = load_facts() if facts is None else facts
     cells = _difference(PrintedCell(table, row, column), PrintedCell(table, against, column))
@@ -514,13 +524,18 @@ def quantity_band(
     *,
     standard_error: float | None = None,
 ) -> Band:
-    """The tolerance band of a quantity of the ledger that follows from printed cells: a value, a
-    difference or a ratio of two (also of different tables), the share of a gap, a main effect.
+    """The tolerance band of a quantity of the ledger that follows from printed cells.
 
-    quantity: see `replication.paper.ledger`. benchmarks: what it is over. standard_error: as in
-    `difference_band`, of differences and main effects.
+    Args:
+        quantity: a value, a difference or a ratio of two (also of different tables), the share of a
+            gap, or a main effect; see `replication.paper.ledger`.
+        benchmarks: what it is over.
+        reported: the printed cells.
+        facts: default: what is known of the benchmarks.
+        standard_error: as in `difference_band`, of differences and main effects.
 
-    Raises InputError for a quantity of another kind, or of cells that the paper does not print.
+    Raises:
+        InputError: for a quantity of another kind, or of cells that the paper does not print.
     """
     facts = load_facts() if facts is None else facts
     kind, family = quantity["kind"], quantity.get("family", "")
@@ -579,8 +594,11 @@ def difference_rule(
     column: str,
     facts: Facts | None = None,
 ) -> Rule:
-    """What must be true of a measured difference: inside the band, and, where the printed one
-    exceeds its own sampling error, on its side of zero."""
+    """What must be true of a measured difference.
+
+    It lies inside the band, and, where the printed one exceeds its own sampling error, on its side
+    of zero.
+    """
     facts = load_facts() if facts is None else facts
     cells = _difference(PrintedCell(table, row, column), PrintedCell(table, against, column))
     value = table.value(row, column) - table.value(against, column)

@@ -31,7 +31,14 @@ _CELL_UNIT = 0.1
 
 @dataclass(frozen=True)
 class Comparison:
-    """One printed number beside the value recomputed from other printed numbers."""
+    """One printed number beside the value recomputed from other printed numbers.
+
+    Attributes:
+        check: its id.
+        printed: the printed number.
+        recomputed: what follows from the others.
+        unit: of the last printed digit.
+    """
 
     check: str
     printed: float
@@ -51,20 +58,20 @@ def _average(table: ReportedTable, row: ReportedRow) -> Comparison | None:
     if AVERAGE not in table.columns or row.values[AVERAGE] is None:
         return None
     cells = [row.values[column] for column in table.averaged]
-    given = [cell for cell in cells if cell is not None]
-    if len(given) != len(cells):
+    values = [cell for cell in cells if cell is not None]
+    if len(values) != len(cells):
         return None
     printed = row.values[AVERAGE]
     assert printed is not None
-    mean = sum(given) / len(given)
+    mean = sum(values) / len(values)
     return Comparison(f"average:{table.short}:{row.key}", printed, mean, _CELL_UNIT)
 
 
-def averages(reported: Reported, table: str | None = None) -> list[Comparison]:
-    """Every printed average against the mean of its row's accuracy cells."""
-    tables = [reported.table(table)] if table else reported.tables.values()
-    found = [_average(one, row) for one in tables for row in one.rows]
-    return [comparison for comparison in found if comparison is not None]
+def averages(reported: Reported, name: str | None = None) -> list[Comparison]:
+    """Every printed average (of one table) against the mean of its row's accuracy cells."""
+    tables = [reported.table(name)] if name else reported.tables.values()
+    comparisons = [_average(table, row) for table in tables for row in table.rows]
+    return [comparison for comparison in comparisons if comparison is not None]
 
 
 def cells(reported: Reported) -> list[Comparison]:
@@ -83,15 +90,15 @@ def cells(reported: Reported) -> list[Comparison]:
                         yield (table.family, row.key, name), value, table.short
 
     first: dict[tuple[str, str, str], tuple[float, str]] = {}
-    found = []
+    comparisons = []
     for key, value, short in scores():
         if key in first:
             earlier, other = first[key]
             check = f"cell:{short}:{other}:{key[1]}:{key[2]}"
-            found.append(Comparison(check, value, earlier, 0.0))
+            comparisons.append(Comparison(check, value, earlier, 0.0))
         else:
             first[key] = (value, short)
-    return found
+    return comparisons
 
 
 def _deployment(figures: Mapping[str, Any], path: str) -> float:
@@ -108,7 +115,8 @@ def _deployment(figures: Mapping[str, Any], path: str) -> float:
 def recompute(statement: Statement, reported: Reported) -> float:
     """A statement's value from the printed numbers it speaks of.
 
-    Raises InputError if one of these does not exist.
+    Raises:
+        InputError: if one of these does not exist.
     """
     source = statement.source
     if source["kind"] == "reduction":
@@ -125,8 +133,13 @@ def recompute(statement: Statement, reported: Reported) -> float:
 def statements(reported: Reported) -> list[Comparison]:
     """Every figure in running text against the value its printed sources give."""
     return [
-        Comparison(f"statement:{one.id}", one.printed, recompute(one, reported), one.unit)
-        for one in reported.statements
+        Comparison(
+            f"statement:{statement.id}",
+            statement.printed,
+            recompute(statement, reported),
+            statement.unit,
+        )
+        for statement in reported.statements
     ]
 
 
@@ -143,12 +156,14 @@ def run_check(reported: Reported, check: str, table: str | None = None) -> list[
 
 def mismatches(comparisons: list[Comparison]) -> list[Mismatch]:
     """Those that do not agree."""
-    return [one.mismatch for one in comparisons if not one.agrees]
+    return [comparison.mismatch for comparison in comparisons if not comparison.agrees]
 
 
 def discrepancy_of(mismatch: Mismatch, reported: Reported) -> Discrepancy | None:
-    """The listed discrepancy that describes a mismatch with the same printed and recomputed value
-    (to the two decimals the list gives), or None: then it is a new one."""
+    """The listed discrepancy that describes a mismatch; None if it is a new one.
+
+    It has the same printed and recomputed value, to the two decimals that the list gives.
+    """
     for discrepancy in reported.discrepancies:
         for known in discrepancy.mismatches:
             if (

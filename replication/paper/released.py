@@ -134,9 +134,13 @@ def choose(names: list[str] | None) -> list[Checkpoint]:
 def find_files(checkpoint: Checkpoint, path: Path | None, mirror: Path | None) -> Files:
     """Where a checkpoint's files are; what is nowhere else is fetched from the hub.
 
-    path: a directory that holds checkpoints, or is one. mirror: see :mod:`replication.base.hub`.
+    Args:
+        checkpoint: whose files.
+        path: a directory that holds checkpoints, or is one.
+        mirror: see :mod:`replication.base.hub`.
 
-    Raises InputError, with the reason, for what cannot be had.
+    Raises:
+        InputError: with the reason, for what cannot be had.
     """
     model = _find(checkpoint.repository, path, mirror, itself=True)
     base = None if checkpoint.base is None else _find(checkpoint.base, path, mirror)
@@ -156,11 +160,11 @@ def find_in(repository: str, path: Path, itself: bool = True) -> Path | None:
 
 
 def _find(repository: str, path: Path | None, mirror: Path | None, itself: bool = False) -> Path:
-    if path is not None and (found := find_in(repository, path, itself)) is not None:
-        return found
+    if path is not None and (directory := find_in(repository, path, itself)) is not None:
+        return directory
     if hub.online(mirror):
         return hub.fetch(repository, "model", FILES)
-    found = hub.cached(repository, "model", mirror)
-    if found is None:
+    cached = hub.cached(repository, "model", mirror)
+    if cached is None:
         raise InputError(hub.missing(repository, mirror))
-    return found
+    return cached

@@ -12,14 +12,18 @@ from replication.results.scores import ResultSet
 from replication.stats.bootstrap import Answers
 from replication.stats.factorial import seed_pairs
 
-RIGHT = 0.5  # credit from which an answer counts as right
+RIGHT = 0.5
+"""The credit from which an answer counts as right."""
 
 
 @dataclass(frozen=True)
 class Flips:
     """Answers that change from a first run to a second, counted per seed and averaged over seeds.
 
-    lost: right, then wrong. gained: wrong, then right.
+    Attributes:
+        questions: how many both answered.
+        lost: right, then wrong.
+        gained: wrong, then right.
     """
 
     questions: int
@@ -30,7 +34,8 @@ class Flips:
 def question_skills(results: ResultSet, family: str, run: str) -> dict[str, np.ndarray]:
     """For each benchmark the questions' skills, in the order of the run's answers.
 
-    Raises InputError if the outcomes cannot be read.
+    Raises:
+        InputError: if the outcomes cannot be read.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -56,17 +61,21 @@ def question_skills(results: ResultSet, family: str, run: str) -> dict[str, np.n
 def answers_by_skill(
     results: ResultSet, family: str, runs: Sequence[str], benchmarks: Sequence[str]
 ) -> list[Answers] | None:
-    """The runs' answers with skills in the place of benchmarks: all of the benchmarks' questions of
-    one skill together, in alphabetical order of the skills. None if a run was not evaluated on all
-    benchmarks. A skill of fewer than two questions is left out. Errors: see `ResultSet.answers`.
+    """The runs' answers with skills in the place of benchmarks.
+
+    All of the benchmarks' questions of one skill are together, in alphabetical order of the skills;
+    a skill of fewer than two questions is left out. Errors are those of `ResultSet.answers`.
+
+    Returns:
+        None if a run was not evaluated on all benchmarks.
     """
-    found = results.answers(family, runs, benchmarks)
-    if found is None:
+    by_benchmark = results.answers(family, runs, benchmarks)
+    if by_benchmark is None:
         return None
     skills = question_skills(results, family, runs[0])
     every = np.concatenate([skills[name] for name in benchmarks])
     grouped = []
-    for answers in found:
+    for answers in by_benchmark:
         values = np.concatenate([answers.values[name] for name in benchmarks], axis=1)
         groups = {
             str(skill): values[:, every == skill]
