@@ -26,7 +26,12 @@ from grace.errors import InputError
 
 @dataclass(frozen=True)
 class Share:
-    """Which of `world` processes this one is; more than one have a torch process group."""
+    """Which of several processes this one is; more than one have a torch process group.
+
+    Attributes:
+        rank: Of this process, from 0.
+        world: Number of processes.
+    """
 
     rank: int = 0
     world: int = 1
@@ -41,7 +46,22 @@ class Share:
 
 
 class ChatModel(lmms):
-    """A vision-language model and its processor, as lmms-eval wants to see them."""
+    """A vision-language model and its processor, in lmms-eval's interface of a model.
+
+    Args:
+        model: The model, in the type and on the device that it runs in.
+        processor: Its processor, with a chat template and a padding token.
+        batch_size: Questions that are answered at once.
+        max_new_tokens: Upper bound of an answer's length.
+        stream: Where the progress bar is shown; by default standard error.
+        share: Which of several processes this one is.
+
+    Attributes:
+        entropies: Entropy in nats of the first token of every answer, by task and row.
+
+    Raises:
+        InputError: For a processor without a chat template, a padding or an end token.
+    """
 
     is_simple = True
 
@@ -63,7 +83,6 @@ class ChatModel(lmms):
         self.batch_size = batch_size
         self.max_new_tokens = max_new_tokens
         self.stream = stream or sys.stderr
-        # entropy in nats of the first token of each answer, by task and row
         self.entropies: dict[tuple[str, int], float] = {}
         tokenizer = processor.tokenizer
         if getattr(processor, "chat_template", None) is None:

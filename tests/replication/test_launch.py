@@ -161,11 +161,11 @@ MOMENTS = [
     ("torch.save", 1, []),  # the optimizer's state of the first checkpoint
     ("grace.training.GraceTrainer._finish_step", 4, ["checkpoint-2"]),
     ("transformers.trainer_callback.TrainerState.save_to_json", 1, ["checkpoint-2"]),
-    ("grace.training.rotate_checkpoints", 1, ["checkpoint-2", "checkpoint-4"]),
+    ("grace.training.trainer.rotate_checkpoints", 1, ["checkpoint-2", "checkpoint-4"]),
     ("torch.save", 3, ["checkpoint-2", "checkpoint-4"]),  # the random state
-    ("replication.train.fit.bake", 1, ["checkpoint-8"]),
-    ("replication.train.fit.write_codes", 1, ["checkpoint-8"]),
-    ("replication.train.fit.shutil.rmtree", 2, ["checkpoint-8"]),  # the model is to be renamed
+    ("grace.training.method.bake", 1, ["checkpoint-8"]),
+    ("grace.training.method.write_codes", 1, ["checkpoint-8"]),
+    ("grace.files._replace_directory", 1, ["checkpoint-8"]),  # the model is to be renamed
 ]
 
 
@@ -219,7 +219,7 @@ def test_one_of_two_processes_killed(make, whole, wrapper):
     # its part of the checkpoint, while the first process has written all of its own
     killed(cut, "grace.training.GraceTrainer._save_rng_state", 1, rank=1, wrapper=wrapper)
     assert checkpoints(cut) == ["checkpoint-2"]
-    killed(cut, "replication.train.fit.write_codes", 1, wrapper=wrapper)
+    killed(cut, "grace.training.method.write_codes", 1, wrapper=wrapper)
     finish(cut, wrapper=wrapper)
     assert written(cut) == written(whole(wrapper))
     assert history(cut) == history(whole(wrapper))

@@ -124,9 +124,12 @@ def conversation(
     poor: bool = False,
     unseen: bool = False,
 ) -> list[dict[str, str]]:
-    """At least ``turns`` turns about one scene.
+    """A conversation about one scene, in the LLaVA schema.
 
     Args:
+        scene: The scene.
+        rng: Of all draws.
+        turns: The least number of questions.
         captions: chance that the first turn asks for a caption.
         echoes: chance that a question with options gives way to one for the letters of options
             that it names; these teach what letters mean, which small models otherwise learn last.

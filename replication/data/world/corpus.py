@@ -84,7 +84,13 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
 
 
 def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:
-    """Write ``params.train`` conversations; sample i depends on the seed and i alone."""
+    """Write the training conversations; sample i depends on the seed and i alone.
+
+    Args:
+        path: The parquet file.
+        params: The section ``standins``.
+        workers: Processes that draw; their number changes nothing in the file.
+    """
     edges = [*range(0, params.train, _BLOCK), params.train]
     spans = list(itertools.pairwise(edges))
     with (

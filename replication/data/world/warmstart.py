@@ -54,8 +54,17 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
     (``replication.data.world.chat``). On text of matched tokens the two models then give the same
     logits, unless the model has norms of queries and keys (Qwen3), which keep their own values.
 
+    Args:
+        model: The model to change, in place.
+        tokenizer: Its tokenizer.
+        source: The model to copy from.
+        source_tokenizer: The source's tokenizer.
+
+    Returns:
+        What was copied and what was not.
+
     Raises:
-        InputError: for decoders that differ in shape, activation, norm, rotary base or tying of the
+        InputError: For decoders that differ in shape, activation, norm, rotary base or tying of the
             head, or a model without the biases that the source has. Nothing is copied then.
     """
     target, origin = family_of(model.config.model_type), family_of(source.config.model_type)
