@@ -52,7 +52,7 @@ def tables(report: Mapping[str, Any]) -> list[ResultTable]:
         for bound in part["bounds"]
     ]
     if bounds:
-        result.append(ResultTable("Bounds", ("what", "at most", "found", ""), bounds))
+        result.append(ResultTable("Bounds", ("what", "at most", "measured", ""), bounds))
     return result
 
 
