@@ -354,11 +354,13 @@ def test_the_search_is_made_where_its_input_is():
 @few
 @given(
     hnp.arrays(np.float32, (3, 128), elements=st.floats(-10, 10, width=16)),
+    st.sampled_from([0.0625, 1.0]),
     st.sampled_from(GROUPS),
     st.sampled_from([2, 4, 8]),
     st.sampled_from(["percentile", "max"]),
 )
-def test_percentile_and_max_init_equal_numpy(weight, group_size, bits, init):
+def test_percentile_and_max_init_equal_numpy(weight, size, group_size, bits, init):
+    weight = weight * np.float32(size)
     spec = QuantSpec(bits=bits, group_size=group_size, init=init, scale_dtype="float32")
     width = 128 if group_size == "row" else group_size
     magnitude = np.abs(weight.astype(np.float64)).reshape(3, -1, width)
@@ -618,6 +620,14 @@ def test_a_group_of_few_weights_and_zeros_starts_from_its_maximum(group_size):
     weight[0, 17], weight[1, 5] = -0.75, 3.0
     actual = initial_scales(weight, QuantSpec(group_size=group_size, init="percentile"))
     assert torch.equal(actual, (torch.tensor([[0.75], [3.0]]) / 7).bfloat16().float())
+
+
+def test_a_percentile_below_one_is_taken_as_it_is():
+    """255 weights of 1/4 and one of 3: max|W| is for a percentile of zero alone."""
+    weight = torch.full((1, 256), 0.25)
+    weight[0, 9] = 3.0
+    scales = initial_scales(weight, QuantSpec(group_size=256, init="percentile"))
+    assert scales.item() == pytest.approx(0.25 / 7, rel=2.0**-8)
 
 
 def test_codes_and_weights_of_trained_parameters_are_data():
