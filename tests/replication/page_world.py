@@ -61,6 +61,8 @@ def make_root(folder: Path) -> Path:
             "skill": "attribute",
             "question": "What colour?\nA. red\nB. <blue>",
             "image": base64.b64encode(png((250, 10, 10))).decode(),
+            "width": 8,
+            "height": 6,
             "target": "A",
             "first": "A",
             "second": "B",

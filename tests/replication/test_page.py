@@ -366,14 +366,9 @@ def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
         ("figures/pareto.svg", None, "run the stage figures again"),
         ("figures/pareto.json", {**FIGURE, "title": "t", "alt": " "}, "alt is empty"),
         ("figures/pareto.json", "{", "cannot be read as JSON"),
-        (
-            "examples/qwen2_vl.json",
-            {"family": "x", "pair": ["a", "b"], "examples": [{"image": "Zm9v"}]},
-            "no PNG",
-        ),
     ],
 )
-def test_figures_and_examples_that_are_wrong_are_named(tmp_path, name, content, message):
+def test_figures_that_are_wrong_are_named(tmp_path, name, content, message):
     root = make_root(tmp_path)
     path = root / "results/small" / name
     path.unlink()

@@ -1,6 +1,6 @@
 """How figures look: one colour and one marker a method, text that is read on a phone, equal bytes.
 
-The colours are those of Okabe and Ito, told apart under every common colour blindness. On white the
+The colours are those of Okabe and Ito, distinct under every common colour blindness. On white the
 light ones are darkened until their contrast is 3 to 1; no two methods share a marker, so that none
 is known by its colour alone. A figure is drawn some 5 inches wide with letters of 9 points: on 360
 pixels they are 9 high.
@@ -110,23 +110,23 @@ def marks(method: str) -> dict[str, Any]:
     }
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels that stand at least `gap` apart within [low, high], near those wanted.
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Places for labels that stand at least ``gap`` apart within [low, high], near their values.
 
-    They keep the order of `wanted`. Where there is not enough room they stand evenly, closer.
+    They keep the order of the values. Where there is not enough room they stand evenly, closer.
     """
-    count = len(wanted)
-    order = sorted(range(count), key=lambda index: wanted[index])
+    count = len(values)
+    order = sorted(range(count), key=lambda index: values[index])
     gap = min(gap, (high - low) / max(1, count - 1))
-    up, down = [wanted[index] for index in order], [wanted[index] for index in order]
+    up, down = [values[index] for index in order], [values[index] for index in order]
     for index in range(1, count):
         up[index] = max(up[index], up[index - 1] + gap)
         down[-1 - index] = min(down[-1 - index], down[-index] - gap)
-    found = [0.0] * count
-    for place, index in enumerate(order):  # a mean of two spreads is one, and so is a clamped one
-        centre = (up[place] + down[place]) / 2
-        found[index] = min(max(centre, low + place * gap), high - (count - 1 - place) * gap)
-    return found
+    places = [0.0] * count
+    for rank, index in enumerate(order):  # a mean of two spreads is one, and so is a clamped one
+        centre = (up[rank] + down[rank]) / 2
+        places[index] = min(max(centre, low + rank * gap), high - (count - 1 - rank) * gap)
+    return places
 
 
 def heading(axes: Axes, text: str, beside: str = "") -> None:

@@ -85,23 +85,23 @@ class Files:
         Raises:
             InputError: where it is missing or not JSON.
         """
-        found = self.find(f"{self.results}/{name}")
-        if found is None:
+        node = self.find(f"{self.results}/{name}")
+        if node is None:
             raise InputError(f"{self.results}/{name} does not exist; run the stage {stage} first")
-        return found
+        return node
 
     def matching(self, pattern: str) -> list[Node]:
         """The files of this scale's results that match, in order of their names."""
         base = self.path(self.results)
         names = (path.relative_to(self.root) for path in sorted(base.glob(pattern)))
-        return [found for name in names if (found := self.find(str(name))) is not None]
+        return [node for name in names if (node := self.find(str(name))) is not None]
 
 
 def _parts(text: str) -> Markup:
     """A number with what belongs to it, such as its interval, set apart."""
     for mark, kind in (("[", "range"), ("±", "spread")):
-        head, found, rest = text.partition(f" {mark}")
-        if found:
+        head, separator, rest = text.partition(f" {mark}")
+        if separator:
             return Markup('{} <span class="ci {}">{}{}</span>').format(head, kind, mark, rest)
     return escape(text)
 

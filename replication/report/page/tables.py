@@ -128,11 +128,11 @@ def _marked(node: Node) -> frozenset[int]:
 
 
 def _evidence(node: Node, row: Node) -> Markup:
-    said: Markup | str = evidence_text(node.value, row.value)
+    evidence: Markup | str = evidence_text(node.value, row.value)
     if not recordings_of(node.value):
-        said = counted(row["seeds"], said)
+        evidence = counted(row["seeds"], evidence)
     run = Markup("<code>{}</code>").format(plain(row["run"])) if row["run"].value else ""
-    return stacked(said, run)
+    return stacked(evidence, run)
 
 
 def _headline(node: Node, column: Node) -> Grid:
