@@ -34,28 +34,28 @@ from grace.distillation import DistillationConfig
 from grace.export import load_packed, save_compressed_tensors, save_packed
 from grace.int4 import effective_bits, pack
 from grace.models import family_of, load_model, load_processor
-from grace.quantization import CODES_FILE, CodesFile, QuantSpec, bake, prepare, write_codes
-from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
+from grace.quantization import CODES_FILE, CodesFile, QuantSpec, bake, prepare
+from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student, save_student
 
-options = argparse.ArgumentParser(description="GRACE on a small model, from end to end.")
-options.add_argument("--student", help="directory or hub name; with --teacher and --data")
-options.add_argument("--teacher", help="larger model of the same family and vocabulary")
-options.add_argument("--data", help="parquet file of conversations, as README.md describes it")
-options.add_argument("--out", help="directory for what is written (default: a temporary one)")
-options.add_argument("--steps", type=int, default=40, help="of GRACE (default: %(default)s)")
-options.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-options.add_argument("--learning-rate", type=float, help="default: 1e-5; of the tiny model 1e-3")
-options.add_argument("--held-out", type=int, default=64, help="records kept to ask about")
-given = options.parse_args(None if "__file__" in globals() else [])
-own = (given.student, given.teacher, given.data)
+parser = argparse.ArgumentParser(description="GRACE on a small model, from end to end.")
+parser.add_argument("--student", help="directory or hub name; with --teacher and --data")
+parser.add_argument("--teacher", help="larger model of the same family and vocabulary")
+parser.add_argument("--data", help="parquet file of conversations, as README.md describes it")
+parser.add_argument("--out", help="directory for what is written (default: a temporary one)")
+parser.add_argument("--steps", type=int, default=40, help="of GRACE (default: %(default)s)")
+parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+parser.add_argument("--learning-rate", type=float, help="default: 1e-5; of the tiny model 1e-3")
+parser.add_argument("--held-out", type=int, default=64, help="records kept to ask about")
+options = parser.parse_args(None if "__file__" in globals() else [])
+own = (options.student, options.teacher, options.data)
 if any(own) and not all(own):
-    options.error("give all of --student, --teacher and --data, or none of them")
+    parser.error("give all of --student, --teacher and --data, or none of them")
 torch.manual_seed(0)
 if not all(own):
     torch.set_num_threads(1)  # so small a model gains nothing from a second one
-out = Path(given.out or tempfile.mkdtemp(prefix="grace-tutorial-"))
+out = Path(options.out or tempfile.mkdtemp(prefix="grace-tutorial-"))
 out.mkdir(parents=True, exist_ok=True)
-rate = given.learning_rate or (1e-5 if all(own) else 1e-3)
+rate = options.learning_rate or (1e-5 if all(own) else 1e-3)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 
 # %% [markdown]
@@ -129,9 +129,8 @@ def make_processor():
     from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-    said = ["user", "assistant", "what", "color", "is", "the", "square", "it", "?", "yes", "no"]
-    said += COLORS
-    words = {word: place for place, word in enumerate(["<unk>", *said])}
+    spoken = ["user", "assistant", "what", "color", "is", "the", "square", "it", "?", "yes", "no"]
+    words = {word: number for number, word in enumerate(["<unk>", *spoken, *COLORS])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *MARKS.values()]
@@ -194,7 +193,7 @@ def settings(folder: Path, steps: int, learning_rate: float) -> TrainingArgument
         str(folder),
         max_steps=steps,
         learning_rate=learning_rate,
-        per_device_train_batch_size=given.batch_size,
+        per_device_train_batch_size=options.batch_size,
         warmup_steps=0.03,
         lr_scheduler_type="cosine",
         bf16=True,
@@ -229,10 +228,10 @@ def make_checkpoint(path: Path, data: Path, width: int, layers: int, steps: int)
 # %%
 TRAINED = 448
 if all(own):
-    student_path, teacher_path, data_path = given.student, given.teacher, Path(given.data)
+    student_path, teacher_path, data_path = options.student, options.teacher, Path(options.data)
 else:
     data_path = out / "conversations.parquet"
-    make_data(data_path, TRAINED + given.held_out)
+    make_data(data_path, TRAINED + options.held_out)
     teacher_path = make_checkpoint(out / "teacher", data_path, width=128, layers=4, steps=160)
     student_path = make_checkpoint(out / "before", data_path, width=128, layers=2, steps=30)
 
@@ -252,7 +251,7 @@ family = family_of(student.config.model_type)
 method = MethodConfig("grace", 4, QuantSpec(bits=4, group_size=128), DistillationConfig())
 quantized = prepare_student(student, method)
 records = pq.read_table(data_path).num_rows
-kept = min(given.held_out, records // 2)
+kept = min(options.held_out, records // 2)
 data = ConversationDataset(data_path, processor, student.config, limit=records - kept)
 frozen = LiveTeacher(
     teacher,
@@ -262,7 +261,7 @@ frozen = LiveTeacher(
 )
 trainer = GraceTrainer(
     student,
-    settings(out, given.steps, rate),
+    settings(out, options.steps, rate),
     data,
     collator_of(student, processor),
     method=method,
@@ -275,15 +274,12 @@ for line in trainer.state.log_history:
         print(f"step {line['step']}: {shown}")
 
 # %% [markdown]
-# `bake` leaves plain linears whose weights lie on the INT4 grid, and gives the integers and scales
-# themselves. Written beside the weights, they are what packing and exports start from: nothing is
-# rounded a second time.
+# `save_student` turns the trained linears into plain ones whose weights are on the INT4 grid, and
+# writes the integers and scales beside the weights. Packing and exports start from these: nothing
+# is rounded a second time.
 
 # %%
-exact = bake(student)
-student.save_pretrained(out / "student")
-processor.save_pretrained(out / "student")
-write_codes(out / "student", exact, method.quantization.to_dict())
+save_student(student, processor, out / "student", method, overwrite=True)
 
 # %% [markdown]
 # ## Pack
@@ -326,7 +322,7 @@ held_out = pq.read_table(data_path).slice(records - kept).to_pylist()
 
 def ask(model, most: int = 8) -> list[str]:
     """Greedy answers, in batches with padding on the left."""
-    said = []
+    answers = []
     for start in range(0, len(held_out), 32):
         part = held_out[start : start + 32]
         texts, pictures = [], []
@@ -343,8 +339,8 @@ def ask(model, most: int = 8) -> list[str]:
         inputs = processor(text=texts, images=pictures or None, padding=True, return_tensors="pt")
         inputs = dict(inputs.to(device, torch.bfloat16))
         tokens = generate(model, inputs, max_new_tokens=most)[:, inputs["input_ids"].shape[1] :]
-        said += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [answer.strip() for answer in said]
+        answers += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return [answer.strip() for answer in answers]
 
 
 def loaded(path: str | Path):
@@ -354,14 +350,14 @@ def loaded(path: str | Path):
 rounded = load_model(student_path)  # round to nearest: the same grid without training
 prepare(rounded, QuantSpec(bits=4, group_size=128, init="max"))
 bake(rounded)
-elsewhere = AutoModelForImageTextToText.from_pretrained(out / "compressed").to(device)
-asked = {
+exported = AutoModelForImageTextToText.from_pretrained(out / "compressed").to(device)
+answered = {
     "teacher": (ask(loaded(teacher_path)), teacher_path),
     "student before": (ask(loaded(student_path)), student_path),
     "rounded to INT4": (ask(rounded.to(device, torch.bfloat16).eval()), None),
     "trained to INT4": (ask(loaded(out / "student")), out / "student"),
     "packed": (ask(load_packed(out / "packed", device=device, crossover=16)), out / "packed"),
-    "exported": (ask(elsewhere.eval()), out / "compressed"),
+    "exported": (ask(exported.eval()), out / "compressed"),
 }
 
 # %% [markdown]
@@ -372,9 +368,9 @@ asked = {
 
 # %%
 expected = [record["conversations"][1]["value"] for record in held_out]
-trained, _ = asked["trained to INT4"]
+trained, _ = answered["trained to INT4"]
 print(f"\n{'':<16} {'right':>8} {'changed':>8} {'KiB on disk':>12}")
-for name, (answers, place) in asked.items():
+for name, (answers, place) in answered.items():
     right = sum(answer == word for answer, word in zip(answers, expected, strict=True))
     changed = sum(answer != before for answer, before in zip(answers, trained, strict=True))
     stored = sum(file.stat().st_size for file in Path(place or "").glob("*.safetensors"))
