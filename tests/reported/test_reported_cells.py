@@ -9,23 +9,17 @@ failure (x) is INCONCLUSIVE: the interval straddles an end of the band; skipped 
 
 import pytest
 
-from replication import paper as reported
-from replication.judge.cells import Cell, cells_of
+from replication.judge.cells import cells_of
+from replication.paper import load_tables
 from replication.stats.verdict import Status
 
 pytestmark = pytest.mark.reported
 
-REPORTED = reported.load_tables()
-CELLS = {cell.id: cell for cell in cells_of(REPORTED)}
+CELLS = list(cells_of(load_tables()))
 
 
-def of(table: str):
-    """The parameters of one table's test: its cells and differences by their names."""
-    chosen = [cell for cell in CELLS.values() if cell.table.short == table]
-    return pytest.mark.parametrize("cell", [pytest.param(one, id=one.name) for one in chosen])
-
-
-def check(judge, cell: Cell) -> None:
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in CELLS])
+def test_cell(judge, cell):
     found = judge(cell)
     if found.status is Status.NOT_RUN:
         pytest.skip(f"not run: {found.note}")
@@ -40,38 +34,3 @@ def check(judge, cell: Cell) -> None:
     if found.status is Status.INCONCLUSIVE:
         pytest.xfail(f"inconclusive: {said}")
     assert found.status is Status.REPRODUCED, said
-
-
-@of("table1")
-def test_table1(judge, cell):
-    check(judge, cell)
-
-
-@of("table2")
-def test_table2(judge, cell):
-    check(judge, cell)
-
-
-@of("table3")
-def test_table3(judge, cell):
-    check(judge, cell)
-
-
-@of("table4")
-def test_table4(judge, cell):
-    check(judge, cell)
-
-
-@of("table5")
-def test_table5(judge, cell):
-    check(judge, cell)
-
-
-@of("retention")
-def test_retention(judge, cell):
-    check(judge, cell)
-
-
-@of("qwen3vl")
-def test_qwen3vl(judge, cell):
-    check(judge, cell)
