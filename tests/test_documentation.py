@@ -107,6 +107,21 @@ def test_paths_exist(path):
             assert any(Path(name).name == token for name in tracked()), found
 
 
+@names
+def test_tests_that_are_named_exist(path):
+    for found in inline(path):
+        named = re.fullmatch(r"[\w/]*?(test_\w+\.py)?(?:::(test_\w+))?", found)
+        if named and named[1]:
+            assert any(Path(name).name == named[1] for name in tracked()), found
+        if named and named[2]:
+            assert f"def {named[2]}(" in sources_of_tests(), found
+
+
+@cache
+def sources_of_tests() -> str:
+    return "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("tests/**/test_*.py"))
+
+
 def resolves(dotted: str) -> bool:
     """Whether a dotted name can be imported."""
     try:
