@@ -251,6 +251,10 @@ def test_features_replace_pixels(conversations, processor, make_model):
     features = np.arange(48 * 64 * 16, dtype=np.float16).reshape(48, 64, 16)
     data = ConversationDataset(conversations, processor, config, vision_features=features)
     assert np.array_equal(data[7]["pixel_values"].numpy(), features[7])
+    some = ConversationDataset(
+        conversations, processor, config, records=[5, 2], vision_features=features
+    )
+    assert np.array_equal(some[1]["pixel_values"].numpy(), features[2])
     with pytest.raises(InputError, match="rebuild the features"):
         ConversationDataset(conversations, processor, config, vision_features=features[:40])
 

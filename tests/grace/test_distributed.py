@@ -1,12 +1,10 @@
 """Two processes against one: the same losses, multiplier and weights, whole checkpoints, and
 scales in float32 under every wrapper."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -297,9 +295,3 @@ def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):
 def test_other_bits_are_refused(place):
     with pytest.raises(InputError, match=r"5 bits.*16, 8, 4"):
         load_frozen(place.models / "teacher", bits=5, device="cpu")
-
-
-@pytest.mark.slow
-def test_the_log_is_json(alone):
-    json.dumps(alone["history"])
-    assert np.isfinite([entry["ce"] for entry in alone["history"]]).all()
