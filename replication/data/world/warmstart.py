@@ -6,7 +6,6 @@ be learned again: layers are copied by name, and embeddings by the token's strin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,33 +25,15 @@ _SHAPE = (
 )
 
 
-@dataclass
-class Transfer:
-    """What :func:`warm_start` did.
-
-    Attributes:
-        copied: parameters with the source's values; of embeddings, the rows of mapped tokens.
-        zeroed: biases that the source does not have, set to zero.
-        fresh: trainable parameters that keep the values they had.
-        tokens: token of the model to token of the source.
-        fresh_tokens: tokens that have no counterpart, whose rows keep the values they had.
-    """
-
-    copied: list[str] = field(default_factory=list)
-    zeroed: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    tokens: dict[str, str] = field(default_factory=dict)
-    fresh_tokens: list[str] = field(default_factory=list)
-
-
 @torch.no_grad()
-def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> Transfer:
+def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> None:
     """Copy the decoder of ``source`` into ``model``: embeddings, layers, final norm, head, and the
     projector where its shapes are the source's.
 
     Tokens are matched by their string, and those of the chat format by their place in it
     (``replication.data.world.chat``). On text of matched tokens the two models then give the same
     logits, unless the model has norms of queries and keys (Qwen3), which keep their own values.
+    Biases of output projections that the source lacks become zero.
 
     Args:
         model: The model to change, in place.
@@ -60,38 +41,28 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
         source: The model to copy from.
         source_tokenizer: The source's tokenizer.
 
-    Returns:
-        What was copied and what was not.
-
     Raises:
         InputError: For decoders that differ in shape, activation, norm, rotary base or tying of the
             head, or a model without the biases that the source has. Nothing is copied then.
     """
     target, origin = family_of(model.config.model_type), family_of(source.config.model_type)
     _check(model.config, source.config)
-    done = Transfer(tokens=map_tokens(target, tokenizer, origin, source_tokenizer))
-    done.fresh_tokens = sorted(tokenizer.get_vocab().keys() - done.tokens.keys())
     own, source_values = dict(model.named_parameters()), dict(source.named_parameters())
-
-    pairs = _decoder_pairs(own, target, source_values, origin)
-    for name, other in pairs.items():
+    for name, other in _decoder_pairs(own, target, source_values, origin).items():
         if other in source_values:
             own[name].copy_(source_values[other])
-            done.copied.append(name)
         elif name.endswith("o_proj.bias"):
             own[name].zero_()
-            done.zeroed.append(name)
+    tokens = map_tokens(target, tokenizer, origin, source_tokenizer)
+    rows = torch.tensor(tokenizer.convert_tokens_to_ids(list(tokens)))
+    source_rows = torch.tensor(source_tokenizer.convert_tokens_to_ids(list(tokens.values())))
     tables = [(model.get_input_embeddings().weight, source.get_input_embeddings().weight)]
     head = model.get_output_embeddings().weight
     if head is not tables[0][0]:
         tables.append((head, source.get_output_embeddings().weight))
-    for weight, other_weight in tables:
-        _copy_rows(weight, other_weight, tokenizer, source_tokenizer, done.tokens)
-        done.copied.append(next(name for name, value in own.items() if value is weight))
-    done.copied += _copy_projector(model, target, source, origin)
-    seen = {*done.copied, *done.zeroed, *target.tower_parameters(model)}
-    done.fresh = [name for name in own if name not in seen]
-    return done
+    for weight, source_weight in tables:
+        weight[rows] = source_weight[source_rows].to(weight.dtype)
+    _copy_projector(model, target, source, origin)
 
 
 def map_tokens(
@@ -158,25 +129,10 @@ def _check(config: Any, source: Any) -> None:
             )
 
 
-def _copy_rows(
-    weight: torch.Tensor,
-    source_weight: torch.Tensor,
-    tokenizer: Any,
-    source_tokenizer: Any,
-    tokens: dict[str, str],
-) -> None:
-    rows = tokenizer.convert_tokens_to_ids(list(tokens))
-    places = source_tokenizer.convert_tokens_to_ids(list(tokens.values()))
-    weight[torch.tensor(rows)] = source_weight[torch.tensor(places)].to(weight.dtype)
-
-
-def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> list[str]:
+def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> None:
     """Copy the main projector when all its parameters are of the source's shapes, in order."""
-    path = target.projectors[0]
-    own = dict(model.get_submodule(path).named_parameters())
+    own = list(model.get_submodule(target.projectors[0]).parameters())
     source_values = list(source.get_submodule(origin.projectors[0]).parameters())
-    if [value.shape for value in own.values()] != [value.shape for value in source_values]:
-        return []
-    for value, other in zip(own.values(), source_values, strict=True):
-        value.copy_(other)
-    return [f"{path}.{name}" for name in own]
+    if [value.shape for value in own] == [value.shape for value in source_values]:
+        for value, other in zip(own, source_values, strict=True):
+            value.copy_(other)
