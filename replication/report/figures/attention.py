@@ -81,8 +81,7 @@ def draw(inputs: Inputs) -> Figure:
             "layers": {name: [layer + 1 for layer in chosen] for name, chosen in layers.items()},
             "scenes": [_record(scene, layers) for scene in scenes],
             "visual_share": {
-                name: [observed.numbers(one) for one in intervals]
-                for name, intervals in shares.items()
+                name: list(map(observed.numbers, intervals)) for name, intervals in shares.items()
             },
             "overlap": {name: observed.numbers(value) for name, value in overlaps.items()},
             "overlap_gain": observed.numbers(gain),
@@ -115,7 +114,7 @@ def _record(scene: Scene, layers: Layers) -> dict[str, Any]:
         "question": scene["question"],
         "target": scene["options"][scene["target"]],
         "answers": {name: _answer(scene, name) for name in layers},
-        "maps": {name: [one.tolist() for one in group] for name, group in maps.items()},
+        "maps": {name: [values.tolist() for values in group] for name, group in maps.items()},
     }
 
 
@@ -123,8 +122,8 @@ def _shares_in_words(layers: Layers, shares: Shares) -> list[str]:
     return [
         f"{observed.label(name)} "
         + ", ".join(
-            f"{100 * one.point:.0f} percent in layer {layer + 1}"
-            for layer, one in zip(layers[name], intervals, strict=True)
+            f"{100 * interval.point:.0f} percent in layer {layer + 1}"
+            for layer, interval in zip(layers[name], intervals, strict=True)
         )
         for name, intervals in shares.items()
     ]
@@ -132,7 +131,7 @@ def _shares_in_words(layers: Layers, shares: Shares) -> list[str]:
 
 def _canvas(scenes: Sequence[Scene], layers: Layers, shares: Shares) -> Canvas:
     maps = [{name: _maps(scene, name, layers[name]) for name in layers} for scene in scenes]
-    top = max(float(one.max()) for row in maps for group in row.values() for one in group)
+    top = max(float(values.max()) for row in maps for group in row.values() for values in group)
     colours = observed.colours(0.0, 100 * top)
     page = _Page(layers, len(scenes))
     for index, (scene, row) in enumerate(zip(scenes, maps, strict=True)):
@@ -198,12 +197,12 @@ class _Page:
     def draw_bars(self, shares: Shares) -> None:
         """Share of attention on the image, each bar under its column."""
         axes = self.sheet.axes(self.first, self.bars, self.rest, _BARS)
-        for name, values in shares.items():
+        for name, intervals in shares.items():
             start = self.left[name] - self.first
-            reaches = [style.reach(one.point, one.low, one.high) for one in values]
+            reaches = [style.reach(share.point, share.low, share.high) for share in intervals]
             axes.bar(
-                [start + _TILE * (at + 0.5) for at in range(len(values))],
-                [100 * one.point for one in values],
+                [start + _TILE * (at + 0.5) for at in range(len(intervals))],
+                [100 * share.point for share in intervals],
                 width=0.6 * _TILE,
                 yerr=np.array(reaches).T * 100,
                 color=style.COLORS[style.method_of(name)],

@@ -31,17 +31,17 @@ def draw(inputs: Inputs) -> Figure:
     runs = reading.accuracies(table)
     curves = {
         method: sorted(
-            (one for run, one in runs.items() if style.method_of(run) == method),
-            key=lambda one: -one.bits,
+            (point for run, point in runs.items() if style.method_of(run) == method),
+            key=lambda point: -point.bits,
         )
         for method in METHODS
     }
     curves = {method: points for method, points in curves.items() if points}
-    widths = sorted({one.bits for points in curves.values() for one in points}, reverse=True)
+    widths = sorted({point.bits for points in curves.values() for point in points}, reverse=True)
     if len(widths) < 2:
         raise NotRun("fewer than two bit widths were trained and evaluated at this scale")
     baseline, names = runs["baseline"], reading.averaged(table)
-    seeds = [one.seeds for points in curves.values() for one in points]
+    seeds = [point.seeds for points in curves.values() for point in points]
     return inputs.figure(
         name="bits",
         title="Accuracy against the bits of a weight",
@@ -63,7 +63,7 @@ def draw(inputs: Inputs) -> Figure:
             "family": inputs.family,
             "benchmarks": names,
             "baseline": vars(baseline),
-            "methods": {method: [vars(one) for one in points] for method, points in curves.items()},
+            "methods": {method: list(map(vars, points)) for method, points in curves.items()},
         },
         canvas=_canvas(curves, widths, baseline),
     )
@@ -72,7 +72,7 @@ def draw(inputs: Inputs) -> Figure:
 def _alt(curves: Curves, baseline: Accuracy) -> str:
     lines = (
         f"{style.LABELS[method]}: "
-        + ", ".join(f"{one.accuracy:.1f} at {one.bits} bits" for one in points)
+        + ", ".join(f"{point.accuracy:.1f} at {point.bits} bits" for point in points)
         for method, points in curves.items()
     )
     return (
@@ -94,9 +94,9 @@ def _canvas(curves: Curves, widths: list[int], baseline: Accuracy) -> Canvas:
     style.heading(whole, "All widths")
     style.heading(close, "Near the baseline")
     least = baseline.accuracy - 10
-    near = [one for points in curves.values() for one in points if one.accuracy > least]
-    low = min(one.accuracy - one.reach[0] for one in near)
-    high = max(one.accuracy + one.reach[1] for one in (*near, baseline))
+    near = [point for points in curves.values() for point in points if point.accuracy > least]
+    low = min(point.accuracy - point.reach[0] for point in near)
+    high = max(point.accuracy + point.reach[1] for point in (*near, baseline))
     close.set_ylim(low - _ROOM, high + _ROOM)
     close.set_xlabel("bits of a decoder weight")
     close.set_xticks(range(len(widths)), [str(bits) for bits in widths])
@@ -109,9 +109,9 @@ def _draw(axes: Axes, curves: Curves, widths: list[int]) -> None:
     for index, (method, points) in enumerate(curves.items()):
         shift = (index - (len(curves) - 1) / 2) * _DODGE
         axes.errorbar(
-            [widths.index(one.bits) + shift for one in points],
-            [one.accuracy for one in points],
-            yerr=list(zip(*(one.reach for one in points), strict=True)),
+            [widths.index(point.bits) + shift for point in points],
+            [point.accuracy for point in points],
+            yerr=list(zip(*(point.reach for point in points), strict=True)),
             label=style.LABELS[method],
             linewidth=1.2,
             elinewidth=1.2,

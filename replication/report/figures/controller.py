@@ -40,13 +40,13 @@ class Course(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         return {
-            str(seed): {key: getattr(one, key).tolist() for key in ("step", "beta", "ema")}
-            for seed, one in self.seeds.items()
+            str(seed): {key: getattr(course, key).tolist() for key in ("step", "beta", "ema")}
+            for seed, course in self.seeds.items()
         }
 
     def end(self, key: str) -> float:
         """The mean over seeds at the last logged step."""
-        return float(np.mean([getattr(one, key)[-1] for one in self.seeds.values()]))
+        return float(np.mean([getattr(course, key)[-1] for course in self.seeds.values()]))
 
 
 def draw(inputs: Inputs) -> Figure:
@@ -89,7 +89,7 @@ def draw(inputs: Inputs) -> Figure:
         + f"; the budget is {budget.tau:g}.",
         n=f"{seeds} a family; {len(budget.step)} logged steps of {int(budget.step[-1]):,}",
         units="β without unit; EMA of GDKD in nats (times T²); optimizer steps",
-        sources=tuple(source for one in (*own, *sweep) for source in _sources(inputs, one)),
+        sources=tuple(file for course in (*own, *sweep) for file in _sources(inputs, course)),
         claims=("C13", "R04"),
         data={
             **{key: getattr(budget, key) for key in ("tau", "beta_min", "beta_max")},
@@ -105,7 +105,7 @@ def _courses(inputs: Inputs, runs: Iterable[tuple[str, str, str]]) -> Iterator[C
     for label, family, run in runs:
         logs = read_logs(inputs.results, inputs.scale, family, run)
         seeds = {seed: trajectory_of(log) for seed, log in logs.items()}
-        if known := {seed: one for seed, one in seeds.items() if one is not None}:
+        if known := {seed: course for seed, course in seeds.items() if course is not None}:
             yield Course(label, family, run, known)
 
 
@@ -133,16 +133,16 @@ def _canvas(own: list[Course], sweep: list[Course]) -> Canvas:
 
 def _draw(above: Axes, below: Axes, lines: list[tuple[Course, dict[str, Any]]]) -> None:
     for course, look in lines:
-        for number, one in enumerate(course.seeds.values()):
-            above.plot(one.step, one.beta, label="_" if number else course.label, **look)
-            below.plot(one.step, one.ema, **look)
-    everything = [one for course, _ in lines for one in course.seeds.values()]
+        for number, logged in enumerate(course.seeds.values()):
+            above.plot(logged.step, logged.beta, label="_" if number else course.label, **look)
+            below.plot(logged.step, logged.ema, **look)
+    everything = [logged for course, _ in lines for logged in course.seeds.values()]
     first = everything[0]
     for bound in (first.beta_min, first.beta_max):
         above.axhline(bound, color=style.GREY, linestyle=":", linewidth=1, zorder=1)
     below.axhline(first.tau, color=style.GREY, linestyle="--", linewidth=1.2, zorder=1)
-    low = min(min(one.ema.min(), one.tau) for one in everything) / 1.5
-    high = max(one.ema.max() for one in everything) * 1.5
+    low = min(min(logged.ema.min(), logged.tau) for logged in everything) / 1.5
+    high = max(logged.ema.max() for logged in everything) * 1.5
     below.set_yscale("log")
     below.set_ylim(low, high)
     ticks = [value for value in (0.03, 0.1, 0.3, 1, 3, 10, 30) if low < value < high]

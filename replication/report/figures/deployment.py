@@ -191,7 +191,7 @@ def _decoding(axes: Axes, variants: Data, reference: Data | None, bandwidth: flo
     axes.set_xscale("log")
     lows, highs = [], []
     for row, (name, part) in enumerate(variants.items()):
-        for batch, step in sorted(_steps(part), key=lambda one: int(one[0])):
+        for batch, step in sorted(_steps(part), key=lambda step: int(step[0])):
             y = row + (batches.index(batch) - (len(batches) - 1) / 2) * _APART
             speed, floor = step["tokens_per_second"], _floor(batch, step, bandwidth)
             _rate(axes, y, speed, floor, _color(name), known=name == BASELINE)

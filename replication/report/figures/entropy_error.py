@@ -36,7 +36,7 @@ def draw(inputs: Inputs) -> Figure:
     if not families:
         raise NotRun("no teacher's entropy was measured at this scale, or every answer was right")
     reported = load_tables().figures["figure2_entropy_vs_error"]
-    counts = [f"{FAMILIES[name]} {one.n['items']:,}" for name, one in families.items()]
+    counts = [f"{FAMILIES[name]} {measured.n['items']:,}" for name, measured in families.items()]
     bins = next(iter(families.values())).n["bins"]
     return inputs.figure(
         name="entropy_error",
@@ -51,7 +51,7 @@ def draw(inputs: Inputs) -> Figure:
             f"{reported['teacher']}. " + inputs.reservations(inputs.scale != FULL_SCALE)
         ),
         alt="Scatter plots of error rate against entropy, by bin. "
-        + " ".join(_in_words(FAMILIES[name], one) for name, one in families.items()),
+        + " ".join(_in_words(FAMILIES[name], measured) for name, measured in families.items()),
         n=f"questions: {listed(counts)}; {bins} bins each",
         units="nats; percent of answers",
         sources=tuple(
@@ -61,7 +61,7 @@ def draw(inputs: Inputs) -> Figure:
         claims=("C11",),
         data={
             "reported": {key: reported[key] for key in ("pearson_r", "binned_r2")},
-            "families": {name: _record(one) for name, one in families.items()},
+            "families": {name: _record(measured) for name, measured in families.items()},
         },
         canvas=_canvas(families, reported),
     )

@@ -42,7 +42,7 @@ def draw(inputs: Inputs) -> Figure:
     if list(pairs) != list(PAIRS):
         lacking = [pair for pair in PAIRS if pair not in pairs]
         raise NotRun(f"not evaluated at this scale: {'; '.join(lacking)}")
-    questions = [one["questions"] for one in pairs[PAIRS[-1]]]
+    questions = [row["questions"] for row in pairs[PAIRS[-1]]]
     return inputs.figure(
         name="flips",
         title="Answers that change, by question type",
@@ -82,7 +82,7 @@ def _type(kind: str, cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _in_words(pair: str, types: Sequence[Mapping[str, Any]]) -> str:
-    worst = min(types, key=lambda one: one["change"])
+    worst = min(types, key=lambda row: row["change"])
     change, low, high = (signed(worst[key]) for key in ("change", "low", "high"))
     runs = " to ".join(NAMES[run] for run in pair.split(" → "))
     return (
@@ -92,11 +92,11 @@ def _in_words(pair: str, types: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _canvas(pairs: Types) -> Canvas:
-    order = [one["type"] for one in sorted(pairs[PAIRS[-1]], key=lambda one: one["change"])]
+    order = [row["type"] for row in sorted(pairs[PAIRS[-1]], key=lambda row: row["change"])]
     canvas = style.canvas(style.WIDTH, 0.29 * len(order) + 1.5)
     panels = canvas.subplots(1, 2, sharey=True, sharex=True)
     for axes, pair in zip(panels, PAIRS, strict=True):
-        _draw(axes, sorted(pairs[pair], key=lambda one: order.index(one["type"])))
+        _draw(axes, sorted(pairs[pair], key=lambda row: order.index(row["type"])))
         first, second = (NAMES[run] for run in pair.split(" → "))
         axes.set_title(f"{first}\nto {second}", fontsize=style.SMALL)
         axes.set_xlabel("questions, %")
@@ -107,16 +107,16 @@ def _canvas(pairs: Types) -> Canvas:
 
 def _draw(axes: Axes, types: Sequence[Mapping[str, Any]]) -> None:
     places = range(len(types))
-    lost = [-one["lost_percent"] for one in types]
-    gained = [one["gained_percent"] for one in types]
+    lost = [-row["lost_percent"] for row in types]
+    gained = [row["gained_percent"] for row in types]
     axes.barh(places, lost, color=style.COLORS["grace"], height=0.72, label="right, then wrong")
     axes.barh(
         places, gained, color=style.COLORS["qat"], height=0.72, hatch="///", edgecolor="white",
         linewidth=0, label="wrong, then right",
     )  # fmt: skip
-    reaches = [style.reach(one["change"], one["low"], one["high"]) for one in types]
+    reaches = [style.reach(row["change"], row["low"], row["high"]) for row in types]
     axes.errorbar(
-        [one["change"] for one in types], places, xerr=list(zip(*reaches, strict=True)),
+        [row["change"] for row in types], places, xerr=list(zip(*reaches, strict=True)),
         color=style.INK, marker="o", markersize=4, linestyle="none", elinewidth=1.2, capsize=2,
         label="change, 95 % interval",
     )  # fmt: skip

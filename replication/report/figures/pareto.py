@@ -158,24 +158,25 @@ def _panel(
     )
 
 
-def _variant(one: Accuracy) -> str | None:
+def _variant(accuracy: Accuracy) -> str | None:
     """The deployed format of a run's weights; None where none was measured."""
-    method = style.method_of(one.run)
+    method = style.method_of(accuracy.run)
     if method not in style.COLORS or method == "teacher":
         return None
     if method == "nf4":
         return "nf4"
-    return {16: "bf16", 8: "int8", 4: "int4"}.get(one.bits)
+    return {16: "bf16", 8: "int8", 4: "int4"}.get(accuracy.bits)
 
 
 def _points(runs: Mapping[str, Accuracy], variants: Mapping[str, Any]) -> list[_Point]:
     """The runs whose weights' format was measured at batch 1."""
     points = []
-    for one in runs.values():
-        variant = _variant(one) or ""
+    for accuracy in runs.values():
+        variant = _variant(accuracy) or ""
         step = variants[variant]["decode"].get("1") if variant in variants else None
         if step is not None and "not_run" not in step:
-            points.append(_Point(one, variant, step["tokens_per_second"], peak(variants[variant])))
+            memory = peak(variants[variant])
+            points.append(_Point(accuracy, variant, step["tokens_per_second"], memory))
     return points
 
 

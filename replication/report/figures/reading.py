@@ -159,7 +159,7 @@ def accuracies(table: Mapping[str, Any]) -> dict[str, Accuracy]:
 
 def averaged(table: Mapping[str, Any]) -> list[str]:
     """The benchmarks that a table's average is of."""
-    column = next(one for one in table["columns"] if one["name"] == AVERAGE)
+    column = next(column for column in table["columns"] if column["name"] == AVERAGE)
     return list(column["benchmarks"])
 
 

@@ -72,8 +72,8 @@ def draw(inputs: Inputs) -> Figure:
                 }
                 for scene in scenes
             ],
-            "cka": {name: observed.numbers(one) for name, one in alike.items()},
-            "cka_gain": {name: observed.numbers(one) for name, one in gains.items()},
+            "cka": {name: observed.numbers(cka) for name, cka in alike.items()},
+            "cka_gain": {name: observed.numbers(gain) for name, gain in gains.items()},
         },
         canvas=_canvas(scenes, alike),
     )
@@ -120,10 +120,10 @@ def _outline(axes: Axes, token: int, grid: list[int], size: tuple[int, int]) -> 
 
 
 def _draw_alike(axes: Axes, alike: Mapping[str, Interval]) -> None:
-    for place, (name, one) in enumerate(alike.items()):
+    for place, (name, cka) in enumerate(alike.items()):
         look = style.marks(style.method_of(name))
         style.interval(
-            axes, one.point, place, one.low, one.high, capsize=2.5, linestyle="none", **look
+            axes, cka.point, place, cka.low, cka.high, capsize=2.5, linestyle="none", **look
         )
     style.rows(axes, [observed.label(name) for name in alike])
     axes.xaxis.set_major_locator(MaxNLocator(5))

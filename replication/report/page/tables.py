@@ -120,7 +120,7 @@ def _method(row: Node) -> Cell:
 
 
 def _devices(node: Node) -> list[str]:
-    return [f"recorded, {one['device']}" for one in recordings_of(node.value)]
+    return [f"recorded, {recording['device']}" for recording in recordings_of(node.value)]
 
 
 def _marked(node: Node) -> frozenset[int]:
@@ -231,7 +231,7 @@ class _Summary:
 
     def _head(self) -> list[list[Cell]]:
         deep = 2 if self.paired else 1
-        above = [Cell(plain(one), "words", head=True, rows=deep) for one in self.node["labels"]]
+        above = [Cell(plain(label), "words", head=True, rows=deep) for label in self.node["labels"]]
         css = "group" if self.paired else "num"
         for column in self.columns:
             unit = f", {column['unit'].value}" if column["unit"].value else ""
@@ -243,10 +243,10 @@ class _Summary:
     def _labels(self, index: int, row: Node) -> list[Cell]:
         """The row's labels; of several, the first spans the rows that share it."""
         first, *others = row["labels"]
-        cells = [Cell(plain(one), "words") for one in others]
+        cells = [Cell(plain(label), "words") for label in others]
         if not others:
             return [Cell(plain(first), "words", head=True)]
-        names = [one["labels"][0] for one in self.node["rows"].value]
+        names = [row["labels"][0] for row in self.node["rows"].value]
         if index and names[index - 1] == first.value:
             return cells
         same = next((i for i, n in enumerate(names[index:]) if n != first.value), None)

@@ -285,19 +285,19 @@ def _recording_data(
 ) -> dict[str, Any]:
     """What a table says of a recording that it shows."""
     scores = [s for run in table.runs if (s := recording.results.scores(table.family, run))]
-    trained = [one for one in scores if one.run not in ("teacher", "baseline")] or scores
-    seeds = [len(one.seeds) for one in trained]
-    provenance = [one.provenance for one in scores]
+    trained = [run for run in scores if run.run not in ("teacher", "baseline")] or scores
+    seeds = [len(run.seeds) for run in trained]
+    origins = [run.provenance for run in scores]
     return {
         "id": recording.slug,
         "device": recording.device,
-        "standin": any(one.standin for one in scores),
+        "standin": any(run.standin for run in scores),
         "seeds": [min(seeds), max(seeds)],
         "n": _sizes(rows, table.columns, "recorded", recording.slug),
-        "evaluated_on": sorted({str(one["device"]) for one in provenance}),
-        "commits": sorted({str(one["commit"]) for one in provenance}),
+        "evaluated_on": sorted({str(origin["device"]) for origin in origins}),
+        "commits": sorted({str(origin["commit"]) for origin in origins}),
         "versions": {
-            name: sorted({str(one["versions"].get(name)) for one in provenance})
+            name: sorted({str(origin["versions"].get(name)) for origin in origins})
             for name in ("torch", "transformers")
         },
     }
@@ -317,14 +317,14 @@ def score_table(
     results = sources.results
     measured = _Measurements(table, comparisons)
     elsewhere = [
-        one
-        for one in recorded
-        if any(one.recording.results.scores(table.family, run) for run in table.runs)
+        other
+        for other in recorded
+        if any(other.recording.results.scores(table.family, run) for run in table.runs)
     ]
-    others = {one.recording.slug: _Measurements(table, one.comparisons) for one in elsewhere}
+    others = {o.recording.slug: _Measurements(table, o.comparisons) for o in elsewhere}
     rows = _Rows(table, sources, measured, others).build()
-    scores = [one for run in table.runs if (one := results.scores(table.family, run)) is not None]
-    standin = any(one.standin for one in scores)
+    scores = [own for run in table.runs if (own := results.scores(table.family, run)) is not None]
+    standin = any(own.standin for own in scores)
     sizes = _sizes(rows, table.columns)
     data: dict[str, Any] = {
         "kind": "scores",
@@ -350,9 +350,9 @@ def score_table(
         "rows": rows,
     }
     if elsewhere:
-        recordings = [_recording_data(table, rows, one.recording) for one in elsewhere]
+        recordings = [_recording_data(table, rows, other.recording) for other in elsewhere]
         data["recordings"] = recordings
-        standin = standin or any(one["standin"] for one in recordings)
+        standin = standin or any(recording["standin"] for recording in recordings)
     notes = standin_notes(standin, bool(scores or elsewhere), results.scale)
     return {**data, "footnotes": [*notes, *_footnotes(table, data)]}
 
