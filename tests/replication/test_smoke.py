@@ -228,39 +228,3 @@ def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
     finally:
         scale.write_text(before)
     dvc(replication, "repro", timeout=600)
-
-
-@pytest.mark.weekly
-def test_the_same_seed_gives_the_same_results(replication):
-    group, run = "qwen2_vl_runs", "grace_int4"
-    results = replication / "results" / "smoke"
-    scores = results / "scores" / group / f"{run}.json"
-    outcomes = results / "outcomes" / group / f"{run}.parquet"
-    log = results / "training" / group / run / "seed0.json"
-
-    def measured(content):  # what was done before may be of a repository, the copy is none
-        found = json.loads(content)
-        for name in ("commit", "dirty"):
-            del found["provenance"][name]
-        return found
-
-    before = {path: path.read_bytes() for path in (scores, outcomes, log)}
-    workspace = replication / ".scales" / "smoke"
-    model = workspace / "models" / "smoke" / group / run / "seed0"
-    weights = (model / "model.safetensors").read_bytes()
-    shutil.rmtree(model)
-    (workspace / scores.relative_to(replication)).unlink()
-    dvc(replication, "repro", "--force", "--single-item", f"train@{group}", timeout=600)
-    dvc(replication, "repro", "--force", "--single-item", f"evaluate@{group}", timeout=600)
-    assert (model / "model.safetensors").read_bytes() == weights
-    assert measured(scores.read_bytes()) == measured(before[scores])
-    assert outcomes.read_bytes() == before[outcomes]
-
-    def steady(text):  # times of day and speeds are not results
-        slow = ("runtime", "per_second")
-        return [
-            {k: v for k, v in entry.items() if not k.endswith(slow)}
-            for entry in json.loads(text)["history"]
-        ]
-
-    assert steady(log.read_text()) == steady(before[log])
