@@ -139,7 +139,10 @@ def test_decoder_linears_only(source, made, method, bits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(
+    "bits",
+    [pytest.param(2, marks=pytest.mark.weekly), pytest.param(3, marks=pytest.mark.weekly), 4],
+)
 def test_calibrated_weights_are_scales_times_codes(source, made, method, bits):
     path, record = made(method, bits)
     after, kept, spec = weights(path), load_file(path / CODES_FILE), QuantSpec(bits=bits)
