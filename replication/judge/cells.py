@@ -215,14 +215,14 @@ class Judge:
 
     def _missing(self, cell: Cell, runs: Sequence[RunScores | None]) -> str:
         for run, scores in zip(cell.runs, runs, strict=True):
-            name = f"{cell.table.family}/{run}"
+            where = f"{cell.table.family}/{run}"
             if scores is None:
-                return f"no results of {name}"
-            absent = [one for one in cell.benchmarks if one not in scores.benchmarks]
+                return f"no results of {where}"
+            absent = [name for name in cell.benchmarks if name not in scores.benchmarks]
             if absent:
-                return f"{name} has no score on {', '.join(absent)}"
+                return f"{where} has no score on {', '.join(absent)}"
             if scores.standin:
-                return f"the scores of {name} are of stand-ins, not of the benchmarks"
+                return f"the scores of {where} are of stand-ins, not of the benchmarks"
         return ""
 
     def _note(self, cell: Cell, scores: RunScores) -> str:

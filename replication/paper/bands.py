@@ -516,6 +516,21 @@ def difference_band(
     return _contrast_band(cells, facts, standard_error=standard_error)
 
 
+def _effect_cells(
+    quantity: Mapping[str, Any], reported: Reported, benchmarks: Sequence[str]
+) -> Weighted:
+    """The cells of a main effect's design, with what each weighs in it."""
+    design = reported.table(quantity["table"]).design()
+    share = 2.0 / len(design)
+    return [
+        (
+            _cell(reported, quantity["family"], run, benchmarks),
+            share if quantity["component"] in components else -share,
+        )
+        for components, run in design.items()
+    ]
+
+
 def quantity_band(
     quantity: Mapping[str, Any],
     benchmarks: Sequence[str],
@@ -549,12 +564,7 @@ def quantity_band(
         cells = _difference(cell(quantity["run"]), cell(quantity["against"]))
         return _contrast_band(cells, facts, standard_error=standard_error)
     if kind == "main_effect":
-        design = reported.table(quantity["table"]).design()
-        share = 2.0 / len(design)
-        cells = [
-            (cell(run), share if quantity["component"] in components else -share)
-            for components, run in design.items()
-        ]
+        cells = _effect_cells(quantity, reported, benchmarks)
         return _contrast_band(cells, facts, standard_error=standard_error)
     if kind == "ratio":
         return _ratio_band(

@@ -436,7 +436,7 @@ def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") 
     data = validate(_Ledger, content, source)
     claims = []
     for claim in data.claims:
-        parts: list[Part] = []
+        own: list[Part] = []
         for part in claim.parts:
             inherited = (data.expected, claim.expected, part.expected)
             expected: dict[str, Expectation] = {
@@ -445,7 +445,7 @@ def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") 
                 for scale, expectation in expectations.items()
             }
             try:
-                parts += _parts(claim.id, part, expected, reported)
+                own += _parts(claim.id, part, expected, reported)
             except InputError as error:
                 raise InputError(f"{source}: {claim.id}.{part.id}: {error}") from error
         claims.append(
@@ -456,10 +456,11 @@ def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") 
                 reported=claim.reported,
                 combine=claim.combine,
                 abstract=claim.abstract,
-                parts=tuple(parts),
+                parts=tuple(own),
             )
         )
-    names = [claim.id for claim in claims] + [part.id for one in claims for part in one.parts]
+    parts = [part for claim in claims for part in claim.parts]
+    names = [*(claim.id for claim in claims), *(part.id for part in parts)]
     for name, count in Counter(names).items():
         if count > 1:
             raise InputError(f"{source}: {name!r} appears twice")

@@ -500,6 +500,38 @@ def _check_names(names: Collection[str | None], what: str) -> None:
             raise InputError(f"the {what} {name!r} appears twice")
 
 
+def _printed_table(name: str, table: _Table, data: _Tables) -> ReportedTable:
+    return ReportedTable(
+        id=name,
+        short=table.short,
+        family=table.family,
+        title=table.title,
+        source=table.source,
+        quantity=table.quantity,
+        columns=table.columns,
+        rows=tuple(row.reported(table.columns) for row in table.rows),
+        controls=table.controls,
+        aliases=data.benchmarks,
+        not_in_average=data.not_in_average,
+    )
+
+
+def _own_table(name: str, table: _OwnTable, data: _Tables) -> ReportedTable:
+    return ReportedTable(
+        id=name,
+        short=name,
+        family=table.family,
+        title=table.title,
+        source="",
+        quantity="score",
+        columns=table.columns,
+        rows=(),
+        controls=table.rows,
+        aliases=data.benchmarks,
+        not_in_average=data.not_in_average,
+    )
+
+
 def parse_tables(content: Any, source: str = "tables.yaml") -> Reported:
     """The content of tables.yaml.
 
@@ -511,41 +543,12 @@ def parse_tables(content: Any, source: str = "tables.yaml") -> Reported:
         InputError: for anything ill-formed, naming the place.
     """
     data = validate(_Tables, content, source)
-    shared: Any = {"aliases": data.benchmarks, "not_in_average": data.not_in_average}
-    tables = {
-        name: ReportedTable(
-            id=name,
-            short=table.short,
-            family=table.family,
-            title=table.title,
-            source=table.source,
-            quantity=table.quantity,
-            columns=table.columns,
-            rows=tuple(row.reported(table.columns) for row in table.rows),
-            controls=table.controls,
-            **shared,
-        )
-        for name, table in data.tables.items()
-    }
-    own = {
-        name: ReportedTable(
-            id=name,
-            short=name,
-            family=table.family,
-            title=table.title,
-            source="",
-            quantity="score",
-            columns=table.columns,
-            rows=(),
-            controls=table.rows,
-            **shared,
-        )
-        for name, table in data.own_tables.items()
-    }
+    tables = {name: _printed_table(name, table, data) for name, table in data.tables.items()}
+    own = {name: _own_table(name, table, data) for name, table in data.own_tables.items()}
     reported = Reported(
         tables=tables,
         own_tables=own,
-        summaries={name: replace(one, id=name) for name, one in data.summaries.items()},
+        summaries={name: replace(own, id=name) for name, own in data.summaries.items()},
         deployment=data.deployment,
         figures=data.figures,
         statements=data.statements,

@@ -207,7 +207,7 @@ def cost_ratio(
 
 def difference_error(first: np.ndarray, second: np.ndarray) -> float:
     """Standard error of the difference of two means of independent samples."""
-    return math.sqrt(sum(one.var(ddof=1) / len(one) for one in (first, second)))
+    return math.sqrt(sum(sample.var(ddof=1) / len(sample) for sample in (first, second)))
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

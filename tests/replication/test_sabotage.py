@@ -27,7 +27,7 @@ CASES = {
         DEFINITIONS,
     ),
     "the baseline is its own teacher": (
-        "replication/stages/teacher_outputs.py",
+        "replication/train/teacher_outputs.py",
         'layout.model(name, "teacher")',
         'layout.model(name, "baseline")',
         PIPELINE,
