@@ -44,26 +44,10 @@ def draw(inputs: Inputs) -> Figure:
     overlaps = {name: values[f"overlap.{name}"] for name in observed.SHOWN[1:]}
     gain = values[f"overlap_gain.{observed.SHOWN[-1]}"]
     whole = all(len(layers[name]) == count for name, count in counts.items())
-    similar = (
-        f"{observed.span(value, 3)} ({observed.label(name)})" for name, value in overlaps.items()
-    )
     return inputs.figure(
         name="attention",
         title="Where the answer looks",
-        caption=(
-            "Attention from the position that predicts the answer's first token to the visual "
-            f"tokens, mean over heads, {FAMILIES[inputs.family]}, in "
-            f"{'every decoder layer' if whole else 'some of the decoder layers'}. Maps: what each "
-            "visual token gets of all attention, on one scale, darker where the image is; the "
-            "rest goes to text. The scenes are the first that were drawn by a fixed seed, not "
-            "chosen; the answer that is asked for stands behind the question, each model's under "
-            "its maps. Bars: what the whole image gets, with its 95 % interval (bootstrap over "
-            "questions, and over seeds where there are several). "
-            f"{len(scenes)} scenes prove nothing; over all questions the maps, averaged over "
-            f"layers, overlap with the teacher's by {' and '.join(similar)}, 1 being the same map. "
-            f"{observed.verdict(gain, 'overlap')} Attention shows where values are read, not why "
-            f"an answer is given. {inputs.reservations(True)}"
-        ),
+        caption=_caption(inputs, len(scenes), whole, overlaps, gain),
         alt=(
             f"{len(scenes)} scenes with heat maps of attention by decoder layer. Share of "
             f"attention on the image: {'; '.join(_shares_in_words(layers, shares))}."
@@ -87,6 +71,28 @@ def draw(inputs: Inputs) -> Figure:
             "overlap_gain": observed.numbers(gain),
         },
         canvas=_canvas(scenes, layers, shares),
+    )
+
+
+def _caption(
+    inputs: Inputs, scenes: int, whole: bool, overlaps: Mapping[str, Interval], gain: Interval
+) -> str:
+    similar = (
+        f"{observed.span(value, 3)} ({observed.label(name)})" for name, value in overlaps.items()
+    )
+    return (
+        "Attention from the position that predicts the answer's first token to the visual "
+        f"tokens, mean over heads, {FAMILIES[inputs.family]}, in "
+        f"{'every decoder layer' if whole else 'some of the decoder layers'}. Maps: what each "
+        "visual token gets of all attention, on one scale, darker where the image is; the "
+        "rest goes to text. The scenes are the first that were drawn by a fixed seed, not "
+        "chosen; the answer that is asked for stands behind the question, each model's under "
+        "its maps. Bars: what the whole image gets, with its 95 % interval (bootstrap over "
+        "questions, and over seeds where there are several). "
+        f"{scenes} scenes prove nothing; over all questions the maps, averaged over "
+        f"layers, overlap with the teacher's by {' and '.join(similar)}, 1 being the same map. "
+        f"{observed.verdict(gain, 'overlap')} Attention shows where values are read, not why "
+        f"an answer is given. {inputs.reservations(True)}"
     )
 
 
