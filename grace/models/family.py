@@ -232,9 +232,11 @@ class Qwen2VLFamily(Family):
 
     @property
     def model_inputs(self) -> tuple[str, ...]:
+        """The same, and which tokens are visual ones."""
         return (*super().model_inputs, "mm_token_type_ids")
 
     def token_inputs(self, input_ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
+        """Which tokens (B, S) are visual ones."""
         return {"mm_token_type_ids": (input_ids == image_token_id).to(torch.int32)}
 
     def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

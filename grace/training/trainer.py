@@ -160,7 +160,7 @@ class GraceTrainer(Trainer):
     # -- loss -----------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch."""
+        """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch; a scalar."""
         if num_items_in_batch is None:  # evaluation: this batch alone
             num_items_in_batch = torch.tensor(len(inputs["targets"]))
         with self._autocast():
@@ -187,6 +187,7 @@ class GraceTrainer(Trainer):
         return contextlib.nullcontext()
 
     def _distil(self, ce, logits, hidden, inputs) -> torch.Tensor:
+        """The loss with distillation; non-finite distillation terms are dropped and counted."""
         assert self.objective is not None
         config = self.objective.config
         teacher: TeacherOutputs = inputs["teacher"]
@@ -223,6 +224,7 @@ class GraceTrainer(Trainer):
         self._step_sums[name] = self._step_sums[name] + value if name in self._step_sums else value
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """One micro-batch; after the last of an optimizer step its terms are summed up."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches -= 1
         if self._micro_batches == 0:
@@ -260,10 +262,12 @@ class GraceTrainer(Trainer):
     # -- log and state --------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the means of the loss terms since the last time, beside the library's values."""
         self._drain(logs)
         super().log(logs, start_time)
 
     def _drain(self, logs: dict[str, float]) -> None:
+        """Move the sums since the last time into ``logs`` and the objective's counts."""
         sums = {name: float(value) for name, value in self._log_sums.items()}
         self._log_sums = {}
         steps = sums.get("steps", 0)
