@@ -83,10 +83,10 @@ def failing(folder: Path, at: int, error: BaseException) -> Iterator[None]:
 
 def changes_of(folder: Path, run: Callable[[], Any]) -> list[str]:
     """What `run` changes in the folder, in order."""
-    found: list[str] = []
-    with watched(folder, found.append):
+    changes: list[str] = []
+    with watched(folder, changes.append):
         run()
-    return found
+    return changes
 
 
 @contextmanager
@@ -103,11 +103,11 @@ def file_size(limit: int) -> Iterator[None]:
 def killed(folder: Path, run: Callable[[], Any]) -> list[dict[str, bytes]]:
     """Every state that killing `run` could leave the folder in, as its files' contents.
 
-    One before each change, as it was; and, of files that are new or have changed since the one
-    before, one in which they are cut in half, and one in which they are empty: what compiled code
-    has written in between is not told of.
+    Compiled code writes without an audit event. So before each change there are up to three states:
+    the folder as it is, and the files that are new or have changed since the change before, cut in
+    half and empty.
     """
-    found: list[dict[str, bytes]] = []
+    states: list[dict[str, bytes]] = []
     previous = contents(folder)
 
     def keep(_: str) -> None:
@@ -123,16 +123,18 @@ def killed(folder: Path, run: Callable[[], Any]) -> list[dict[str, bytes]]:
             if previous.get(name) != content and content not in moved
         }
         if torn:
-            found.append({**now, **{name: b"" for name in torn}})
-            found.append({**now, **{name: made[: len(made) // 2] for name, made in torn.items()}})
-        if torn or now.keys() != previous.keys() or not found:
-            found.append(now)
+            states.append({**now, **{name: b"" for name in torn}})
+            states.append(
+                {**now, **{name: whole[: len(whole) // 2] for name, whole in torn.items()}}
+            )
+        if torn or now.keys() != previous.keys() or not states:
+            states.append(now)
         previous = now
 
     with watched(folder, keep):
         run()
         keep("")  # what the last change began
-    return found
+    return states
 
 
 @contextmanager
@@ -146,7 +148,7 @@ def unwatched() -> Iterator[None]:
 
 
 def put(folder: Path, state: dict[str, bytes]) -> Path:
-    """Make a folder hold these files and no others."""
+    """Makes a folder hold these files and no others."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in state.items():
@@ -171,4 +173,4 @@ def is_temporary(name: str) -> bool:
 
 def settled(state: dict[str, bytes]) -> dict[str, bytes]:
     """The files that are under their final names."""
-    return {name: found for name, found in state.items() if not is_temporary(name)}
+    return {name: content for name, content in state.items() if not is_temporary(name)}

@@ -20,13 +20,13 @@ ODD_YAML = (*ODD_JSON, (), datetime.date(2026, 1, 1), b"\xff\x00", {1: 2}, {None
 
 def nodes(document: Any) -> list[tuple[Any, Any]]:
     """(container, key) of every node below the root."""
-    found: list[tuple[Any, Any]] = []
+    known: list[tuple[Any, Any]] = []
     waiting = [document]
     for node in waiting:  # which grows meanwhile
         keys = node if type(node) is dict else range(len(node)) if type(node) is list else ()
-        found += [(node, key) for key in keys]
+        known += [(node, key) for key in keys]
         waiting += [node[key] for key in keys]
-    return found
+    return known
 
 
 def documents(valid: Any, odd: tuple[Any, ...] = ODD_JSON) -> st.SearchStrategy:
