@@ -213,6 +213,7 @@ def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
 
 
 @pytest.mark.slow
+@pytest.mark.weekly
 def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
     monkeypatch.chdir(spoilt)
     monkeypatch.setattr(sys, "argv", ["tuning", FAMILY])
