@@ -224,14 +224,13 @@ def a_run_of_the_pipeline(make_model, processor) -> Case:
     return Case(write(0), write(1), kept, every=11, keeps=True, kinds=FAULTS[:1])
 
 
-FILES = (a_result_file, scores_and_outcomes, shards_of_conversations)
-MODELS = (a_packed_directory, an_exported_directory, a_trained_student, a_run_of_the_pipeline)
-
-
-@pytest.fixture(
-    params=[*FILES, *(pytest.param(model, marks=pytest.mark.weekly) for model in MODELS)],
-    ids=lambda make: make.__name__,
+CASES = (
+    *(a_result_file, scores_and_outcomes, shards_of_conversations, a_packed_directory),
+    *(an_exported_directory, a_trained_student, a_run_of_the_pipeline),
 )
+
+
+@pytest.fixture(params=CASES, ids=lambda make: make.__name__)
 def case(request) -> Case:
     words = request.param.__code__.co_varnames[: request.param.__code__.co_argcount]
     return request.param(*(request.getfixturevalue(word) for word in words))

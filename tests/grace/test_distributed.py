@@ -269,7 +269,6 @@ def test_deepspeeds_cast_is_refused(name, enabled):
     check_deepspeed({name: {"enabled": False}}, METHOD)
 
 
-@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_quantized_teacher_answers_like_the_plain_one(place, bits):

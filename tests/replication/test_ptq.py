@@ -139,10 +139,7 @@ def test_decoder_linears_only(source, made, method, bits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["awq", "gptq"])
-@pytest.mark.parametrize(
-    "bits",
-    [pytest.param(2, marks=pytest.mark.weekly), pytest.param(3, marks=pytest.mark.weekly), 4],
-)
+@pytest.mark.parametrize("bits", [2, 3, 4])
 def test_calibrated_weights_are_scales_times_codes(source, made, method, bits):
     path, record = made(method, bits)
     after, kept, spec = weights(path), load_file(path / CODES_FILE), QuantSpec(bits=bits)
@@ -170,7 +167,6 @@ def test_calibrated_weights_are_scales_times_codes(source, made, method, bits):
     assert record["versions"]["llmcompressor"]
 
 
-@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["awq", "gptq"])
 def test_same_seed_same_bytes_and_another_seed_another_model(
@@ -261,7 +257,6 @@ def inputs_of(model, names, batches) -> dict[str, torch.Tensor]:
     return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
-@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gptq_errs_less_than_rounding_to_the_same_grid(source, made, calibration, processor, bits):
@@ -285,7 +280,6 @@ def test_gptq_errs_less_than_rounding_to_the_same_grid(source, made, calibration
         assert ours < error(rounding[f"{name}.weight"])
 
 
-@pytest.mark.weekly
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_awq_smooths_without_changing_the_function(family, conversations, tmp_path):
@@ -335,7 +329,6 @@ def test_awq_smooths_without_changing_the_function(family, conversations, tmp_pa
         assert error < 0.5
 
 
-@pytest.mark.weekly
 @pytest.mark.slow
 def test_awq_errs_less_than_round_to_nearest(source, made, calibration, processor):
     """On what it is calibrated on, the logits at 3 bits."""

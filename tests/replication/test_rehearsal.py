@@ -11,7 +11,7 @@ from replication.data import miniature
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 
-pytestmark = [pytest.mark.slow, pytest.mark.weekly]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
