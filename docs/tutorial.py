@@ -28,6 +28,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast, TrainingArguments
 
+from grace.arithmetic import native_dtype
 from grace.data import Collator, ConversationDataset
 from grace.decoding import generate
 from grace.distillation import DistillationConfig
@@ -196,7 +197,7 @@ def settings(folder: Path, steps: int, learning_rate: float) -> TrainingArgument
         per_device_train_batch_size=options.batch_size,
         warmup_steps=0.03,
         lr_scheduler_type="cosine",
-        bf16=True,
+        bf16=native_dtype(device) == torch.bfloat16,
         use_cpu=device == "cpu",
         logging_steps=max(steps // 3, 1),
         save_strategy="no",

@@ -19,12 +19,14 @@ from typing import Any
 import yaml
 
 from grace.errors import InputError
+from replication.base.code import stage_hashes
 from replication.base.files import ROOT, atomic_path, write_text_atomic
 from replication.base.scales import COMMITTED, FULL_SCALE
 from replication.settings.scales import VALUES, scale_params
 from replication.settings.schema import PARAMS_FILE
 
 PIPELINE_FILE = Path("dvc.yaml")
+CODE_FILE = Path("code.yaml")
 _SHARED = (
     *("grace", "replication", "recorded", ".dvcignore"),
     *("results/performance", "results/scaling"),  # of no scale: the page of every scale shows them
@@ -70,6 +72,13 @@ def prepare(folder: Path, params: dict[str, Any], root: Path = ROOT) -> None:
     if not (folder / ".dvc").is_dir():
         run_dvc(folder, "init", "--no-scm", "-q")
     write_text_atomic(folder / ".dvc" / "config", _CONFIG)
+    if not (folder / CODE_FILE).exists():  # DVC reads parameters before it runs the stage code
+        write_stage_hashes(folder, root)
+
+
+def write_stage_hashes(folder: Path, root: Path = ROOT) -> None:
+    """Write the hash of every stage's code into the directory of a pipeline."""
+    write_text_atomic(folder / CODE_FILE, yaml.safe_dump(stage_hashes(root)))
 
 
 def pipeline_of(scale: str) -> Path:

@@ -2,19 +2,14 @@
 
 from pathlib import Path
 
-import yaml
-
-from replication.base.code import stage_hashes
-from replication.base.files import write_text_atomic
 from replication.settings.schema import Params
+from replication.settings.workspace import write_stage_hashes
 from replication.stages import stage
-
-OUT = Path("code.yaml")
 
 
 @stage
 def main(_: Params) -> None:
-    write_text_atomic(OUT, yaml.safe_dump(stage_hashes()))
+    write_stage_hashes(Path())
 
 
 if __name__ == "__main__":
