@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.export.checkpoint import DTYPES, tensor_names, write_checkpoint
-from grace.export.layers import Codes, Layers, quantized_layers
+from grace.export.layers import Layers, quantized_layers
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, awq_zeros, pack_awq, stored_scales
 from grace.files import atomic_directory, check_target, write_json
+from grace.types import Codes
 
 MODULES_FILE = "awq_quantized_modules.json"
 

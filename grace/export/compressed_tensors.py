@@ -9,9 +9,10 @@ from torch import nn
 
 from grace.errors import InputError
 from grace.export.checkpoint import DTYPES, write_checkpoint
-from grace.export.layers import Codes, Layers, quantized_layers
+from grace.export.layers import Layers, quantized_layers
 from grace.export.packing import pack_words, stored_scales
 from grace.files import atomic_directory, check_target
+from grace.types import Codes
 
 BITS = (4, 8)
 

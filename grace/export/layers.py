@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from grace.errors import InputError
 from grace.models import Family, family_of
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize, fake_quant_layers
-
-Codes = Mapping[str, tuple[Tensor, Tensor]]
-"""name -> (codes int8 (out, in), scales float32 (out, groups)), as `grace.quantization.bake`."""
+from grace.types import Codes
 
 
 @dataclass(frozen=True)

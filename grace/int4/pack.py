@@ -12,14 +12,12 @@ from grace.int4.backends import AUTO, select
 from grace.int4.layouts import WeightShape, check, check_scales, row_steps
 from grace.int4.linear import LAYERS, PackedLinear
 from grace.quantization import CodesFile, FakeQuantLinear
-
-Exact = Mapping[str, tuple[Tensor, Tensor]]
-"""name -> (codes int8 (out, in), scales (out, groups)): what `grace.quantization.bake` returns."""
+from grace.types import Codes
 
 
 def pack(
     model: nn.Module,
-    exact: Exact | None = None,
+    exact: Codes | None = None,
     *,
     bits: int | None = None,
     backend: str = AUTO,
@@ -77,7 +75,7 @@ def pack(
 def _packed(
     model: nn.Module,
     name: str,
-    exact: Exact | None,
+    exact: Codes | None,
     bits: int | None,
     *,
     backend: str,
@@ -110,7 +108,7 @@ def _smallest_first(model: nn.Module, names: list[str]) -> list[list[str]]:
 
 
 def _exact(
-    source: Any, name: str, exact: Exact | None, bits: int | None
+    source: Any, name: str, exact: Codes | None, bits: int | None
 ) -> tuple[Tensor, Tensor, int]:
     """Codes, scales, and the bits that a code is packed in."""
     if exact is None:
@@ -125,7 +123,7 @@ def _container(bits: int) -> int:
     return 4 if bits <= 4 else 8
 
 
-def _bits_of(exact: Exact) -> int:
+def _bits_of(exact: Codes) -> int:
     return _container(exact.bits) if isinstance(exact, CodesFile) else 4
 
 
@@ -148,7 +146,7 @@ def _check_prepared(model: nn.Module, backend: str) -> list[str]:
     return names
 
 
-def _check_plain(model: nn.Module, exact: Exact, bits: int, backend: str) -> list[str]:
+def _check_plain(model: nn.Module, exact: Codes, bits: int, backend: str) -> list[str]:
     """The names in `exact`, once codes, scales and weights are known to fit each other."""
     if not isinstance(exact, Mapping) or not exact:
         raise InputError(

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from grace.errors import InputError
 from grace.export import load_released, save_awq, save_compressed_tensors
 from grace.int4 import PackedLinear, pack
 from grace.models import load_model, load_processor
 from grace.quantization import CODES_FILE, CodesFile, fake_quant_layers
+from grace.types import Codes
 from replication.base.workers import run_all
 from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.settings.paths import Layout, needed
@@ -37,8 +37,6 @@ METHOD = (
     "those of the model as trained; bootstrap over questions"
 )
 
-Integers = Mapping[str, tuple[Tensor, Tensor]]
-"""name -> (codes (out, in), scales (out, groups)) of every quantized linear."""
 AnswerRow = tuple[str, str, str]
 """(benchmark, question, answer)."""
 
@@ -52,7 +50,7 @@ def trained_integers(path: Path) -> CodesFile:
     return CodesFile(path / CODES_FILE)
 
 
-def mismatches(expected: Integers, actual: Integers) -> int:
+def mismatches(expected: Codes, actual: Codes) -> int:
     """The number of codes and scales of `expected` that `actual` has otherwise.
 
     A layer that is missing, unexpected or of another shape counts whole.
@@ -69,7 +67,7 @@ def mismatches(expected: Integers, actual: Integers) -> int:
     return count
 
 
-def as_packed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
+def as_packed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Codes]:
     """The model at `path`, its linears replaced by packed ones.
 
     Args:
@@ -91,7 +89,7 @@ def as_packed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integer
     return model, integers
 
 
-def as_compressed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
+def as_compressed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Codes]:
     """Exported to `folder` in compressed-tensors' format and loaded by transformers, which leaves
     the unpacking to compressed-tensors."""
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
@@ -112,7 +110,7 @@ def as_compressed(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Int
     return model, integers
 
 
-def as_awq(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
+def as_awq(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Codes]:
     """Exported to `folder` in AutoAWQ's layout and read back by `load_released`."""
     trained = trained_integers(path)
     target = save_awq(
@@ -123,7 +121,7 @@ def as_awq(path: Path, folder: Path, *, crossover: int) -> tuple[Any, Integers]:
     return model, integers
 
 
-WAYS: dict[str, Callable[..., tuple[Any, Integers]]] = {
+WAYS: dict[str, Callable[..., tuple[Any, Codes]]] = {
     "packed": as_packed,
     "compressed": as_compressed,
     "awq": as_awq,

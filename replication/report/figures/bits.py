@@ -13,7 +13,7 @@ from replication.report.figures.reading import Accuracy, Inputs
 from replication.report.names import FAMILIES
 
 TABLE = "bits"
-METHODS = ("rtn", "awq", "qat", "kd", "grace")
+ORDER = ("rtn", "awq", "qat", "kd", "grace")
 _DODGE = 0.11  # of the distance between two widths
 _ROOM = 1.0  # points around what the lower panel shows
 
@@ -34,7 +34,7 @@ def draw(inputs: Inputs) -> Figure:
             (point for run, point in runs.items() if style.method_of(run) == method),
             key=lambda point: -point.bits,
         )
-        for method in METHODS
+        for method in ORDER
     }
     curves = {method: points for method, points in curves.items() if points}
     widths = sorted({point.bits for points in curves.values() for point in points}, reverse=True)
