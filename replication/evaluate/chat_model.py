@@ -21,6 +21,7 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from grace.data.images import read_image
 from grace.errors import InputError
 
 
@@ -175,7 +176,7 @@ class ChatModel(lmms):
         for request in requests:
             context, _, doc_to_visual, row, task, split = request.args
             visuals = doc_to_visual(self.task_dict[task][split][row])
-            images.extend(visuals)
+            images.extend(read_image(visual, f"{task}, row {row}: image") for visual in visuals)
             content: list[dict] = [{"type": "image"} for _ in visuals]
             content.append({"type": "text", "text": context.replace("<image>", "")})
             chats.append([{"role": "user", "content": content}])

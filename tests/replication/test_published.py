@@ -246,15 +246,15 @@ def test_an_interrupted_check_goes_on_and_sees_changes(tmp_path, monkeypatch):
         draw(path, 8 + k, 8)
     files["absent"] = tmp_path / "absent.png"
     cache, decoded = tmp_path / "seen.jsonl", []
-    real = images.Image.open
+    real = images.image_size
 
-    def counted(file):
+    def counted(file, name):
         decoded.append(Path(file.name).stem)
         if len(decoded) == 7:
             raise KeyboardInterrupt
-        return real(file)
+        return real(file, name)
 
-    monkeypatch.setattr(images.Image, "open", counted)
+    monkeypatch.setattr(images, "image_size", counted)
     monkeypatch.setattr(images, "_CHUNK", 2)
     with pytest.raises(KeyboardInterrupt):
         check_images(files, cache, workers=1)

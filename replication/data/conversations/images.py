@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageFile
 from tqdm import tqdm
 
+from grace.data.images import image_size
 from grace.errors import InputError
 from replication.base.workers import cores
 
@@ -69,24 +69,12 @@ def inspect(path: str, known: Seen | None = None) -> Seen:
     try:
         with open(path, "rb") as file:
             try:
-                with _whole_images(), Image.open(file) as image:
-                    image.convert("RGB")  # as in training; it reads every pixel
-                    return seen(*image.size)
-            except Exception:  # every image format fails with types of its own
+                return seen(*image_size(file, path))
+            except InputError:
                 return seen(reason="undecodable")
     except OSError:
         # permissions may be mended without the file changing, so this is never kept
         return Seen(0, 0, 0, 0, "unreadable")
-
-
-@contextmanager
-def _whole_images() -> Iterator[None]:
-    """A truncated image is an error, also where another library has told PIL otherwise."""
-    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _inspect_all(jobs: Sequence[tuple[str, Seen | None]]) -> list[Seen]:
