@@ -8,7 +8,7 @@ teacher), ``grace.int4`` and ``grace.decoding`` (packed layers and greedy decodi
 ``grace.export`` (checkpoints that other libraries load).
 """
 
-from grace.torchvision_compat import install
+from grace_torchvision import install
 
 __version__ = "0.1.0"
 

@@ -24,7 +24,6 @@ from transformers import (
     Qwen3VLProcessor,
 )
 
-import grace  # noqa: F401  (before anything imports torchvision)
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from replication import benchmarks as tasks

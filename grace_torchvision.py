@@ -6,8 +6,12 @@ a CPU build its operators do not load, and the import then trips over two schema
 Python code registers fake kernels for. Declaring these two schemas is all that is missing.
 Where the compiled operators load, this module changes nothing.
 
-``import grace`` calls :func:`install`, which costs nothing: torch itself is imported only when
-something looks for torchvision.
+The entry point ``torch.backends`` in pyproject.toml has ``import torch`` call :func:`install`, so
+that packages may be imported in any order; ``import grace`` calls it too, which serves where grace
+is not installed. It costs nothing: operators are tried only when something looks for torchvision.
+
+A module of its own beside the package: a folder named ``grace`` in the working directory, such as
+a clone, hides an editable package ``grace``, and ``import torch`` would fail with it.
 """
 
 import importlib.util
@@ -38,7 +42,9 @@ class _DeclareFirst(MetaPathFinder):
 
 def install() -> None:
     """Declare the missing schemas as soon as anything looks for torchvision."""
-    if not any(isinstance(finder, _DeclareFirst) for finder in sys.meta_path):
+    if "torchvision" in sys.modules:  # its own import of torch led here
+        ensure_importable()
+    elif not any(isinstance(finder, _DeclareFirst) for finder in sys.meta_path):
         sys.meta_path.insert(0, _DeclareFirst())
 
 
