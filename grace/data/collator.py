@@ -43,22 +43,25 @@ class Collator:
             labels[row, :count] = torch.from_numpy(sample["labels"])
             attention_mask[row, :count] = 1
         rows, columns = (labels[:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
-        spans: list[ImageSpan] = self.family.image_spans(input_ids, self.image_token_id)
-        pictured = [sample for sample in samples if "pixel_values" in sample]
-        images = {
-            name: torch.cat([sample[name] for sample in pictured])
-            for name in self.family.image_inputs
-            if pictured
-        }
         return {
             "input_ids": input_ids,
             "labels": labels,
             "attention_mask": attention_mask,
             **self.family.token_inputs(input_ids, self.image_token_id),
-            **images,
-            "image_spans": spans,
+            **self.family.join_images(samples),
+            "image_spans": self._spans(samples, input_ids),
             "token_rows": rows,
             "token_columns": columns,
             "targets": labels[rows, columns + 1],
             "indices": [sample["index"] for sample in samples],
         }
+
+    def _spans(self, samples: Sequence[dict[str, Any]], input_ids: torch.Tensor) -> list[ImageSpan]:
+        """Where images are, as the samples say, or else by the runs of image tokens."""
+        if all("image_spans" in sample for sample in samples):
+            return [
+                (row, start, stop)
+                for row, sample in enumerate(samples)
+                for start, stop in sample["image_spans"]
+            ]
+        return self.family.image_spans(input_ids, self.image_token_id)

@@ -7,7 +7,7 @@ positions.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from packaging.version import Version
+from PIL import Image
 from torch import nn
 
 from grace.errors import InputError
@@ -113,6 +114,47 @@ class Family(ABC):
         starts = (edges == 1).nonzero().tolist()
         stops = (edges == -1).nonzero().tolist()
         return [(row, start, stop) for (row, start), (_, stop) in zip(starts, stops, strict=True)]
+
+    def image_token_id(self, config: Any) -> int:
+        """The token that stands for a patch of an image, by a model's configuration.
+
+        Raises:
+            InputError: The configuration names none.
+        """
+        for name in ("image_token_id", "image_token_index"):
+            token = getattr(config, name, None)
+            if token is not None:
+                return int(token)
+        raise InputError(
+            f"the configuration of {self.model_type!r} names no image token: set its image_token_id"
+        )
+
+    def read_images(self, processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The image processor's outputs that the model takes.
+
+        Args:
+            processor: The model's processor.
+            images: The images of one sample, in order of appearance; RGB.
+        """
+        inputs = processor.image_processor(images=list(images), return_tensors="pt")
+        return {name: inputs[name] for name in self.image_inputs if name in inputs}
+
+    def join_images(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """The image inputs of several samples as one batch.
+
+        Args:
+            samples: Each with the outputs of :meth:`read_images`, or without if it has no image.
+
+        Returns:
+            Empty where no sample has an image. Tensors are joined along the first dimension; the
+            others are padded with zeros to the largest, as processors do.
+        """
+        joined = {}
+        for name in self.image_inputs:
+            parts = [sample[name] for sample in samples if name in sample]
+            if parts:
+                joined[name] = _cat_padded(parts)
+        return joined
 
     def token_inputs(self, input_ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
         """Model inputs that follow from the token ids (B, S): none in most families."""
@@ -316,12 +358,27 @@ _FAMILIES = (
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
 
 
-def family_of(model_type: str) -> Family:
-    """The adapter of a ``model_type``.
+def _cat_padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Tensors joined along their first dimension, zeros after the ends of the others."""
+    largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    padded = []
+    for tensor in tensors:
+        missing = [most - own for most, own in zip(largest, tensor.shape[1:], strict=True)]
+        ends = [end for size in reversed(missing) for end in (0, size)]
+        padded.append(nn.functional.pad(tensor, ends) if any(missing) else tensor)
+    return torch.cat(padded)
+
+
+def family_of(model: Any) -> Family:
+    """The adapter of a model.
+
+    Args:
+        model: Its configuration, or a ``model_type``.
 
     Raises:
         InputError: The family has no adapter.
     """
+    model_type = model if isinstance(model, str) else model.model_type
     if model_type not in FAMILIES:
         raise InputError(
             f"no adapter for model type {model_type!r}; known families: {', '.join(FAMILIES)} "
