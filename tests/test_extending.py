@@ -25,11 +25,11 @@ from grace.data import ConversationDataset
 from grace.decoding import generate
 from grace.distillation import DistillationConfig, kd
 from grace.export import load_packed, save_compressed_tensors, save_packed
+from grace.files import read_yaml
 from grace.int4 import BACKENDS, PackedLinear, effective_bits, pack
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
 from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
-from replication.base.yaml import read_yaml
 from replication.benchmarks import BENCHMARKS, PRINTED
 from replication.data.world.schemas import features_of
 from replication.judge.claims import verify

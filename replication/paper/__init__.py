@@ -5,7 +5,7 @@ names the place and, for a misspelt key, the nearest valid one. tables.yaml also
 tables of our own, so that one place says what a table holds.
 """
 
-from replication.base.yaml import read_yaml
+from grace.files import read_yaml
 from replication.paper.ledger import (
     CONSISTENCY_CHECKS,
     Claim,

@@ -28,9 +28,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.messages import unknown
 from replication.base.validation import Number, Positive, Text, record, validate
-from replication.base.yaml import read_yaml
 from replication.paper.tables import (
     AVERAGE,
     FOLDER,

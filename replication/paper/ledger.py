@@ -12,6 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.messages import unknown
 from replication.base.scales import FULL_SCALE, SCALES, Scale
 from replication.base.validation import (
@@ -27,7 +28,6 @@ from replication.base.validation import (
     record,
     validate,
 )
-from replication.base.yaml import read_yaml
 from replication.paper.bands import quantity_band
 from replication.paper.tables import FOLDER, Component, Reported, load_tables
 from replication.stats.bootstrap import RESAMPLES

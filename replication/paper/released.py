@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from grace.errors import InputError
 from grace.export.released import SIDECAR
+from grace.files import read_yaml
 from replication.base import hub
 from replication.base.messages import unknown
 from replication.base.validation import Flag, Positive, Text, record, validate
-from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper import ReportedTable, load_tables
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.messages import unknown
 from replication.base.validation import (
     Flag,
@@ -22,7 +23,6 @@ from replication.base.validation import (
     record,
     validate,
 )
-from replication.base.yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent
 AVERAGE = "Avg"

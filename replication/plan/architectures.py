@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from grace.models import Family, family_of
 from replication.base.messages import unknown
 from replication.base.validation import Positive, Text, record, validate
-from replication.base.yaml import read_yaml
 
 PATH = Path(__file__).with_name("architectures.yaml")
 TEXT_TOKENS = 64

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field, Strict
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.validation import Flag, Positive, Text, record, validate
-from replication.base.yaml import read_yaml
 
 PATH = Path(__file__).with_name("resources.yaml")
 

@@ -15,13 +15,13 @@ from typing import Any
 
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
+from grace.files import read_yaml
 from grace.models import family_of
 from grace.quantization import QuantSpec
 from grace.training import METHODS, TEACHER_METHODS
 from replication.base.messages import one_line, unknown
 from replication.base.scales import FULL_SCALE
 from replication.base.validation import validate
-from replication.base.yaml import read_yaml
 from replication.benchmarks import BENCHMARKS
 from replication.settings.ptq_methods import check_method
 from replication.settings.schema import (

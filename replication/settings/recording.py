@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base import provenance
 from replication.base.files import ROOT, read_json, write_json_atomic
 from replication.base.messages import unknown
 from replication.base.scales import FULL_SCALE
-from replication.base.yaml import read_yaml
 from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import outcomes_path, validate_scores, write_scores
 from replication.settings.checks import parse_params

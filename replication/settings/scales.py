@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.files import ROOT
 from replication.base.messages import unknown
 from replication.base.scales import COMMITTED, check_scale
-from replication.base.yaml import read_yaml
 from replication.settings.checks import parse_params
 from replication.settings.schema import PARAMS_FILE, PRESETS
 

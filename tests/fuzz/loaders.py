@@ -24,11 +24,11 @@ from grace.data.shards import INDEX_FILE, Shards
 from grace.export import save_compressed_tensors, save_packed
 from grace.export.packed import PACKED_FILE, load_packed
 from grace.export.released import SIDECAR, _sidecar_layers
+from grace.files import read_yaml
 from grace.int4 import pack
 from grace.models import check_model_directory, family_of
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 from grace.quantization.codes import CODES_FILE, CodesFile
-from replication.base.yaml import read_yaml
 from replication.data.conversations.annotations import read_records
 from replication.data.conversations.records import check_record
 from replication.settings.checks import load_params, parse_params

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from rich.text import Text
 
+from grace import files as base_yaml
 from grace.errors import InputError
+from grace.files import parse_yaml, read_yaml
 from replication.base import terminal
-from replication.base import yaml as base_yaml
 from replication.base.command import command
 from replication.base.messages import no_space, short, unknown
 from replication.base.workers import cores, run_all
-from replication.base.yaml import parse_yaml, read_yaml
 
 # --- command --------------------------------------------------------------------------------------
 

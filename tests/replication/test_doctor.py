@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication import doctor
 from replication.base.files import ROOT
 from replication.base.validation import validate
-from replication.base.yaml import read_yaml
 from replication.benchmarks import PRINTED
 from replication.paper import load_tables
 from replication.paper.bands import load_facts

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.files import read_yaml
 from replication.base.files import read_json
 from replication.base.messages import unknown
-from replication.base.yaml import read_yaml
 from replication.settings.schema import Launch, Params, section
 
 TYPES = ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
