@@ -1,33 +1,34 @@
 """Training of a student under a frozen teacher, with the Hugging Face ``Trainer``.
 
-:class:`GraceTrainer` and :class:`Objective` are imported when they are first used: a process that
-only describes a method (:class:`MethodConfig`) does not wait seconds for the trainer's libraries.
+Everything is imported when it is first used: the command's help does not wait for torch, and a
+process that only describes a method (:class:`MethodConfig`) not for the trainer's libraries.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from grace.training.cached_teacher import CachedTeacher, write_teacher_outputs
-from grace.training.distributed import check_deepspeed, shard_frozen
-from grace.training.forward import SupervisedForward
-from grace.training.method import (
-    METHODS,
-    NAIVE_KD,
-    TEACHER_METHODS,
-    MethodConfig,
-    prepare_student,
-    save_student,
-)
-from grace.training.teacher import (
-    Identity,
-    LiveTeacher,
-    Teacher,
-    TeacherOutputs,
-    check_teacher,
-    load_frozen,
-)
-
 if TYPE_CHECKING:
+    from grace.training.arguments import GraceArguments, read_options
+    from grace.training.cached_teacher import CachedTeacher, write_teacher_outputs
     from grace.training.callbacks import Objective
+    from grace.training.distributed import check_deepspeed, shard_frozen
+    from grace.training.forward import SupervisedForward
+    from grace.training.method import (
+        METHODS,
+        NAIVE_KD,
+        TEACHER_METHODS,
+        MethodConfig,
+        prepare_student,
+        save_student,
+    )
+    from grace.training.teacher import (
+        Identity,
+        LiveTeacher,
+        Teacher,
+        TeacherOutputs,
+        check_teacher,
+        load_frozen,
+    )
     from grace.training.trainer import GraceTrainer
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "NAIVE_KD",
     "TEACHER_METHODS",
     "CachedTeacher",
+    "GraceArguments",
     "GraceTrainer",
     "Identity",
     "LiveTeacher",
@@ -47,19 +49,40 @@ __all__ = [
     "check_teacher",
     "load_frozen",
     "prepare_student",
+    "read_options",
     "save_student",
     "shard_frozen",
     "write_teacher_outputs",
 ]
 
+_MODULES = {
+    "arguments": ("GraceArguments", "read_options"),
+    "cached_teacher": ("CachedTeacher", "write_teacher_outputs"),
+    "callbacks": ("Objective",),
+    "distributed": ("check_deepspeed", "shard_frozen"),
+    "forward": ("SupervisedForward",),
+    "method": (
+        "METHODS",
+        "NAIVE_KD",
+        "TEACHER_METHODS",
+        "MethodConfig",
+        "prepare_student",
+        "save_student",
+    ),
+    "teacher": (
+        "Identity",
+        "LiveTeacher",
+        "Teacher",
+        "TeacherOutputs",
+        "check_teacher",
+        "load_frozen",
+    ),
+    "trainer": ("GraceTrainer",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "GraceTrainer":
-        from grace.training.trainer import GraceTrainer
-
-        return GraceTrainer
-    if name == "Objective":
-        from grace.training.callbacks import Objective
-
-        return Objective
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

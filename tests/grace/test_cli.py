@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import done, refused, save
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -40,12 +41,6 @@ def picture(tmp_path):
     return str(path)
 
 
-def save(small, path, seed=1, **text):
-    small.model(seed, **text).save_pretrained(path)
-    small.processor.save_pretrained(path)
-    return str(path)
-
-
 @pytest.fixture
 def trained(small, tmp_path):
     """What `grace train` leaves, without the training."""
@@ -58,18 +53,6 @@ def trained(small, tmp_path):
     small.processor.save_pretrained(path)
     write_codes(path, exact, spec.to_dict())
     return str(path)
-
-
-def done(*words):
-    assert main([str(word) for word in words]) == 0
-
-
-def refused(capsys, *words):
-    assert main([str(word) for word in words]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]  # no bars
-    errors = [line for line in told if line.startswith("error: ")]
-    assert errors == told[-1:]
-    return errors[0]
 
 
 # -------------------------------------------------------------------------------------------- help
@@ -132,23 +115,6 @@ def test_from_training_to_an_answer(small, conversations, picture, tmp_path, cap
             assert torch.equal(layer.codes(), exact[layer.name][0])
     done("generate", tmp_path / "packed", "--image", picture, "--prompt", PROMPT,
          "--max-new-tokens", 4, "--device", "cpu")  # fmt: skip
-
-
-def test_naive_distillation_and_none(small, conversations, tmp_path):
-    from grace.cli import parser
-    from grace.cli.train import _method
-
-    def method(*words):
-        words = ("train", "m", "--data", "d", "--out", "o", *words)
-        return _method(parser().parse_args(words))
-
-    kd = method("--method", "kd", "--bits", "8").distillation
-    assert (kd.decoupled, kd.kappa, kd.adaptive, kd.rcka_weight) == (False, 0.0, False, 0.0)
-    assert method("--method", "sft").quantization is None
-    assert method("--method", "qat", "--group-size", "row").quantization.group_size == "row"
-    grace = method("--set", "beta_dkd=1", "--set", "adaptive=false")
-    assert (grace.distillation.beta_dkd, grace.distillation.adaptive) == (1, False)
-    assert grace.quantization == QuantSpec(4)
 
 
 # ------------------------------------------------------------------------------- pack and generate
@@ -304,15 +270,11 @@ def test_bench_prints_a_table(family, tmp_path, capsys):
 # --------------------------------------------------------------------------------------- bad input
 
 
-def test_bad_input_is_one_line_and_exit_code_2(family, conversations, tmp_path, capsys):
+def test_bad_input_is_one_line_and_exit_code_2(family, tmp_path, capsys):
     small = family("qwen2_vl")
     plain = save(small, tmp_path / "plain")
-    other = save(family("llava"), tmp_path / "other")
     (tmp_path / "not.png").write_text("no picture")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.txt").write_text("mine")
     out = tmp_path / "out"
-    train = ("train", plain, "--data", conversations, "--out", out, "--device", "cpu")
     for words, told in (
         (("pack", tmp_path / "none", "--out", out), "none"),
         (("pack", plain, "--out", out), CODES_FILE),
@@ -320,23 +282,6 @@ def test_bad_input_is_one_line_and_exit_code_2(family, conversations, tmp_path, 
         (("generate", plain, "--prompt", "x", "--image", tmp_path / "not.png"), "not.png"),
         (("generate", tmp_path / "none", "--prompt", "x"), "none"),
         (("bench", plain, plain), "is not packed"),
-        ((*train,), "needs --teacher"),
-        ((*train, "--method", "qat", "--teacher", other), "takes no --teacher"),
-        ((*train, "--teacher", other), "choose a teacher of the student's family"),
-        ((*train, "--method", "qat", "--bits", 9), "9"),
-        ((*train, "--method", "qat", "--group-size", 100), "100"),
-        ((*train, "--method", "qat", "--group-size", 256), "256 does not divide"),
-        ((*train, "--method", "qat", "--set", "tau=1"), "does not distil"),
-        ((*train, "--teacher", plain, "--set", "tua=1"), "tua"),
-        ((*train, "--teacher", plain, "--set", "tau"), "NAME=VALUE"),
-        ((*train, "--method", "qat", "--resume"), "holds no checkpoint"),
-        (("train", plain, "--method", "qat", "--data", tmp_path / "no.parquet", "--out", out,
-          "--device", "cpu"), "no.parquet"),
-        (("train", plain, "--method", "qat", "--data", conversations, "--out",
-          tmp_path / "taken"), "--overwrite"),
-        (("train", plain, "--method", "qat", "--data", conversations, "--overwrite", "--out",
-          tmp_path / "taken"), "no model directory"),
     ):  # fmt: skip
         assert told in refused(capsys, *words), words
         assert not out.exists()
-    assert (tmp_path / "taken" / "thesis.txt").read_text() == "mine"
