@@ -5,6 +5,9 @@ rows again. From some number of rows on it is faster to unpack the weight and to
 product. Where this crossover lies depends on the processor, its threads, torch and the weight's
 shape, so it is timed here, on the weight that is about to be used.
 
+No choice is used where nothing was compared: where the packed product still wins at the largest
+number of rows so far and more rows come, twice as many are compared, and so on.
+
 The file is `crossover_path()`. A file that cannot be read is measured again and replaced.
 """
 
@@ -17,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +33,28 @@ from grace.int4.layouts import WeightShape
 ENVIRONMENT = "GRACE_INT4_CROSSOVER"
 CACHE_ENVIRONMENT = "GRACE_CACHE"
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_FORMAT = 2  # raised where a product here gets faster, so that it is measured again
+_FORMAT = 3  # raised where a product here gets faster, so that it is measured again
 _REPEATS = 5
+_LONG = 1.0  # seconds after which a measurement is not repeated
 
-_known: dict[str, int] = {}  # of this process, by key
+Clock = Callable[[Callable[[], Tensor], torch.device], float]
+"""Seconds that a call takes on a device."""
+
+
+class Crossover(NamedTuple):
+    """Up to how many rows the packed product is the faster one.
+
+    Attributes:
+        rows: The largest number of rows for which `Backend.packed` is used.
+        compared: The largest number for which this is known; where it equals `rows`, the dense
+            product has not won anywhere yet.
+    """
+
+    rows: int
+    compared: int
+
+
+_known: dict[str, Crossover] = {}  # of this process, by key
 
 
 def crossover_path() -> Path:
@@ -59,20 +80,26 @@ def forced_crossover() -> int | None:
     return int(text)
 
 
-def crossover(backend: Backend, buffers: Buffers, shape: WeightShape) -> int:
-    """The largest number of rows for which `backend.packed` is used; above it, `backend.dense`.
+def crossover(
+    backend: Backend, buffers: Buffers, shape: WeightShape, rows: int = ROWS[-1]
+) -> Crossover:
+    """Up to how many rows `backend.packed` is used, known at least for `rows`.
 
     From this process, the file, or a measurement on `buffers`, in that order. One measurement
-    serves all weights of a class (`crossover_key`). It takes a second or so.
+    serves all weights of a class (`crossover_key`). It takes a second or so, and longer where
+    more rows than `ROWS` come and the packed product is still the faster one.
     """
     device = next(iter(buffers.values())).device
     key = crossover_key(backend, shape, device)
     if key not in _known:
         _known.update({k: v for k, v in _read().items() if k not in _known})
-    if key not in _known:
-        _known[key] = measure(backend, buffers, shape)
-        _write({**_read(), key: _known[key]})
-    return _known[key]
+    found = _known.get(key) or measure(backend, buffers, shape)
+    while found.rows == found.compared < rows:
+        found = extend(found, backend, buffers, shape)
+    if found != _known.get(key):
+        _known[key] = found
+        _write({**_read(), key: found})
+    return found
 
 
 def forget() -> None:
@@ -101,11 +128,8 @@ def _round_log2(side: int) -> int:
 
 
 def measure(
-    backend: Backend,
-    buffers: Buffers,
-    shape: WeightShape,
-    clock: Callable[[Callable[[], Tensor], torch.device], float] | None = None,
-) -> int:
+    backend: Backend, buffers: Buffers, shape: WeightShape, clock: Clock | None = None
+) -> Crossover:
     """The largest of `ROWS` (or 1) at which the packed product is faster than the dense one.
 
     By bisection, which takes the packed product's advantage to fall as rows are added.
@@ -114,22 +138,40 @@ def measure(
         backend: With a kernel.
         buffers: A packed weight.
         shape: Of the weight.
-        clock: Seconds that a call takes; by default the median of a few calls.
+        clock: By default the median of a few calls.
     """
-    device = next(iter(buffers.values())).device
-    clock = clock or _seconds
     low, high = 0, len(ROWS)  # packed wins below `low`, dense from `high` on
-    with torch.no_grad():
-        while low < high:
-            middle = (low + high) // 2
-            generator = torch.Generator().manual_seed(0)
-            size = ROWS[middle], shape.in_features
-            x = torch.randn(size, generator=generator, device="cpu")
-            x = x.to(device, backend.activations or torch.float32)
-            packed = clock(functools.partial(backend.packed, x, buffers, shape), device)
-            dense = clock(functools.partial(backend.dense, x, buffers, shape), device)
-            low, high = (middle + 1, high) if packed <= dense else (low, middle)
-    return ROWS[low - 1] if low else 1
+    while low < high:
+        middle = (low + high) // 2
+        wins = _packed_wins(ROWS[middle], backend, buffers, shape, clock or _seconds)
+        low, high = (middle + 1, high) if wins else (low, middle)
+    return Crossover(ROWS[low - 1] if low else 1, ROWS[-1])
+
+
+def extend(
+    found: Crossover,
+    backend: Backend,
+    buffers: Buffers,
+    shape: WeightShape,
+    clock: Clock | None = None,
+) -> Crossover:
+    """The crossover after comparing at twice as many rows as so far; arguments as of `measure`."""
+    rows = 2 * found.compared
+    wins = _packed_wins(rows, backend, buffers, shape, clock or _seconds)
+    return Crossover(rows if wins else found.rows, rows)
+
+
+@torch.no_grad()
+def _packed_wins(
+    rows: int, backend: Backend, buffers: Buffers, shape: WeightShape, clock: Clock
+) -> bool:
+    device = next(iter(buffers.values())).device
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((rows, shape.in_features), generator=generator, device="cpu")
+    x = x.to(device, backend.activations or torch.float32)
+    packed = clock(functools.partial(backend.packed, x, buffers, shape), device)
+    dense = clock(functools.partial(backend.dense, x, buffers, shape), device)
+    return packed <= dense
 
 
 def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
@@ -141,7 +183,10 @@ def _seconds(call: Callable[[], Tensor], device: torch.device) -> float:
         return time.perf_counter() - start
 
     once()
-    return statistics.median(once() for _ in range(_REPEATS))
+    times = [once()]
+    while len(times) < _REPEATS and sum(times) < _LONG:
+        times.append(once())
+    return statistics.median(times)
 
 
 def _wait(device: torch.device) -> None:
@@ -166,7 +211,7 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _read() -> dict[str, int]:
+def _read() -> dict[str, Crossover]:
     """The file's crossovers; none where it is missing or damaged."""
     try:
         content: Any = json.loads(crossover_path().read_text(encoding="utf-8"))
@@ -177,10 +222,15 @@ def _read() -> dict[str, int]:
     rows = content.get("rows")
     if not isinstance(rows, dict):
         return {}
-    return {key: value for key, value in rows.items() if type(value) is int and value >= 1}
+    return {key: Crossover(*value) for key, value in rows.items() if _is_crossover(value)}
 
 
-def _write(rows: dict[str, int]) -> None:
+def _is_crossover(value: Any) -> bool:
+    whole = isinstance(value, list) and [type(part) for part in value] == [int, int]
+    return whole and 1 <= value[0] <= value[1] and value[1] >= ROWS[-1]
+
+
+def _write(rows: dict[str, Crossover]) -> None:
     """Whole or not at all. A directory that cannot be written costs a warning."""
     path = crossover_path()
     content = {"format": _FORMAT, "rows": dict(sorted(rows.items()))}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.int4.backends import AUTO, Backend, select
-from grace.int4.crossover import crossover, forced_crossover
+from grace.int4.crossover import ROWS, Crossover, crossover, forced_crossover
 from grace.int4.layouts import (
     SCALE_DTYPE,
     check,
@@ -69,7 +69,7 @@ class PackedLinear(nn.Module):
                 "more, or None to measure it"
             )
         self._fixed_crossover = forced_crossover() if crossover is None else crossover
-        self._measured: tuple[int, int] | None = None  # (threads, rows)
+        self._measured: tuple[int, Crossover] | None = None  # of so many threads
         if bias is not None:
             _check_bias(bias, self.out_features, codes.device, name)
             bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -135,7 +135,7 @@ class PackedLinear(nn.Module):
         """How many codes and scales of what is packed differ from those given."""
         return self._backend.mismatches(self.packed_tensors(), self.shape, codes, scales)
 
-    def crossover_rows(self, measure: bool = True) -> int | None:
+    def crossover_rows(self, measure: bool = True, rows: int = ROWS[-1]) -> int | None:
         """Rows up to which the kernel is used; None where the back end has one product only.
 
         What `from_codes` was given, or a measurement on this device, which is kept in a file.
@@ -143,18 +143,20 @@ class PackedLinear(nn.Module):
         Args:
             measure: Measure where necessary; without it, also None where this layer has not
                 measured yet.
+            rows: Up to which it has to be known.
         """
         if not self._backend.kernel:
             return None
         if self._fixed_crossover is not None:
             return self._fixed_crossover
         threads = torch.get_num_threads()
-        if self._measured is None or self._measured[0] != threads:
-            if not measure:
-                return None
-            rows = crossover(self._backend, self.packed_tensors(), self.shape)
-            self._measured = threads, rows
-        return self._measured[1]
+        known = self._measured[1] if self._measured and self._measured[0] == threads else None
+        if known is None and not measure:
+            return None
+        if known is None or (measure and known.rows == known.compared < rows):
+            known = crossover(self._backend, self.packed_tensors(), self.shape, rows)
+            self._measured = threads, known
+        return known.rows
 
     def product(self, rows: int) -> str:
         """The product that multiplies inputs of so many rows: "packed" or "dense"."""
@@ -162,7 +164,7 @@ class PackedLinear(nn.Module):
             return "dense"
         if rows <= 1 and self._fixed_crossover is None:
             return "packed"
-        limit = self.crossover_rows()
+        limit = self.crossover_rows(rows=rows)
         return "packed" if limit is not None and rows <= limit else "dense"
 
     def forward(self, x: Tensor) -> Tensor:

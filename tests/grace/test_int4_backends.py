@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from storages import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from grace.arithmetic import native_dtype
 from grace.errors import InputError
 from grace.int4 import BACKENDS, Int4Linear, Int8Linear, available
 from grace.int4.backends import cpu as cpu_module
@@ -424,8 +425,10 @@ def test_builds_of_torch_without_the_kernel_are_told(monkeypatch, asked_anew, er
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_dense_products_on_the_cpu_take_the_scratch_that_threads_fill(monkeypatch, bits, threads):
-    """2^18 codes a thread, once as bytes and once as bfloat16, however many rows there are."""
+def test_dense_products_on_the_cpu_take_a_bounded_scratch(monkeypatch, bits, threads):
+    """2^19 codes, or 2^18 a thread, once as bytes and once in the native format, however many
+    rows there are."""
+    monkeypatch.setattr(cpu_module, "_CODES", 1 << 19)
     layout = BlockedLayout(64, halves=True)
     monkeypatch.setattr(cpu_module, "_layout", lambda: layout)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -439,9 +442,9 @@ def test_dense_products_on_the_cpu_take_the_scratch_that_threads_fill(monkeypatc
     with live:
         y = backend.dense(torch.ones(2, 4096).bfloat16(), buffers, shape)
     assert not y.any()
-    at_a_time = threads << 18
+    at_a_time = max(1 << 19, threads << 18)
     large = [size for size in live.made if size >= at_a_time]
-    assert large == [at_a_time, 2 * at_a_time]
+    assert large == [at_a_time, native_dtype().itemsize * at_a_time]
 
 
 def test_back_ends_without_a_kernel_say_so():

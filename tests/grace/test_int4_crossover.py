@@ -16,7 +16,9 @@ from grace.errors import InputError
 from grace.int4 import BACKENDS, Int4Linear, crossover, crossover_path
 from grace.int4.crossover import (
     ROWS,
+    Crossover,
     crossover_key,
+    extend,
     forced_crossover,
     forget,
     measure,
@@ -49,7 +51,7 @@ def cache(tmp_path, monkeypatch):
 def measured(monkeypatch):
     """Measurements take no time, give 24, and are counted."""
     calls = []
-    monkeypatch.setattr(crossover, "measure", lambda *_: calls.append(1) or 24)
+    monkeypatch.setattr(crossover, "measure", lambda *_: calls.append(1) or Crossover(24, 512))
     return calls
 
 
@@ -67,7 +69,7 @@ def test_bisection_finds_where_the_dense_product_wins(last):
         return float(rows) if packed else float(last) if rows > last else float(rows) + 0.5
 
     crossing = measure(CPU, WEIGHT, SHAPE, clock)
-    assert crossing == max((rows for rows in ROWS if rows <= last), default=1)
+    assert crossing == (max((rows for rows in ROWS if rows <= last), default=1), ROWS[-1])
     assert len(asked) <= 2 * 5  # of 17 candidates
 
 
@@ -83,7 +85,7 @@ def test_measured_on_inputs_of_the_back_end_without_gradients():
         return 1.0
 
     weight = buffers()
-    assert measure(CPU, weight, SHAPE, clock) == ROWS[-1]
+    assert measure(CPU, weight, SHAPE, clock) == (ROWS[-1], ROWS[-1])
     first, rows = seen, [x.shape[0] for _, x in seen]
     assert [name for name, _ in seen] == ["packed", "dense"] * (len(seen) // 2)
     assert rows[0::2] == rows[1::2] == [32, 192, 384, 512]
@@ -94,6 +96,42 @@ def test_measured_on_inputs_of_the_back_end_without_gradients():
     measure(CPU, weight, SHAPE, clock)
     assert torch.equal(torch.get_rng_state(), state)  # torch's own generator stays
     assert all(torch.equal(one[1], other[1]) for one, other in zip(first, seen, strict=True))
+
+
+@pytest.mark.parametrize("last", [512, 1000, 1024, 5000])
+def test_more_rows_are_compared_where_more_come(monkeypatch, last):
+    """The packed product wins up to `last` rows: nothing above is taken to be dense unasked."""
+    asked = []
+
+    def seconds(call, device):
+        rows = call.args[0].shape[0]
+        asked.append(rows)
+        return float(rows > last) if call.func.__name__ == "packed" else 0.5
+
+    monkeypatch.setattr(crossover, "_seconds", seconds)
+    codes = torch.zeros(32, 64, dtype=torch.int8)
+    layer = Int4Linear.from_codes(codes, torch.ones(32, 2))
+    assert layer.product(512) == "packed" and max(asked) == 512
+    for rows in (513, 640, 1024, 1100, 4096):
+        limit = max(size for size in (512, 1024, 2048, 4096) if size <= last)
+        assert layer.product(rows) == ("packed" if rows <= limit else "dense")
+    assert max(asked) <= 4096 and (max(asked) > last or last > 4096)
+    seen = len(asked)
+    forget()  # another process reads all of it from the file
+    other = Int4Linear.from_codes(codes, torch.ones(32, 2))
+    assert [other.product(rows) for rows in (640, 4096)] == [
+        layer.product(rows) for rows in (640, 4096)
+    ]
+    assert len(asked) == seen
+
+
+@pytest.mark.parametrize(("packed", "expected"), [(1.0, (2048, 2048)), (2.0, (1024, 2048))])
+def test_a_longer_search_doubles_the_rows(packed, expected):
+    def clock(call, device):
+        assert call.args[0].shape == (2048, 64)
+        return packed if call.func.__name__ == "packed" else 1.5
+
+    assert extend(Crossover(1024, 1024), CPU, WEIGHT, SHAPE, clock) == expected
 
 
 @pytest.mark.parametrize(("activations", "dtype"), [(None, "float32"), (torch.half, "float16")])
@@ -107,7 +145,7 @@ def test_measured_on_the_device_of_the_weight_in_the_kernels_dtype(activations, 
         return float(call.func is print)
 
     weight = {name: tensor.to("meta") for name, tensor in buffers().items()}
-    assert measure(kernel, weight, SHAPE, clock) == 1
+    assert measure(kernel, weight, SHAPE, clock) == (1, ROWS[-1])
 
 
 class Clock:
@@ -125,13 +163,16 @@ class Clock:
 
 def test_seconds_are_the_median_of_five_after_one_that_is_not_counted(monkeypatch):
     clock = Clock(monkeypatch)
-    durations = iter([90.0, 7.0, 1.0, 50.0, 3.0, 2.0])
+    durations = iter([90.0, 0.07, 0.01, 0.5, 0.03, 0.02])
 
     def call():
         clock.now += next(durations)
 
-    assert crossover._seconds(call, torch.device("cpu")) == 3.0
+    assert crossover._seconds(call, torch.device("cpu")) == pytest.approx(0.03)
     assert next(durations, None) is None and clock.asked == []
+    durations = iter([9.0, 0.7, 0.5, 0.1])  # no third call after more than a second
+    assert crossover._seconds(call, torch.device("cpu")) == pytest.approx(0.6)
+    assert next(durations) == 0.1
 
 
 def test_seconds_of_a_device_are_until_it_has_finished(monkeypatch):
@@ -140,31 +181,31 @@ def test_seconds_of_a_device_are_until_it_has_finished(monkeypatch):
     clock.queued = 1000.0
 
     def call():
-        clock.queued += 4.0
+        clock.queued += 0.125
 
-    assert crossover._seconds(call, device) == 4.0
+    assert crossover._seconds(call, device) == 0.125
     assert set(clock.asked) == {device} and len(clock.asked) == 12
 
 
 def test_measured_with_a_real_clock():
-    assert measure(CPU, buffers(), SHAPE) in (1, *ROWS)
+    assert measure(CPU, buffers(), SHAPE).rows in (1, *ROWS)
 
 
 def test_measured_once_and_kept_in_a_file(measured, cache):
     weight = buffers()
-    assert crossover.crossover(CPU, weight, SHAPE) == 24
-    assert crossover.crossover(CPU, weight, SHAPE) == 24
+    assert crossover.crossover(CPU, weight, SHAPE) == (24, 512)
+    assert crossover.crossover(CPU, weight, SHAPE) == (24, 512)
     assert len(measured) == 1
     assert crossover_path() == cache / "int4_crossover.json"
     content = json.loads(crossover_path().read_text())
     key = crossover_key(CPU, SHAPE, torch.device("cpu"))
-    assert content == {"format": 2, "rows": {key: 24}}
+    assert content == {"format": 3, "rows": {key: [24, 512]}}
     assert os.listdir(cache) == ["int4_crossover.json"]  # nothing temporary is left
 
     forget()  # another process
-    content["rows"][key] = 1
+    content["rows"][key] = [1, 512]
     crossover_path().write_text(json.dumps(content))
-    assert crossover.crossover(CPU, weight, SHAPE) == 1
+    assert crossover.crossover(CPU, weight, SHAPE) == (1, 512)
     assert len(measured) == 1
 
 
@@ -172,17 +213,22 @@ def test_this_process_comes_before_the_file_and_the_file_before_a_measurement(me
     crossover.crossover(CPU, buffers(), SHAPE)
     wide = WeightShape(128, 64, 2, 4)
     device = torch.device("cpu")
-    rows = {crossover_key(CPU, SHAPE, device): 3, crossover_key(CPU, wide, device): 5}
-    crossover_path().write_text(json.dumps({"format": 2, "rows": rows}))
-    assert crossover.crossover(CPU, buffers(wide), wide) == 5
-    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+    rows = {
+        crossover_key(CPU, SHAPE, device): (3, 512),
+        crossover_key(CPU, wide, device): (5, 512),
+    }
+    crossover_path().write_text(json.dumps({"format": 3, "rows": rows}))
+    assert crossover.crossover(CPU, buffers(wide), wide) == (5, 512)
+    assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
     assert len(measured) == 1
 
 
 def test_measured_on_the_weight_that_is_about_to_be_used(monkeypatch):
     weight, seen = buffers(), []
-    monkeypatch.setattr(crossover, "measure", lambda *given: seen.append(given) or 6)
-    assert crossover.crossover(CPU, weight, SHAPE) == 6
+    monkeypatch.setattr(
+        crossover, "measure", lambda *given: seen.append(given) or Crossover(6, 512)
+    )
+    assert crossover.crossover(CPU, weight, SHAPE) == (6, 512)
     ((backend, given, shape),) = seen
     assert backend is CPU and given is weight and shape is SHAPE
 
@@ -190,13 +236,13 @@ def test_measured_on_the_weight_that_is_about_to_be_used(monkeypatch):
 def test_what_others_wrote_meanwhile_stays(measured):
     crossover.crossover(CPU, buffers(), SHAPE)
     content = json.loads(crossover_path().read_text())
-    content["rows"]["another device"] = 3
+    content["rows"]["another device"] = [3, 512]
     crossover_path().write_text(json.dumps(content))
     wide = WeightShape(128, 64, 2, 4)
     crossover.crossover(CPU, buffers(wide), wide)
     assert len(measured) == 2
     rows = json.loads(crossover_path().read_text())["rows"]
-    assert len(rows) == 3 and rows["another device"] == 3
+    assert len(rows) == 3 and rows["another device"] == [3, 512]
 
 
 @pytest.mark.parametrize(
@@ -205,14 +251,18 @@ def test_what_others_wrote_meanwhile_stays(measured):
         "",
         "{",
         "[]",
-        '{"format": 2}',
-        '{"format": 2, "rows": [3]}',
-        '{"format": 0, "rows": {KEY: 3}}',
-        '{"format": 2, "rows": {KEY: -3}}',
-        '{"format": 2, "rows": {KEY: 0}}',
-        '{"format": 2, "rows": {KEY: 3.5}}',
-        '{"format": 2, "rows": {KEY: true}}',
-        '{"format": 2, "rows": {KEY: "3"}}',
+        '{"format": 3}',
+        '{"format": 3, "rows": [3]}',
+        '{"format": 2, "rows": {KEY: [3, 512]}}',
+        '{"format": 3, "rows": {KEY: 3}}',
+        '{"format": 3, "rows": {KEY: [-3, 512]}}',
+        '{"format": 3, "rows": {KEY: [0, 512]}}',
+        '{"format": 3, "rows": {KEY: [3.5, 512]}}',
+        '{"format": 3, "rows": {KEY: [true, 512]}}',
+        '{"format": 3, "rows": {KEY: ["3", 512]}}',
+        '{"format": 3, "rows": {KEY: [600, 512]}}',
+        '{"format": 3, "rows": {KEY: [3, 4]}}',
+        '{"format": 3, "rows": {KEY: [3, 512, 1]}}',
         "[" * 100_000,
         b"\xff\xfe\x00",
     ],
@@ -221,16 +271,16 @@ def test_a_damaged_file_is_measured_again_and_replaced(measured, damage):
     key = json.dumps(crossover_key(CPU, SHAPE, torch.device("cpu")))
     raw = damage if isinstance(damage, bytes) else damage.replace("KEY", key).encode()
     crossover_path().write_bytes(raw)
-    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    assert list(json.loads(crossover_path().read_text())["rows"].values()) == [24]
+    assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
+    assert list(json.loads(crossover_path().read_text())["rows"].values()) == [[24, 512]]
 
 
 def test_a_directory_that_cannot_be_written_costs_a_warning(measured, cache, monkeypatch):
     (cache / "file").write_text("")
     monkeypatch.setenv("GRACE_CACHE", str(cache / "file"))
     with pytest.warns(UserWarning, match=r"crossovers cannot be kept.*File exists.*GRACE_CACHE"):
-        assert crossover.crossover(CPU, buffers(), SHAPE) == 24
-    assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+        assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
+    assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
     assert len(measured) == 1
 
 
@@ -251,7 +301,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.warns(UserWarning, match=r"crossovers cannot be kept \(no space\)"):
-        assert crossover.crossover(CPU, buffers(), SHAPE) == 24
+        assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
     (source,) = sources
     assert source.parent == crossover_path().parent
     assert source.name.startswith(".int4_crossover.json.")

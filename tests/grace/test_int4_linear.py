@@ -13,7 +13,7 @@ from grace.errors import InputError
 from grace.int4 import BACKENDS, Int4Linear, Int8Linear
 from grace.int4 import linear as linear_module
 from grace.int4.backends.cpu import native_layout
-from grace.int4.crossover import forget
+from grace.int4.crossover import Crossover, forget
 from grace.int4.layouts import WeightShape
 
 few = settings(deadline=None, max_examples=10)
@@ -147,9 +147,9 @@ def test_another_weight_is_measured_anew(monkeypatch):
     """Asked again after a weight was loaded, or where there are other threads."""
     rows, asked = iter([24, 8, 16]), []
 
-    def crossover(backend, buffers, shape):
+    def crossover(backend, buffers, shape, up_to):
         asked.append((backend, buffers, shape))
-        return next(rows)
+        return Crossover(next(rows), 512)
 
     monkeypatch.delenv("GRACE_INT4_CROSSOVER", raising=False)
     monkeypatch.setattr(linear_module, "crossover", crossover)
