@@ -209,7 +209,7 @@ def settings(folder: Path, steps: int, learning_rate: float) -> TrainingArgument
 
 
 def collator_of(model, processor) -> Collator:
-    family = family_of(model.config.model_type)
+    family = family_of(model.config)
     return Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
 
 
@@ -248,7 +248,7 @@ else:
 student = load_model(student_path)
 teacher = load_model(teacher_path, dtype=torch.bfloat16).to(device)
 processor = load_processor(student_path)
-family = family_of(student.config.model_type)
+family = family_of(student.config)
 method = MethodConfig("grace", 4, QuantSpec(bits=4, group_size=128), DistillationConfig())
 quantized = prepare_student(student, method)
 records = pq.read_table(data_path).num_rows

@@ -47,7 +47,7 @@ class Collator:
             "input_ids": input_ids,
             "labels": labels,
             "attention_mask": attention_mask,
-            **self.family.token_inputs(input_ids, self.image_token_id),
+            **self.family.token_inputs(input_ids, self.image_token_id, labels),
             **self.family.join_images(samples),
             "image_spans": self._spans(samples, input_ids),
             "token_rows": rows,
@@ -57,11 +57,14 @@ class Collator:
         }
 
     def _spans(self, samples: Sequence[dict[str, Any]], input_ids: torch.Tensor) -> list[ImageSpan]:
-        """Where images are, as the samples say, or else by the runs of image tokens."""
-        if all("image_spans" in sample for sample in samples):
-            return [
-                (row, start, stop)
-                for row, sample in enumerate(samples)
-                for start, stop in sample["image_spans"]
-            ]
-        return self.family.image_spans(input_ids, self.image_token_id)
+        """Each image's runs of visual tokens; without spans in the samples, every run is one."""
+        if not all("image_spans" in sample for sample in samples):
+            return self.family.image_spans(input_ids, self.image_token_id)
+        spans: list[ImageSpan] = []
+        for row, sample in enumerate(samples):
+            for start, stop in sample["image_spans"]:
+                inside = input_ids[row : row + 1, start:stop]
+                runs = self.family.image_spans(inside, self.image_token_id)
+                edges = (start + edge for _, *run in runs for edge in run)
+                spans.append((row, *edges))
+        return spans

@@ -68,7 +68,7 @@ class ConversationDataset(Dataset):
         vision_features: np.ndarray | None = None,
         supervise_prompts: bool = False,
     ) -> None:
-        self.family = family_of(config.model_type)
+        self.family = family_of(config)
         self.processor = processor
         self.config = config
         table = _read_parquet(Path(path), ("id", "image", "conversations"))

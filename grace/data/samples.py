@@ -112,7 +112,7 @@ class SampleReader:
         self.config = config
         self.max_length = max_length
         self._encode = SystemEncoder(processor)
-        self._image_tokens = ImageTokens(family_of(config.model_type), processor, config)
+        self._image_tokens = ImageTokens(family_of(config), processor, config)
         self._marker = processor.tokenizer.convert_ids_to_tokens(processor.image_token_id)
 
     def __call__(self, record: Mapping[str, Any]) -> Sample | str:

@@ -70,7 +70,7 @@ class ShardedConversations(Dataset):
     ) -> None:
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length is {max_length}; it must be at least 1")
-        self.family = family_of(config.model_type)
+        self.family = family_of(config)
         self.processor = processor
         self.config = config
         self.max_length = max_length

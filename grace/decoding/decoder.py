@@ -63,7 +63,7 @@ class Decoder:
     ) -> None:
         self._model: Any = model
         config: Any = model.config
-        self.family = family_of(config.model_type)
+        self.family = family_of(config)
         self.device = next(model.parameters()).device
         assert rows >= 1 and capacity >= 1, (rows, capacity)
         self.rows, self.capacity = rows, capacity

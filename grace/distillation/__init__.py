@@ -24,6 +24,8 @@ from grace.distillation.rcka import (
     cka_from_gram,
     rcka_loss,
     rcka_sums,
+    visual_token_count,
+    visual_tokens,
 )
 
 __all__ = [
@@ -47,4 +49,6 @@ __all__ = [
     "rcka_sums",
     "shared_vocabulary",
     "teacher_entropy",
+    "visual_token_count",
+    "visual_tokens",
 ]

@@ -7,6 +7,10 @@ so K~ = X Xᵀ with X = H V, and its inner products need no n x n matrix when n 
     <K~_T, K~_S> = ||X_Tᵀ X_S||²        (Frobenius)
 
 The cheaper of the two forms is taken. Widths may differ between the models: no projection.
+
+The unit is one image: all its visual tokens, in the order in which the decoder reads them. Where a
+family cuts an image into crops or tiles, those of all crops are one image's; tokens between them
+(row ends, marks of tiles, line breaks) are no visual tokens and are left out.
 """
 
 from __future__ import annotations
@@ -35,6 +39,27 @@ class RckaSums(NamedTuple):
     image_count: torch.Tensor
     degenerate_count: torch.Tensor
     finite: torch.Tensor
+
+
+def visual_tokens(hidden: torch.Tensor, span: ImageSpan) -> torch.Tensor:
+    """The hidden states (n, d) of one image's visual tokens, in decoder order.
+
+    Args:
+        hidden: (B, S, d).
+        span: Where they are.
+    """
+    index, *edges = span
+    runs = [hidden[index, start:stop] for start, stop in _runs(edges)]
+    return runs[0] if len(runs) == 1 else torch.cat(runs)
+
+
+def visual_token_count(span: ImageSpan) -> int:
+    """Number of visual tokens of one image."""
+    return sum(stop - start for start, stop in _runs(span[1:]))
+
+
+def _runs(edges: Sequence[int]) -> list[tuple[int, int]]:
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -94,7 +119,8 @@ def rcka_loss(
     Args:
         student_hidden: (B, S, d_S).
         teacher_hidden: (B, S, d_T), taken as constant.
-        image_spans: (batch index, start, stop) of each image's visual tokens, stop exclusive.
+        image_spans: (batch index, start, stop) of each image's visual tokens, stop exclusive; with
+            further starts and stops where other tokens stand between them.
 
     Returns:
         Scalar in [0, 1]; zero with zero gradient if no image is usable or a value is non-finite.
@@ -115,7 +141,8 @@ def rcka_sums(
         teacher: (B, S, d_T) hidden states, or one `centered_gram` (n, n) per span. Taken as
             constant either way.
         image_spans: (batch index, start, stop) of each image's visual tokens, stop exclusive, as
-            plain integers. Images with as many tokens are computed together.
+            plain integers; with further starts and stops where other tokens stand between them.
+            Images with as many tokens are computed together.
 
     Returns:
         `RckaSums`. An image on which CKA is undefined (fewer than two visual tokens, or a centered
@@ -161,8 +188,8 @@ def _pairs(
     The second value is the number of images with fewer tokens.
     """
     groups: dict[int, list[int]] = {}
-    for number, (_, start, stop) in enumerate(image_spans):
-        groups.setdefault(stop - start, []).append(number)
+    for number, span in enumerate(image_spans):
+        groups.setdefault(visual_token_count(span), []).append(number)
     pairs, too_short = [], 0
     for length, numbers in groups.items():
         if length < 2:
@@ -170,16 +197,13 @@ def _pairs(
             continue
         spans = [image_spans[number] for number in numbers]
         if isinstance(teacher, torch.Tensor):
-            reference = _visual_tokens(teacher, spans)
+            reference = torch.stack([visual_tokens(teacher, span) for span in spans])
         else:
             grams = [teacher[number] for number in numbers]
             reference = torch.stack(grams).to(student_hidden.device)
-        pairs.append((_visual_tokens(student_hidden, spans), reference.detach()))
+        ours = torch.stack([visual_tokens(student_hidden, span) for span in spans])
+        pairs.append((ours, reference.detach()))
     return pairs, too_short
-
-
-def _visual_tokens(hidden: torch.Tensor, spans: Sequence[ImageSpan]) -> torch.Tensor:
-    return torch.stack([hidden[index, start:stop] for index, start, stop in spans])
 
 
 def _centered_features(x: torch.Tensor) -> torch.Tensor:
@@ -250,13 +274,15 @@ def _assert_fit(
     """Asserts that hidden states, Gram matrices and spans fit each other."""
     assert student_hidden.dim() == 3, shapes(student_hidden)
     batch, length = student_hidden.shape[:2]
-    for index, start, stop in image_spans:
-        fits = 0 <= index < batch and 0 <= start <= stop <= length
-        assert fits, (index, start, stop, shapes(student_hidden))
+    for index, *edges in image_spans:
+        ordered = len(edges) >= 2 and sorted(edges) == edges
+        fits = 0 <= index < batch and edges[0] >= 0 and edges[-1] <= length
+        assert ordered and fits, (index, edges, shapes(student_hidden))
     if isinstance(teacher, torch.Tensor):
         both = shapes(student_hidden, teacher)
         assert teacher.dim() == 3 and teacher.shape[:2] == student_hidden.shape[:2], both
         return
     assert len(teacher) == len(image_spans), (len(teacher), len(image_spans))
-    for gram, (_, start, stop) in zip(teacher, image_spans, strict=True):
-        assert gram.shape == (stop - start, stop - start), (shapes(gram), start, stop)
+    for gram, span in zip(teacher, image_spans, strict=True):
+        count = visual_token_count(span)
+        assert gram.shape == (count, count), (shapes(gram), span)

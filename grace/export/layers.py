@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) ->
         InputError: Nothing is quantized, the family is unknown, a layer is missing, no linear or
             outside the decoder, shapes do not fit, or the layers have different grids.
     """
-    family = family_of(_model_type(model))
+    family = family_of(_config_of(model))
     fake = dict(fake_quant_layers(model))
     modules: dict[str, nn.Module]
     if fake and codes is not None:
@@ -151,11 +152,11 @@ def linear_of(model: nn.Module, name: str, where: str) -> nn.Linear:
     return module
 
 
-def _model_type(model: nn.Module) -> str:
+def _config_of(model: nn.Module) -> Any:
     config = getattr(model, "config", None)
     if config is None:
         raise InputError(f"{type(model).__name__} has no configuration; pass a transformers model")
-    return str(config.model_type)
+    return config
 
 
 def _specs(linears: Mapping[str, nn.Linear], codes: Codes, bits: int) -> dict[str, QuantSpec]:

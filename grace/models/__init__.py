@@ -4,14 +4,13 @@ family = family_of("qwen2_vl")
 model, processor = load_model(path), load_processor(path)
 """
 
+from grace.models.discovery import decoder_linears, family_of
 from grace.models.family import (
     FAMILIES,
     Family,
     LlavaFamily,
     Qwen2VLFamily,
     Qwen3VLFamily,
-    decoder_linears,
-    family_of,
 )
 from grace.models.loading import check_model_directory, load_model, load_processor, save_model
 

@@ -1,17 +1,15 @@
 """One adapter per model family: what the method needs to know of an architecture.
 
 An adapter says which linears are the decoder's (the quantized ones), which decoder layer RCKA
-reads, where each image's visual tokens are, and which part of the vision side is frozen. The
-``model_type`` of a model's configuration decides which adapter it has. Shapes: B sequences, S
-positions.
+reads, where each image's visual tokens are, and which part of the vision side is frozen.
+``grace.models.family_of`` finds a model's adapter. Shapes: B sequences, S positions.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from packaging.version import Version
@@ -26,10 +24,11 @@ _DEEPSTACK_BY_IMAGE = Version(metadata.version("transformers")) >= Version("5.18
 
 
 @dataclass(frozen=True)
-class Family(ABC):
+class Family:
     """Where the parts of one model family are; paths are dotted module names.
 
-    A family of one's own is an instance, or a subclass where the images work differently::
+    :func:`grace.models.family_of` makes one from a configuration. An adapter of one's own is an
+    instance, or a subclass where the images work differently::
 
         FAMILIES["my_vl"] = dataclasses.replace(FAMILIES["qwen2_vl"], model_type="my_vl")
         family_of("my_vl").decoder_linears(model)    # the layers that are quantized
@@ -42,6 +41,9 @@ class Family(ABC):
             and never quantized.
         output_head: The vocabulary projection.
         image_inputs: The image processor's outputs that the model takes.
+        type_inputs: The inputs that say of each token what it is: ``mm_token_type_ids``,
+            ``token_type_ids`` or none.
+        frozen: Further parts that are left as they are, such as a tower for sounds.
     """
 
     model_type: str
@@ -50,11 +52,21 @@ class Family(ABC):
     projectors: tuple[str, ...]
     output_head: str
     image_inputs: tuple[str, ...]
+    type_inputs: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+
+    caches_features: ClassVar[bool] = False
+    """Whether a frozen tower's features can stand in for pixels (`take_vision_features`)."""
 
     @property
     def model_inputs(self) -> tuple[str, ...]:
         """Names of everything in a batch that the model takes."""
-        return ("input_ids", "attention_mask", "position_ids", *self.image_inputs)
+        always = ("input_ids", "attention_mask", "position_ids")
+        return (*always, *self.image_inputs, *self.type_inputs)
+
+    def fits(self, config: Any) -> bool:
+        """Whether a model of this ``model_type`` has the parts that are named here."""
+        return True
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """The decoder layers, first to last."""
@@ -86,17 +98,19 @@ class Family(ABC):
 
     def freeze_vision(self, model: nn.Module) -> None:
         """Freeze the vision tower; the projectors stay trainable."""
-        model.get_submodule(self.vision_tower).requires_grad_(False)
+        for name in (self.vision_tower, *self.frozen):
+            model.get_submodule(name).requires_grad_(False)
         for projector in self.projectors:
             model.get_submodule(projector).requires_grad_(True)
 
     def tower_parameters(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters that :meth:`freeze_vision` freezes, by dotted name."""
         trained = tuple(f"{projector}." for projector in self.projectors)
+        frozen = tuple(f"{name}." for name in (self.vision_tower, *self.frozen))
         return {
             name: parameter
             for name, parameter in model.named_parameters()
-            if name.startswith(f"{self.vision_tower}.") and not name.startswith(trained)
+            if name.startswith(frozen) and not name.startswith(trained)
         }
 
     def image_spans(self, input_ids: torch.Tensor, image_token_id: int) -> list[ImageSpan]:
@@ -126,7 +140,8 @@ class Family(ABC):
             if token is not None:
                 return int(token)
         raise InputError(
-            f"the configuration of {self.model_type!r} names no image token: set its image_token_id"
+            f"{self.model_type!r} cannot be trained: its configuration names no token that stands "
+            "for images (image_token_id)"
         )
 
     def read_images(self, processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -136,7 +151,11 @@ class Family(ABC):
             processor: The model's processor.
             images: The images of one sample, in order of appearance; RGB.
         """
-        inputs = processor.image_processor(images=list(images), return_tensors="pt")
+        if self.caches_features:  # their processors hand the images over as they are
+            inputs = processor.image_processor(images=list(images), return_tensors="pt")
+        else:
+            marks = processor.image_token * len(images)
+            inputs = processor(images=[list(images)], text=[marks], return_tensors="pt")
         return {name: inputs[name] for name in self.image_inputs if name in inputs}
 
     def join_images(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -156,9 +175,18 @@ class Family(ABC):
                 joined[name] = _cat_padded(parts)
         return joined
 
-    def token_inputs(self, input_ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
-        """Model inputs that follow from the token ids (B, S): none in most families."""
-        return {}
+    def token_inputs(
+        self, input_ids: torch.Tensor, image_token_id: int, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The model's ``type_inputs``, which follow from the tokens: 1 for a visual one.
+
+        Args:
+            input_ids: (B, S) token ids.
+            image_token_id: The token that stands for a patch of an image.
+            labels: (B, S), IGNORE_INDEX where nothing is supervised; None for a prompt.
+        """
+        visual = (input_ids == image_token_id).to(torch.int32)
+        return {name: visual for name in self.type_inputs}
 
     def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Position ids of a prompt; padding has position 0.
@@ -174,16 +202,40 @@ class Family(ABC):
         input_ids = inputs["input_ids"]
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
-        return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
+        core: Any = getattr(model, "base_model", model)
+        if "mm_token_type_ids" not in self.type_inputs or not hasattr(core, "get_rope_index"):
+            return text
+        # the text's positions, then those of time, height and width (M-RoPE, arXiv 2409.12191)
+        grid = inputs.get("image_grid_thw")
+        if grid is None:
+            return text.expand(4, *text.shape)
+        spatial, _ = core.get_rope_index(
+            input_ids,
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=grid,
+            attention_mask=inputs.get("attention_mask"),
+        )
+        return torch.cat([text.unsqueeze(0), spatial])
 
-    @abstractmethod
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
-        """Number of visual tokens of each image.
+        """Number of visual tokens of each image, where cached features are supported.
 
         Args:
             config: The model's configuration.
             images: The image processor's output.
+
+        Raises:
+            InputError: They are not.
         """
+        raise self._no_features()
+
+    def _no_features(self) -> InputError:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.caches_features)
+        return InputError(
+            f"{self.model_type}: a vision tower's features cannot be computed ahead here, only "
+            f"with {known}; read pixels instead"
+        )
 
     def tower_output(self, model: nn.Module, images: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The tower's features that the projectors read.
@@ -196,15 +248,21 @@ class Family(ABC):
             (patches of all images, width). Patches that make one visual token stand together, and
             the tokens in reading order. With several projectors their inputs stand side by side
             along the width.
+
+        Raises:
+            InputError: The family's features cannot stand in for pixels.
         """
+        if not self.caches_features:
+            raise self._no_features()
         inputs: list[torch.Tensor] = []
         hooks = [
             module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
             for module in self._projector_modules(model)
         ]
         core: Any = model.get_submodule("model")
+        given = {name: images[name] for name in self.image_inputs if name in images}
         try:
-            core.get_image_features(**{name: images[name] for name in self.image_inputs})
+            core.get_image_features(**given)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -224,7 +282,12 @@ class Family(ABC):
 
             with family.take_vision_features(model):
                 trainer.train()    # on a ConversationDataset with vision_features
+
+        Raises:
+            InputError: The family's features cannot stand in for pixels.
         """
+        if not self.caches_features:
+            raise self._no_features()
         core: Any = model.get_submodule("model")
         tower: Any = model.get_submodule(self.vision_tower)
 
@@ -261,7 +324,14 @@ class Family(ABC):
 class LlavaFamily(Family):
     """LLaVA: a CLIP tower, of which one hidden layer is read, every patch a visual token."""
 
+    caches_features: ClassVar[bool] = True
+
+    def fits(self, config: Any) -> bool:
+        """Not for Pixtral, a LLaVA whose tower reads images of any size."""
+        return config.vision_config.model_type != "pixtral"
+
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
+        """Number of visual tokens of each image."""
         count, _, height, width = images["pixel_values"].shape
         patch = config.vision_config.patch_size
         class_token = config.vision_feature_select_strategy == "full"
@@ -272,31 +342,10 @@ class LlavaFamily(Family):
 class Qwen2VLFamily(Family):
     """Qwen2-VL: a merger joins ``spatial_merge_size``² patches into one visual token."""
 
-    @property
-    def model_inputs(self) -> tuple[str, ...]:
-        """The same, and which tokens are visual ones."""
-        return (*super().model_inputs, "mm_token_type_ids")
-
-    def token_inputs(self, input_ids: torch.Tensor, image_token_id: int) -> dict[str, torch.Tensor]:
-        """Which tokens (B, S) are visual ones."""
-        return {"mm_token_type_ids": (input_ids == image_token_id).to(torch.int32)}
-
-    def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The text's positions, then those of time, height and width (M-RoPE, arXiv 2409.12191)."""
-        text = super().positions(model, inputs)
-        grid = inputs.get("image_grid_thw")
-        if grid is None:
-            return text.expand(4, *text.shape)
-        core: Any = model.get_submodule("model")
-        spatial, _ = core.get_rope_index(
-            inputs["input_ids"],
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=grid,
-            attention_mask=inputs.get("attention_mask"),
-        )
-        return torch.cat([text.unsqueeze(0), spatial])
+    caches_features: ClassVar[bool] = True
 
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
+        """Number of visual tokens of each image."""
         merge = config.vision_config.spatial_merge_size**2
         return [int(patches) // merge for patches in images["image_grid_thw"].prod(dim=1).tolist()]
 
@@ -329,6 +378,20 @@ class Qwen3VLFamily(Qwen2VLFamily):
         return BaseModelOutputWithDeepstackFeatures(pooler_output=images, deepstack_features=merged)
 
 
+@dataclass(frozen=True)
+class PaliGemmaFamily(Family):
+    """PaliGemma: images and question attend to each other in both directions, the answer looks
+    back (prefix attention)."""
+
+    def token_inputs(
+        self, input_ids: torch.Tensor, image_token_id: int, labels: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """0 for the prefix, 1 from the first supervised token (B, S) on."""
+        if labels is None:
+            return {"token_type_ids": torch.zeros_like(input_ids)}
+        return {"token_type_ids": ((labels >= 0).cumsum(-1) > 0).to(input_ids.dtype)}
+
+
 _FAMILIES = (
     LlavaFamily(
         model_type="llava",
@@ -345,6 +408,7 @@ _FAMILIES = (
         projectors=("model.visual.merger",),
         output_head="lm_head",
         image_inputs=("pixel_values", "image_grid_thw"),
+        type_inputs=("mm_token_type_ids",),
     ),
     Qwen3VLFamily(
         model_type="qwen3_vl",
@@ -353,6 +417,7 @@ _FAMILIES = (
         projectors=("model.visual.merger", "model.visual.deepstack_merger_list"),
         output_head="lm_head",
         image_inputs=("pixel_values", "image_grid_thw"),
+        type_inputs=("mm_token_type_ids",),
     ),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
@@ -369,31 +434,7 @@ def _cat_padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(padded)
 
 
-def family_of(model: Any) -> Family:
-    """The adapter of a model.
+"""Adapters that are written down; a model of another ``model_type`` tells where its parts are."""
 
-    Args:
-        model: Its configuration, or a ``model_type``.
-
-    Raises:
-        InputError: The family has no adapter.
-    """
-    model_type = model if isinstance(model, str) else model.model_type
-    if model_type not in FAMILIES:
-        raise InputError(
-            f"no adapter for model type {model_type!r}; known families: {', '.join(FAMILIES)} "
-            "(add one to grace.models.FAMILIES)"
-        )
-    return FAMILIES[model_type]
-
-
-def decoder_linears(model: nn.Module) -> list[str]:
-    """Dotted names of the linears that the method quantizes: those of the decoder layers.
-
-    Raises:
-        InputError: The model is none of transformers', or of a family without an adapter.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        raise InputError(f"{type(model).__name__} has no configuration; pass a transformers model")
-    return family_of(config.model_type).decoder_linears(model)
+CLASSES: dict[str, type[Family]] = {"paligemma": PaliGemmaFamily}
+"""Classes of adapters, by ``model_type``, where more than the parts' places differs."""

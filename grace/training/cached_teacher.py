@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grace.distillation import centered_gram
+from grace.distillation import centered_gram, visual_token_count, visual_tokens
 from grace.errors import InputError
 from grace.training.teacher import Identity, LiveTeacher, TeacherOutputs
 
@@ -100,8 +100,7 @@ def write_teacher_outputs(
         outputs = teacher.outputs(batch)
         assert isinstance(outputs.relational, torch.Tensor)
         if logits_out is None:
-            first = batch["image_spans"][0]
-            tokens = first[2] - first[1]
+            tokens = visual_token_count(batch["image_spans"][0])
             logits_out = np.lib.format.open_memmap(
                 directory / "logits.npy",
                 "w+",
@@ -116,9 +115,9 @@ def write_teacher_outputs(
         bits = outputs.logits.to(torch.bfloat16).view(torch.int16).cpu().numpy()
         logits_out[offsets[done] : offsets[done + size]] = bits
         digest.update(bits.tobytes())
-        for row, start, stop in batch["image_spans"]:
-            gram = centered_gram(outputs.relational[row, start:stop])
-            grams_out[done + row] = gram.cpu().numpy()
+        for span in batch["image_spans"]:
+            gram = centered_gram(visual_tokens(outputs.relational, span))
+            grams_out[done + span[0]] = gram.cpu().numpy()
         done += size
     assert logits_out is not None and grams_out is not None
     logits_out.flush()

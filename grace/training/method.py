@@ -102,7 +102,7 @@ def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
         The dotted names of the quantized modules; empty at 16 bits.
     """
     config: Any = model.config
-    family = family_of(config.model_type)
+    family = family_of(config)
     family.freeze_vision(model)
     if method.quantization is None:
         return []

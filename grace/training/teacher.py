@@ -151,7 +151,7 @@ def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str)
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
     check_model_directory(path)
-    family = family_of(AutoConfig.from_pretrained(path).model_type)
+    family = family_of(AutoConfig.from_pretrained(path))
     quantization = BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,

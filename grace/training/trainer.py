@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from grace.data import Collator, ConversationDataset
-from grace.distillation import combine, distillation_sums, gate_sum, rcka_sums
+from grace.distillation import combine, distillation_sums, gate_sum, rcka_sums, visual_token_count
 from grace.errors import InputError
 from grace.models import family_of
 from grace.training.batches import EpochLengthGroupedSampler, ImageInEveryBatch
@@ -99,7 +99,7 @@ class GraceTrainer(Trainer):
             self.objective = Objective(method.distillation)
             self.add_callback(self.objective)
         config: Any = model.config
-        family = family_of(config.model_type)
+        family = family_of(config)
         self._forward = SupervisedForward(model, family, relational=method.relational)
         self._saving = False
         self._keep_float32()
@@ -147,7 +147,7 @@ class GraceTrainer(Trainer):
                 totals[0] += gate_sum(
                     outputs.logits, config.kappa, self._shared_vocabulary(outputs)
                 )
-                totals[1] += sum(stop - start >= 2 for _, start, stop in batch["image_spans"])
+                totals[1] += sum(visual_token_count(span) >= 2 for span in batch["image_spans"])
             totals = self.accelerator.reduce(totals, reduction="sum")
             for batch in batches:
                 batch["gate_total"], batch["image_total"] = totals[0], totals[1]

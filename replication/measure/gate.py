@@ -85,7 +85,7 @@ def gates_and_losses(
     Returns:
         Three arrays of shape (tokens,): gates, losses in nats, and each token's sample.
     """
-    family = family_of(model.config.model_type)
+    family = family_of(model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     forward = SupervisedForward(model, family, relational=False)
     gates, losses, owners = [], [], []

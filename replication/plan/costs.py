@@ -101,7 +101,7 @@ class Shape:
             InputError: for a model of an unknown family.
         """
         config = model.config
-        family = family_of(config.model_type)
+        family = family_of(config)
         text, vision = config.get_text_config(), config.vision_config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         names = family.decoder_linears(model)

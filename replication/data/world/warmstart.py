@@ -45,7 +45,7 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
         InputError: For decoders that differ in shape, activation, norm, rotary base or tying of the
             head, or a model without the biases that the source has. Nothing is copied then.
     """
-    target, origin = family_of(model.config.model_type), family_of(source.config.model_type)
+    target, origin = family_of(model.config), family_of(source.config)
     _check(model.config, source.config)
     own, source_values = dict(model.named_parameters()), dict(source.named_parameters())
     for name, other in _decoder_pairs(own, target, source_values, origin).items():

@@ -69,7 +69,7 @@ def observe(model: Any, processor: Any, question: Question) -> Observation:
         processor: the model's processor.
         question: the question.
     """
-    family = family_of(model.config.model_type)
+    family = family_of(model.config)
     content = [{"type": "image"}, {"type": "text", "text": question.prompt}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

@@ -70,7 +70,7 @@ def random_model(
         model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
     noise = Noise(seed, device=device, dtype=dtype)
-    linears = set(family_of(config.model_type).decoder_linears(model)) if convert else set()
+    linears = set(family_of(config).decoder_linears(model)) if convert else set()
     filled: dict[int, nn.Parameter] = {}  # by the meta parameter: tied ones stay tied
     meta = list(model.parameters())  # kept, so that no identity is used again
     for name in [name for name, _ in model.named_modules()]:

@@ -45,7 +45,7 @@ def compress(
         InputError: when the calibration activations of a linear are degenerate.
     """
     linears = decoder_linears(model)
-    family = family_of(model.config.model_type)
+    family = family_of(model.config)
     groups = {"decoder": QuantizationScheme(targets=linears, weights=_arguments(spec))}
     recipe: list[Any] = [_Gptq(config_groups=groups)]
     if method == "awq":
