@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.files import open_tensors, read_json, write_json
+from grace.models import mend_generation_config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -50,6 +51,7 @@ def write_checkpoint(
     for name, parts in packed.items():
         state.update({f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()})
     saved: Any = model
+    mend_generation_config(model)
     before = saved.config.dtype
     try:
         saved.save_pretrained(directory, state_dict=state)

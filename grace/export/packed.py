@@ -22,6 +22,7 @@ from grace.int4 import PackedLinear
 from grace.int4.backends import AUTO
 from grace.int4.layouts import unpack_stored
 from grace.int4.linear import LAYERS
+from grace.models import mend_generation_config
 
 PACKED_FILE = "packed.safetensors"
 _DEPTHS = ("num_hidden_layers", "depth")
@@ -58,6 +59,7 @@ def save_packed(
             state[key] = tensor.detach().cpu().contiguous()
     bits = {name: layer.bits for name, layer in layers.items()}
     saved: Any = model
+    mend_generation_config(model)
     with atomic_directory(path, overwrite=overwrite) as directory:
         saved.config.save_pretrained(directory)
         if getattr(saved, "generation_config", None) is not None:
@@ -117,6 +119,7 @@ def load_packed(
             raise InputError(
                 f"{directory}: generation_config.json cannot be read ({reason}): write it again"
             ) from error
+        mend_generation_config(model, str(path))
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -29,7 +29,7 @@ from grace.export.layers import check_scales, linear_of
 from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
 from grace.files import read_json
-from grace.models import Family, check_model_directory, family_of
+from grace.models import Family, check_model_directory, family_of, mend_generation_config
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize
 
 SIDECAR = "qat_quantized_weights.bin"
@@ -373,6 +373,7 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> n
         raise InputError(f"{directory}: {min(report['unexpected_keys'])} is not the model's")
     if (directory / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
+        mend_generation_config(model, str(directory))
     return model
 
 

@@ -12,7 +12,13 @@ from grace.models.family import (
     Qwen2VLFamily,
     Qwen3VLFamily,
 )
-from grace.models.loading import check_model_directory, load_model, load_processor, save_model
+from grace.models.loading import (
+    check_model_directory,
+    load_model,
+    load_processor,
+    mend_generation_config,
+    save_model,
+)
 
 __all__ = [
     "FAMILIES",
@@ -25,5 +31,6 @@ __all__ = [
     "family_of",
     "load_model",
     "load_processor",
+    "mend_generation_config",
     "save_model",
 ]

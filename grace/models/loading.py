@@ -1,5 +1,6 @@
 """Models and processors: read from directories or the hub, and written as directories."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,48 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
             f"cannot load a model from {str(path)!r}: {reason}; rebuild the directory or name "
             "another"
         ) from error
+    mend_generation_config(model, str(path))
     return model
+
+
+def mend_generation_config(model: Any, where: str = "the model") -> None:
+    """Leave out, with a warning, what makes a model's generation configuration invalid.
+
+    Published checkpoints have such (``do_sample`` false beside a ``temperature``), and transformers
+    refuses to save them. What the configuration asks for otherwise stays::
+
+        mend_generation_config(model)
+        model.save_pretrained(folder)    # would have raised ValueError
+
+    Args:
+        model: A transformers model; its ``generation_config`` is changed in place.
+        where: What the warning calls it.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None or _is_valid(config):
+        return
+    mended, dropped = type(config)(), []
+    settings = config.to_diff_dict()
+    first = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # others need these
+    for name in sorted(settings, key=lambda name: name not in first):
+        before = getattr(mended, name, None)
+        setattr(mended, name, getattr(config, name))
+        if not _is_valid(mended):
+            setattr(mended, name, before)
+            dropped.append(f"{name} = {settings[name]!r}")
+    model.generation_config = mended
+    warnings.warn(
+        f"{where}: its generation configuration is invalid: {', '.join(dropped)} left out",
+        stacklevel=2,
+    )
+
+
+def _is_valid(config: Any) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def load_processor(path: str | Path) -> Any:
@@ -85,6 +127,7 @@ def save_model(
     Raises:
         InputError: Something else is at ``path``.
     """
+    mend_generation_config(model)
     with atomic_directory(path, overwrite=overwrite) as directory:
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
