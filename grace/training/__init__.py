@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from grace.training.method import (
         METHODS,
         NAIVE_KD,
+        QAD,
         TEACHER_METHODS,
         MethodConfig,
         prepare_student,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "NAIVE_KD",
+    "QAD",
     "TEACHER_METHODS",
     "CachedTeacher",
     "GraceArguments",
@@ -64,6 +66,7 @@ _MODULES = {
     "method": (
         "METHODS",
         "NAIVE_KD",
+        "QAD",
         "TEACHER_METHODS",
         "MethodConfig",
         "prepare_student",

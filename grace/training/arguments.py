@@ -56,6 +56,7 @@ _NOT_NEGATIVE = (
     "seed",
 )
 _OWN = (ModelOptions, DataOptions, MethodOptions, RunOptions)
+_OWN_GROUPS = ("galore", "lomo", "adalomo", "apollo")
 _UNUSED = {
     "label_smoothing_factor": (0.0, "the loss is the method's own"),
     "use_liger_kernel": (False, "the forward pass keeps supervised positions alone already"),
@@ -67,7 +68,7 @@ _UNUSED = {
 
 
 @dataclass
-class GraceArguments(TrainerOptions, TrainingArguments):
+class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
     """transformers' ``TrainingArguments`` with the defaults of the method.
 
     ::
@@ -121,6 +122,11 @@ class GraceArguments(TrainerOptions, TrainingArguments):
             raise InputError(
                 f"max_steps is {self.max_steps!r}; give a positive number, or -1 to go by epochs"
             )
+        if str(self.optim).startswith(_OWN_GROUPS):
+            raise InputError(
+                f"optim is {self.optim}, which makes its own groups of parameters; the scales need "
+                "theirs: choose another, such as adamw_torch_fused or adamw_8bit"
+            )
         for name, (only, why) in _UNUSED.items():
             if getattr(self, name) != only:
                 raise InputError(f"{name} is {getattr(self, name)!r}; leave it out: {why}")
@@ -173,8 +179,9 @@ class _Parser(HfArgumentParser):
 
 def options_parser() -> HfArgumentParser:
     """The parser of all options, without the recipe's values."""
+    kinds: Any = [*_OWN, _Flags]
     parser = _Parser(
-        [*_OWN, _Flags],
+        kinds,
         prog="grace train",
         allow_abbrev=False,
     )
@@ -212,10 +219,10 @@ def read_options(words: Sequence[str]) -> Options:
 
 def _options(chosen: Namespace) -> Options:
     values = vars(chosen)
-    parts: list[Any] = [
+    own: list[Any] = [
         kind(**{entry.name: values[entry.name] for entry in fields(kind)}) for kind in _OWN
     ]
-    data, run = parts[1], parts[3]
+    models, data, method, run = own
     if not 0 <= data.eval_share < 1:
         raise InputError(f"eval_share is {data.eval_share}; give a number from 0 up to 1")
     if not 0 <= data.max_bad_share <= 1:
@@ -226,9 +233,9 @@ def _options(chosen: Namespace) -> Options:
         settings["eval_strategy"] = "steps"
     settings["use_cpu"] |= _device(run.device) == "cpu"
     trainer = GraceArguments(f"{run.out}.checkpoints", **settings)
-    if trainer.eval_strategy != "no" and not evaluates:
-        raise InputError(f"eval_strategy is {trainer.eval_strategy.value}; give eval_data as well")
-    return Options(*parts, trainer)
+    if trainer.do_eval and not evaluates:
+        raise InputError("evaluation is asked for; give eval_data or eval_share as well")
+    return Options(models, data, method, run, trainer)
 
 
 def _device(name: str) -> str:

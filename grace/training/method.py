@@ -13,9 +13,10 @@ from grace.errors import InputError
 from grace.models import family_of, save_model
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 
-METHODS = ("sft", "qat", "kd", "grace")
-"""Cross-entropy alone; on fake-quantized weights; with naive distillation; with all of GRACE."""
-TEACHER_METHODS = ("kd", "grace")
+METHODS = ("sft", "qat", "kd", "grace", "qad")
+"""Cross-entropy alone; on fake-quantized weights; with naive distillation; with all of GRACE; the
+divergence from the student's own unquantized weights alone."""
+TEACHER_METHODS = ("kd", "grace", "qad")
 """The methods that need a teacher."""
 NAIVE_KD: dict[str, Any] = {
     "decoupled": False,
@@ -25,6 +26,9 @@ NAIVE_KD: dict[str, Any] = {
 }
 """Naive distillation as fields of ``DistillationConfig``: the full softened distribution under a
 fixed weight, without gate and relational term."""
+QAD: dict[str, Any] = {**NAIVE_KD, "temperature": 1.0}
+"""Quantization-aware self-distillation (arXiv 2601.20088) as fields of ``DistillationConfig``: the
+divergence of the whole distribution as it is; the loss has no cross-entropy."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,11 @@ class MethodConfig:
 
     Attributes:
         method: One of `METHODS`: ``sft`` (cross-entropy, no quantization), ``qat`` (cross-entropy
-            on fake-quantized weights), ``kd`` (cross-entropy and naive distillation), ``grace``.
+            on fake-quantized weights), ``kd`` (cross-entropy and naive distillation), ``grace``,
+            ``qad`` (distillation alone, from the student's own unquantized weights).
         bits: 16 (no quantization) or 2 to 8.
         quantization: The quantizer, for fewer than 16 bits.
-        distillation: Components and weights of the loss, for ``kd`` and ``grace``.
+        distillation: Components and weights of the loss, for ``kd``, ``grace`` and ``qad``.
         scale_lr_multiplier: Learning rate of the scales relative to the weights' (10 in the paper).
 
     Raises:
@@ -62,8 +67,10 @@ class MethodConfig:
             )
         if self.method == "sft" and self.bits != 16:
             raise InputError(f"method sft does not quantize, bits is {self.bits}; use method qat")
-        if self.method == "qat" and self.bits == 16:
-            raise InputError("method qat quantizes, bits is 16; use method sft or fewer bits")
+        if self.method in ("qat", "qad") and self.bits == 16:
+            raise InputError(
+                f"method {self.method} quantizes, bits is 16; use method sft or fewer bits"
+            )
         if (self.bits == 16) != (self.quantization is None):
             raise InputError(
                 f"bits is {self.bits} and the quantization is {self.quantization}; "
@@ -88,6 +95,11 @@ class MethodConfig:
     def needs_teacher(self) -> bool:
         """Whether the loss compares with a teacher."""
         return self.method in TEACHER_METHODS
+
+    @property
+    def cross_entropy(self) -> bool:
+        """Whether the loss has a term of the labels."""
+        return self.method != "qad"
 
     @property
     def relational(self) -> bool:

@@ -16,6 +16,7 @@ from grace.quantization import QuantSpec
 from grace.training.arguments import Options
 from grace.training.method import (
     NAIVE_KD,
+    QAD,
     TEACHER_METHODS,
     MethodConfig,
     prepare_student,
@@ -91,7 +92,7 @@ def method_of(options: MethodOptions) -> MethodConfig:
     distillation = None
     chosen = options.distillation or {}
     if name in TEACHER_METHODS:
-        shared = NAIVE_KD if name == "kd" else {}
+        shared = {"kd": NAIVE_KD, "qad": QAD}.get(name, {})
         distillation = DistillationConfig.from_dict({**shared, **chosen})
     elif chosen:
         raise InputError(f"{next(iter(chosen))} is set, but method {name} does not distil")

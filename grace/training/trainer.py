@@ -5,6 +5,7 @@ processes, logging, checkpoints and resume) is the library's.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 from functools import partial
@@ -13,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from grace.data import Collator, ConversationDataset
@@ -26,6 +29,8 @@ from grace.training.distributed import check_deepspeed, let_torch_load_onto_firs
 from grace.training.forward import SupervisedForward
 from grace.training.method import MethodConfig
 from grace.training.teacher import Identity, Teacher, TeacherOutputs, check_teacher
+
+logger = logging.getLogger(__name__)
 
 SCALE_PARAMETER = "log_scale"
 """Last part of the name of a fake-quantized linear's learned scales."""
@@ -84,6 +89,13 @@ class GraceTrainer(Trainer):
         identity = getattr(teacher, "identity", None)
         if identity is not None:
             check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), identity)
+        if args.n_gpu > 1:  # the library would wrap the student in DataParallel, which splits lists
+            logger.warning(
+                "%d devices and one process: one of them trains; for all of them start "
+                "`accelerate launch`",
+                args.n_gpu,
+            )
+            args._n_gpu = 1
         collate: Any = data_collator
         if args.world_size > 1:
             collate = ImageInEveryBatch.around(data_collator, train_dataset) or data_collator
@@ -105,6 +117,7 @@ class GraceTrainer(Trainer):
         self._keep_float32()
         self._step_sums: dict[str, torch.Tensor] = {}
         self._log_sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, torch.Tensor] = {}
         self._ce_finite = torch.ones((), dtype=torch.bool, device=self.args.device)
         self._micro_batches = 0
 
@@ -160,21 +173,25 @@ class GraceTrainer(Trainer):
     # -- loss -----------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch; a scalar."""
-        if num_items_in_batch is None:  # evaluation: this batch alone
+        """L = CE + β·GDKD + ω·RCKA (Eq. 17, 21), every term over the global batch; a scalar.
+
+        Under ``qad`` it is the divergence alone. The model in evaluation mode gives CE.
+        """
+        if num_items_in_batch is None:  # this batch alone
             num_items_in_batch = torch.tensor(len(inputs["targets"]))
         with self._autocast():
             logits, hidden = self._forward(model, inputs)
         logits = logits.float()
         tokens = num_items_in_batch.to(logits.device).clamp(min=1)
         ce = nn.functional.cross_entropy(logits, inputs["targets"], reduction="sum") / tokens
-        self._ce_finite &= torch.isfinite(ce.detach())
-        self._add("ce", ce)
         loss = ce
-        if model.training and self.objective is not None:
-            loss = self._distil(ce, logits, hidden, inputs)
-        if model.training and self.args.average_tokens_across_devices:
-            loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
+        if model.training:
+            self._ce_finite &= torch.isfinite(ce.detach())
+            self._add("ce", ce)
+            if self.objective is not None:
+                loss = self._distil(ce, logits, hidden, inputs)
+            if self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over ranks
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _autocast(self) -> Any:
@@ -217,6 +234,8 @@ class GraceTrainer(Trainer):
         self._add("gate", sums.gate_sum)
         self._add("tokens", torch.tensor(len(logits), device=logits.device))
         self._add("dropped", ~finite)
+        if not self.method.cross_entropy:
+            ce = torch.zeros_like(ce)
         return combine(ce, gdkd * keep, rcka * keep, beta, omega)
 
     def _add(self, name: str, value: torch.Tensor) -> None:
@@ -249,6 +268,10 @@ class GraceTrainer(Trainer):
             sums["dropped"] = (~kept).double()
         for name, value in {**sums, "steps": torch.ones_like(sums["ce"])}.items():
             self._log_sums[name] = self._log_sums.get(name, torch.zeros_like(value)) + value
+        for name in ("dropped", "degenerate"):
+            if name in sums:
+                value = sums[name]
+                self._counts[name] = self._counts.get(name, torch.zeros_like(value)) + value
         if self.args.device.type == "cpu":  # elsewhere the check would stall the device
             self._check_finite()
 
@@ -259,28 +282,28 @@ class GraceTrainer(Trainer):
                 "lower the learning rate or look for broken records; the last checkpoint is intact"
             )
 
-    # -- log and state --------------------------------------------------------------------------
+    # -- log ------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the means of the loss terms since the last time, beside the library's values."""
-        self._drain(logs)
+        """Log the means of the loss terms since the last time, beside the library's values of
+        training; what evaluation logs is left as it is."""
+        self._check_finite()
+        if "loss" in logs or "train_loss" in logs:
+            self._add_means(logs)
         super().log(logs, start_time)
 
-    def _drain(self, logs: dict[str, float]) -> None:
-        """Move the sums since the last time into ``logs`` and the objective's counts."""
+    def _add_means(self, logs: dict[str, float]) -> None:
         sums = {name: float(value) for name, value in self._log_sums.items()}
         self._log_sums = {}
         steps = sums.get("steps", 0)
-        self._check_finite()
         if not steps:
             return
         logs["ce"] = sums["ce"] / steps
         if self.objective is None:
             return
         objective = self.objective
+        self._count()
         kept = max(steps - sums["dropped"], 1)
-        objective.skipped += int(sums["dropped"])
-        objective.degenerate += int(sums.get("degenerate", 0))
         logs["gdkd"] = sums["gdkd"] / kept
         logs["rcka"] = sums["rcka"] / kept
         logs["gate"] = sums["gate"] / max(sums["tokens"], 1)
@@ -291,6 +314,42 @@ class GraceTrainer(Trainer):
         logs["skipped_steps"] = objective.skipped
         logs["degenerate_images"] = objective.degenerate
 
+    def _count(self) -> None:
+        """Move the counts since the last time into the objective, which is part of the state."""
+        counts, self._counts = self._counts, {}
+        if self.objective is not None:
+            self.objective.skipped += int(counts.get("dropped", 0))
+            self.objective.degenerate += int(counts.get("degenerate", 0))
+
+    # -- evaluation -----------------------------------------------------------------------------
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The batch's cross-entropy; its sum and the supervised tokens of every sample (B, 2)."""
+        inputs = self._prepare_inputs(inputs)
+        rows = inputs["token_rows"]
+        with torch.no_grad(), self.compute_loss_context_manager(), self._autocast():
+            logits, _ = self._forward(model, inputs)
+        ce = nn.functional.cross_entropy(logits.float(), inputs["targets"], reduction="none")
+        values = torch.stack([ce.double(), torch.ones_like(ce, dtype=torch.float64)], dim=1)
+        sums = values.new_zeros(len(inputs["indices"]), 2).index_add_(0, rows, values)
+        return ce.mean(), sums, None
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, *args, **kwargs
+    ) -> Any:
+        """The library's loop; the loss is the mean over all supervised tokens, whatever the
+        batches."""
+        output: Any = super().evaluation_loop(dataloader, description, False, *args, **kwargs)
+        total, tokens = output.predictions.sum(axis=0)
+        name = next(key for key in output.metrics if key.endswith("_loss"))
+        output.metrics[name] = float(total / max(tokens, 1))
+        return output
+
+    # -- state ----------------------------------------------------------------------------------
+
     def _get_output_dir(self, trial) -> str:
         folder = super()._get_output_dir(trial)
         return os.path.join(folder, PARTIAL) if self._saving else folder
@@ -299,7 +358,7 @@ class GraceTrainer(Trainer):
         """Write a checkpoint under another name and rename it when every process has written its
         part: a folder ``checkpoint-<step>`` is complete whenever the run is killed."""
         self._check_finite()
-        self._drain({})  # counters belong to the state that is saved
+        self._count()
         assert self.args.output_dir is not None
         place, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -313,9 +372,17 @@ class GraceTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             shutil.rmtree(place / name, ignore_errors=True)
+            self._correct_best(place, name)
             (place / PARTIAL / name).rename(place / name)
-            rotate_checkpoints(str(place), self.args.save_total_limit)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(place), self.args.save_total_limit, best)
         self.accelerator.wait_for_everyone()
+
+    def _correct_best(self, place: Path, name: str) -> None:
+        """The library notes the name that the best checkpoint had while it was written."""
+        if self.state.best_model_checkpoint == str(place / PARTIAL / name):
+            self.state.best_model_checkpoint = str(place / name)
+            self.state.save_to_json(str(place / PARTIAL / name / TRAINER_STATE_NAME))
 
     def _save(self, output_dir=None, state_dict=None) -> None:
         # The library writes checkpoints under the hub's historical names, but reads them back
@@ -370,5 +437,18 @@ class GraceTrainer(Trainer):
             },
         ]
         kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if options.get("optim_bits") == 8:
+            _keep_embeddings_whole(model)
         self.optimizer = kind([group for group in settings if group["params"]], **options)
         return self.optimizer
+
+
+def _keep_embeddings_whole(model: nn.Module) -> None:
+    """Embeddings' moments in 32 bits, as the library has them: 8 are unstable there."""
+    from bitsandbytes.optim import GlobalOptimManager
+
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            GlobalOptimManager.get_instance().register_module_override(
+                module, "weight", {"optim_bits": 32}
+            )

@@ -102,7 +102,7 @@ def test_our_defaults_and_the_librarys():
     assert trainer.adam_beta2 == TrainingArguments.adam_beta2
     evaluated = read_options([*BASE, "--eval_share", "0.1"]).trainer
     assert (evaluated.eval_strategy, evaluated.eval_steps) == ("steps", 0.1)
-    with pytest.raises(InputError, match="eval_strategy is epoch; give eval_data"):
+    with pytest.raises(InputError, match="give eval_data or eval_share"):
         read_options([*BASE, "--eval_strategy", "epoch"])
 
 
@@ -207,7 +207,7 @@ def test_bad_input_is_one_line_and_exit_code_2(family, conversations, tmp_path, 
           tmp_path / "taken"), "no model directory"),
         (("train", "--out", out), "give a model"),
         (("train", plain, "--method", "qat", "--out", out), "give --data"),
-        (("train", plain, "--method", "qat"), "give --out"),
+        (("train", plain, "--method", "qat", "--data", conversations), "give --out"),
     ):  # fmt: skip
         assert told in refused(capsys, *words), words
         assert not out.exists()

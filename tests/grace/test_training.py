@@ -15,6 +15,7 @@ from grace.errors import InputError
 from grace.models import family_of, load_model
 from grace.quantization import FakeQuantLinear, QuantSpec, bake
 from grace.training import (
+    QAD,
     CachedTeacher,
     GraceTrainer,
     LiveTeacher,
@@ -31,6 +32,8 @@ DISTILLATION = {"tau": 0.2, "eta": 0.5, "beta_init": 0.7, "beta_min": 0.1, "beta
 def method_of(name, bits=16, **distillation):
     spec = None if bits == 16 else QuantSpec(bits=bits)
     chosen = None
+    if name == "qad":
+        chosen = DistillationConfig.from_dict({**QAD, **distillation})
     if name in ("kd", "grace"):
         chosen = DistillationConfig.from_dict({**DISTILLATION, **distillation})
     return MethodConfig(name, bits=bits, quantization=spec, distillation=chosen)
@@ -39,6 +42,12 @@ def method_of(name, bits=16, **distillation):
 @pytest.fixture
 def dataset(conversations, processor, make_model):
     return ConversationDataset(conversations, processor, make_model().config)
+
+
+@pytest.fixture
+def held(conversations, processor, make_model):
+    """A few conversations to evaluate on."""
+    return ConversationDataset(conversations, processor, make_model().config, limit=7)
 
 
 @pytest.fixture
@@ -51,7 +60,7 @@ def collator_of(dataset):
     return Collator(dataset.family, processor.image_token_id, processor.tokenizer.pad_token_id)
 
 
-def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, **options):
+def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, held=None, **options):
     prepare_student(model, method)
     settings = {
         "max_steps": 3,
@@ -78,6 +87,7 @@ def build(tmp_path, model, dataset, method, teacher=None, callbacks=None, **opti
         arguments,
         dataset,
         collator_of(dataset),
+        eval_dataset=held,
         method=method,
         teacher=teacher if method.needs_teacher else None,
         callbacks=callbacks,
@@ -281,6 +291,112 @@ def test_frozen_parts_stay_and_the_others_move(tmp_path, make_model, dataset, te
     scales = [key for key in after if key.endswith("log_scale")]
     assert bool(scales) == (bits != 16)
     assert all(after[key].dtype == torch.float32 for key in scales)
+
+
+def training_log(trainer):
+    return [
+        {name: value for name, value in entry.items() if name != "grad_norm"}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+
+
+@pytest.mark.slow
+def test_the_log_is_the_same_with_evaluation_and_checkpoints_in_between(
+    tmp_path, make_model, dataset, held, teacher
+):
+    logs = []
+    for name, more in (
+        ("plain", {}),
+        ("between", {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 3}),
+    ):
+        options = {"max_steps": 4, "logging_steps": 2, **more}
+        trainer = build(
+            tmp_path / name, make_model(1), dataset, method_of("grace", 4), teacher,
+            held=held if more else None, **options,
+        )  # fmt: skip
+        trainer.train()
+        logs.append(training_log(trainer))
+        evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+        assert len(evaluations) == (4 if more else 0)
+        assert all("ce" not in entry for entry in evaluations)
+    assert logs[0] == logs[1]
+    assert [entry["step"] for entry in logs[0]] == [2, 4]
+
+
+def test_evaluation_is_the_cross_entropy_of_a_supervised_token(tmp_path, make_model, dataset, held):
+    """Whatever the batches: 7 samples in batches of 2, and all in one by hand."""
+    model = make_model(1)
+    trainer = build(
+        tmp_path, model, dataset, method_of("qat", 4), held=held, per_device_eval_batch_size=2
+    )
+    found = trainer.evaluate()["eval_loss"]
+    batch = collator_of(held)([held[index] for index in range(7)])
+    names = [name for name in QWEN.model_inputs if name in batch]
+    with torch.no_grad():
+        logits = model.eval()(**{name: batch[name] for name in names}).logits
+    chosen = logits[batch["token_rows"], batch["token_columns"]].double()
+    expected = torch.nn.functional.cross_entropy(chosen, batch["targets"])
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, make_model, dataset, held):
+    """A rate that only harms: the first evaluation is the best one."""
+    trainer = build(
+        tmp_path, make_model(1), dataset, method_of("sft"), held=held, learning_rate=0.3,
+        eval_strategy="steps", eval_steps=1, save_steps=1, save_total_limit=1, max_steps=3,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = losses.index(min(losses)) + 1
+    assert best < 3
+    assert trainer.state.best_model_checkpoint == str(tmp_path / f"checkpoint-{best}")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_self_distillation_is_the_divergence_alone(tmp_path, make_model, dataset):
+    """arXiv 2601.20088: KL(teacher || student) over the whole vocabulary, a mean over supervised
+    tokens, with no term of the labels; the teacher is the student before quantization."""
+    own = LiveTeacher(make_model(1), QWEN, relational=False)
+    method = method_of("qad", bits=2)
+    trainer = build(tmp_path, make_model(1), dataset, method, own, max_steps=1)
+    untouched = copy.deepcopy(trainer.model).eval()
+    seen = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda samples: seen.append(collate(samples)) or seen[-1]
+    trainer.train()
+    batch = seen[0]
+    inputs = {name: batch[name] for name in QWEN.model_inputs if name in batch}
+    with torch.no_grad():
+        chosen = [
+            model(**inputs).logits[batch["token_rows"], batch["token_columns"]].double()
+            for model in (own.model, untouched)
+        ]
+    theirs, mine = (logits.log_softmax(dim=1) for logits in chosen)
+    divergence = (theirs.exp() * (theirs - mine)).sum(dim=1).mean()
+    log = trainer.state.log_history[0]
+    assert float(divergence) > 1e-4
+    assert log["loss"] == pytest.approx(float(divergence), rel=1e-4)
+    assert log["gdkd"] == pytest.approx(log["loss"], rel=1e-6)
+    assert log["ce"] > 1 and log["beta"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw_8bit", "adafactor", "schedule"])
+def test_the_librarys_optimizers_take_our_groups(tmp_path, make_model, dataset, optim):
+    more = {"optim": optim} if optim != "schedule" else {"lr_scheduler_type": "linear"}
+    if optim == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    model = make_model(1)
+    trainer = build(tmp_path, model, dataset, method_of("qat", 4), max_steps=2, **more)
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+    after = weights_after(trainer)
+    for key, parameter in model.named_parameters():
+        assert torch.equal(after[key], before[key]) != parameter.requires_grad, key
+    assert len(trainer.optimizer.param_groups) == 3
 
 
 def test_scales_have_their_own_group(tmp_path, make_model, dataset):
