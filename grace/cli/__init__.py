@@ -4,14 +4,17 @@
 
 Every command is a module here with its help (`DESCRIPTION`, `EXAMPLES`), its arguments
 (`add_arguments`) and its action (`run`). Bad input ends with one line on standard error and exit
-code 2. Packages that are slow to import are imported when a command runs.
+code 2, an interruption with one line and 130. Packages that are slow to import are imported when a
+command runs.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from grace import __version__
 from grace.cli import bench, export, generate, pack, train
 from grace.errors import InputError
 
@@ -45,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=layout,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for name, module in COMMANDS.items():
         command = commands.add_parser(
             name,
@@ -65,12 +69,31 @@ def main(words: Sequence[str] | None = None) -> int:
         words: The command line without the program's name; by default this process's own.
 
     Returns:
-        The exit code: 0, or 2 for bad input.
+        The exit code: 0; 2 for bad input and without a command; 130 when interrupted; 141 when
+        nobody reads the output any more.
     """
-    arguments = parser().parse_args(words)
     try:
-        COMMANDS[arguments.command].run(arguments)
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # what is left is written nowhere, so that Python's own flush at the end is quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(words: Sequence[str] | None) -> int:
+    top = parser()
+    arguments = top.parse_args(words)
+    if arguments.command is None:
+        top.print_help(sys.stderr)
+        return 2
+    COMMANDS[arguments.command].run(arguments)
     return 0

@@ -1,8 +1,10 @@
 """The `grace` command, on small models of every family's real classes."""
 
 import json
+import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from grace.cli import COMMANDS, bench, main
+from grace.cli import COMMANDS, bench, generate, main
 from grace.cli.models import load, open_image, processor_of, question
 from grace.errors import InputError
 from grace.export import load_packed, load_released, save_packed
@@ -69,17 +71,61 @@ def test_help_teaches(name, capsys):
     assert "ritten" in text, "it says what is written"
 
 
-def test_the_help_of_all_names_every_command_and_imports_no_torch():
-    code = (
-        "import sys; from grace.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    )
-    code += "print('loaded:', [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+def test_no_help_imports_torch():
+    code = """
+import sys
+from grace.cli import COMMANDS, main
+for words in ([], ["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert not end.code, words
+print("loaded:", [m for m in ("torch", "transformers", "numpy", "PIL") if m in sys.modules])
+"""
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "loaded: []" in ran.stdout
+    assert ran.stdout.endswith("loaded: []\n")
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().err
     for name in COMMANDS:
-        assert f"\n    {name} " in ran.stdout
+        assert f"\n    {name} " in text
+
+
+def test_the_version_is_the_package_s(capsys):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"grace {project['version']}\n"
+
+
+def test_interrupted(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "run", interrupt)
+    assert main(["generate", "model", "--prompt", "why"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["generate", "model", "--prompt", "why"]])
+def test_a_reader_that_leaves_is_told_nothing(words):
+    code = (
+        "import sys; from grace.cli import generate, main; generate.run = lambda _: print('x')\n"
+        f"sys.exit(main({words}))"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert ended.stderr == b""
+    assert ended.returncode == (0 if words == ["--help"] else 141)  # argparse passes over it
 
 
 # ------------------------------------------------------------------------------------------- train
