@@ -12,7 +12,7 @@ def processor_of(path: str) -> Any:
     """The processor beside a model."""
     from grace.models import load_processor
 
-    return load_processor(Path(path) if Path(path).is_dir() else path)
+    return load_processor(path)
 
 
 def trained_codes(path: str) -> Any:
@@ -57,10 +57,10 @@ def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> 
     from grace.export.packed import PACKED_FILE
     from grace.export.released import SIDECAR
     from grace.int4 import pack
-    from grace.models import load_model
+    from grace.models import load_model, model_directory
 
     chosen = native_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    directory = Path(path)
+    directory = model_directory(path, also=[SIDECAR])
     model: Any
     if (directory / PACKED_FILE).is_file():
         return load_packed(directory, device=device, backend=backend)
@@ -68,7 +68,7 @@ def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> 
         model = load_released(directory, dtype=chosen).to(device)
         pack(model, backend=backend)
     else:
-        model = load_model(path, dtype=chosen)
+        model = load_model(directory, dtype=chosen)
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -29,7 +29,13 @@ from grace.export.layers import check_scales, linear_of
 from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
 from grace.files import read_json
-from grace.models import Family, check_model_directory, family_of, mend_generation_config
+from grace.models import (
+    Family,
+    check_model_directory,
+    family_of,
+    mend_generation_config,
+    model_directory,
+)
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize
 
 SIDECAR = "qat_quantized_weights.bin"
@@ -38,7 +44,6 @@ _PACKED = {
     "qzeros": torch.int32,
     "scales": torch.float16,
 }
-_FILES = ["*.json", "*.safetensors", SIDECAR]
 # A decoder layer's linear, under the names of today's and earlier versions of transformers.
 _DECODER_NAME = re.compile(r"(?:model\.language_model|language_model\.model|model)\.layers\.(.+)")
 
@@ -72,7 +77,8 @@ def load_released(
     """
     if bits not in (4, 8):
         raise InputError(f"load_released: bits is {bits!r}: give 4 or 8")
-    directory = _local(path_or_hub_id)
+    check_model_directory(path_or_hub_id)
+    directory = model_directory(path_or_hub_id, also=[SIDECAR])
     sidecar, modules = directory / SIDECAR, directory / MODULES_FILE
     if sidecar.is_file() == modules.is_file():
         have = "both" if sidecar.is_file() else "neither"
@@ -182,21 +188,6 @@ def _sidecar_layers(file: Path, family: Family, bits: int) -> list[_Layer]:
             )
         )
     return layers
-
-
-def _local(path: str | Path) -> Path:
-    if check_model_directory(path) is not None:
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=_FILES))
-    except Exception as error:  # offline, missing, gated: each has a type of its own
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"cannot fetch {str(path)!r} from the hub: {reason}; correct the name, or fetch it "
-            "and give the directory"
-        ) from error
 
 
 def _modules_of(file: Path) -> tuple[list[str], int]:

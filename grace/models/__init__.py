@@ -12,6 +12,7 @@ from grace.models.family import (
     Qwen2VLFamily,
     Qwen3VLFamily,
 )
+from grace.models.hub import model_directory
 from grace.models.loading import (
     check_model_directory,
     load_model,
@@ -32,5 +33,6 @@ __all__ = [
     "load_model",
     "load_processor",
     "mend_generation_config",
+    "model_directory",
     "save_model",
 ]

@@ -10,6 +10,7 @@ from torch import nn
 
 from grace.errors import InputError
 from grace.files import atomic_directory, read_json
+from grace.models.hub import model_directory
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -25,8 +26,9 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
     from transformers import AutoModelForImageTextToText
 
     check_model_directory(path)
+    directory = model_directory(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype)
     except Exception as error:  # the library fails with many types, its parts with their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -88,12 +90,9 @@ def load_processor(path: str | Path) -> Any:
     """
     from transformers import AutoProcessor
 
-    if isinstance(path, Path) and not path.is_dir():
-        raise InputError(
-            f"processor directory {str(path)!r} does not exist; build it or correct the path"
-        )
+    directory = model_directory(path, weights=False)
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(directory)
     except Exception as error:  # each part of the directory fails with a type of its own
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -135,28 +134,20 @@ def save_model(
             also(directory)
 
 
-def check_model_directory(path: str | Path) -> dict[str, Any] | None:
-    """Check a local model directory without loading weights.
+def check_model_directory(path: str | Path) -> dict[str, Any]:
+    """Check a model directory, or what the hub has under a name, without its weights.
 
     Returns:
-        Its configuration; None for a path that does not look local (``org/name`` without such a
-        directory) and is taken as a hub name.
+        Its configuration.
 
     Raises:
         InputError: The directory is missing or incomplete; the message says what it lacks.
     """
-    directory = Path(path)
-    if not directory.exists():
-        looks_like_hub = isinstance(path, str) and path.count("/") == 1 and not path.startswith(".")
-        if looks_like_hub and not directory.parent.exists():
-            return None
-        raise InputError(
-            f"model directory {str(path)!r} does not exist; build it or correct the path"
-        )
+    directory = model_directory(path, weights=False)
     config = directory / "config.json"
     if not config.is_file():
         raise InputError(f"{str(path)!r} is not a model directory: it has no config.json")
     content = read_json(config)
-    if not any(directory.glob("*.safetensors")):
+    if Path(path).exists() and not any(directory.glob("*.safetensors")):
         raise InputError(f"{str(path)!r} has no *.safetensors weights; rebuild the directory")
     return content

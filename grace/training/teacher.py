@@ -16,7 +16,7 @@ from torch import nn
 
 from grace.distillation import shared_vocabulary
 from grace.errors import InputError
-from grace.models import Family, check_model_directory, family_of, load_model
+from grace.models import Family, check_model_directory, family_of, load_model, model_directory
 from grace.training.forward import SupervisedForward
 
 TEACHER_BITS = (16, 8, 4)
@@ -151,7 +151,8 @@ def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str)
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
     check_model_directory(path)
-    family = family_of(AutoConfig.from_pretrained(path))
+    directory = model_directory(path)
+    family = family_of(AutoConfig.from_pretrained(directory))
     quantization = BitsAndBytesConfig(
         load_in_8bit=bits == 8,
         load_in_4bit=bits == 4,
@@ -160,5 +161,5 @@ def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str)
         llm_int8_skip_modules=[family.vision_tower, *family.projectors, family.output_head],
     )
     return AutoModelForImageTextToText.from_pretrained(
-        path, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
+        directory, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
     )

@@ -128,7 +128,7 @@ def check_baseline(layout: Layout, family: str) -> None:
     """
     baseline = layout.model(family, "baseline")
     config = check_model_directory(baseline)
-    if config is not None and config.get("model_type") != family:
+    if config.get("model_type") != family:
         raise InputError(
             f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
             f"{family!r}; run the stage baseline again"

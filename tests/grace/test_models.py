@@ -223,7 +223,3 @@ def test_model_directories_are_checked_before_weights_are_read(tmp_path, small):
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read as JSON"):
         check_model_directory(tmp_path / "model")
-
-
-def test_a_hub_name_is_not_taken_for_a_missing_directory():
-    assert check_model_directory("some-org/some-model") is None
