@@ -19,6 +19,20 @@ from torch import nn
 from grace.errors import InputError
 from grace.types import ImageSpan
 
+_LAYOUT = (
+    "patch_size",
+    "image_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "vision_feature_select_strategy",
+    "vision_aspect_ratio",
+    "image_grid_pinpoints",
+    "downsample_ratio",
+    "downsample_factor",
+    "scale_factor",
+    "mm_tokens_per_image",
+)
+"""Settings from which the number of an image's visual tokens follows."""
 _DEEPSTACK_BY_IMAGE = Version(metadata.version("transformers")) >= Version("5.18")
 """Since then Qwen3-VL's deepstack features come split by image."""
 
@@ -143,6 +157,26 @@ class Family:
             f"{self.model_type!r} cannot be trained: its configuration names no token that stands "
             "for images (image_token_id)"
         )
+
+    def image_layout(self, config: Any) -> dict[str, Any]:
+        """What two models must have in common to read the same images as the same tokens.
+
+        Args:
+            config: A model's configuration.
+
+        Returns:
+            By its name: the image token's id, the inputs, and each setting of the configuration
+            or its vision part from which the number of an image's tokens follows.
+        """
+        vision = getattr(config, "vision_config", None)
+        layout: dict[str, Any] = {"image_token_id": self.image_token_id(config)}
+        layout |= {"image inputs": [*self.image_inputs, *self.type_inputs]}
+        for name in _LAYOUT:
+            for part in (config, vision):
+                value = getattr(part, name, None)
+                if value is not None:
+                    layout[name] = _plain(value)
+        return layout
 
     def read_images(self, processor: Any, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """The image processor's outputs that the model takes.
@@ -421,6 +455,15 @@ _FAMILIES = (
     ),
 )
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _FAMILIES}
+
+
+def _plain(value: Any) -> Any:
+    """A setting that compares: a size that is given for each side is one number."""
+    if not isinstance(value, list | tuple):
+        return value
+    values = [_plain(each) for each in value]
+    sides = all(isinstance(each, int) for each in values) and len(set(values)) == 1
+    return values[0] if sides else values
 
 
 def _cat_padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -123,5 +123,7 @@ def write_teacher_outputs(
     logits_out.flush()
     grams_out.flush()
     np.save(directory / "offsets.npy", offsets)
-    meta = {"samples": done, "teacher": asdict(teacher.identity), "sha256": digest.hexdigest()}
+    known = asdict(teacher.identity)
+    del known["images"]  # the student's own: both have read the same batches
+    meta = {"samples": done, "teacher": known, "sha256": digest.hexdigest()}
     (directory / "meta.json").write_text(json.dumps(meta))

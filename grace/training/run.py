@@ -11,7 +11,7 @@ from grace.data import Collator, ConversationDataset
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.files import check_target, write_json
-from grace.models import load_model, load_processor
+from grace.models import family_of, load_model, load_processor
 from grace.quantization import QuantSpec
 from grace.training.arguments import Options
 from grace.training.method import (
@@ -48,13 +48,16 @@ def train(options: Options) -> None:
     processor = load_processor(path)
     prepare_student(student, method)
     data = ConversationDataset(options.data.data[0], processor, student.config)
-    collate = Collator(data.family, student.config.image_token_id, processor.tokenizer.pad_token_id)
+    image = data.family.image_token_id(student.config)
+    collate = Collator(data.family, image, processor.tokenizer.pad_token_id)
     teacher = None
     if teacher_path is not None:
         device = options.trainer.device
         model = load_model(teacher_path, dtype=native_dtype(device.type)).to(device)
-        tokenizer = load_processor(teacher_path).tokenizer
-        teacher = LiveTeacher(model, data.family, relational=method.relational, tokenizer=tokenizer)
+        own = load_processor(teacher_path)
+        teacher = LiveTeacher(
+            model, family_of(model.config), relational=method.relational, tokenizer=own
+        )
     trainer = GraceTrainer(student, options.trainer, data, collate, method=method, teacher=teacher)
     trainer.train(resume_from_checkpoint=checkpoint)
     report = {"method": repr(method), "history": trainer.state.log_history}

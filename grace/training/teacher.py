@@ -21,6 +21,7 @@ from grace.training.forward import SupervisedForward
 
 TEACHER_BITS = (16, 8, 4)
 """Bits in which a frozen teacher can be held."""
+_PIXELS = ("image_mean", "image_std")
 
 
 @dataclass
@@ -54,35 +55,48 @@ class Identity:
         rows: Rows of the output layer.
         tokens: Tokens of the tokenizer; None if unknown.
         vocabulary: SHA-256 of the tokenizer's tokens and their ids; None if unknown.
+        images: How an image becomes visual tokens (`grace.models.Family.image_layout`); None if
+            unknown.
     """
 
     model_type: str
     rows: int
     tokens: int | None = None
     vocabulary: str | None = None
+    images: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: Any, tokenizer: Any = None) -> "Identity":
-        """The identity of a model's configuration and its tokenizer."""
+        """The identity of a model's configuration and its tokenizer, or the processor around it."""
         rows = config.get_text_config().vocab_size
+        images = family_of(config).image_layout(config)
+        pixels = getattr(tokenizer, "image_processor", None)
+        for name in _PIXELS:
+            if pixels is not None and getattr(pixels, name, None) is not None:
+                images[name] = list(getattr(pixels, name))
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if tokenizer is None:
-            return cls(config.model_type, rows)
+            return cls(config.model_type, rows, images=images)
         content = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return cls(config.model_type, rows, len(tokenizer), digest)
+        return cls(config.model_type, rows, len(tokenizer), digest, images)
 
 
 def check_teacher(student: Identity, teacher: Identity) -> None:
-    """Check that the logits of the two mean the same token column by column.
+    """Check that two models read a sample as the same tokens, and that their logits mean the same
+    token column by column. They may be of different families.
 
     Raises:
-        InputError: The families or the vocabularies differ.
+        InputError: They do not, or that is not known of two families; the line says what differs.
     """
-    if student.model_type != teacher.model_type:
+    known = None not in (student.images, teacher.images, student.tokens, teacher.tokens)
+    if student.model_type != teacher.model_type and not known:
         raise InputError(
             f"the student is of family {student.model_type!r} and the teacher of "
-            f"{teacher.model_type!r}; choose a teacher of the student's family"
+            f"{teacher.model_type!r}, whose tokens are not known; choose a teacher of the "
+            "student's family"
         )
+    _check_images(student, teacher)
     if student.tokens is None or teacher.tokens is None:
         return
     shared_vocabulary(student.rows, teacher.rows, student.tokens, teacher.tokens)
@@ -94,19 +108,35 @@ def check_teacher(student: Identity, teacher: Identity) -> None:
         )
 
 
+def _check_images(student: Identity, teacher: Identity) -> None:
+    if student.images is None or teacher.images is None:
+        return
+    for name in dict.fromkeys([*student.images, *teacher.images]):
+        ours, theirs = student.images.get(name), teacher.images.get(name)
+        if name in _PIXELS and None in (ours, theirs):
+            continue  # one processor is not known
+        if ours != theirs:
+            raise InputError(
+                f"the student ({student.model_type}) and the teacher ({teacher.model_type}) do not "
+                f"read an image as the same tokens: {name} is {ours} in the student and {theirs} "
+                "in the teacher; choose a teacher that agrees"
+            )
+
+
 class LiveTeacher:
     """A frozen model that answers while the student is trained.
 
     ::
 
         teacher = LiveTeacher(load_frozen(path, device="cuda"), family, relational=True,
-                              tokenizer=load_processor(path).tokenizer)
+                              tokenizer=load_processor(path))
 
     Args:
         model: The teacher; it is frozen and put into evaluation mode.
         family: Its adapter.
         relational: Whether the objective reads visual tokens (RCKA).
-        tokenizer: With it :func:`check_teacher` can compare vocabularies.
+        tokenizer: The teacher's tokenizer, or the processor around it: with it
+            :func:`check_teacher` can compare vocabularies, and how pixels are normalised.
 
     Attributes:
         model: The frozen teacher.

@@ -88,7 +88,7 @@ class GraceTrainer(Trainer):
             raise InputError(f"method {method.method} {needs} teacher")
         identity = getattr(teacher, "identity", None)
         if identity is not None:
-            check_teacher(Identity.of(model.config, train_dataset.processor.tokenizer), identity)
+            check_teacher(Identity.of(model.config, train_dataset.processor), identity)
         if args.n_gpu > 1:  # the library would wrap the student in DataParallel, which splits lists
             logger.warning(
                 "%d devices and one process: one of them trains; for all of them start "

@@ -73,8 +73,8 @@ def test_a_sample_has_the_same_logits_alone_in_a_batch_and_by_the_library(name):
         logits, hidden = forward(model, batch)
         for row, (sample, given) in enumerate(zip(samples, inputs, strict=True)):
             length = len(sample["input_ids"])
-            given = {k: v for k, v in given.items() if k != "attention_mask"} | types(given, name)
-            plain = model(**given, output_hidden_states=True)
+            told = {k: v for k, v in given.items() if k != "attention_mask"} | types(given, name)
+            plain = model(**told, output_hidden_states=True)
             rows = batch["token_rows"] == row
             expected = plain.logits[0, batch["token_columns"][rows]]
             torch.testing.assert_close(logits[rows], expected, rtol=1e-4, atol=1e-4)
