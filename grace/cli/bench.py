@@ -13,7 +13,6 @@ from grace.cli.models import (
     add_device,
     check_free,
     device_of,
-    load,
     open_image,
     positive,
     processor_of,
@@ -104,6 +103,7 @@ def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from grace.decoding import Decoder
+    from grace.export import load_student
 
     device = device_of(settings["device"])
 
@@ -112,7 +112,8 @@ def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    model, processor = load(path, device, "bfloat16"), processor_of(path)
+    model: Any = load_student(path, device=device, dtype="bfloat16")
+    processor = processor_of(path)
     image = open_image(settings["image"]) or noise()
     inputs = question(processor, image, settings["prompt"], device, model.dtype)
     rows, tokens, repeats = (settings[name] for name in ("batch_size", "tokens", "repeats"))

@@ -1,12 +1,12 @@
 """grace generate: an answer about an image."""
 
 import argparse
+from typing import Any
 
 from grace.cli.models import (
     DTYPES,
     add_device,
     device_of,
-    load,
     open_image,
     positive,
     processor_of,
@@ -56,11 +56,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Answer and print."""
     from grace.decoding import generate
+    from grace.export import load_student
 
     image = open_image(arguments.image)
     device = device_of(arguments.device)
     processor = processor_of(arguments.model)
-    model = load(arguments.model, device, arguments.dtype, arguments.backend)
+    model: Any = load_student(
+        arguments.model, device=device, dtype=arguments.dtype, backend=arguments.backend
+    )
     inputs = question(processor, image, arguments.prompt, device, model.dtype)
     tokens = generate(model, inputs, arguments.max_new_tokens)
     new = tokens[0, inputs["input_ids"].shape[1] :]

@@ -40,38 +40,6 @@ def check_free(path: str, overwrite: bool) -> None:
         raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
-def load(path: str, device: str, dtype: str = "auto", backend: str = "auto") -> Any:
-    """A model ready to answer: packed, released (then it is packed), trained or published.
-
-    Args:
-        path: A directory or hub name.
-        device: "cpu" or "cuda".
-        dtype: Format of weights that are not packed; "auto" is what the device multiplies natively.
-        backend: Kernel of packed layers.
-    """
-    import torch
-
-    from grace.arithmetic import native_dtype
-    from grace.export import load_packed, load_released
-    from grace.export.awq import MODULES_FILE
-    from grace.export.packed import PACKED_FILE
-    from grace.export.released import SIDECAR
-    from grace.int4 import pack
-    from grace.models import load_model, model_directory
-
-    chosen = native_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-    directory = model_directory(path, also=[SIDECAR])
-    model: Any
-    if (directory / PACKED_FILE).is_file():
-        return load_packed(directory, device=device, backend=backend)
-    if (directory / MODULES_FILE).is_file() or (directory / SIDECAR).is_file():
-        model = load_released(directory, dtype=chosen).to(device)
-        pack(model, backend=backend)
-    else:
-        model = load_model(directory, dtype=chosen)
-    return model.eval().requires_grad_(False).to(device)
-
-
 def device_of(name: str) -> str:
     """The device of --device: "auto" is CUDA where there is one.
 

@@ -18,10 +18,9 @@ from mutations import ODD_YAML, contents, documents
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from grace.cli.models import load as load_directory
 from grace.data import ConversationDataset
 from grace.data.shards import INDEX_FILE, Shards
-from grace.export import save_compressed_tensors, save_packed
+from grace.export import load_student, save_compressed_tensors, save_packed
 from grace.export.packed import PACKED_FILE, load_packed
 from grace.export.released import SIDECAR, _sidecar_layers
 from grace.files import read_yaml
@@ -264,7 +263,7 @@ def compressed_tensors_config(valid: Valid) -> Loader:
 
     def load(document: Any) -> None:
         path.write_bytes(encoded({**content, "quantization_config": document}))
-        load_directory(str(directory), "cpu", "float32")
+        load_student(directory, dtype="float32")
 
     return Loader(documents(content["quantization_config"]), load, 4, 2_000)
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from grace.cli import COMMANDS, bench, generate, main
-from grace.cli.models import load, open_image, processor_of, question
+from grace.cli.models import open_image, processor_of, question
 from grace.errors import InputError
-from grace.export import load_packed, load_released, save_packed
+from grace.export import load_packed, load_released, load_student, save_packed
 from grace.export.packed import PACKED_FILE
 from grace.int4 import PackedLinear, pack
 from grace.quantization import (
@@ -265,7 +265,7 @@ def test_export_in_both_formats(trained, picture, tmp_path, capsys):
     for name, (codes, scales) in exact.items():
         dense = (codes.float().unflatten(1, (-1, 64)) * scales[..., None]).flatten(1)
         assert torch.equal(loaded.get_submodule(name).weight, dense.bfloat16()), name
-    model = load(str(tmp_path / "awq"), "cpu", "float32")  # packed when it is loaded
+    model = load_student(tmp_path / "awq", dtype="float32")  # packed when it is loaded
     assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
 
 

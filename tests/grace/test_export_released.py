@@ -532,7 +532,7 @@ def test_directories_in_no_released_format_are_refused(originals, sidecar, tmp_p
     config = json.loads((sidecar / "config.json").read_text())
     refuse(sidecar, "is complete: base is for LLaVA", base=sidecar)
     (sidecar / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    refuse(sidecar, "no adapter for .*bert")
+    refuse(sidecar, "'bert' is no image-text model")
     (sidecar / SIDECAR).unlink()
     refuse(sidecar, "has neither of")
     refuse(tmp_path / "nowhere", "nowhere.*does not exist")
