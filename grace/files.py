@@ -1,11 +1,13 @@
 """Files and directories: written whole or not at all, read with errors that name the file."""
 
+import hashlib
 import json
 import os
+import re
 import reprlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,3 +224,21 @@ def open_tensors(file: str | Path) -> Iterator[Any]:
         raise InputError(
             f"{file}: corrupt or truncated ({error}); write or fetch it again"
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file; a large one in the hub's cache has it for a name."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def directory_sha256(directory: Path, leave_out: Sequence[str] = ()) -> str:
+    """SHA-256 of the names and contents of a directory's own files."""
+    digest = hashlib.sha256()
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.name not in leave_out:
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -15,9 +15,8 @@ from annotated import build, mixed
 from grace.data import ConversationDataset, ShardedConversations, Shards
 from grace.data.shards import INDEX_FILE, locate_image, write_shard
 from grace.errors import InputError
-from grace.files import read_yaml
+from grace.files import file_sha256, read_yaml
 from grace.models import load_model, load_processor
-from replication.base.hub import file_sha256
 from replication.settings.scales import merge, scale_params
 
 ROOT = Path(__file__).resolve().parents[1]

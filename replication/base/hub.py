@@ -5,7 +5,6 @@ as ``HF_HOME/hub`` is), or one that holds plain copies as ``<owner>/<name>``. Wi
 network is never asked.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -135,24 +134,6 @@ def missing(repository: str, mirror: Path | None) -> str:
 def commit_of(directory: Path) -> str | None:
     """The commit of a snapshot in the hub's cache; None for a plain directory."""
     return directory.name if directory.parent.name == "snapshots" else None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file; a large one in the hub's cache has it for a name."""
-    blob = path.resolve()
-    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return blob.name
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def directory_sha256(directory: Path, leave_out: Sequence[str] = ()) -> str:
-    """SHA-256 of the names and contents of a directory's own files."""
-    digest = hashlib.sha256()
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and file.name not in leave_out:
-            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def front_matter(readme: str) -> dict[str, Any]:

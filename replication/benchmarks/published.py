@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import yaml
 
 from grace.errors import InputError
+from grace.files import file_sha256
 from replication.base import hub
 from replication.benchmarks.benchmark import Benchmark
 
@@ -119,7 +120,7 @@ def prepare(benchmark: Benchmark, source: Source, views: Path, mirror: Path | No
 
 def _view(name: str, split: _Split, views: Path, mirror: Path | None) -> Published:
     directory, files, features = _locate(split, mirror)
-    sums = [hub.file_sha256(directory / file) for file in files]
+    sums = [file_sha256(directory / file) for file in files]
     digest = hashlib.sha256("\n".join(sums).encode()).hexdigest()
     folder = (views / f"{name}-{digest[:16]}").absolute()
     label = split.subset or "default"

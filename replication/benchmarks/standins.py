@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from replication.base.hub import file_sha256
+from grace.files import file_sha256
 
 
 @dataclass(frozen=True)

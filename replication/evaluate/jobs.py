@@ -4,8 +4,8 @@ At scale paper the questions are the published ones, one model at a time on all 
 reduced scale they are stand-ins, and the models are evaluated side by side.
 """
 
+from grace.files import directory_sha256
 from grace.models import check_model_directory
-from replication.base import hub
 from replication.base.scales import FULL_SCALE
 from replication.base.workers import run_all
 from replication.benchmarks import BENCHMARKS, Questions, Standins
@@ -58,7 +58,7 @@ def _request(params: Params, job: Job, seed: int, data: dict[str, Questions]) ->
         model=str(job.paths[seed]),
         data=data,
         parts=str(layout.models / ".evaluations" / job.folder / job.name / f"seed{seed}"),
-        weights=hub.directory_sha256(job.paths[seed], ["origin.json"]),
+        weights=directory_sha256(job.paths[seed], ["origin.json"]),
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
         dtype=evaluation_dtype(settings.dtype),

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from grace.errors import InputError
 from grace.export.released import SIDECAR
-from grace.files import read_yaml
+from grace.files import directory_sha256, read_yaml
 from replication.base import hub
 from replication.base.messages import unknown
 from replication.base.validation import Flag, Positive, Text, record, validate
@@ -83,9 +83,7 @@ class Files:
     def sha256(self) -> str:
         """Hash of all of them."""
         places = {"model": self.model, "processor": self.processor, "base": self.base}
-        return " ".join(
-            f"{role}:{hub.directory_sha256(path)}" for role, path in places.items() if path
-        )
+        return " ".join(f"{role}:{directory_sha256(path)}" for role, path in places.items() if path)
 
 
 def parse_checkpoints(

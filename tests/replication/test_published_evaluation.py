@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_evaluation import columns_of, features_of
 
 from grace.errors import InputError
+from grace.files import directory_sha256
 from replication import benchmarks as tasks
 from replication.base import hub
 from replication.benchmarks import published
@@ -67,7 +68,7 @@ def request_of(tmp_path, place, data, speaker_dir):
             "data": {name: data[name] for name in names},
             "parts": str(tmp_path / "parts"),
             "cache": str(place / "tables"),
-            "weights": hub.directory_sha256(speaker_dir),
+            "weights": directory_sha256(speaker_dir),
             "batch_size": 1,
             "max_new_tokens": 3,
             "dtype": "float32",
@@ -350,10 +351,10 @@ def test_hashes_are_those_of_the_contents(tmp_path):
     (tmp_path / "x").write_text("weights")
     snapshot = add_repository(tmp_path / "hub", "o/n", "model", {"a": tmp_path / "x", "b": "c"})
     plain = shutil.copytree(snapshot, tmp_path / "plain")
-    assert hub.directory_sha256(snapshot) == hub.directory_sha256(plain)
+    assert directory_sha256(snapshot) == directory_sha256(plain)
     (plain / "a").write_text("Weights")
-    assert hub.directory_sha256(snapshot) != hub.directory_sha256(plain)
-    assert hub.directory_sha256(snapshot, ["a"]) == hub.directory_sha256(plain, ["a"])
+    assert directory_sha256(snapshot) != directory_sha256(plain)
+    assert directory_sha256(snapshot, ["a"]) == directory_sha256(plain, ["a"])
 
 
 def test_data_that_are_not_at_hand_are_named(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from grace.errors import InputError
-from replication.base.hub import file_sha256
+from grace.files import file_sha256
 
 _CHUNK = 1 << 20  # characters read at once
 _LARGEST = 1 << 26  # characters that one record may have

@@ -21,8 +21,8 @@ import numpy as np
 
 from grace.data.shards import FORMAT, INDEX_FILE, locate_image, write_shard
 from grace.errors import InputError
+from grace.files import file_sha256
 from replication.base.files import atomic_path, write_json_atomic
-from replication.base.hub import file_sha256
 from replication.data.conversations.annotations import AnnotationFile, read_records
 from replication.data.conversations.images import Seen, check_images
 from replication.data.conversations.records import Problem, Record, check_record, folder_of
