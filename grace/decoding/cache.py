@@ -30,7 +30,10 @@ class AllocatedLayer(DynamicLayer):
         self.dtype, self.device = key_states.dtype, key_states.device
         for name, states in (("all_keys", key_states), ("all_values", value_states)):
             rows, heads, _, width = states.shape
-            setattr(self, name, states.new_empty(rows, heads, self.capacity, width))
+            size, before = (rows, heads, self.capacity, width), getattr(self, name)
+            kept = before.shape == size and before.dtype == states.dtype
+            if not (kept and before.device == states.device):
+                setattr(self, name, states.new_empty(size))
         self.is_initialized = True
 
     def update(
@@ -56,4 +59,4 @@ class AllocatedLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Forget all tokens and keep the memory."""
-        self.length = 0
+        self.length, self.is_initialized = 0, False

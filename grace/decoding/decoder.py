@@ -5,20 +5,26 @@ steps counts. Here there is none: keys and values go into memory that is allocat
 step, and the token goes from the argmax to the embedding on the device. On CUDA a step, argmax
 included, is captured once as a CUDA graph and then replayed: one launch a token instead of some
 thousand.
+
+The prompt is prepared by the model itself (`prepare_inputs_for_generation`), so positions, token
+types and masks are those of its family. Where all decoder layers attend to everything before them,
+the cache is ours; layers of other kinds (sliding windows, linear attention) have the library's.
 """
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from grace.decoding.attention import decode_attention
 from grace.decoding.cache import AllocatedLayer
 from grace.errors import InputError
-from grace.models import family_of
+from grace.models import Family, family_of
 
 _WARM_UP = 3  # steps before a capture, so that libraries have chosen and allocated what they need
 
@@ -41,9 +47,9 @@ class Decoder:
         rows: Number of sequences.
         capacity: Tokens of each, prompt and generated; keys and values of so many are allocated at
             once.
-        capture: Replay each step as a CUDA graph; by default wherever the model is on CUDA. A
-            captured step attends to all of the capacity under a mask, another step to what is
-            filled, so the two may differ in the last bit.
+        capture: Replay each step as a CUDA graph; by default wherever the model is on CUDA and
+            every layer attends to everything. A captured step attends to all of the capacity under
+            a mask, another step to what is filled, so the two may differ in the last bit.
 
     Attributes:
         family: The model's adapter.
@@ -54,8 +60,8 @@ class Decoder:
         generated: Tokens chosen since the prompt.
 
     Raises:
-        InputError: The model has no adapter or layers without a cache here, or a capture is asked
-            for where it is not possible.
+        InputError: The model's family is unknown, or a capture is asked for where it is not
+            possible.
     """
 
     def __init__(
@@ -68,19 +74,22 @@ class Decoder:
         assert rows >= 1 and capacity >= 1, (rows, capacity)
         self.rows, self.capacity = rows, capacity
         self._text = config.get_text_config(decoder=True)
-        kinds = set(getattr(self._text, "layer_types", None) or ()) - {"full_attention"}
-        if kinds:
-            raise InputError(f"layers of kind {', '.join(sorted(kinds))} have no cache here yet")
+        library = DynamicCache(config=config).layers
+        self._full = all(type(layer) is DynamicLayer for layer in library)
         self._sdpa = self._text._attn_implementation == "sdpa"
-        self.captured = self.device.type == "cuda" and self._sdpa if capture is None else capture
-        if self.captured and (self.device.type != "cuda" or not self._sdpa):
+        possible = self.device.type == "cuda" and self._sdpa and self._full
+        self.captured = possible if capture is None else capture
+        if self.captured and not possible:
             raise InputError(
-                f"a captured step needs CUDA and the attention implementation sdpa; the model is "
-                f"on {self.device} with {self._text._attn_implementation}: move it, or leave "
+                "a captured step needs CUDA, the attention implementation sdpa and full attention "
+                f"in every layer; the model is on {self.device} with "
+                f"{self._text._attn_implementation} and "
+                f"{', '.join(sorted({type(layer).__name__ for layer in library}))}: leave "
                 "capture out"
             )
         self._graph: Any = None
         self._cache = self._new_cache()
+        self._again: Callable[[], None]  # reads the prompt once more
         self._prompt = 0  # length; 0: none yet
         self._padded = False
         # What a captured step reads and writes: always changed in place.
@@ -91,6 +100,7 @@ class Decoder:
         self._columns = torch.arange(capacity, device=self.device)
         self._real = torch.ones(rows, capacity, dtype=torch.bool, device=self.device)
         self._positions = torch.empty(0)
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         self.generated = 0
 
     @torch.no_grad()
@@ -104,24 +114,39 @@ class Decoder:
         Raises:
             InputError: The model does not take these inputs, or padding is not on the left.
         """
-        input_ids = prompt_ids(inputs)
-        self._check(inputs, input_ids)
-        length = input_ids.shape[1]
+        input_ids = check_inputs(self.family, inputs)
+        rows, length = input_ids.shape
+        assert rows == self.rows and length < self.capacity, (input_ids.shape, self.capacity)
         mask = inputs.get("attention_mask")
         padded = mask is not None and not bool((mask != 0).all())
-        positions = self.family.positions(self._model, inputs)
-        rest = {k: v for k, v in inputs.items() if k not in ("attention_mask", "position_ids")}
         self._forget()
-        logits = self._model(
+        prepared = self._prepared(inputs, input_ids, mask, padded)
+        logits = self._model(**prepared, return_dict=True).logits
+        self._again = functools.partial(self.prefill, inputs)
+        self._begin(length, padded, prepared["position_ids"][..., -1:], mask)
+        self._first(self._best(logits))
+
+    def _prepared(
+        self, inputs: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor | None, padded: bool
+    ) -> dict[str, Any]:
+        """The arguments of the model's forward pass over a prompt, as the model prepares them."""
+        skipped = ("input_ids", "attention_mask", "position_ids")
+        rest = {name: value for name, value in inputs.items() if name not in skipped}
+        full = torch.ones_like(input_ids) if mask is None else mask
+        positions = self._model._prepare_position_ids_for_generation(
+            input_ids, {**rest, "attention_mask": full}
+        )
+        if self._model._supports_logits_to_keep():
+            rest["logits_to_keep"] = 1  # type: ignore[assignment]
+        return self._model.prepare_inputs_for_generation(
+            input_ids,
             **rest,
             attention_mask=mask if padded else None,
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        self._begin(length, padded, positions[..., -1:], mask)
-        self._first(_best(logits))
+            is_first_iteration=True,
+        )
 
     @torch.no_grad()
     def start_from(self, other: "Decoder") -> None:
@@ -138,10 +163,18 @@ class Decoder:
         )
         copies = self.rows // other.rows
         self._forget()
-        for index, layer in enumerate(other._cache.layers):
-            filled = [x[:, :, : other._prompt] for x in other._storage(layer)]
-            keys, values = (x.repeat_interleave(copies, 0) for x in filled)
-            self._cache.update(keys, values, index)
+        if self._full:
+            for index, layer in enumerate(other._cache.layers):
+                filled = [x[:, :, : other._prompt] for x in other._storage(layer)]
+                keys, values = (x.repeat_interleave(copies, 0) for x in filled)
+                self._cache.update(keys, values, index)
+        else:
+            if other.generated > 1:
+                other.rewind()
+            self._cache = copy.deepcopy(other._cache)
+            order: Any = torch.arange(other.rows, device=self.device).repeat_interleave(copies)
+            self._cache.reorder_cache(order)
+        self._again = functools.partial(self.start_from, other)
         mask = other._real[:, : other._prompt].repeat_interleave(copies, 0)
         positions = other._first_position.repeat_interleave(copies, -2)
         self._begin(other._prompt, other._padded, positions, mask)
@@ -151,6 +184,9 @@ class Decoder:
     def rewind(self) -> None:
         """Back to the end of the prompt: the first token is chosen, no step is taken."""
         assert self._prompt, "no prompt was read"
+        if not self._full:  # the library's caches do not go back: the prompt is read again
+            self._again()
+            return
         first = self._output[:, :1].clone()
         self._fill_to(self._prompt)
         self._begin(self._prompt, self._padded, self._first_position, None)
@@ -181,8 +217,17 @@ class Decoder:
         """The tokens chosen so far, (rows, generated)."""
         return self._output[:, : self.generated]
 
+    def check_finite(self) -> None:
+        """Refuse tokens that were chosen from logits of NaN or infinity; this waits for the device.
+
+        Raises:
+            InputError: There were such logits since the prompt.
+        """
+        if not bool(self._finite):
+            raise InputError(not_finite(self._model))
+
     def cache_bytes(self) -> int:
-        """Bytes of the keys and values, for all of the capacity."""
+        """Bytes of the keys and values, for all of the capacity where that is allocated."""
         parts = [x for layer in self._cache.layers for x in self._storage(layer)]
         return sum(x.numel() * x.element_size() for x in parts)
 
@@ -197,7 +242,7 @@ class Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
-        self._keep(_best(logits))
+        self._keep(self._best(logits))
         self._slot += 1
         self._positions += 1
 
@@ -208,7 +253,13 @@ class Decoder:
         if not self._padded:
             return None
         mask = self._real[:, : self._prompt + self.generated]
-        return mask[:, None, None] if self._sdpa else mask.long()
+        return mask[:, None, None] if self._sdpa and self._full else mask.long()
+
+    def _best(self, logits: Tensor) -> Tensor:
+        """The most likely next token of each row, (rows, 1)."""
+        highest, token = logits[:, -1].float().max(-1, keepdim=True)
+        self._finite &= highest.isfinite().all()  # of a captured step, too: nothing waits
+        return token
 
     def _first(self, token: Tensor) -> None:
         """Keep the token that the prompt ends in."""
@@ -237,7 +288,11 @@ class Decoder:
     def _forget(self) -> None:
         self._prompt = 0
         self._real.fill_(True)
-        self._cache.reset()
+        self._finite.fill_(True)
+        if self._full:
+            self._cache.reset()
+        else:
+            self._cache = self._new_cache()
 
     def _fill_to(self, length: int) -> None:
         """Let the cache hold its first `length` slots."""
@@ -277,53 +332,60 @@ class Decoder:
     def _new_cache(self) -> Cache:
         if self.captured:
             return StaticCache(self._model.config, max_cache_len=self.capacity)
+        if not self._full:
+            return DynamicCache(config=self._model.config)
         count = self._text.num_hidden_layers
         layers: list[Any] = [AllocatedLayer(self.capacity) for _ in range(count)]
         return Cache(layers=layers)
 
     @staticmethod
-    def _storage(layer: Any) -> tuple[Tensor, Tensor]:
+    def _storage(layer: Any) -> list[Tensor]:
+        """The tensors that a layer keeps: keys and values first, where it has them."""
         if isinstance(layer, AllocatedLayer):
-            return layer.all_keys, layer.all_values
-        return layer.keys, layer.values
-
-    def _check(self, inputs: Mapping[str, Tensor], input_ids: Tensor) -> None:
-        known = {*self.family.model_inputs, "token_type_ids"}
-        for name in inputs:
-            if name not in known:
-                raise InputError(
-                    f"{self.family.model_type} takes no input {name!r} here: give "
-                    f"{', '.join(self.family.model_inputs)}"
-                )
-        rows, length = input_ids.shape
-        assert rows == self.rows and length < self.capacity, (input_ids.shape, self.capacity)
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            return
-        if mask.shape != input_ids.shape:
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}"
-            )
-        real = mask != 0
-        if not bool((real[:, -1].all()) & (real[:, 1:] >= real[:, :-1]).all()):
-            raise InputError(
-                "a prompt is padded on the right or within: pad on the left "
-                '(tokenizer.padding_side = "left")'
-            )
+            return [layer.all_keys, layer.all_values]
+        parts = [getattr(layer, name, None) for name in ("keys", "values")]
+        for name in ("conv_states", "recurrent_states"):
+            states = getattr(layer, name, None)
+            parts += list(states.values() if isinstance(states, dict) else states or ())
+        return [part for part in parts if isinstance(part, Tensor)]
 
 
-def _best(logits: Tensor) -> Tensor:
-    """The most likely next token of each row, (rows, 1)."""
-    return logits[:, -1].float().argmax(-1, keepdim=True)
-
-
-def prompt_ids(inputs: Mapping[str, Tensor]) -> Tensor:
-    """The token ids (B, S) of a processor's output.
+def check_inputs(family: Family, inputs: Mapping[str, Tensor]) -> Tensor:
+    """The token ids (B, S) of a processor's output, once it is known to fit a model.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no token ids, the family does not take these inputs, or padding is not
+            on the left.
     """
     input_ids = inputs.get("input_ids")
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not input_ids.numel():
         raise InputError("inputs hold no input_ids of shape (batch, tokens): give the processor's")
+    known = {*family.model_inputs, "token_type_ids"}
+    for name in inputs:
+        if name not in known:
+            raise InputError(
+                f"{family.model_type} takes no input {name!r} here: give "
+                f"{', '.join(family.model_inputs)}"
+            )
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return input_ids
+    if mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(input_ids.shape)}"
+        )
+    real = mask != 0
+    if not bool((real[:, -1].all()) & (real[:, 1:] >= real[:, :-1]).all()):
+        raise InputError(
+            "a prompt is padded on the right or within: pad on the left "
+            '(tokenizer.padding_side = "left")'
+        )
     return input_ids
+
+
+def not_finite(model: Any) -> str:
+    """What is said of a model whose logits are NaN or infinite."""
+    return (
+        f"the logits are not finite: in {model.dtype} the model's activations leave the format's "
+        "range, or its weights are damaged; load or pack it with bfloat16 or float32"
+    )

@@ -1,17 +1,20 @@
-"""Greedy decoding of answers by plain and packed models.
+"""Answers of plain and packed models.
 
-The prompt, images included, goes through the model's own forward pass; `Decoder` takes the steps
-after it. The host asks only every few steps whether all rows have ended.
+The prompt, images included, goes through the model's own forward pass; `Decoder` takes the greedy
+steps after it. The host asks only every few steps whether all rows have ended. What is not greedy
+decoding is left to the model's own ``generate``.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from grace.decoding.decoder import Decoder, prompt_ids
+from grace.decoding.decoder import Decoder, check_inputs, not_finite
 from grace.errors import InputError
+from grace.models import family_of
 
 CHECK_EVERY = {"cuda": 16}
 """Steps between two looks at the end tokens, by device type; 1 elsewhere, where a look is free."""
@@ -39,18 +42,39 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_h",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+
+
+def special_settings(model: nn.Module) -> dict[str, Any]:
+    """What a model's generation config asks for beyond plain greedy decoding, sampling left out."""
+    config = getattr(model, "generation_config", None)
+    found = {name: getattr(config, name, None) for name in _NEUTRAL}
+    return {name: value for name, value in found.items() if value not in _NEUTRAL[name]}
+
+
 @torch.no_grad()
 def generate(
     model: nn.Module,
     inputs: Mapping[str, Tensor],
     max_new_tokens: int,
     *,
+    strategy: Literal["model", "greedy", "sample"] = "model",
     eos_token_id: int | Sequence[int] | None = None,
     pad_token_id: int | None = None,
+    tokenizer: Any = None,
     check_every: int | None = None,
     capture: bool | None = None,
 ) -> Tensor:
-    """Greedy decoding of an answer to a prompt.
+    """An answer to a prompt, by greedy decoding unless something else is asked for.
 
     ::
 
@@ -64,8 +88,13 @@ def generate(
             batches are padded on the left. Without ``attention_mask`` no token is padding.
         max_new_tokens: The most that are generated. A row ends with its first end token and is then
             padded; the result is as long as the longest row.
+        strategy: "model": as the generation config says, without sampling. Where it asks for more
+            than greedy decoding (`special_settings`: beams, penalties, stop strings), the model's
+            own ``generate`` runs. "greedy": the most likely token, whatever the config says.
+            "sample": the model's own ``generate`` with ``do_sample=True``.
         eos_token_id: End token or tokens; by default those of the model's generation config.
         pad_token_id: By default that of the model's generation config, else the first end token.
+        tokenizer: For stop strings.
         check_every: Steps between two looks at the end tokens (`CHECK_EVERY`). The result does not
             depend on it.
         capture: Replay a captured step; by default on CUDA. See `Decoder`.
@@ -74,16 +103,23 @@ def generate(
         (B, S + new): the prompt and the answer.
 
     Raises:
-        InputError: `Decoder.prefill` refuses the inputs, or the model's generation config asks for
-            something other than plain greedy decoding (beams, penalties, forced tokens, stop
-            strings); sampling settings are ignored.
+        InputError: The model does not take the inputs, or its logits are NaN or infinite, as where
+            activations leave float16's range.
     """
-    config = getattr(model, "generation_config", None)
-    _check_plain_greedy(config)
     if type(max_new_tokens) is not int or max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}: give a whole number from 1")
+    assert strategy in {"model", "greedy", "sample"}, strategy
+    config = getattr(model, "generation_config", None)
     ends, pad = _end_tokens(config, eos_token_id, pad_token_id)
-    prompt = prompt_ids(inputs)
+    if strategy == "sample" or (strategy == "model" and special_settings(model)):
+        settings = {
+            "do_sample": strategy == "sample",
+            "max_new_tokens": max_new_tokens,
+            "eos_token_id": ends or None,
+            "pad_token_id": pad,
+        }
+        return _by_the_library(model, inputs, settings, tokenizer)
+    prompt = check_inputs(family_of(model.config.model_type), inputs)  # type: ignore[union-attr]
     device = prompt.device
     every = CHECK_EVERY.get(device.type, 1) if check_every is None else check_every
     assert every >= 1, every
@@ -95,11 +131,54 @@ def generate(
         if ends and _all_ended(decoder.tokens(), stop):
             break
         decoder.run(min(every, max_new_tokens - decoder.generated))
+    decoder.check_finite()
     new = decoder.tokens()
     if ends:
         assert pad is not None
         new = _trimmed(new, stop, pad)
     return torch.cat([prompt, new], dim=1)
+
+
+def _by_the_library(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+) -> Tensor:
+    """What the model's own ``generate`` answers, by its generation config and these settings."""
+    from transformers import GenerationConfig
+
+    check_inputs(family_of(model.config.model_type), inputs)
+    config, default = copy.deepcopy(model.generation_config), GenerationConfig()
+    alone = ("max_length", "num_return_sequences", "return_dict_in_generate")
+    for name in alone if settings["do_sample"] else (*alone, *_SAMPLING):
+        setattr(config, name, getattr(default, name))
+    config.update(**settings)
+    finite = _Finite()
+    tokens = model.generate(
+        **inputs,
+        generation_config=config,
+        logits_processor=[finite],
+        tokenizer=tokenizer if config.stop_strings else None,
+    )
+    if not finite:
+        raise InputError(not_finite(model))
+    return tokens
+
+
+class _Finite:
+    """A logits processor that changes nothing: are the logits finite? Asked at the end."""
+
+    def __init__(self) -> None:
+        self._all: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        finite = scores.amax(-1).isfinite().all()
+        self._all = finite if self._all is None else self._all & finite
+        return scores
+
+    def __bool__(self) -> bool:
+        return self._all is None or bool(self._all)
 
 
 def _end_tokens(
@@ -111,16 +190,6 @@ def _end_tokens(
     if pad is None:
         pad = getattr(config, "pad_token_id", None)
     return ends, ends[0] if pad is None and ends else pad
-
-
-def _check_plain_greedy(config: Any) -> None:
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(config, name, None)
-        if value not in neutral:
-            raise InputError(
-                f"the generation config asks for {name} = {value!r}, which this decoding does not "
-                f"do: set it to {neutral[-1]!r}, or use the model's own generate"
-            )
 
 
 def _all_ended(tokens: Tensor, ends: Tensor) -> bool:
