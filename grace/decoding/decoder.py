@@ -130,7 +130,7 @@ class Decoder:
         self, inputs: Mapping[str, Tensor], input_ids: Tensor, mask: Tensor | None, padded: bool
     ) -> dict[str, Any]:
         """The arguments of the model's forward pass over a prompt, as the model prepares them."""
-        skipped = ("input_ids", "attention_mask", "position_ids")
+        skipped = ("input_ids", "attention_mask", "position_ids", "labels")
         rest = {name: value for name, value in inputs.items() if name not in skipped}
         full = torch.ones_like(input_ids) if mask is None else mask
         positions = self._model._prepare_position_ids_for_generation(
@@ -360,7 +360,7 @@ def check_inputs(family: Family, inputs: Mapping[str, Tensor]) -> Tensor:
     input_ids = inputs.get("input_ids")
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not input_ids.numel():
         raise InputError("inputs hold no input_ids of shape (batch, tokens): give the processor's")
-    known = {*family.model_inputs, "token_type_ids"}
+    known = {*family.model_inputs, "token_type_ids", "labels"}  # PaliGemma's processor gives both
     for name in inputs:
         if name not in known:
             raise InputError(

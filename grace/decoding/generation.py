@@ -119,7 +119,7 @@ def generate(
             "pad_token_id": pad,
         }
         return _by_the_library(model, inputs, settings, tokenizer)
-    prompt = check_inputs(family_of(model.config.model_type), inputs)  # type: ignore[union-attr]
+    prompt = check_inputs(family_of(model.config), inputs)  # type: ignore[union-attr]
     device = prompt.device
     every = CHECK_EVERY.get(device.type, 1) if check_every is None else check_every
     assert every >= 1, every
@@ -148,7 +148,7 @@ def _by_the_library(
     """What the model's own ``generate`` answers, by its generation config and these settings."""
     from transformers import GenerationConfig
 
-    check_inputs(family_of(model.config.model_type), inputs)
+    check_inputs(family_of(model.config), inputs)
     config, default = copy.deepcopy(model.generation_config), GenerationConfig()
     alone = ("max_length", "num_return_sequences", "return_dict_in_generate")
     for name in alone if settings["do_sample"] else (*alone, *_SAMPLING):
@@ -156,7 +156,7 @@ def _by_the_library(
     config.update(**settings)
     finite = _Finite()
     tokens = model.generate(
-        **inputs,
+        **{name: value for name, value in inputs.items() if name != "labels"},
         generation_config=config,
         logits_processor=[finite],
         tokenizer=tokenizer if config.stop_strings else None,
