@@ -4,10 +4,23 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import family_params, picture, tiny_config, tiny_model, tiny_processor
+from transformers import TrainerCallback, TrainingArguments
 
 from grace.data import IGNORE_INDEX, Collator
-from grace.models import family_of
-from grace.training import SupervisedForward
+from grace.distillation import DistillationConfig, rcka_loss, visual_token_count
+from grace.errors import InputError
+from grace.models import family_of, load_model, load_processor
+from grace.quantization import QuantSpec, fake_quant_layers
+from grace.training import (
+    GraceTrainer,
+    Identity,
+    LiveTeacher,
+    MethodConfig,
+    SupervisedForward,
+    check_teacher,
+    prepare_student,
+    save_student,
+)
 
 SIZES = [[(40, 40)], [], [(64, 32), (24, 56)], [(17, 61)]]
 """Width and height of the images of four samples."""
@@ -36,11 +49,26 @@ def answered(name, index):
     prompt = inputs["input_ids"][0].numpy()
     answer = np.random.default_rng(index).integers(20, 200, 5)
     labels = np.concatenate([np.full_like(prompt, IGNORE_INDEX), answer])
-    sample = {"index": index, "labels": labels}
+    sample = {"index": index, "labels": labels, "image_spans": spans(name, prompt, images)}
     sample["input_ids"] = np.concatenate([prompt, answer])
     family = family_of(tiny_config(name))
     sample |= family.read_images(tiny_processor(name), images) if images else {}
     return sample, inputs | {"input_ids": torch.from_numpy(sample["input_ids"])[None]}
+
+
+def spans(name, tokens, images):
+    """First visual token of each image and one past its last, by as many as it has alone."""
+    token = family_of(tiny_config(name)).image_token_id(tiny_config(name))
+    places = np.flatnonzero(tokens == token)
+    each = len(places) // max(len(images), 1)  # LLaVA-OneVision: several images have as many
+    found = []
+    for image in images:
+        alone = written(name, [image], "")["input_ids"]
+        count = each if name == "llava_onevision" else int((alone == token).sum())
+        found.append((int(places[0]), int(places[count - 1]) + 1))
+        places = places[count:]
+    assert not len(places)
+    return found
 
 
 def collator(name):
@@ -83,3 +111,165 @@ def test_a_sample_has_the_same_logits_alone_in_a_batch_and_by_the_library(name):
             torch.testing.assert_close(hidden[row, :length], inner[0], rtol=1e-4, atol=1e-4)
             if name != "qwen3_vl":  # whose deepstack features enter after the listed state
                 torch.testing.assert_close(inner, plain.hidden_states[-2], rtol=1e-5, atol=1e-5)
+
+
+def test_the_visual_tokens_of_an_image_are_all_its_placeholders(name):
+    """All crops of it, in decoder order, without row ends and marks of tiles."""
+    samples = [answered(name, index)[0] for index in range(len(SIZES))]
+    batch = collator(name)(samples)
+    shown = batch["input_ids"] == family_of(tiny_config(name)).image_token_id(tiny_config(name))
+    marked = torch.zeros_like(shown)
+    for row, *edges in batch["image_spans"]:
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            assert not marked[row, start:stop].any()
+            marked[row, start:stop] = True
+    assert torch.equal(marked, shown)
+    assert [span[0] for span in batch["image_spans"]] == [0, 2, 2, 3]
+    counts = [visual_token_count(span) for span in batch["image_spans"]]
+    assert sum(counts) == int(shown.sum()) and min(counts) >= 2
+    same = torch.randn(*shown.shape, 8)
+    assert float(rcka_loss(same, same, batch["image_spans"])) < 1e-6
+
+
+class Samples(torch.utils.data.Dataset):
+    """Answered questions of one family."""
+
+    def __init__(self, name):
+        self.processor = tiny_processor(name)
+        self.samples = [answered(name, index)[0] for index in range(len(SIZES))]
+        self.lengths = [len(sample["input_ids"]) for sample in self.samples]
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return self.samples[index]
+
+
+METHOD = MethodConfig("grace", 4, QuantSpec(4, 32), DistillationConfig())
+
+
+class Gradients(TrainerCallback):
+    """The largest entry of every gradient before the last step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model, **_):
+        self.found = {
+            name: None if parameter.grad is None else float(parameter.grad.abs().max())
+            for name, parameter in model.named_parameters()
+        }
+
+
+def fit(name, place, resume=None):
+    """Two steps of the method under a larger teacher, or the second one alone."""
+    student, teacher = tiny_model(name, seed=1), tiny_model(name, seed=2, larger=True)
+    prepare_student(student, METHOD)
+    arguments = TrainingArguments(
+        str(place),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        logging_steps=1,
+        save_steps=1,
+        seed=3,
+        report_to=[],
+        remove_unused_columns=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    family, gradients = family_of(teacher.config), Gradients()
+    live = LiveTeacher(teacher, family, relational=True, tokenizer=tiny_processor(name))
+    trainer = GraceTrainer(
+        student,
+        arguments,
+        Samples(name),
+        collator(name),
+        method=METHOD,
+        teacher=live,
+        callbacks=[gradients],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, gradients.found
+
+
+@pytest.fixture(scope="module")
+def trained(name, tmp_path_factory):
+    """A trained student, its gradients before the last step, and its first checkpoint."""
+    place = tmp_path_factory.mktemp(name)
+    trainer, gradients = fit(name, place)
+    return trainer, gradients, place / "checkpoint-1"
+
+
+@pytest.mark.slow
+def test_a_step_under_a_larger_teacher(name, trained):
+    """Scales and projectors have gradients, the tower has none, and all terms are finite."""
+    trainer, gradients, _ = trained
+    student, family = trainer.model, family_of(trainer.model.config)
+    for record in trainer.state.log_history[:2]:
+        assert np.isfinite([record[term] for term in ("ce", "gdkd", "rcka", "beta")]).all()
+        assert record["ce"] > 0 and record["gdkd"] > 0 and 0.01 < record["rcka"] < 1
+        assert record["degenerate_images"] == record["skipped_steps"] == 0
+    linears = family.decoder_linears(tiny_model(name))
+    assert [layer for layer, _ in fake_quant_layers(student)] == linears
+    frozen = set(family.tower_parameters(student))
+    assert frozen and all(gradients[name] is None for name in frozen)
+    scales = [name for name in gradients if name.endswith("log_scale")]
+    assert len(scales) == len(linears)
+    assert all(gradients[name] > 0 for name in scales)
+    for projector in family.projectors:
+        assert any((gradients[n] or 0) > 0 for n in gradients if n.startswith(f"{projector}."))
+
+
+@pytest.mark.slow
+def test_resume_equals_an_uninterrupted_run(name, trained):
+    trainer, _, checkpoint = trained
+    again, _ = fit(name, checkpoint.parent, resume=str(checkpoint))
+    assert again.state.global_step == 2
+    expected = trainer.model.state_dict()
+    for key, value in again.model.state_dict().items():
+        assert torch.equal(value, expected[key]), key
+
+
+@pytest.mark.slow
+def test_a_baked_student_is_the_one_that_was_trained(name, trained, tmp_path):
+    """In memory, and read back from the directory that is written."""
+    student = trained[0].model.eval()
+    inputs = {k: v for k, v in answered(name, 2)[1].items() if k != "attention_mask"}
+    inputs |= types(inputs, name)
+    with torch.no_grad():
+        expected = student(**inputs).logits
+        save_student(student, tiny_processor(name), tmp_path / "student", METHOD)
+        torch.testing.assert_close(student(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+        loaded = load_model(tmp_path / "student")
+        torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
+    assert load_processor(tmp_path / "student").chat_template
+
+
+def identity(name, **changes):
+    config = tiny_config(name)
+    for key, value in changes.items():
+        setattr(config.vision_config, key, value)
+    return Identity.of(config, tiny_processor(name))
+
+
+def test_a_teacher_of_another_generation_may_teach():
+    """Qwen2-VL and Qwen2.5-VL have one tokenizer and cut images alike; Qwen3-VL's patches do not
+    have the same pixels."""
+    check_teacher(identity("qwen2_vl"), identity("qwen2_5_vl"))
+    with pytest.raises(InputError, match=r"image_mean is \[0.48.*\] in the student and \[0.5"):
+        check_teacher(identity("qwen2_5_vl"), identity("qwen3_vl"))
+    with pytest.raises(InputError, match="image_token_id"):
+        check_teacher(identity("qwen2_5_vl"), identity("glm4v"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("llava", {"patch_size": 16}, "patch_size is 8 in the student and 16 in the teacher"),
+        ("qwen2_vl", {"spatial_merge_size": 4}, "spatial_merge_size is 2"),
+        ("gemma3", {"image_size": 64}, "image_size is 32"),
+    ],
+)
+def test_a_teacher_that_sees_other_tokens_is_refused(name, changes, told):
+    with pytest.raises(InputError, match=told):
+        check_teacher(identity(name), identity(name, **changes))
