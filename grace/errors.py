@@ -1,5 +1,17 @@
-"""The one error that bad input raises, so that every command can turn it into exit code 2."""
+"""What ends a command early: bad input (exit code 2), and a signal (130 or 143)."""
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message names the thing, its value and the mend."""
+
+
+class Stopped(KeyboardInterrupt):  # no error: somebody asked for it
+    """SIGINT or SIGTERM ended the work. The message says what is left of it.
+
+    Attributes:
+        code: The exit code: 128 and the signal's number.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code

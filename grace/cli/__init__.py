@@ -69,7 +69,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: The command line without the program's name; by default this process's own.
 
     Returns:
-        The exit code: 0; 2 for bad input and without a command; 130 when interrupted; 141 when
+        The exit code: 0; 2 for bad input and without a command; 130 or 143 when
+            interrupted; 141 when
         nobody reads the output any more.
     """
     try:
@@ -80,9 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print("error:", str(stop) or "interrupted", file=sys.stderr)
+        return getattr(stop, "code", 130)
     except BrokenPipeError:
         # what is left is written nowhere, so that Python's own flush at the end is quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -23,6 +24,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from grace.arithmetic import native_dtype
 from grace.errors import InputError
 from grace.files import read_yaml
+from grace.training.distributed import under_deepspeed
 from grace.training.options import (
     DataOptions,
     MethodOptions,
@@ -93,7 +95,7 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         if self.bf16 is None:
             device = "cpu" if self.use_cpu else "cuda"
-            casts = self.fp16 or under_deepspeed(self)  # DeepSpeed does the autocast itself
+            casts = self.fp16 or under_deepspeed(self)
             self.bf16 = not casts and native_dtype(device) == torch.bfloat16
         if self.eval_strategy is None:
             self.eval_strategy = "no"
@@ -101,6 +103,8 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
             self.dataloader_num_workers = 0 if self.use_cpu else _workers()
         if self.data_seed is None:
             self.data_seed = self.seed
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()  # lines in a file, a bar in a terminal
         self._check()
         try:
             super().__post_init__()
@@ -130,12 +134,6 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
         for name, (only, why) in _UNUSED.items():
             if getattr(self, name) != only:
                 raise InputError(f"{name} is {getattr(self, name)!r}; leave it out: {why}")
-
-
-def under_deepspeed(arguments: TrainingArguments | None = None) -> bool:
-    """Whether DeepSpeed trains, by a launcher's word or the arguments' own."""
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    return launched or bool(arguments is not None and arguments.deepspeed)
 
 
 def _workers() -> int:
@@ -209,7 +207,7 @@ def read_options(words: Sequence[str]) -> Options:
     if flags.first is not None and flags.first.endswith(RECIPES):
         recipe = flags.first
     elif flags.first is not None:
-        words = [*words, f"--model={flags.first}"]
+        words = [f"--model={flags.first}", *words]
     namespace = Namespace() if recipe is None else _recipe_values(parser, recipe)
     chosen = parser.parse_args(list(words), namespace)
     chosen.distillation = {**_mapping("distillation", chosen.distillation), **_pairs(chosen.set)}

@@ -1,10 +1,13 @@
 """Training in several processes, sharded or not."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from grace.errors import InputError
@@ -60,3 +63,60 @@ def shard_frozen(model: nn.Module) -> nn.Module:
                 fully_shard(block)
     fully_shard(model)
     return model
+
+
+def load_weights(model: Any, checkpoint: Path) -> None:
+    """Load a checkpoint's weights into an unsharded model, in this process alone.
+
+    Raises:
+        InputError: For a checkpoint that lacks weights of the model.
+    """
+    sharded = checkpoint / "pytorch_model_fsdp_0"
+    if sharded.is_dir():
+        from torch.distributed import checkpoint as storage
+
+        weights = {"model": model.state_dict()}
+        storage.load(weights, checkpoint_id=sharded, no_dist=True)
+        model.load_state_dict(weights["model"])
+        return
+    missing = set(dict(model.named_parameters()))
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        weights = load_file(path)
+        model.load_state_dict(weights, strict=False)  # a tied head is stored once
+        missing -= set(weights)
+    if missing:
+        raise InputError(f"{str(checkpoint)!r} lacks {sorted(missing)[0]!r}; remove it")
+
+
+def whole_model(trainer: Any, rebuild: Callable[[], Any]) -> Any | None:
+    """The trained model, unsharded, in the first process; None in the others.
+
+    Args:
+        trainer: A :class:`grace.training.GraceTrainer` that has trained.
+        rebuild: Makes the model as it was before training, for shards to be put together in.
+    """
+    accelerator, model = trainer.accelerator, trainer.model
+    if accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
+        if trainer.state.global_step > 0:
+            weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all together
+        else:  # nothing was trained: a finished run's weights were loaded, in one piece
+            weights = model.state_dict()
+        if not accelerator.is_main_process:
+            return None
+        model = rebuild()
+        model.load_state_dict(weights)
+        return model
+    return accelerator.unwrap_model(trainer.model) if accelerator.is_main_process else None
+
+
+def under_deepspeed(arguments: Any = None) -> bool:
+    """Whether DeepSpeed trains, which does the autocast itself: by a launcher's word, or by that of
+    ``TrainingArguments``."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    return launched or bool(arguments is not None and arguments.deepspeed)
+
+
+def under_fsdp(arguments: Any) -> bool:
+    """Whether FSDP shards the student, by a launcher's word or by that of ``TrainingArguments``."""
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    return launched or bool(arguments.fsdp)

@@ -12,6 +12,7 @@ from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import family_of, save_model
 from grace.quantization import QuantSpec, bake, prepare, write_codes
+from grace.training.options import MethodOptions
 
 METHODS = ("sft", "qat", "kd", "grace", "qad")
 """Cross-entropy alone; on fake-quantized weights; with naive distillation; with all of GRACE; the
@@ -105,6 +106,33 @@ class MethodConfig:
     def relational(self) -> bool:
         """Whether the objective reads visual tokens (RCKA)."""
         return self.distillation is not None and self.distillation.rcka_weight > 0
+
+
+def method_of(options: MethodOptions) -> MethodConfig:
+    """The method that the options of `grace train` describe.
+
+    Raises:
+        InputError: What does not go together.
+    """
+    name, bits, size = options.method, options.bits, options.group_size
+    if bits is None:
+        bits = 16 if name == "sft" else 4
+    assert isinstance(options.quantization, dict | None)
+    assert isinstance(options.distillation, dict | None)
+    more, chosen = options.quantization or {}, options.distillation or {}
+    spec = None
+    if bits != 16:
+        group_size = int(size) if size.isdigit() else size
+        spec = QuantSpec.from_dict({"bits": bits, "group_size": group_size, **more})
+    elif more:
+        raise InputError(f"quantization is {more} at 16 bits; remove one of the two")
+    distillation = None
+    if name in TEACHER_METHODS:
+        shared = {"kd": NAIVE_KD, "qad": QAD}.get(name, {})
+        distillation = DistillationConfig.from_dict({**shared, **chosen})
+    elif chosen:
+        raise InputError(f"{next(iter(chosen))} is set, but method {name} does not distil")
+    return MethodConfig(name, bits, spec, distillation, options.scale_lr_multiplier)
 
 
 def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:

@@ -1,105 +1,138 @@
 """One run of `grace train`, from its options to the directory that it writes."""
 
+import json
 import shutil
+import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar
 
 from grace.arithmetic import native_dtype
-from grace.data import Collator, ConversationDataset
-from grace.distillation import DistillationConfig
-from grace.errors import InputError
-from grace.files import check_target, write_json
-from grace.models import family_of, load_model, load_processor
-from grace.quantization import QuantSpec
+from grace.data import Collator
+from grace.errors import InputError, Stopped
+from grace.models import load_model
+from grace.training import hub
 from grace.training.arguments import Options
-from grace.training.method import (
-    NAIVE_KD,
-    QAD,
-    TEACHER_METHODS,
-    MethodConfig,
-    prepare_student,
-    save_student,
+from grace.training.checks import (
+    Source,
+    check_libraries,
+    check_output,
+    check_structure,
 )
-from grace.training.options import MethodOptions
-from grace.training.teacher import LiveTeacher
+from grace.training.conversations import Conversations, read_conversations
+from grace.training.distributed import load_weights, shard_frozen, under_fsdp, whole_model
+from grace.training.manifest import check_resume, fingerprint, manifest, write_manifest
+from grace.training.method import MethodConfig, method_of, prepare_student, save_student
+from grace.training.report import Run, write_report
+from grace.training.signals import StopOnSignal
+from grace.training.teacher import LiveTeacher, Teacher, check_bits, check_teacher, load_frozen
 from grace.training.trainer import GraceTrainer
 
 
 def train(options: Options) -> None:
-    """Train, write the model, and remove the checkpoints.
+    """Train a student and write it.
+
+    ::
+
+        train(read_options(["recipe.yaml", "--learning_rate", "2e-5"]))
+
+    Everything that can be refused is refused before weights are loaded. In several processes each
+    of them calls this, and the first one writes.
 
     Raises:
-        InputError: For what cannot be trained, before anything is.
+        InputError: For what cannot be trained or written; checkpoints stay where they are.
+        Stopped: At SIGINT or SIGTERM; a step in progress is finished and saved first.
     """
-    path = _required(options.model.model, "a model: grace train MODEL ...")
-    _required(options.data.data or None, "--data")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
+    stop = StopOnSignal()
+    with stop.watching():
+        plan = prepare(options)
+        trainer, student = _trained(plan, stop)
+        if stop.signal is not None:
+            step = trainer.state.global_step
+            raise Stopped(
+                f"interrupted: step {step} of {trainer.state.max_steps} is saved in "
+                f"{plan.checkpoints}; go on with --resume",
+                128 + stop.signal,
+            )
+        _write(plan, trainer, student)
+        trainer.accelerator.wait_for_everyone()
+
+
+@dataclass
+class Plan:
+    """A run that passed every check that needs no weights.
+
+    Attributes:
+        options: As given.
+        method: The method.
+        student: The student's configuration and processor.
+        teacher: The teacher's; None without one.
+        data: The conversations.
+        made_with: What the checkpoints are made with.
+        checkpoint: The checkpoint to go on from.
+        repository: Name on the hub; None unless the result is uploaded.
+    """
+
+    options: Options
+    method: MethodConfig
+    student: Source
+    teacher: Source | None
+    data: Conversations
+    made_with: dict[str, Any]
+    checkpoint: Path | None
+    repository: str | None
+
+    @property
+    def out(self) -> Path:
+        """The directory that is written."""
+        assert self.options.run.out is not None
+        return Path(self.options.run.out)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return Path(str(self.options.trainer.output_dir))
+
+
+def prepare(options: Options) -> Plan:
+    """Check everything that needs no weights: options, configurations, processors, data.
+
+    Raises:
+        InputError: What cannot be trained.
+    """
     method = method_of(options.method)
-    out = _target(options)
-    name, teacher_path = options.method.method, options.model.teacher
-    if method.needs_teacher != (teacher_path is not None):
-        needs = "needs" if method.needs_teacher else "takes no"
-        raise InputError(f"--method {name} {needs} --teacher")
-    checkpoints = Path(f"{out}.checkpoints")
-    checkpoint = _checkpoint(checkpoints, options.run.resume)
-    torch.manual_seed(options.trainer.seed)
-    student: Any = load_model(path)
-    processor = load_processor(path)
-    prepare_student(student, method)
-    data = ConversationDataset(options.data.data[0], processor, student.config)
-    image = data.family.image_token_id(student.config)
-    collate = Collator(data.family, image, processor.tokenizer.pad_token_id)
-    teacher = None
-    if teacher_path is not None:
-        device = options.trainer.device
-        model = load_model(teacher_path, dtype=native_dtype(device.type)).to(device)
-        own = load_processor(teacher_path)
-        teacher = LiveTeacher(
-            model, family_of(model.config), relational=method.relational, tokenizer=own
-        )
-    trainer = GraceTrainer(student, options.trainer, data, collate, method=method, teacher=teacher)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    report = {"method": repr(method), "history": trainer.state.log_history}
-    exact = save_student(
-        student,
-        processor,
-        out,
+    name = _required(options.model.model, "a model: grace train MODEL ...")
+    _required(options.data.data or None, "--data")
+    out = Path(_required(options.run.out, "--out, a directory to write"))
+    _check_teacher_options(options, method)
+    check_output(out, overwrite=options.run.overwrite)
+    checkpoint = _checkpoint(options)
+    check_libraries(options.trainer)
+    repository = hub.repository(options.trainer, out)
+    say(f"reading the configuration and processor of {name}")
+    student = Source.read(name)
+    check_structure(student, method)
+    teacher = _teacher_source(options, student)
+    data = read_conversations(options, student, say)
+    made_with = manifest(
         method,
-        overwrite=options.run.overwrite,
-        also=lambda directory: write_json(directory / "training.json", report),
+        options.trainer,
+        model=student.directory,
+        teacher=None if teacher is None else _teacher_identity(options, teacher),
+        data=data.identity,
     )
-    grid = f", {len(exact)} linears on the {method.bits}-bit grid" if exact else ""
-    print(f"trained {out}{grid}")
-    shutil.rmtree(checkpoints, ignore_errors=True)
-
-
-def method_of(options: MethodOptions) -> MethodConfig:
-    """The method that the options describe.
-
-    Raises:
-        InputError: What does not go together.
-    """
-    name, bits, size = options.method, options.bits, options.group_size
-    if bits is None:
-        bits = 16 if name == "sft" else 4
-    assert isinstance(options.quantization, dict | None)
-    assert isinstance(options.distillation, dict | None)
-    spec = None
-    if bits != 16:
-        group_size = int(size) if size.isdigit() else size
-        more = options.quantization or {}
-        spec = QuantSpec.from_dict({"bits": bits, "group_size": group_size, **more})
-    elif options.quantization:
-        raise InputError(f"quantization is {options.quantization} at 16 bits; remove one")
-    distillation = None
-    chosen = options.distillation or {}
-    if name in TEACHER_METHODS:
-        shared = {"kd": NAIVE_KD, "qad": QAD}.get(name, {})
-        distillation = DistillationConfig.from_dict({**shared, **chosen})
-    elif chosen:
-        raise InputError(f"{next(iter(chosen))} is set, but method {name} does not distil")
-    return MethodConfig(name, bits, spec, distillation, options.scale_lr_multiplier)
+    if checkpoint is not None:
+        for line in check_resume(checkpoint.parent, made_with):
+            say(f"note: {line}")
+    return Plan(options, method, student, teacher, data, made_with, checkpoint, repository)
 
 
 def _required(value: Any, what: str) -> Any:
@@ -108,22 +141,200 @@ def _required(value: Any, what: str) -> Any:
     return value
 
 
-def _target(options: Options) -> Path:
-    out = Path(_required(options.run.out, "--out, a directory to write"))
-    try:
-        check_target(out, overwrite=options.run.overwrite)
-    except InputError as error:
-        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
-    return out
+def say(text: str) -> None:
+    """What the run does now, in one line of the first process."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr, flush=True)
 
 
-def _checkpoint(checkpoints: Path, resume: bool) -> str | None:
+def _checkpoint(options: Options) -> Path | None:
     """The checkpoint to go on from. Raises InputError where --resume does not fit what is there."""
-    from transformers.trainer_utils import get_last_checkpoint
+    folder = str(options.trainer.output_dir)
+    chosen = options.trainer.resume_from_checkpoint
+    if chosen is not None:
+        if not (Path(chosen) / "trainer_state.json").is_file():
+            raise InputError(f"--resume_from_checkpoint {chosen}: no checkpoint is there")
+        return Path(chosen)
+    last = get_last_checkpoint(folder) if Path(folder).is_dir() else None
+    if options.run.resume and last is None:
+        raise InputError(f"--resume: {folder} holds no checkpoint; leave --resume out")
+    if last is not None and not options.run.resume:
+        raise InputError(f"{folder} holds a checkpoint: go on with --resume, or remove it")
+    return None if last is None else Path(last)
 
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    if resume and last is None:
-        raise InputError(f"--resume: {checkpoints} holds no checkpoint; leave --resume out")
-    if last is not None and not resume:
-        raise InputError(f"{checkpoints} holds a checkpoint: go on with --resume, or remove it")
-    return last
+
+# -- teacher ----------------------------------------------------------------------------------
+
+
+def _check_teacher_options(options: Options, method: MethodConfig) -> None:
+    given, name = options.model, method.method
+    if name == "qad" and given.teacher is not None:
+        raise InputError("--method qad takes no --teacher: it is the student's own weights")
+    if name != "qad" and method.needs_teacher != (given.teacher is not None):
+        needs = "needs" if method.needs_teacher else "takes no"
+        raise InputError(f"--method {name} {needs} --teacher")
+    check_bits(given.teacher_bits)
+    if given.teacher_sharded and not under_fsdp(options.trainer):
+        raise InputError("--teacher_sharded shards as FSDP2 does; start the run with FSDP")
+    if given.teacher_sharded and given.teacher_outputs is not None:
+        raise InputError("--teacher_sharded and --teacher_outputs do not go together")
+
+
+def _teacher_source(options: Options, student: Source) -> Source | None:
+    if options.method.method == "qad":
+        return student
+    if options.model.teacher is None:
+        return None
+    say(f"reading the configuration and processor of {options.model.teacher}")
+    teacher = Source.read(options.model.teacher)
+    check_teacher(student.identity, teacher.identity)
+    return teacher
+
+
+def _teacher_identity(options: Options, teacher: Source) -> dict[str, Any]:
+    return {"files": fingerprint(teacher.directory), "bits": options.model.teacher_bits}
+
+
+def _teacher(plan: Plan) -> Teacher | None:
+    """The teacher with its weights, on this process's device or sharded over all of them."""
+    if plan.teacher is None:
+        return None
+    options, arguments = plan.options.model, plan.options.trainer
+    say(f"loading the teacher {plan.teacher.name} in {options.teacher_bits} bits")
+    device = torch.device("cpu") if options.teacher_sharded else arguments.device
+    model: Any
+    if options.teacher_bits == 16:  # float32 where the device emulates bfloat16
+        dtype = native_dtype(arguments.device.type)
+        model = load_model(plan.teacher.name, dtype=dtype).to(device)
+    else:
+        model = load_frozen(plan.teacher.name, bits=options.teacher_bits, device=device)
+    teacher = LiveTeacher(
+        model,
+        plan.teacher.family,
+        relational=plan.method.relational,
+        tokenizer=plan.teacher.processor,
+    )
+    if options.teacher_sharded:
+        shard_frozen(model)  # after the hooks, which its own have to run before
+    return teacher
+
+
+# -- training ---------------------------------------------------------------------------------
+
+
+def _student(plan: Plan) -> Any:
+    torch.manual_seed(plan.options.trainer.seed)
+    model: Any = load_model(plan.student.name)
+    prepare_student(model, plan.method)
+    return model
+
+
+def _trained(plan: Plan, stop: StopOnSignal) -> tuple[GraceTrainer, Any]:
+    """The trainer after training, and the whole trained model in the first process."""
+    say(f"loading the student {plan.student.name}")
+    student = _student(plan)
+    teacher = _teacher(plan)
+    arguments, processor = plan.options.trainer, plan.student.processor
+    family = plan.student.family
+    collate = Collator(
+        family, family.image_token_id(student.config), processor.tokenizer.pad_token_id
+    )
+    trainer = GraceTrainer(
+        student,
+        arguments,
+        plan.data.train,
+        collate,
+        method=plan.method,
+        teacher=teacher,
+        eval_dataset=plan.data.evaluation,
+        callbacks=[stop],
+    )
+    trainer.accelerator.wait_for_everyone()  # all have looked before the first one writes
+    if trainer.is_world_process_zero():
+        write_manifest(plan.checkpoints, plan.made_with)
+    finished = _finished(plan.checkpoint)
+    if finished is not None:
+        say(f"training was complete: writing {plan.out} from {plan.checkpoint}")
+        best = finished.get("best_model_checkpoint")
+        chosen = best if arguments.load_best_model_at_end and best else str(plan.checkpoint)
+        load_weights(student, Path(chosen))
+        trainer.state.log_history = finished["log_history"]
+        return trainer, student if trainer.is_world_process_zero() else None
+    _fit(trainer, plan)
+    if stop.signal is not None:
+        return trainer, None
+    return trainer, whole_model(trainer, partial(_student, plan))
+
+
+def _fit(trainer: GraceTrainer, plan: Plan) -> None:
+    arguments = plan.options.trainer
+    size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    say(
+        f"training: {len(plan.data.train)} samples, {size * arguments.world_size} a step, on "
+        f"{arguments.world_size} x {arguments.device.type}"
+    )
+    try:
+        trainer.train(
+            resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint)
+        )
+    except FloatingPointError as error:
+        raise InputError(str(error)) from error
+    except (OSError, SafetensorError) as error:
+        raise _no_room(error, plan) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            bar = getattr(callback, "training_bar", None)
+            if bar is not None:  # what follows begins a line
+                bar.close()
+
+
+def _finished(checkpoint: Path | None) -> dict[str, Any] | None:
+    """The state of a checkpoint at the end of training; None before it."""
+    if checkpoint is None:
+        return None
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    return state if state["global_step"] >= state["max_steps"] else None
+
+
+# -- result -----------------------------------------------------------------------------------
+
+
+def _write(plan: Plan, trainer: GraceTrainer, student: Any) -> None:
+    """Write the model, its report and card, and remove the checkpoints after that."""
+    if student is None:
+        return
+    run = Run(
+        options=plan.options,
+        method=plan.method,
+        student=plan.student,
+        teacher=plan.teacher,
+        made_with=plan.made_with,
+        history=trainer.state.log_history,
+        device=str(plan.options.trainer.device),
+    )
+    try:
+        exact = save_student(
+            student,
+            plan.student.processor,
+            plan.out,
+            plan.method,
+            overwrite=plan.options.run.overwrite,
+            also=partial(write_report, run),
+        )
+    except (OSError, SafetensorError) as error:
+        raise _no_room(error, plan) from error
+    grid = f", {len(exact)} linears on the {plan.method.bits}-bit grid" if exact else ""
+    print(f"trained {plan.out}{grid}")
+    shutil.rmtree(plan.checkpoints, ignore_errors=True)
+    if plan.repository is not None:
+        hub.upload(plan.out, plan.repository, plan.options.trainer)
+
+
+def _no_room(error: Exception, plan: Plan) -> InputError:
+    reason = " ".join(str(error).split())[:300]
+    return InputError(
+        f"{plan.out} could not be written ({reason}); the checkpoints in {plan.checkpoints} are "
+        "kept: mend that and run the same command with --resume"
+    )

@@ -157,6 +157,21 @@ class LiveTeacher:
         return TeacherOutputs(logits, hidden)
 
 
+def check_bits(bits: int) -> None:
+    """Check that a teacher can be held in so many bits.
+
+    Raises:
+        InputError: Other bits, or bitsandbytes not installed.
+    """
+    if bits not in TEACHER_BITS:
+        known = ", ".join(map(str, TEACHER_BITS))
+        raise InputError(f"a teacher in {bits} bits is not known; choose one of {known}")
+    if bits != 16 and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"a teacher in {bits} bits needs bitsandbytes: pip install bitsandbytes, or use 16 bits"
+        )
+
+
 def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str) -> nn.Module:
     """Load a teacher onto a device.
 
@@ -169,15 +184,9 @@ def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str)
     Raises:
         InputError: Other bits, a model that cannot be loaded, or bitsandbytes not installed.
     """
-    if bits not in TEACHER_BITS:
-        known = ", ".join(map(str, TEACHER_BITS))
-        raise InputError(f"a teacher in {bits} bits is not known; choose one of {known}")
+    check_bits(bits)
     if bits == 16:
         return load_model(path, dtype=torch.bfloat16).to(device)
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"a teacher in {bits} bits needs bitsandbytes: pip install bitsandbytes, or use 16 bits"
-        )
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
     check_model_directory(path)

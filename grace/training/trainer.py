@@ -28,6 +28,7 @@ from grace.training.callbacks import NoInputGradients, Objective
 from grace.training.distributed import check_deepspeed, let_torch_load_onto_first_cpu
 from grace.training.forward import SupervisedForward
 from grace.training.method import MethodConfig
+from grace.training.signals import EvaluationStopped
 from grace.training.teacher import Identity, Teacher, TeacherOutputs, check_teacher
 
 logger = logging.getLogger(__name__)
@@ -336,6 +337,18 @@ class GraceTrainer(Trainer):
         values = torch.stack([ce.double(), torch.ones_like(ce, dtype=torch.float64)], dim=1)
         sums = values.new_zeros(len(inputs["indices"]), 2).index_add_(0, rows, values)
         return ce.mean(), sums, None
+
+    def _evaluate(self, *args, **kwargs) -> Any:
+        """The library's; at a signal it ends, and the step that it follows is saved."""
+        try:
+            return super()._evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            self.control.should_save = self.control.should_training_stop = True
+            self.control.should_evaluate = False
+            return {}
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        return bool(metrics) and super()._determine_best_metric(metrics, trial)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, *args, **kwargs

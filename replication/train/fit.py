@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -13,14 +12,13 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from grace import models
 from grace.arithmetic import chosen_dtype
 from grace.data import Collator, ConversationDataset
-from grace.errors import InputError
 from grace.training import GraceTrainer, MethodConfig, Teacher, save_student
+from grace.training.distributed import load_weights, under_deepspeed
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
@@ -67,7 +65,8 @@ def fit(
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
 
     Checkpoints of another origin are thrown away, not gone on from. In several processes each of
-    them calls this, and ``model`` may be sharded afterwards: see :func:`whole_model`.
+    them calls this, and ``model`` may be sharded afterwards: see
+    :func:`grace.training.distributed.whole_model`.
 
     Args:
         model: The model, in float32.
@@ -125,7 +124,7 @@ def training_arguments(settings: dict[str, Any], scratch: Path) -> TrainingArgum
         warmup_steps=settings.get("warmup_ratio", 0.03),
         lr_scheduler_type="cosine",
         optim=launch.get("optimizer", "adamw_torch_fused"),
-        bf16=settings["arithmetic"] == "bfloat16" and not _under_deepspeed(),
+        bf16=settings["arithmetic"] == "bfloat16" and not under_deepspeed(),
         gradient_checkpointing=settings.get("gradient_checkpointing", False),
         seed=settings["seed"],
         data_seed=settings["seed"],
@@ -206,49 +205,6 @@ def _end(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_weights(model: Any, checkpoint: Path) -> None:
-    """Load a checkpoint's weights into an unsharded model, in this process alone.
-
-    Raises:
-        InputError: for a checkpoint that lacks weights of the model.
-    """
-    sharded = checkpoint / "pytorch_model_fsdp_0"
-    if sharded.is_dir():
-        from torch.distributed import checkpoint as storage
-
-        weights = {"model": model.state_dict()}
-        storage.load(weights, checkpoint_id=sharded, no_dist=True)
-        model.load_state_dict(weights["model"])
-        return
-    missing = set(dict(model.named_parameters()))
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        weights = load_file(path)
-        model.load_state_dict(weights, strict=False)  # a tied head is stored once
-        missing -= set(weights)
-    if missing:
-        raise InputError(f"{str(checkpoint)!r} lacks {sorted(missing)[0]!r}; remove it")
-
-
-def whole_model(trainer: GraceTrainer, rebuild: Callable[[], Any]) -> Any | None:
-    """The trained model, unsharded, in the first process; None in the others.
-
-    Args:
-        rebuild: makes the model as it was before training, for shards to be put together in.
-    """
-    accelerator, model = trainer.accelerator, cast(Any, trainer.model)
-    if accelerator.is_fsdp2 or trainer.is_deepspeed_enabled:
-        if trainer.state.global_step > 0:
-            weights = accelerator.get_state_dict(trainer.model_wrapped)  # by all together
-        else:  # nothing was trained: a finished run's weights were loaded, in one piece
-            weights = model.state_dict()
-        if not accelerator.is_main_process:
-            return None
-        model = rebuild()
-        model.load_state_dict(weights)
-        return model
-    return accelerator.unwrap_model(trainer.model) if accelerator.is_main_process else None
-
-
 def save_trained(
     model: Any, processor: Any, path: Path, method: MethodConfig, origin: dict[str, str]
 ) -> None:
@@ -259,11 +215,6 @@ def save_trained(
 
     _remove_unfinished(path)
     save_student(model, processor, path, method, overwrite=True, also=write_origin)
-
-
-def _under_deepspeed() -> bool:
-    """Whether accelerate started this process for DeepSpeed, which does the autocast itself."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
 
 
 def _history(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:

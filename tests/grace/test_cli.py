@@ -140,7 +140,8 @@ def test_from_training_to_an_answer(small, conversations, picture, tmp_path, cap
          "--steps", 2, "--batch-size", 4, "--learning-rate", 0.01, "--group-size", 64,
          "--set", "tau=0.2", "--device", "cpu")  # fmt: skip
     log = json.loads((out / "training.json").read_text())
-    assert "tau=0.2" in log["method"] and "'grace'" in log["method"]
+    assert log["method"]["method"] == "grace"
+    assert log["method"]["distillation"]["tau"] == 0.2
     assert log["history"][-1]["step"] == 2
     assert not Path(f"{out}.checkpoints").exists()
     exact = CodesFile(out / CODES_FILE)

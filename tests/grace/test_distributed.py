@@ -54,7 +54,7 @@ class Place:
 
 def train(place: Place, run: str, options: dict[str, Any]) -> None:
     """Train for a few steps; the first process writes what it ended with, unsharded."""
-    from replication.train.fit import whole_model
+    from grace.training.distributed import whole_model
 
     options = dict(options)
     sharded_teacher = options.pop("sharded_teacher", False)

@@ -9,8 +9,8 @@ from grace.errors import InputError
 from grace.quantization import QuantSpec
 from grace.training import GraceArguments, MethodConfig, read_options
 from grace.training.arguments import options_parser
+from grace.training.method import method_of
 from grace.training.options import SECTIONS, TrainerOptions
-from grace.training.run import method_of
 
 BASE = ("student", "--data", "train.parquet", "--out", "out", "--device", "cpu")
 
@@ -192,7 +192,7 @@ def test_bad_input_is_one_line_and_exit_code_2(family, conversations, tmp_path, 
     for words, told in (
         ((*train,), "needs --teacher"),
         ((*train, "--method", "qat", "--teacher", other), "takes no --teacher"),
-        ((*train, "--teacher", other), "choose a teacher of the student's family"),
+        ((*train, "--teacher", other), "choose a teacher that agrees"),
         ((*train, "--method", "qat", "--bits", 9), "9"),
         ((*train, "--method", "qat", "--group-size", 100), "100"),
         ((*train, "--method", "qat", "--group-size", 256), "256 does not divide"),

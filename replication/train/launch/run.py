@@ -118,7 +118,8 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     from accelerate.utils import broadcast_object_list
 
     from grace.models import load_processor
-    from replication.train.fit import fit, origin_of, read_origin, save_trained, whole_model
+    from grace.training.distributed import whole_model
+    from replication.train.fit import fit, origin_of, read_origin, save_trained
 
     check(params, group, name, seed)
     layout, folder = Layout(params), params.group(group)

@@ -1,0 +1,189 @@
+"""What can be refused before weights are loaded: from options, configurations and processors."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    Trainer,
+    TrainingArguments,
+    get_scheduler,
+)
+
+from grace.errors import InputError
+from grace.files import check_target
+from grace.models import Family, check_model_directory, family_of, load_processor, model_directory
+from grace.training.method import MethodConfig
+from grace.training.teacher import Identity
+
+_CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model without its weights.
+
+    Attributes:
+        name: As it was given.
+        directory: Where its files are.
+        config: Its configuration.
+        processor: Its processor; padding has a token.
+        family: Its adapter.
+    """
+
+    name: str
+    directory: Path
+    config: Any
+    processor: Any
+    family: Family
+
+    @classmethod
+    def read(cls, name: str) -> "Source":
+        """Read configuration and processor of a directory or hub name.
+
+        Raises:
+            InputError: They cannot be read, the family cannot be trained, or the processor cannot
+                render a question about an image.
+        """
+        check_model_directory(name)
+        directory = model_directory(name, weights=False)
+        try:
+            config = AutoConfig.from_pretrained(directory)
+        except Exception as error:  # the library fails with many types
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot read the configuration of {name!r}: {reason}") from error
+        family = family_of(config)
+        processor = load_processor(directory)
+        _give_padding(processor.tokenizer, name)
+        _check_rows(processor.tokenizer, config, name)
+        _check_questions(processor, name)
+        return cls(name, directory, config, processor, family)
+
+    @property
+    def identity(self) -> Identity:
+        """What a teacher and a student must have in common."""
+        return Identity.of(self.config, self.processor)
+
+
+def _give_padding(tokenizer: Any, name: str) -> None:
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokenizer of {name!r} has neither a pad token nor an end token; set "
+                "pad_token in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+
+
+def _check_rows(tokenizer: Any, config: Any, name: str) -> None:
+    rows = config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"the tokenizer of {name!r} has {len(tokenizer)} tokens and the model {rows} embedding "
+            "rows; call model.resize_token_embeddings(len(tokenizer)) and save it again"
+        )
+
+
+def _check_questions(processor: Any, name: str) -> None:
+    """Ask as `grace generate` does later."""
+    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
+    if not template:
+        raise InputError(
+            f"the processor of {name!r} has no chat template; put the family's "
+            "chat_template.jinja into the directory"
+        )
+    try:
+        text = processor.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # templates raise what they like
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the chat template of {name!r} does not render a turn of image and text ({reason}); "
+            "use the family's own"
+        ) from error
+    if "Which?" not in text:
+        raise InputError(
+            f"the chat template of {name!r} leaves out the text of a turn that has an image too; "
+            "use the family's own"
+        )
+    image = Image.new("RGB", (64, 64), (128, 128, 128))
+    try:
+        processor(text=[text], images=[image], return_tensors="pt")
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the processor of {name!r} cannot prepare a question about an image ({reason}); "
+            "rebuild the directory"
+        ) from error
+
+
+def check_structure(source: Source, method: MethodConfig) -> None:
+    """Check the decoder of a student from a model without weights.
+
+    Raises:
+        InputError: Its weights are quantized already, a group size does not divide a linear's
+            inputs, or the decoder has too few layers for relational alignment.
+    """
+    if getattr(source.config, "quantization_config", None) is not None:
+        raise InputError(
+            f"the weights of {source.name!r} are quantized already; give the unquantized model"
+        )
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(source.config)
+    if method.quantization is not None:
+        for name in source.family.decoder_linears(model):
+            method.quantization.group_width(model.get_submodule(name).in_features, name)
+    if method.relational:
+        source.family.relational_layer(model)
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Check that a directory can be written.
+
+    Raises:
+        InputError: Something else is there, or its place cannot be written.
+    """
+    try:
+        check_target(out, overwrite=overwrite)
+    except InputError as error:
+        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
+    place = next(folder for folder in out.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: {place} cannot be written ({error.strerror}); name another directory"
+        ) from error
+
+
+def check_libraries(arguments: TrainingArguments) -> None:
+    """Check that optimizer, schedule and loggers can be made, on one parameter.
+
+    Raises:
+        InputError: A library is missing, or an option does not fit.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    model: Any = nn.Linear(1, 1)
+    more: Any = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer = kind([{"params": list(model.parameters())}], **options)
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=more,
+        )
+        for logger in get_reporting_integration_callbacks(arguments.report_to):
+            logger()
+    except Exception as error:  # each library has a type of its own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"training arguments: {reason}") from error

@@ -1,0 +1,106 @@
+"""The samples of a run: those that are trained on, and those that are held out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Subset
+
+from grace.data import ConversationDataset
+from grace.errors import InputError
+from grace.training.arguments import Options
+from grace.training.checks import Source
+
+
+class Part(Subset):
+    """Some samples of a data set, which keep the index that they have in it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("dataset", "indices"):  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of tokens of every sample."""
+        dataset: Any = self.dataset
+        every = dataset.lengths
+        return [every[index] for index in self.indices]
+
+    def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and labels of a sample."""
+        dataset: Any = self.dataset
+        return dataset.tokens(self.indices[index])
+
+
+@dataclass
+class Conversations:
+    """What a run reads.
+
+    Attributes:
+        full: The data set of ``--data``.
+        train: What of it is trained on.
+        evaluation: What is evaluated on; None without.
+        identity: What identifies the training samples.
+    """
+
+    full: ConversationDataset
+    train: Any
+    evaluation: Any
+    identity: dict[str, Any]
+
+
+def read_conversations(
+    options: Options, student: Source, say: Callable[[str], None]
+) -> Conversations:
+    """Read and check the conversations of a run.
+
+    Args:
+        options: The run's.
+        student: Whose processor and configuration make samples of them.
+        say: Takes a line about what is done.
+
+    Raises:
+        InputError: Records that cannot be used, or too few to hold some out.
+    """
+    chosen = options.data
+    evaluation: Any = None
+    say(f"checking the conversations of {', '.join(chosen.data)}")
+    with options.trainer.main_process_first(desc="conversations"):
+        full: Any = _dataset(chosen.data, options, student)
+        if chosen.eval_data:
+            evaluation = _dataset(chosen.eval_data, options, student)
+    train = full
+    if chosen.eval_share and evaluation is None:
+        train, evaluation = split(full, chosen.eval_share, options.trainer.seed)
+    identity = {"samples": len(train), "sha256": getattr(full, "sha256", None)}
+    if train is not full:
+        identity["held out"] = [chosen.eval_share, options.trainer.seed]
+    return Conversations(full, train, evaluation, identity)
+
+
+def split(dataset: Any, share: float, seed: int) -> tuple[Part, Part]:
+    """A data set in two parts, the second of which has a share of it, drawn by a seed.
+
+    Raises:
+        InputError: A part would be empty.
+    """
+    size = len(dataset)
+    count = max(1, round(size * share))
+    if count >= size:
+        raise InputError(f"eval_share is {share}: nothing of {size} samples is left to train on")
+    order = np.random.default_rng(seed).permutation(size)
+    held, kept = sorted(order[:count].tolist()), sorted(order[count:].tolist())
+    return Part(dataset, kept), Part(dataset, held)
+
+
+def _dataset(sources: list[str], options: Options, student: Source) -> ConversationDataset:
+    chosen = options.data
+    more = {  # XXX until the data set takes them
+        name: getattr(chosen, name)
+        for name in ("image_folder", "max_length", "on_bad_record", "max_bad_share")
+        if getattr(chosen, name) != getattr(type(chosen), name)
+    }
+    source: Any = sources if len(sources) > 1 else sources[0]
+    return ConversationDataset(source, student.processor, student.config, **more)

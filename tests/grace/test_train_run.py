@@ -1,0 +1,419 @@
+"""`grace train` from its command line to its directory: what is written, interrupted, resumed and
+refused."""
+
+import errno
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from commands import done, refused, save
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+import grace.training.run as run_module
+from grace.cli import main
+from grace.quantization import CODES_FILE, CodesFile
+from grace.training import GraceTrainer
+from grace.training.manifest import MANIFEST_FILE
+
+FAST = ("--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3, "--group-size", 64,
+        "--logging_steps", 1, "--device", "cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(family, tmp_path_factory):
+    """A student and a teacher on the disk."""
+    folder = tmp_path_factory.mktemp("models")
+    small = family("qwen2_vl")
+    save(small, folder / "student")
+    save(small, folder / "teacher", seed=2, num_hidden_layers=3)
+    return folder
+
+
+@pytest.fixture
+def words(models, conversations, tmp_path):
+    """A command line that trains without a teacher."""
+    return ("train", models / "student", "--data", conversations, "--out", tmp_path / "out",
+            "--method", "qat", *FAST)  # fmt: skip
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Fails where weights are loaded."""
+
+    def load(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(run_module, "load_model", load)
+    monkeypatch.setattr(run_module, "load_frozen", load)
+
+
+def at_step(monkeypatch, step, action):
+    """Do something in the middle of a step, counted from 1."""
+    original = GraceTrainer.training_step
+
+    def training_step(self, *arguments, **options):
+        if self.state.global_step == step - 1:
+            action()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(GraceTrainer, "training_step", training_step)
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def report(folder):
+    return json.loads((Path(folder) / "training.json").read_text())
+
+
+# --------------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(models, conversations, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    out = tmp_path / "out"
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "model": str(models / "student"),
+                "teacher": str(models / "teacher"),
+                "data": str(conversations),
+                "out": str(out),
+                "group_size": 64,
+                "max_steps": 3,
+                "logging_steps": 1,
+                "eval_share": 0.1,
+                "eval_steps": 2,
+                "distillation": {"tau": 0.2},
+            }
+        )
+    )
+    done("train", recipe, "--learning_rate", 1e-3, "--device", "cpu")
+    assert not Path(f"{out}.checkpoints").exists()
+    found = report(out)
+    assert found["method"]["distillation"]["tau"] == 0.2
+    assert found["method"]["quantization"]["group_size"] == 64
+    assert found["training"]["learning_rate"] == 1e-3
+    assert found["training"]["lr_scheduler_type"] == "cosine"
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["data"]["samples"] == 43  # 48 without the tenth that is held out
+    assert [entry["step"] for entry in found["history"] if "eval_loss" in entry] == [2, 3]
+    assert [entry["step"] for entry in found["history"] if "loss" in entry] == [1, 2, 3]
+    card = ModelCard.load(out / "README.md")
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "image-text-to-text"
+    assert set(card.data.tags) == {"grace", "int4"}
+    for text in (str(models / "teacher"), "tau 0.2", "4 bits", "grace pack out", "vllm serve"):
+        assert text in card.text, text
+
+
+@pytest.mark.slow
+def test_two_stages(models, conversations, tmp_path):
+    """A 16-bit student under the teacher, then the same in 4 bits from where it ended."""
+    shared = ("--teacher", models / "teacher", "--data", conversations, *FAST)
+    done("train", models / "student", *shared, "--bits", 16, "--out", tmp_path / "one")
+    assert not (tmp_path / "one" / CODES_FILE).exists()
+    done("train", tmp_path / "one", *shared, "--out", tmp_path / "two")
+    found = report(tmp_path / "two")
+    assert found["model"]["trained_from"]["model"]["name"] == str(models / "student")
+    assert found["model"]["trained_from"]["method"]["bits"] == 16
+    assert CodesFile(tmp_path / "two" / CODES_FILE).bits == 4
+    codes = CodesFile(tmp_path / "two" / CODES_FILE)
+    name = next(iter(codes.keys()))
+    start = load_file(tmp_path / "one" / "model.safetensors")
+    first = load_file(models / "student" / "model.safetensors")
+    assert any(not torch.equal(start[key], first[key]) for key in start)
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "two").get_submodule(name)
+
+
+@pytest.mark.slow
+def test_self_distillation_needs_no_teacher(models, conversations, tmp_path, capsys):
+    words = ("train", models / "student", "--data", conversations, "--method", "qad", *FAST)
+    assert "takes no --teacher" in refused(
+        capsys, *words, "--out", tmp_path / "out", "--teacher", models / "teacher"
+    )
+    done(*words, "--out", tmp_path / "out")
+    found = report(tmp_path / "out")
+    assert found["teacher"]["name"] == str(models / "student")
+    assert found["method"]["distillation"]["temperature"] == 1.0
+    log = [entry for entry in found["history"] if "loss" in entry]
+    assert all(entry["loss"] == pytest.approx(entry["gdkd"], rel=1e-5) for entry in log)
+
+
+# --------------------------------------------------------------------------- interrupted, resumed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    words, tmp_path, monkeypatch, capsys, number
+):
+    done(*words[:5], tmp_path / "whole", *words[6:])
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), number))
+        assert main([str(word) for word in words]) == 128 + number
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert told == [
+        f"error: interrupted: step 2 of 3 is saved in {tmp_path}/out.checkpoints; go on with "
+        "--resume"
+    ]
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / "out.checkpoints" / "checkpoint-2" / "trainer_state.json").is_file()
+    done(*words, "--resume")
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert signal.getsignal(number) is not None
+
+
+@pytest.mark.slow
+def test_a_signal_during_an_evaluation(words, tmp_path, monkeypatch):
+    original, batches = GraceTrainer.prediction_step, []
+
+    def prediction_step(self, *arguments, **options):
+        batches.append(self.state.global_step)
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(GraceTrainer, "prediction_step", prediction_step)
+    more = ("--eval_share", 0.3, "--eval_steps", 1, "--save_steps", 100)
+    assert main([str(word) for word in (*words, *more)]) == 143
+    assert batches == [1, 1]  # of 7
+    assert (tmp_path / "out.checkpoints" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+def test_a_signal_before_training(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(
+        run_module, "check_structure", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert main([str(word) for word in words]) == 143
+    assert "error: interrupted: nothing was trained" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def interrupted(words, monkeypatch):
+    """A run that was stopped after its first step."""
+    with monkeypatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert main([str(word) for word in words]) == 130
+    return words
+
+
+@pytest.mark.slow
+def test_a_difference_that_changes_the_result_is_refused(
+    interrupted, models, family, tmp_path, no_weights, capsys, conversations, world
+):
+    other = save(family("qwen2_vl"), tmp_path / "other", seed=5)
+    made_with = tmp_path / "out.checkpoints" / MANIFEST_FILE
+    before = made_with.read_text()
+    for change, told in (
+        (("--learning-rate", 1e-4), "learning_rate was 0.001 when the checkpoint was made and is "
+                                    "0.0001 now"),
+        (("--bits", 8), "bits was 4 when the checkpoint was made and is 8 now"),
+        (("--group-size", 32), "quantization.group_size was 64"),
+        (("--method", "sft"), "method was 'qat'"),
+        (("--method", "grace", "--teacher", models / "teacher"), "teacher"),
+        (("--model", other), "model was"),
+        (("--steps", 4), "max_steps was 3"),
+        (("--batch-size", 4), "samples of an optimizer step was 2"),
+        (("--seed", 1), "seed was 0"),
+        (("--optim", "sgd"), "optim was 'adamw_torch_fused'"),
+        (("--eval_share", 0.2), "samples was 48"),
+    ):  # fmt: skip
+        line = refused(capsys, *interrupted, "--resume", *change)
+        assert told in line and line.startswith("error: --resume: "), (change, line)
+    assert made_with.read_text() == before
+    assert "holds a checkpoint: go on with --resume" in refused(capsys, *interrupted)
+
+
+@pytest.mark.slow
+def test_other_differences_are_noted(interrupted, capsys):
+    capsys.readouterr()
+    done(*interrupted, "--resume", "--logging_steps", 2, "--accumulation", 2, "--batch-size", 1)
+    told = capsys.readouterr().err
+    assert "note: logging_steps was 1.0 and is 2" in told
+    assert "note: per_device_train_batch_size was 2 and is 1" in told
+    assert "note: learning_rate" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failure", ["disk", "log"])
+def test_a_finished_model_is_not_lost(words, tmp_path, monkeypatch, capsys, failure):
+    done(*words[:5], tmp_path / "whole", *words[6:])
+    with monkeypatch.context() as patch:
+        if failure == "disk":
+
+            def full(*_, **__):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(run_module, "write_report", full)
+            line = refused(capsys, *words)
+            assert "No space left on device" in line and "--resume" in line
+        else:
+
+            def broken(*_, **__):
+                raise RuntimeError("the log's server is gone")
+
+            patch.setattr(run_module.StopOnSignal, "on_train_end", broken)
+            with pytest.raises(RuntimeError, match="server"):
+                main([str(word) for word in words])
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(
+        GraceTrainer, "training_step", lambda *_: pytest.fail("it trained once more")
+    )
+    done(*words, "--resume")
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "out")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert report(tmp_path / "out")["history"]
+    assert not (tmp_path / "out.checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_log_with_numbers_that_are_none_is_written(words, tmp_path, monkeypatch):
+    original = GraceTrainer.log
+
+    def log(self, logs, *arguments):
+        original(self, {**logs, "grad_norm": float("nan")}, *arguments)
+
+    monkeypatch.setattr(GraceTrainer, "log", log)
+    done(*words)
+    assert report(tmp_path / "out")["history"][0]["grad_norm"] is None
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_one_line(words, capsys):
+    line = refused(capsys, *words, "--learning-rate", 1e30, "--max_grad_norm", 0)
+    assert "the cross-entropy is not finite" in line
+
+
+@pytest.mark.slow
+def test_an_invalid_generation_config_is_mended(family, words, tmp_path):
+    student = Path(save(family("qwen2_vl"), tmp_path / "invalid"))
+    invalid = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    (student / "generation_config.json").write_text(json.dumps(invalid))
+    with pytest.warns(UserWarning, match="generation configuration is invalid: temperature"):
+        done("train", student, *words[2:])
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").generation_config
+
+
+# ------------------------------------------------------------------ refused before weights are read
+
+
+def config_of(folder, name="config.json"):
+    return json.loads((folder / name).read_text())
+
+
+def spoil_tokens(folder, processor):
+    processor.tokenizer.add_tokens([f"<new{number}>" for number in range(100)])
+    processor.save_pretrained(folder)
+
+
+def spoil_template(folder, processor):
+    processor.chat_template = processor.tokenizer.chat_template = None
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    processor.save_pretrained(folder)
+
+
+def spoil_template_of_strings(folder, processor):
+    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def spoil_quantization(folder, _):
+    config = config_of(folder) | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def spoil_family(folder, _):
+    config = config_of(folder) | {"model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_tokens, "embedding rows; call model.resize_token_embeddings"),
+        (spoil_template, "has no chat template"),
+        (spoil_template_of_strings, "does not render a turn of image and text"),
+        (spoil_quantization, "are quantized already"),
+        (spoil_family, "'bert'"),
+    ],
+)
+def test_a_student_that_cannot_be_trained(family, words, tmp_path, capsys, no_weights, spoil, told):
+    import copy
+
+    small = family("qwen2_vl")
+    student = Path(save(small, tmp_path / "spoilt"))
+    spoil(student, copy.deepcopy(small.processor))
+    assert told in refused(capsys, "train", student, *words[2:])
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_refusals_before_weights_are_read(words, models, tmp_path, capsys, no_weights):
+    (tmp_path / "file").write_text("")
+    teacher = ("--method", "grace", "--teacher", models / "teacher")
+    for more, told in (
+        (("--out", tmp_path / "file" / "deep"), "cannot be written"),
+        (("--group-size", 256), "256 does not divide"),
+        ((*teacher, "--teacher_bits", 5), "5 bits"),
+        ((*teacher, "--teacher_sharded"), "shards as FSDP2 does"),
+        (("--optim", "adamw_anyprecision"), "training arguments: "),
+        (("--lr_scheduler_kwargs", '{"min_lr": "x", "y": 1}'), "training arguments: "),
+        (("--report_to", "nowhere"), "nowhere"),
+        (("--push_to_hub", "--hub_strategy", "checkpoint"), "hub_strategy is checkpoint"),
+    ):  # fmt: skip
+        assert told in refused(capsys, *words, *more), more
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_end_token_pads_where_there_is_no_pad_token(family, words, tmp_path):
+    import copy
+
+    small = family("qwen2_vl")
+    student = Path(save(small, tmp_path / "unpadded"))
+    processor = copy.deepcopy(small.processor)
+    processor.tokenizer.pad_token = None
+    processor.save_pretrained(student)
+    done("train", student, *words[2:])
+    assert CodesFile(tmp_path / "out" / CODES_FILE).bits == 4
+
+
+# --------------------------------------------------------------------------------------------- hub
+
+
+@pytest.mark.slow
+def test_the_result_is_uploaded_with_its_card(words, tmp_path, monkeypatch, capsys):
+    from types import SimpleNamespace
+
+    from grace.training import hub
+
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            self.token = token
+
+        def create_repo(self, name, **options):
+            calls.append(("create", name))
+            return SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            calls.append(("upload", repo_id, sorted(p.name for p in folder_path.iterdir())))
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    done(*words, "--push_to_hub")
+    assert calls[0] == ("create", "out")
+    assert calls[1][:2] == ("upload", "me/out")
+    assert {"README.md", "training.json", "model.safetensors", CODES_FILE} <= set(calls[1][2])
+    assert "uploaded me/out" in capsys.readouterr().out
