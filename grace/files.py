@@ -70,6 +70,7 @@ def atomic_directory(path: str | Path, *, overwrite: bool) -> Iterator[Path]:
         yield temporary
         _allow(temporary, 0o777)
         for file in temporary.rglob("*"):
+            _allow(file, 0o666 if file.is_file() else 0o777)  # safetensors writes for the owner
             if file.is_file():
                 _synchronise(file)
         _replace_directory(temporary, path)

@@ -77,7 +77,8 @@ def _check(arguments: argparse.Namespace) -> None:
     from grace.export.packed import PACKED_FILE
     from grace.models import check_model_directory
 
-    open_image(arguments.image)
+    if arguments.image is not None:
+        open_image(arguments.image)
     for path in (arguments.model, arguments.packed):
         check_model_directory(path)
     if (Path(arguments.model) / PACKED_FILE).is_file():
@@ -114,8 +115,9 @@ def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
 
     model: Any = load_student(path, device=device, dtype="bfloat16")
     processor = processor_of(path)
-    image = open_image(settings["image"]) or noise()
-    inputs = question(processor, image, settings["prompt"], device, model.dtype)
+    image = noise() if settings["image"] is None else open_image(settings["image"])
+    inputs = question(processor, [image], settings["prompt"])
+    inputs = dict(inputs.to(device, model.dtype))
     rows, tokens, repeats = (settings[name] for name in ("batch_size", "tokens", "repeats"))
     reader = Decoder(model, 1, inputs["input_ids"].shape[1] + tokens + 1)
     first, rates = [], []

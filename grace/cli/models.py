@@ -1,5 +1,7 @@
 """Models as commands take them: directories of any kind that `grace` writes or reads."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,29 +74,72 @@ def add_overwrite(parser: Any) -> None:
     )
 
 
-def question(processor: Any, image: Any, prompt: str, device: str, dtype: Any) -> dict[str, Any]:
-    """Model inputs (1, S) of one question, about an image or none."""
-    content = [{"type": "image"}] if image is not None else []
-    chat = [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
-    text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    inputs = processor(text=[text], images=None if image is None else [image], return_tensors="pt")
-    return dict(inputs.to(device, dtype))
+def question(processor: Any, images: Sequence[Any], prompt: str) -> Any:
+    """Model inputs (1, S) of one question about some images, on the CPU in the processor's formats.
+
+    Raises:
+        InputError: The processor has no chat template, or none of messages with parts; or it
+            refuses an image.
+    """
+    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+    text = _rendered(processor, parts)
+    try:
+        inputs = processor(
+            text=[text], images=[list(images)] if images else None, return_tensors="pt"
+        )
+    except Exception as error:  # processors fail with types of their own
+        what = _refused_image(processor, images)
+        raise InputError(f"the processor refuses {what}: {_line(error)}") from error
+    token = getattr(processor, "image_token_id", None)
+    if images and token is not None and not (inputs["input_ids"] == token).any():
+        raise InputError(
+            "the processor's chat template writes no image into the question; give the directory "
+            "the chat_template.jinja of the model's family"
+        )
+    return inputs
 
 
-def open_image(path: str | None) -> Any:
-    """The picture of --image, or None without a path.
+def _rendered(processor: Any, parts: list[dict[str, str]]) -> str:
+    chat = [{"role": "user", "content": parts}]
+    try:
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        if str(parts) in text:
+            raise TypeError("it writes the list of parts as it is")
+    except Exception as error:  # templates raise what they like
+        raise InputError(
+            f"the processor's chat template cannot render a question of image and text "
+            f"({_line(error)}); give the directory the chat_template.jinja of the model's family"
+        ) from error
+    return str(text)
+
+
+def _refused_image(processor: Any, images: Sequence[Any]) -> str:
+    """What the processor refuses: one of the images, or all of the question."""
+    for index, image in enumerate(images):
+        try:
+            processor.image_processor(images=[image], return_tensors="pt")
+        except Exception:
+            return f"image {index + 1} of {len(images)}, {image.width} x {image.height} pixels"
+    return f"a question with {len(images)} images" if images else "a question without an image"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def open_image(path: str) -> Any:
+    """The picture of --image, upright and on white.
 
     Raises:
         InputError: The file is missing or no picture.
     """
     from grace.data.images import read_image
 
-    return None if path is None else read_image(path, f"--image {path!r}", "give a picture")
+    return read_image(path, f"--image {path!r}", "give a picture")
 
 
 def positive(text: str) -> int:
     """A whole number from 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+    return int(text)

@@ -12,7 +12,8 @@ unpacked again and compared: a code that differs ends the command. Vision tower,
 embeddings and output head keep 16 bits.
 
 Written to --out: packed.safetensors (in no kernel's layout: the directory can be used on another
-device), configuration and processor. Printed: the kernel of the linears, and their bits.
+device), configuration and processor. Printed: a line with kernel and bits for all linears that run
+alike.
 """
 EXAMPLES = """\
   grace pack student --out student-int4
@@ -54,5 +55,5 @@ def run(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
     names = pack(model, exact, backend=arguments.backend)
     save_packed(model, arguments.out, processor=processor, overwrite=arguments.overwrite)
-    print(effective_bits(model).of(names))
+    print(effective_bits(model).of(names).summary())
     print(f"packed into {arguments.out}: {len(names)} linears, no code differs")

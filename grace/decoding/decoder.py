@@ -60,8 +60,8 @@ class Decoder:
         generated: Tokens chosen since the prompt.
 
     Raises:
-        InputError: The model's family is unknown, or a capture is asked for where it is not
-            possible.
+        InputError: The model's family is unknown, it has fewer positions, or a capture is asked
+            for where it is not possible.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Decoder:
         assert rows >= 1 and capacity >= 1, (rows, capacity)
         self.rows, self.capacity = rows, capacity
         self._text = config.get_text_config(decoder=True)
+        check_room(model, capacity)
         library = DynamicCache(config=config).layers
         self._full = all(type(layer) is DynamicLayer for layer in library)
         self._sdpa = self._text._attn_implementation == "sdpa"
@@ -381,6 +382,20 @@ def check_inputs(family: Family, inputs: Mapping[str, Tensor]) -> Tensor:
             '(tokenizer.padding_side = "left")'
         )
     return input_ids
+
+
+def check_room(model: Any, tokens: int) -> None:
+    """Refuse more tokens, prompt and answer, than the model has positions.
+
+    Raises:
+        InputError: As the configuration's ``max_position_embeddings`` says.
+    """
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if most is not None and tokens > most:
+        raise InputError(
+            f"prompt and answer are {tokens} tokens, and the model has {most} positions "
+            "(max_position_embeddings): ask for fewer new tokens, or shorten the prompt"
+        )
 
 
 def not_finite(model: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grace.decoding.decoder import Decoder, check_inputs, not_finite
+from grace.decoding.decoder import Decoder, check_inputs, check_room, not_finite
 from grace.errors import InputError
 from grace.models import family_of
 
@@ -103,8 +103,8 @@ def generate(
         (B, S + new): the prompt and the answer.
 
     Raises:
-        InputError: The model does not take the inputs, or its logits are NaN or infinite, as where
-            activations leave float16's range.
+        InputError: The model does not take the inputs, has too few positions, or its logits are
+            NaN or infinite, as where activations leave float16's range.
     """
     if type(max_new_tokens) is not int or max_new_tokens < 1:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}: give a whole number from 1")
@@ -148,7 +148,8 @@ def _by_the_library(
     """What the model's own ``generate`` answers, by its generation config and these settings."""
     from transformers import GenerationConfig
 
-    check_inputs(family_of(model.config), inputs)
+    prompt = check_inputs(family_of(model.config), inputs)
+    check_room(model, prompt.shape[1] + settings["max_new_tokens"])
     config, default = copy.deepcopy(model.generation_config), GenerationConfig()
     alone = ("max_length", "num_return_sequences", "return_dict_in_generate")
     for name in alone if settings["do_sample"] else (*alone, *_SAMPLING):

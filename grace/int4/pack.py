@@ -272,6 +272,16 @@ class EffectiveBits:
         )
         return "\n".join(lines)
 
+    def summary(self) -> str:
+        """A line for all linears that run alike: their number, bits and how."""
+        alike: dict[tuple[str, str], list[LayerBits]] = {}
+        for layer in self.layers:
+            alike.setdefault((layer.kind, layer.how), []).append(layer)
+        return "\n".join(
+            f"{len(layers)} x {kind}: {_mean(layers):.3f} bits a weight, {how}"
+            for (kind, how), layers in alike.items()
+        )
+
 
 def _mean(layers: Iterable[LayerBits]) -> float:
     layers = list(layers)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -46,6 +47,10 @@ def picture(tmp_path):
 @pytest.fixture
 def trained(small, tmp_path):
     """What `grace train` leaves, without the training."""
+    return trained_directory(small, tmp_path)
+
+
+def trained_directory(small, tmp_path):
     model = small.model(seed=3)
     spec = QuantSpec(4, 64)
     prepare(model, spec)
@@ -55,6 +60,11 @@ def trained(small, tmp_path):
     small.processor.save_pretrained(path)
     write_codes(path, exact, spec.to_dict())
     return str(path)
+
+
+@pytest.fixture
+def trained_qwen(family, tmp_path):
+    return trained_directory(family("qwen2_vl"), tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- help
@@ -171,20 +181,94 @@ def test_pack_then_generate(small, trained, picture, tmp_path, capsys):
     """The answer is that of the model packed in memory."""
     out = tmp_path / "packed"
     done("pack", trained, "--out", out, "--dtype", "float32")
-    assert "14 linears, no code differs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "14 linears, no code differs" in said
+    assert said.splitlines()[0].startswith("14 x Int4Linear: ") and len(said.splitlines()) <= 3
     words = ("--image", picture, "--prompt", PROMPT, "--max-new-tokens", 6, "--device", "cpu")
     done("generate", out, *words, "--backend", "reference")
     said = capsys.readouterr().out.strip()
     model = AutoModelForImageTextToText.from_pretrained(trained).eval()
     pack(model, CodesFile(Path(trained) / CODES_FILE), backend="reference")
     processor = processor_of(trained)
-    inputs = question(processor, open_image(picture), PROMPT, "cpu", torch.float32)
+    inputs = question(processor, [open_image(picture)], PROMPT)
     tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     new = tokens[0, inputs["input_ids"].shape[1] :]
     assert said == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
     assert len(new) == 6 or said
     done("generate", trained, *words, "--dtype", "float32")
     assert capsys.readouterr().out.strip() == said  # unpacked: the same function
+
+
+def test_written_files_have_the_permissions_of_the_umask(family, trained_qwen, tmp_path):
+    before = os.umask(0o027)
+    try:
+        done("pack", trained_qwen, "--out", tmp_path / "packed")
+        for name in ("awq", "compressed-tensors"):
+            done("export", trained_qwen, "--format", name, "--out", tmp_path / name)
+    finally:
+        os.umask(before)
+    for name in ("packed", "awq", "compressed-tensors"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o750
+        for file in (tmp_path / name).rglob("*"):
+            assert file.stat().st_mode & 0o777 == 0o640, file
+
+
+def test_generate_does_what_the_generation_config_asks_for(
+    family, trained_qwen, picture, tmp_path, capsys
+):
+    """A penalty, by the model's own generate, said on standard error; --greedy leaves it out."""
+    folder = Path(trained_qwen)
+    words = ("generate", folder, "--image", picture, "--image", picture, "--prompt", PROMPT,
+             "--max-new-tokens", 12, "--dtype", "float32", "--device", "cpu")  # fmt: skip
+    done(*words)
+    plain = capsys.readouterr()
+    assert "note" not in plain.err
+    config = json.loads((folder / "generation_config.json").read_text())
+    config |= {"repetition_penalty": 1.5, "temperature": 0.3, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(config))
+    done(*words)
+    other = capsys.readouterr()
+    assert "asks for repetition_penalty = 1.5: its own generate runs" in other.err
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = processor_of(folder)
+    inputs = question(processor, [open_image(picture)] * 2, PROMPT)
+    tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    assert other.out.strip() == processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert other.out != plain.out
+    done(*words, "--greedy")
+    again = capsys.readouterr()
+    assert again.out == plain.out and "note" not in again.err
+    done(*words, "--sample", "--seed", 3)
+    sampled = capsys.readouterr().out
+    done(*words, "--sample", "--seed", 3)
+    assert capsys.readouterr().out == sampled
+
+
+def test_an_invalid_generation_config_stops_nothing(trained_qwen, tmp_path, capsys):
+    """As it is published: greedy, and yet with a temperature."""
+    config = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    (Path(trained_qwen) / "generation_config.json").write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match=r"temperature = 0\.9, top_p = 0\.6 left out"):
+        done("pack", trained_qwen, "--out", tmp_path / "packed")
+        done("export", trained_qwen, "--format", "awq", "--out", tmp_path / "awq")
+        done("generate", trained_qwen, "--prompt", PROMPT, "--max-new-tokens", 2)
+    done("generate", tmp_path / "packed", "--prompt", PROMPT, "--max-new-tokens", 2)
+    done("generate", tmp_path / "awq", "--prompt", PROMPT, "--max-new-tokens", 2)
+
+
+def test_activations_beyond_float16_are_one_line(trained_qwen, tmp_path, capsys):
+    file = Path(trained_qwen) / "model.safetensors"
+    tensors = load_file(file)
+    for name in tensors:
+        if name.endswith("norm.weight"):
+            tensors[name] *= 1000
+    save_file(tensors, file, {"format": "pt"})
+    done("pack", trained_qwen, "--out", tmp_path / "packed", "--dtype", "float16")
+    for folder in (trained_qwen, tmp_path / "packed"):
+        words = ("generate", folder, "--prompt", PROMPT, "--device", "cpu")
+        assert "not finite: in torch.float16" in refused(capsys, *words, "--dtype", "float16")
+    done("generate", trained_qwen, "--prompt", PROMPT, "--device", "cpu", "--max-new-tokens", 2)
 
 
 def test_a_packed_directory_is_the_packed_model(small, trained, tmp_path):
@@ -321,6 +405,8 @@ def test_bad_input_is_one_line_and_exit_code_2(family, tmp_path, capsys):
     small = family("qwen2_vl")
     plain = save(small, tmp_path / "plain")
     (tmp_path / "not.png").write_text("no picture")
+    narrow = tmp_path / "narrow.png"
+    Image.new("RGB", (300, 1)).save(narrow)
     out = tmp_path / "out"
     for words, told in (
         (("pack", tmp_path / "none", "--out", out), "none"),
@@ -329,6 +415,38 @@ def test_bad_input_is_one_line_and_exit_code_2(family, tmp_path, capsys):
         (("generate", plain, "--prompt", "x", "--image", tmp_path / "not.png"), "not.png"),
         (("generate", tmp_path / "none", "--prompt", "x"), "none"),
         (("bench", plain, plain), "is not packed"),
+        (("generate", plain, "--prompt", "x", "--max-new-tokens", 10**6), "positions"),
+        (("generate", plain, "--prompt", "x", "--image", narrow), "image 1 of 1, 300 x 1 pixels"),
     ):  # fmt: skip
         assert told in refused(capsys, *words), words
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (None, "does not have a chat template"),
+        ("{% for m in messages %}{{ 'USER: ' + m['content'] }}{% endfor %}", "can only concat"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "list of parts as it is"),
+        ("{{ raise_exception('no') }}", "cannot render"),
+        ("{{ messages[0]['content'][-1]['text'] }}", "writes no image|refuses"),
+    ],
+)
+def test_a_template_that_cannot_ask_is_one_line(family, picture, tmp_path, capsys, template, told):
+    small = family("llava")
+    folder = save(small, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    if template is not None:
+        (tmp_path / "plain" / "chat_template.jinja").write_text(template)
+    line = refused(capsys, "generate", folder, "--prompt", "why", "--image", picture)
+    assert re.search(told, line) and "chat template" in line
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "1.5", "many", "1e9", ""])
+@pytest.mark.parametrize("option", ["--max-new-tokens", "--tokens", "--repeats", "--batch-size"])
+def test_numbers_that_are_none_are_refused(option, value, capsys):
+    command = ("generate", "m", "--prompt", "x") if "max" in option else ("bench", "a", "b")
+    with pytest.raises(SystemExit) as left:
+        main([*command, f"{option}={value}"])
+    assert left.value.code == 2
+    assert f"argument {option}: {value!r} is no whole number from 1" in capsys.readouterr().err

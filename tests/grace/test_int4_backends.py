@@ -348,8 +348,8 @@ def test_cuda_is_refused_without_a_device():
 def test_auto_takes_the_kernel_and_otherwise_says_so():
     backend, reason = select("auto", WeightShape(32, 128, 1, 4), HOST)
     assert (backend.name, reason) == ("cpu", "the kernel for cpu")
-    for name, label in ((["k_proj"], "k_proj"), ([], "linear")):
-        said = rf"^{label} \(32 x 128, 4 bits, groups of 16\) runs on the slow reference back end"
+    for name in (["k_proj"], []):
+        said = "^linears of 32 x 128, 4 bits, groups of 16 run on the slow reference back end"
         with pytest.warns(UserWarning, match=said):
             backend, reason = select("auto", WeightShape(32, 128, 8, 4), HOST, *name)
         assert backend.name == "reference"

@@ -133,7 +133,7 @@ def test_it_says_what_it_runs():
         "Int4Linear(in_features=128, out_features=48, bias=True, bits=4, group_size=64, "
         "backend=cpu (the kernel for cpu), packed up to 4 rows)"
     )
-    with pytest.warns(UserWarning, match=r"^layers\.0\.up \(48 x 48, 8 bits"):
+    with pytest.warns(UserWarning, match=r"^linears of 48 x 48, 8 bits"):
         layer, *_ = make(0, bits=8, inputs=48, bias=False)
     assert repr(layer) == (
         "Int8Linear(in_features=48, out_features=48, bias=False, bits=8, group_size=24, "

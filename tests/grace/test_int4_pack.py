@@ -322,6 +322,12 @@ def test_effective_bits_count_what_is_stored():
     assert packed.startswith(f"{NAMES[-1]}: Int4Linear, 5.000 bits, cpu (the kernel for cpu): ")
     assert packed.endswith("; packed product up to 3 rows")
     assert total == f"5 linears: {mean:.3f} bits a weight; 4 packed: 5.000 bits a weight"
+    assert report.summary().splitlines() == [
+        packed.replace(
+            f"{NAMES[-1]}: Int4Linear, 5.000 bits", "4 x Int4Linear: 5.000 bits a weight"
+        ),
+        "1 x Linear: 16.000 bits a weight, dense bfloat16",
+    ]
     for value in (report, report.layers[0]):
         with pytest.raises(dataclasses.FrozenInstanceError):
             value.layers = value.bits = ()
@@ -363,7 +369,7 @@ def test_effective_bits_of_back_ends(bits, group_size, backend, expected):
 def test_a_layer_that_fell_back_is_named():
     model = nn.Sequential(nn.Linear(64, 24), nn.Linear(64, 32))
     prepare(model, QuantSpec(group_size=32), ["0", "1"])
-    with pytest.warns(UserWarning, match=r"0 \(24 x 64.* runs on the slow reference"):
+    with pytest.warns(UserWarning, match=r"linears of 24 x 64.* run on the slow reference"):
         pack(model)
     slow, fast = effective_bits(model).layers
     assert slow.backend == "reference" and "no multiple of 16" in slow.how

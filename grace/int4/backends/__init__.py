@@ -56,9 +56,9 @@ def select(
         why_not = preferred.unavailable(device) or preferred.unsupported(shape)
         if why_not is None:
             return preferred, f"the kernel for {device.type}"
-        warnings.warn(
-            f"{label} ({shape}) runs on the slow reference back end, because {preferred.name} "
-            f"cannot take it: {why_not}",
+        warnings.warn(  # without the layer's name: once for all of a shape
+            f"linears of {shape} run on the slow reference back end, because {preferred.name} "
+            f"cannot take them: {why_not}",
             stacklevel=2,
         )
         return BACKENDS["reference"], f"{preferred.name} cannot: {why_not}"
