@@ -13,22 +13,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from shapes import TEXT
-from transformers import (
-    AutoModelForImageTextToText,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    TrainingArguments,
-)
+from tiny_families import tiny_config, tiny_model
+from transformers import TrainingArguments
 
 from grace.data import ConversationDataset
-from grace.decoding import generate
 from grace.distillation import DistillationConfig, kd
-from grace.export import load_packed, save_compressed_tensors, save_packed
+from grace.export import load_packed, save_packed
 from grace.files import read_yaml
 from grace.int4 import BACKENDS, PackedLinear, effective_bits, pack
-from grace.models import FAMILIES
-from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
+from grace.models import FAMILIES, family_of
+from grace.quantization import QuantSpec, fake_quant_layers, prepare
 from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 from replication.benchmarks import BENCHMARKS, PRINTED
 from replication.data.world.schemas import features_of
@@ -91,86 +85,19 @@ def fit(place, kind, model, data, collate, method, teacher=None, steps=1):
 # ----------------------------------------------------------------------------------------- family
 
 
-def qwen2_5_vl(small, seed, layers):
-    """A small random model with the tokens of the small Qwen2-VL."""
-    tokenizer = small.processor.tokenizer
-    number = tokenizer.convert_tokens_to_ids
-    config = Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            "num_hidden_layers": layers,
-            "vocab_size": len(tokenizer),
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "out_hidden_size": 128,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "patch_size": 8,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "window_size": 32,
-            "fullatt_block_indexes": [1],
-        },
-        tie_word_embeddings=True,
-        image_token_id=number("<|image_pad|>"),
-        video_token_id=number("<|video_pad|>"),
-        vision_start_token_id=number("<|vision_start|>"),
-        vision_end_token_id=number("<|vision_end|>"),
-    )
-    torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-@pytest.mark.slow
-def test_a_family(tmp_path, family, conversations):
+def test_a_family():
+    config = tiny_config("qwen2_5_vl")
+    found = family_of(config)
     example("A model family")
-    small = family("qwen2_vl")
-    adapter = FAMILIES["qwen2_5_vl"]
-    student, teacher = qwen2_5_vl(small, 1, layers=2), qwen2_5_vl(small, 2, layers=3)
-    data = ConversationDataset(conversations, small.processor, student.config, limit=8)
-    method = MethodConfig("grace", 4, QuantSpec(4, 64), DistillationConfig())
-    names = prepare_student(student, method)
-    assert len(names) == 2 * 7
-    before = {name: value.clone() for name, value in student.named_parameters()}
-    frozen = LiveTeacher(teacher, adapter, relational=True, tokenizer=small.processor.tokenizer)
-    collate = small.collator()
-    collate.family = adapter
-    trainer = fit(tmp_path, GraceTrainer, student, data, collate, method, frozen, steps=2)
-    logged = [line for line in trainer.state.log_history if "gdkd" in line]
-    assert all(line["rcka"] > 0 and line["degenerate_images"] == 0 for line in logged)
-    moved = {n for n, v in student.named_parameters() if not torch.equal(v, before[n])}
-    assert not moved & adapter.tower_parameters(student).keys()
-    assert {f"{name}.log_scale" for name in names} <= moved
-    assert any(name.startswith("model.visual.merger.") for name in moved)
-
-    exact = bake(student)
-    student.eval().requires_grad_(False)
-    question = small.processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "where?"}]}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    inputs = dict(small.processor(text=[question], images=[picture], return_tensors="pt"))
-    expected = student.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert torch.equal(generate(student, inputs, 4), expected)
-
-    save_compressed_tensors(student, tmp_path / "exported", codes=exact)
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "exported")
-    loaded.hf_quantizer.compressor.decompress_model(loaded)
-    for name in names:
-        assert torch.equal(loaded.get_submodule(name).weight, student.get_submodule(name).weight)
-
-    pack(student, exact, backend="reference")
-    assert torch.equal(generate(student, inputs, 4), expected)
+    mine = family_of(config)
+    assert mine.projectors == () != found.projectors
+    student = tiny_model("qwen2_5_vl")
+    linears = found.decoder_linears(student)
+    method = MethodConfig("grace", 4, QuantSpec(4, 32), DistillationConfig())
+    assert prepare_student(student, method) == linears
+    frozen = {name for name, value in student.named_parameters() if not value.requires_grad}
+    assert frozen == {n for n, _ in student.named_parameters() if n.startswith("model.visual.")}
+    assert mine.image_layout(config) == found.image_layout(config)
 
 
 # --------------------------------------------------------------------------------------- back end

@@ -1,9 +1,19 @@
 """Every family, end to end on a tiny random instance: batches, a step of training, resume, bake."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from tiny_families import family_params, picture, tiny_config, tiny_model, tiny_processor
+from tiny_families import (
+    FAMILIES,
+    family_params,
+    picture,
+    tiny_config,
+    tiny_model,
+    tiny_processor,
+)
 from transformers import TrainerCallback, TrainingArguments
 
 from grace.data import IGNORE_INDEX, Collator
@@ -273,3 +283,9 @@ def test_a_teacher_of_another_generation_may_teach():
 def test_a_teacher_that_sees_other_tokens_is_refused(name, changes, told):
     with pytest.raises(InputError, match=told):
         check_teacher(identity(name), identity(name, **changes))
+
+
+def test_the_documented_families_are_the_tested_ones():
+    document = Path(__file__).parents[2] / "docs" / "extending.md"
+    rows = re.findall(r"(?m)^\| ([^|]+) \| `(\w+)` \|", document.read_text(encoding="utf-8"))
+    assert [(model_type, published) for published, model_type in rows] == FAMILIES
