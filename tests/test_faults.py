@@ -23,7 +23,8 @@ from safetensors.torch import load
 from transformers import TrainingArguments
 
 from grace.cli import train as cli_train
-from grace.data import ConversationDataset, Shards
+from grace.data import ConversationDataset
+from grace.data.sources import open_records
 from grace.errors import InputError
 from grace.export import load_packed, save_compressed_tensors, save_packed
 from grace.files import atomic_path
@@ -156,9 +157,7 @@ def shards_of_conversations() -> Case:
         annotate(folder / "annotations.json", records(4))
 
     def read(folder: Path) -> None:
-        shards = Shards(folder / "target")
-        ids = [shards[place]["id"] for place in range(len(shards))]
-        assert ids[0] == "a"
+        assert open_records(folder / "target")[0]["id"] == "a"
 
     log = "target.images.jsonl"  # lines are added to it, and torn ones are skipped
     return Case(prepare, run, read_by(read), every=5, keeps=True, beside=(log,))

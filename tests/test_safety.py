@@ -10,12 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from annotated import build, mixed
 
-from grace.data import ConversationDataset, ShardedConversations, Shards
-from grace.data.shards import INDEX_FILE, locate_image, write_shard
+from grace.data import ConversationDataset
+from grace.data.records import locate_image
 from grace.errors import InputError
-from grace.files import file_sha256, read_yaml
+from grace.files import read_yaml
 from grace.models import load_model, load_processor
 from replication.settings.scales import merge, scale_params
 
@@ -68,58 +67,27 @@ OUTSIDE = ("../secret.png", "a/../../secret.png", "/etc/passwd", "", "a/", "..",
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_an_image_path_that_leads_out_is_refused(path):
-    with pytest.raises(InputError, match="leads out"):
-        locate_image(path, "images", {"a": "elsewhere"})
+    for folder in ("images", {"": "images", "a": "elsewhere"}):
+        with pytest.raises(InputError, match="leads out"):
+            locate_image(path, folder)
 
 
-def test_shards_with_a_path_that_leads_out_open_no_image(tmp_path, family):
-    small = family("llava")
-    directory = build(tmp_path, mixed(tmp_path)[:1])
-    records = [Shards(directory)[0]]
-    (tmp_path / "secret.png").write_bytes((tmp_path / "images/coco/train2017/0.png").read_bytes())
-    records[0]["images"][0]["path"] = "../secret.png"
-    index = json.loads((directory / INDEX_FILE).read_text())
-    path = directory / index["shards"][0]["file"]
-    write_shard(records, path)
-    index["shards"][0] |= {"records": 1, "sha256": file_sha256(path)}
-    (directory / INDEX_FILE).write_text(json.dumps(index))
-    data = ShardedConversations(directory, small.processor, small.model().config)
-    with pytest.raises(InputError, match=r"record 'one'.*leads out"):
-        data[0]
-
-
-@pytest.mark.parametrize("name", ["../part-00000.arrow", "/etc/passwd", "a/b.arrow"])
-def test_an_index_names_files_of_its_own_directory(tmp_path, name):
-    directory = build(tmp_path, mixed(tmp_path))
-    path = directory / "index.json"
-    index = json.loads(path.read_text())
-    index["shards"][0]["file"] = name
-    path.write_text(json.dumps(index))
-    with pytest.raises(InputError, match="no file of the directory"):
-        Shards(directory)
-
-
-def test_a_changed_byte_of_a_shard_is_seen(tmp_path):
-    directory = build(tmp_path, mixed(tmp_path))
-    (path,) = directory.glob("*.arrow")
-    content = path.read_bytes()
-    place = content.index(b"triangle") if b"triangle" in content else content.index(b"what is")
-    path.write_bytes(content[:place] + b"T" + content[place + 1 :])
-    with pytest.raises(InputError, match=r"not what index\.json says"):
-        Shards(directory)[0]
-
-
-def test_the_path_beside_an_images_bytes_is_not_opened(tmp_path, conversations, family):
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "images/../../secret.png"])
+def test_data_with_a_path_that_leads_out_open_no_image(tmp_path, conversations, family, path):
     small = family("qwen2_vl")
     table = pq.read_table(conversations).select(["id", "image", "conversations"])
     rows = table.slice(0, 1).to_pylist()
-    secret = tmp_path / "secret.png"
-    secret.write_bytes(rows[0]["image"]["bytes"])
-    rows[0]["image"] = {"bytes": None, "path": str(secret)}
-    path = tmp_path / "train.parquet"
-    pq.write_table(type(table).from_pylist(rows, schema=table.schema), path)
-    with pytest.raises(InputError, match="cannot be read"):
-        ConversationDataset(path, small.processor, small.model().config)
+    (tmp_path / "secret.png").write_bytes(rows[0]["image"]["bytes"])
+    rows[0]["image"] = {"bytes": None, "path": path}
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train.parquet"
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), file)
+    with pytest.raises(InputError, match=r"record 'scene_0000000'.*leads out"):
+        ConversationDataset(file, small.processor, small.model().config)
+    rows[0]["image"] = {"bytes": None, "path": "secret.png"}
+    pq.write_table(type(table).from_pylist(rows, schema=table.schema), file)
+    data = ConversationDataset(file, small.processor, small.model().config, image_folder=tmp_path)
+    assert data.images(0)[0].size == (64, 64)
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -1,35 +1,51 @@
 """Conversations to supervised token sequences.
 
-Records follow the LLaVA schema: ``{"image": ..., "conversations": [{"from", "value"}, ...]}``
-with ``<image>`` in the human turn that shows the image; the image of a record that is text alone
-is null. Only assistant turns are supervised: their content and the token that ends the turn.
+Only answers are supervised: their content and the token that ends the turn. A conversation is of
+any schema that `grace.data.records` reads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from grace.data.image_tokens import ImageText, special_tokens
+from grace.data.records import Turn, read_turns
 from grace.errors import InputError
 
 IGNORE_INDEX = -100
 """The label of a token that is not supervised."""
-_ROLES = {"human": "user", "gpt": "assistant"}
-_REMEMBERED = 1024  # texts whose tokens an encoder keeps
-_SLOT = "\ue000"  # private-use character: stands for a turn's text while the template is rendered
+_SLOT = "\ue000"  # private-use character: stands for a text while the template is rendered
+_REMEMBERED = 4_000_000  # characters of texts whose tokens an encoder keeps
+_FRAMES = 4096  # shapes of conversations that an encoder keeps
+
+
+class Encoded(NamedTuple):
+    """A conversation as tokens.
+
+    Attributes:
+        ids: Token ids.
+        labels: The same; IGNORE_INDEX where nothing is supervised.
+        image_spans: (start, stop) of each image, from its first visual token to one past its last.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    image_spans: list[tuple[int, int]]
 
 
 class _Frame(NamedTuple):
-    """The text that a chat template writes around the turns of a conversation.
+    """What a chat template writes around the texts of a conversation.
 
     Attributes:
-        before: The text before each turn, and after the last.
-        gaps: White space between the generation prompt and an answer; empty for other turns.
-        ends: The end of each answer, the end token included; empty for other turns.
+        before: The text before each text, in order, and after the last.
+        openings: What begins each answer after the generation prompt, such as a space; empty for
+            other texts.
+        ends: The end of each answer, the end token included; empty for other texts.
     """
 
     before: list[str]
-    gaps: list[str]
+    openings: list[str]
     ends: list[str]
 
 
@@ -40,7 +56,7 @@ class Encoder:
     ::
 
         encode = Encoder(processor)
-        ids, labels = encode(record["conversations"], [576])    # one image of 576 visual tokens
+        ids, labels, spans = encode(record["conversations"], [576])    # an image of 576 tokens
 
     Prompt and answer are tokenized apart, as in generation, where the prompt is tokenized
     alone and the answer follows token by token. So the prompt ends where the template's
@@ -50,180 +66,339 @@ class Encoder:
 
     Attributes:
         processor: The model's processor.
+        image_token_id: The placeholder of a visual token; the processor's own by default.
     """
 
     processor: Any
-    _frames: dict[tuple, _Frame] = field(default_factory=dict)
-    _tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    image_token_id: int | None = None
+    _frames: dict[tuple, _Frame] = field(default_factory=dict, repr=False)
+    _tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict, repr=False)
+    _characters: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.image_token_id is None:
+            self.image_token_id = self.processor.image_token_id
 
     def __call__(
-        self, conversations: Sequence[dict[str, str]], image_tokens: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """Token ids and labels (IGNORE_INDEX where not supervised).
+        self,
+        conversation: Sequence[Turn] | Sequence[Mapping[str, Any]],
+        images: Sequence[ImageText | int],
+    ) -> Encoded:
+        """The tokens of a conversation.
 
         Args:
-            conversations: Turns, human first, alternating.
-            image_tokens: Number of visual tokens of each image, in order of appearance.
+            conversation: Turns, as ``grace.data.records.read_turns`` gives or takes them.
+            images: What stands for each image, in order of appearance: see
+                ``grace.data.image_tokens``; or its number of placeholders.
 
         Raises:
-            InputError: An unknown speaker, a missing answer, images that do not match the
-                ``<image>`` marks, or a chat template that cannot be used for training.
+            InputError: A bad conversation, images that do not match its marks, a text with the
+                model's own token of an image, or a chat template that cannot be used for training.
         """
-        image_id = self.processor.image_token_id
-        counts = iter(image_tokens)
+        turns = [turn for turn in conversation if isinstance(turn, Turn)]
+        if not turns:
+            messages: Any = conversation
+            turns = read_turns(messages, len(images))
+        shown = iter([self._image_text(image) for image in images])
         ids: list[int] = []
         labels: list[int] = []
-        for tokens, supervised in self._pieces(conversations):
-            for token in tokens:
-                if token == image_id:
-                    count = next(counts, None)
-                    if count is None:
-                        raise InputError(
-                            "a conversation has more <image> marks than images "
-                            f"({len(image_tokens)}); mark each image once"
-                        )
-                    ids.extend([image_id] * count)
-                    labels.extend([IGNORE_INDEX] * count)
-                else:
-                    ids.append(token)
-                    labels.append(token if supervised else IGNORE_INDEX)
-        if next(counts, None) is not None:
+        spans: list[tuple[int, int]] = []
+        for text, part in self._pieces(turns):
+            if part == "answer":
+                tokens = self._encode(text, part)
+                ids += tokens
+                labels += tokens
+                continue
+            self._extend(ids, spans, text, part, shown)
+            labels += [IGNORE_INDEX] * (len(ids) - len(labels))
+        if len(spans) != len(images):
             raise InputError(
-                f"a conversation has fewer <image> marks than images ({len(image_tokens)}); mark "
-                "each image once"
+                f"the processor's chat template writes {len(spans)} of {len(images)} images; use "
+                "one that writes every image once"
             )
-        return ids, labels
+        return Encoded(ids, labels, spans)
 
-    def _pieces(self, conversations: Sequence[dict[str, str]]) -> Iterator[tuple[list[int], bool]]:
-        """Tokens of prompts and answers in turn, and whether they are supervised."""
-        turns = [_parse_turn(index, turn) for index, turn in enumerate(conversations or [])]
-        if not turns or turns[-1][0] != "assistant":
-            raise InputError("a conversation must end with an answer from 'gpt'")
-        key = tuple((role, images) for role, images, _ in turns)
-        if key not in self._frames:
-            self._frames[key] = self._frame(turns)
-        frame = self._frames[key]
-        prompt, part = "", "start"
-        for index, (role, _, text) in enumerate(turns):
-            prompt += frame.before[index]
-            if role == "assistant":
-                yield self._encode(prompt, part), False
-                yield self._encode(frame.gaps[index] + text + frame.ends[index], "answer"), True
-                prompt, part = "", "prompt"
-            else:
-                prompt += text
-        if frame.before[-1]:
-            yield self._encode(frame.before[-1], "prompt"), False
+    def check(self) -> None:
+        """Check the chat template, before any conversation is encoded.
+
+        Raises:
+            InputError: There is none, or it cannot be used for training.
+        """
+        turns = [Turn("user", (_SLOT,)), Turn("assistant", (_SLOT,))]
+        self._frame(turns)
+
+    # -- tokens ----------------------------------------------------------------------------------
+
+    def _image_text(self, image: ImageText | int) -> ImageText:
+        if isinstance(image, ImageText):
+            return image
+        assert self.image_token_id is not None
+        return ImageText("", (self.image_token_id,) * image, "")
+
+    def _extend(
+        self,
+        ids: list[int],
+        spans: list[tuple[int, int]],
+        text: str,
+        part: str,
+        shown: Iterator[ImageText],
+    ) -> None:
+        """Append the tokens of a prompt, with the images that it shows."""
+        pieces = text.split(self.processor.image_token)
+        images = [image for _, image in zip(pieces[1:], shown, strict=False)]
+        if len(images) < len(pieces) - 1:
+            raise InputError(
+                "the processor's chat template writes an image more than once; use another"
+            )
+        text = pieces[0]
+        for image, piece in zip(images, pieces[1:], strict=True):
+            text += image.before + self._placeholder + image.after + piece
+        coming = iter(images)
+        for token in self._encode(text, part):
+            if token != self.image_token_id:
+                ids.append(token)
+                continue
+            image = next(coming)
+            length = len(image.ids)
+            start = len(ids) + image.ids.index(token)
+            stop = len(ids) + length - image.ids[::-1].index(token)
+            ids.extend(image.ids)
+            spans.append((start, stop))
 
     def _encode(self, text: str, part: str) -> list[int]:
         """Tokens of a text: the start of a conversation, a later prompt, or an answer."""
-        if (text, part) not in self._tokens:
-            encode = self.processor.tokenizer.encode
-            if part == "answer":
-                # a tokenizer may put a space before a text, but none stands before an answer
-                opening = encode(self._opening, add_special_tokens=False)
-                tokens = encode(self._opening + text, add_special_tokens=False)
-                if tokens[: len(opening)] == opening:
-                    tokens = tokens[len(opening) :]
-                else:
-                    tokens = encode(text, add_special_tokens=False)
+        tokens = self._tokens.get((text, part))
+        if tokens is not None:
+            return tokens
+        tokenizer = self.processor.tokenizer
+        encode = tokenizer.encode
+        if part == "answer":
+            # a tokenizer may put a space before a text, but none stands before an answer
+            opening = encode(self._asks, add_special_tokens=False)
+            tokens = encode(self._asks + text, add_special_tokens=False)
+            if tokens[: len(opening)] == opening:
+                tokens = tokens[len(opening) :]
             else:
-                # only at the start: a beginning-of-sequence token, in families that have one
-                tokens = encode(text, add_special_tokens=part == "start")
-            self._tokens[text, part] = tokens
-        return self._tokens[text, part]
+                tokens = encode(text, add_special_tokens=False)
+        else:
+            # only at the start, and only where the template writes none: a beginning-of-sequence
+            # token, in families that have one
+            begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+            tokens = encode(text, add_special_tokens=part == "start" and not begun)
+        self._characters += len(text)
+        if self._characters > _REMEMBERED:
+            self._tokens.clear()
+            self._characters = len(text)
+        self._tokens[text, part] = tokens
+        return tokens
+
+    def _pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[str, str]]:
+        """The texts of prompts and answers in turn, and which part of the conversation each is."""
+        key = tuple((role, tuple(part is None for part in parts)) for role, parts in turns)
+        if key not in self._frames:
+            if len(self._frames) >= _FRAMES:
+                self._frames.clear()
+            self._frames[key] = self._frame(turns)
+        frame = self._frames[key]
+        prompt, part = "", "start"
+        for place, (role, text) in enumerate(_texts(turns)):
+            self._check_text(text)
+            said = text.strip() if role in self._stripped else text
+            prompt += frame.before[place]
+            if role == "assistant":
+                yield prompt, part
+                yield frame.openings[place] + said + frame.ends[place], "answer"
+                prompt, part = "", "prompt"
+            else:
+                prompt += said
+        if frame.before[-1]:
+            yield frame.before[-1], "prompt"
+
+    def _check_text(self, text: str) -> None:
+        for token in self._reserved:
+            if token in text:
+                raise InputError(
+                    f"a text holds {token!r}, the model's own token of an image; remove it"
+                )
 
     @cached_property
-    def _opening(self) -> str:
-        """The template's generation prompt, such as ``ASSISTANT:``."""
-        question = [{"role": "user", "content": [{"type": "text", "text": _SLOT}]}]
-        plain = self._render(question)
-        prompted = self._render(question, add_generation_prompt=True)
-        if not prompted.startswith(plain) or prompted == plain:
-            raise InputError(
-                "the processor's chat template writes no generation prompt after a question; "
-                "use one that obeys add_generation_prompt"
-            )
-        return prompted[len(plain) :]
+    def _placeholder(self) -> str:
+        return self.processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
-    def _frame(self, turns: list[tuple[str, int, str]]) -> _Frame:
-        """The template's text around turns of these speakers and numbers of images."""
-        messages = []
-        for role, images, _ in turns:
-            content = [{"type": "image"}] * images + [{"type": "text", "text": _SLOT}]
-            messages.append({"role": role, "content": content})
-        before = self._render(messages).split(_SLOT)
-        if len(before) != len(turns) + 1:
-            raise InputError(
-                "the processor's chat template drops or repeats turns; "
-                "use one that writes every turn once"
-            )
-        gaps, ends = [""] * len(turns), [""] * len(turns)
-        end = self.processor.tokenizer.eos_token
-        if not end:
-            raise InputError("the tokenizer has no end token; set its eos_token")
-        for index, (role, *_) in enumerate(turns):
-            if role != "assistant":
+    @cached_property
+    def _reserved(self) -> list[str]:
+        video = getattr(self.processor, "video_token", None)
+        tokens = (self.processor.image_token, self._placeholder, video)
+        return [token for token in dict.fromkeys(tokens) if token]
+
+    # -- template --------------------------------------------------------------------------------
+
+    def _frame(self, turns: Sequence[Turn]) -> _Frame:
+        """The template's text around turns of these roles, texts and images.
+
+        What stands before an answer is what generation sees: the generation prompt after the turns
+        so far. How an answer begins and ends is taken from the conversation that ends with it.
+        """
+        before: list[str] = []
+        openings: list[str] = []
+        ends: list[str] = []
+        following = ""
+        for index, turn in enumerate(turns):
+            if turn.role != "assistant":
                 continue
-            head, opening, gaps[index] = before[index].rpartition(self._opening)
-            if not opening or gaps[index].strip():
+            texts = len(before)
+            prompted = self._render(turns[:index], add_generation_prompt=True)
+            written = self._render(turns[: index + 1])
+            new = len(prompted) - 1 - texts
+            opening = _opening(prompted[-1], written[-2])
+            if opening.strip() and not self._generation_prompt:
                 raise InputError(
-                    f"the processor's chat template asks for an answer with {self._opening!r}, but "
-                    f"writes an answer after {before[index]!r}; use one that does both alike"
+                    "the processor's chat template writes no generation prompt after a question; "
+                    "use one that obeys add_generation_prompt"
                 )
-            before[index] = head + opening
-            following = before[index + 1]
-            rest = following.lstrip()
-            ended = rest.startswith(end)
-            before[index + 1] = rest.removeprefix(end)
-            ends[index] = following[: len(following) - len(rest)] + end if ended else end
-        return _Frame(before, gaps, ends)
+            if texts:
+                ends[-1], prompted[texts] = self._split_end(prompted[texts], last=False)
+            before += prompted[texts:]
+            openings += [""] * new + [opening]
+            if not new:
+                raise InputError("an answer stands before a question")
+            following = written[-1]
+            ends += [""] * (new + 1)
+        ends[-1], rest = self._split_end(following, last=True)
+        return _Frame([*before, rest], openings, ends)
 
-    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        return self.processor.apply_chat_template(messages, tokenize=False, **options)
+    def _split_end(self, following: str, *, last: bool) -> tuple[str, str]:
+        """The end of an answer, end token included, and what remains of the text after it."""
+        rest = following.lstrip()
+        space = following[: len(following) - len(rest)]
+        if self._end and rest.startswith(self._end):
+            return space + self._end, rest[len(self._end) :]
+        if not self._end and not last:
+            match = special_tokens(self.processor.tokenizer).match(rest)
+            if match is not None:  # the mark of the next question ends the answer (GLM)
+                return space + match.group(), rest[match.end() :]
+        return self.processor.tokenizer.eos_token, rest
+
+    @cached_property
+    def _end(self) -> str:
+        """The special tokens with which the template ends an answer; empty for none."""
+        eos = self.processor.tokenizer.eos_token
+        if not eos:
+            raise InputError("the tokenizer has no end token; set its eos_token")
+        question = [Turn("user", (_SLOT,)), Turn("assistant", (_SLOT,))]
+        tail, end = self._render(question)[-1].lstrip(), ""
+        special = special_tokens(self.processor.tokenizer)
+        while eos not in end and (match := special.match(tail, len(end))):
+            end += match.group()
+        return end
+
+    @cached_property
+    def _generation_prompt(self) -> str:
+        """What the template adds for an answer, such as ``ASSISTANT:``; empty in some (Mistral)."""
+        question = [Turn("user", (_SLOT,))]
+        plain = self._render(question)[-1]
+        return self._render(question, add_generation_prompt=True)[-1].removeprefix(plain)
+
+    @cached_property
+    def _asks(self) -> str:
+        """What stands before an answer: the generation prompt, or what follows a question."""
+        return self._generation_prompt or self._render([Turn("user", (_SLOT,))])[-1]
+
+    @cached_property
+    def _stripped(self) -> set[str]:
+        """The roles whose texts the template strips of white space."""
+        stripped = set()
+        for role in ("user", "assistant"):
+            padded = [
+                Turn(one, (f" {_SLOT} " if one == role else _SLOT,))
+                for one in ("user", "assistant")
+            ]
+            plain = [Turn(one, (_SLOT,)) for one in ("user", "assistant")]
+            if self._render(padded) == self._render(plain):
+                stripped.add(role)
+        return stripped
+
+    @cached_property
+    def _forms(self) -> dict[str, bool]:
+        """By role: whether the template takes a list of parts, or else a text alone."""
+        talk = [("user", _SLOT), ("assistant", _SLOT), ("user", _SLOT)]
+        for user, assistant in ((True, True), (True, False), (False, False), (False, True)):
+            forms = {"user": user, "assistant": assistant}
+            rendered = self._try([Turn(role, (text,)) for role, text in talk], forms)
+            if isinstance(rendered, str) and rendered.count(_SLOT) == len(talk):
+                break
+        else:
+            reason = f" ({rendered})" if isinstance(rendered, Exception) else ""
+            raise InputError(
+                "the processor's chat template drops or repeats turns; use one that writes every "
+                f"turn once{reason}"
+            )
+        told = [Turn("system", (_SLOT,)), Turn("user", (_SLOT,))]
+        for system in (True, False):
+            rendered = self._try(told, {**forms, "system": system})
+            if isinstance(rendered, str) and rendered.count(_SLOT) == len(told):
+                return {**forms, "system": system}
+        return forms
+
+    def _render(self, turns: Sequence[Turn], **options: Any) -> list[str]:
+        """The template's text before each text of the turns, and after the last."""
+        if any(turn.role not in self._forms for turn in turns):
+            raise InputError("the processor's chat template writes no system turn; remove it")
+        rendered = self._try(turns, self._forms, **options)
+        if isinstance(rendered, Exception):
+            raise InputError(f"the processor's chat template fails ({rendered}); use another")
+        between = rendered.split(_SLOT)
+        if len(between) != len(_texts(turns)) + 1:
+            raise InputError(
+                "the processor's chat template drops or repeats texts; use one that writes every "
+                "text once"
+            )
+        return between
+
+    def _try(
+        self, turns: Sequence[Turn], forms: Mapping[str, bool], **options: Any
+    ) -> str | Exception:
+        """What the template writes, with the texts of the turns as slots; or why it cannot."""
+        if not self.processor.chat_template:
+            raise InputError(
+                f"the processor ({type(self.processor).__name__}) has no chat template; set its "
+                "chat_template and save it with the model"
+            )
+        messages = [
+            {"role": turn.role, "content": self._content(turn, forms[turn.role])} for turn in turns
+        ]
+        try:
+            return self.processor.apply_chat_template(messages, tokenize=False, **options)
+        except Exception as error:  # whatever a template does
+            return error
+
+    def _content(self, turn: Turn, parted: bool) -> str | list[dict[str, Any]]:
+        slots = [part if part is None or _SLOT in part else _SLOT for part in turn.parts]
+        if not parted:
+            mark = self.processor.image_token + "\n"
+            return "".join(mark if slot is None else slot for slot in slots)
+        return [
+            {"type": "image"} if slot is None else {"type": "text", "text": slot} for slot in slots
+        ]
 
 
-def _parse_turn(index: int, turn: dict[str, str]) -> tuple[str, int, str]:
-    speaker = turn.get("from") if isinstance(turn, dict) else None
-    if speaker not in _ROLES or not isinstance(turn.get("value"), str):
-        raise InputError(
-            f"turn {index} of a conversation is {turn!r}; it needs 'from' (one of "
-            f"{', '.join(_ROLES)}) and 'value'"
-        )
-    role = _ROLES[speaker]
-    if role != ("user", "assistant")[index % 2]:
-        raise InputError(
-            f"turn {index} of a conversation is from {speaker!r}; turns must alternate"
-        )
-    text = turn["value"]
-    images = text.count("<image>") if role == "user" else 0
-    if images:
-        text = text.replace("<image>\n", "").replace("\n<image>", "").replace("<image>", "")
-    return role, images, text
+def _opening(prompted: str, written: str) -> str:
+    """What begins an answer that stands after the text ``written``, where generation begins after
+    ``prompted``: a space, or an empty block of thought. White space before it may differ.
+
+    Raises:
+        InputError: The answer does not stand where generation begins.
+    """
+    if written.startswith(prompted):
+        return written[len(prompted) :]
+    if written.split() == prompted.split():
+        return ""
+    raise InputError(
+        f"the processor's chat template asks for an answer with {prompted!r}, but writes an answer "
+        f"after {written!r}; use one that does both alike"
+    )
 
 
-@dataclass
-class SystemEncoder(Encoder):
-    """An encoder that takes a first turn of ``system`` into the prompt, unsupervised, by the same
-    chat template; and that remembers few texts."""
-
-    _system: str | None = field(default=None, init=False)
-
-    def __call__(
-        self, conversations: Sequence[dict[str, str]], image_tokens: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        system = None
-        if conversations and conversations[0].get("from") == "system":
-            system, conversations = conversations[0]["value"], conversations[1:]
-        if system != self._system:
-            self._system = system
-            self._frames.clear()
-        if len(self._tokens) > _REMEMBERED:
-            self._tokens.clear()
-        return super().__call__(conversations, image_tokens)
-
-    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        if self._system is not None:
-            content = [{"type": "text", "text": self._system}]
-            messages = [{"role": "system", "content": content}, *messages]
-        return super()._render(messages, **options)
+def _texts(turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """The role and the content of every text."""
+    return [(role, part) for role, parts in turns for part in parts if part is not None]

@@ -57,15 +57,13 @@ class ImageInEveryBatch:
         Returns:
             None where no sample has an image.
         """
-        for index in range(len(dataset)):
-            ids, _ = dataset.tokens(index)
-            places = np.flatnonzero(ids == collate.image_token_id)
-            if len(places):
-                sample = dict(dataset[index])
-                sample["input_ids"] = ids[: places[-1] + 2]  # with the token that ends the image
-                sample["labels"] = np.full_like(sample["input_ids"], IGNORE_INDEX)
-                return cls(collate, sample)
-        return None
+        if not len(dataset.pictured):
+            return None
+        sample = dict(dataset[int(dataset.pictured[0])])
+        end = max(stop for _, stop in sample["image_spans"])
+        sample["input_ids"] = sample["input_ids"][: end + 1]  # with the token that ends the image
+        sample["labels"] = np.full_like(sample["input_ids"], IGNORE_INDEX)
+        return cls(collate, sample)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if any("pixel_values" in sample for sample in samples):

@@ -58,7 +58,7 @@ class GraceTrainer(Trainer):
     Args:
         model: The student, prepared by :func:`prepare_student`.
         args: The library's own settings.
-        train_dataset: The samples; :class:`grace.data.ShardedConversations` serves as well.
+        train_dataset: The samples.
         data_collator: Makes the batches.
         method: What to train and how.
         teacher: Needed by methods with distillation, and refused by the others.

@@ -58,7 +58,7 @@ class Layout:
 
     @property
     def published(self) -> Path:
-        """Directory of the published training conversations; see ``grace.data.shards``."""
+        """Directory of the published training conversations, which ``conversations`` wrote."""
         return self.data / "conversations"
 
     @property

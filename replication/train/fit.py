@@ -25,8 +25,6 @@ from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import Params
 
 ORIGIN_FILE = "origin.json"
-_LEFT_OUT = ("rejected", "truncated", "dropped_images")
-"""Counts that a sharded dataset has, of conversations that were left out or cut."""
 
 
 def load_training_data(
@@ -149,8 +147,12 @@ def _record(
         "family": model.config.model_type,
         "arithmetic": settings["arithmetic"],
     }
-    left_out = {name: getattr(data, name) for name in _LEFT_OUT if hasattr(data, name)}
-    if left_out:
+    left_out = {
+        "rejected": len(data.bad_records),
+        "truncated": data.truncated,
+        "dropped_images": data.dropped_images,
+    }
+    if any(left_out.values()):
         record["data"] = left_out
     if method.distillation is not None and method.distillation.adaptive:
         bounds = ("tau", "beta_min", "beta_max")
@@ -290,18 +292,8 @@ def origin_of(
         "method": repr(method),
         "teacher": repr([getattr(teacher, name, None) for name in ("identity", "sha256", "seed")]),
         "weights": weights.hexdigest(),
-        # shards know the hash of theirs: to read every sample would take minutes
-        "data": getattr(data, "sha256", None) or _samples_hash(data),
+        "data": data.sha256,
     }
-
-
-def _samples_hash(data: ConversationDataset) -> str:
-    samples = hashlib.sha256()
-    for index in range(len(data)):
-        samples.update(data.ids[index].encode())
-        for tokens in data.tokens(index):
-            samples.update(tokens.tobytes())
-    return samples.hexdigest()
 
 
 def save_model(

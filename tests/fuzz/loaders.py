@@ -3,6 +3,7 @@
 What the project itself wrote moments ago, such as scores and logs, is not fuzzed.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from grace.data import ConversationDataset
-from grace.data.shards import INDEX_FILE, Shards
+from grace.data.records import read_record
+from grace.data.sources import open_records
+from grace.errors import InputError
 from grace.export import load_student, save_compressed_tensors, save_packed
 from grace.export.packed import PACKED_FILE, load_packed
 from grace.export.released import SIDECAR, _sidecar_layers
@@ -120,15 +123,24 @@ def annotations(valid: Valid) -> Loader:
     return Loader(json_file(encoded(mixed(valid.folder))), load, 150, 20_000)
 
 
-def shards_index(valid: Valid) -> Loader:
+def records_bytes(valid: Valid) -> Loader:
+    """A file of records, as every kind that a data set reads them from."""
+    path, lines = valid.folder / "records.arrow", valid.folder / "records.jsonl"
     directory = build(valid.folder, mixed(valid.folder), shard_size=3)
 
     def load() -> None:
-        shards = Shards(directory)
-        assert len([shards[position] for position in range(len(shards))]) == len(shards.ids)
+        for file in (path, lines):
+            records = open_records(file)
+            for position in range(len(records)):
+                with contextlib.suppress(InputError):
+                    read_record(records[position], position, Path)
 
-    path = directory / INDEX_FILE
-    return Loader(json_file(path.read_bytes()), written(path, load), 60, 6_000)
+    def run(content: bytes) -> Any:
+        path.write_bytes(content)
+        lines.write_bytes(content)
+        return load()
+
+    return Loader(contents((directory / "part-00000.arrow").read_bytes()), run, 60, 6_000)
 
 
 def conversations(valid: Valid) -> Loader:
@@ -269,7 +281,7 @@ def compressed_tensors_config(valid: Valid) -> Loader:
 
 
 FILES = (
-    *(params_text, annotations, shards_index, conversations_bytes, sidecar_bytes, codes_file),
+    *(params_text, annotations, records_bytes, conversations_bytes, sidecar_bytes, codes_file),
     *(packed_file, packed_config, model_config),
 )
 """Loaders that take the bytes of a file."""

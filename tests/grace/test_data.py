@@ -69,7 +69,7 @@ def supervised(ids, labels):
 
 
 def test_tokens_are_those_of_the_whole_text(small):
-    ids, _ = Encoder(small.processor)(TALK, [16])
+    ids, _, _ = Encoder(small.processor)(TALK, [16])
     text = WRITTEN[small.name].replace("IMAGE", small.processor.image_token * 16)
     assert ids == small.processor.tokenizer.encode(text, add_special_tokens=False)
 
@@ -77,23 +77,23 @@ def test_tokens_are_those_of_the_whole_text(small):
 @pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
 def test_tokens_are_those_of_the_chat_template(family, name):
     processor = family(name).processor
-    ids, _ = Encoder(processor)(TALK, [16])
+    ids, _, _ = Encoder(processor)(TALK, [16])
     text = processor.apply_chat_template(MESSAGES, tokenize=False)
     text = text.replace("<|image_pad|>", "<|image_pad|>" * 16)
     assert ids == processor.tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_only_answers_and_their_end_are_supervised(small):
-    spoken = supervised(*Encoder(small.processor)(TALK, [16]))
+    spoken = supervised(*Encoder(small.processor)(TALK, [16])[:2])
     assert small.processor.tokenizer.decode(spoken) == SPOKEN[small.name]
     assert small.processor.image_token_id not in spoken
 
 
 def test_the_prompt_is_what_generation_sees(small, conversations):
     """Up to the first answer the tokens are the processor's own."""
-    ids, labels = Encoder(small.processor)(TALK[:2], [16])
+    ids, labels, _ = Encoder(small.processor)(TALK[:2], [16])
     first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
-    image = ConversationDataset(conversations, small.processor, small.model().config).image(0)
+    image = ConversationDataset(conversations, small.processor, small.model().config).images(0)[0]
     assert ids[:first] == generation_prompt(small.processor, image)
 
 
@@ -144,10 +144,10 @@ def llava_processor(tokenizer):
 @pytest.mark.parametrize("kind", ["legacy", "metaspace", "normalizer"])
 def test_a_sentencepiece_tokenizer_sees_no_space_of_its_own(texts, conversations, family, kind):
     processor = llava_processor(llama_tokenizer(texts, kind))
-    ids, labels = Encoder(processor)(TALK, [16])
+    ids, labels, _ = Encoder(processor)(TALK, [16])
     first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
     small = family("llava")
-    image = ConversationDataset(conversations, small.processor, small.model().config).image(0)
+    image = ConversationDataset(conversations, small.processor, small.model().config).images(0)[0]
     assert ids[:first] == generation_prompt(processor, image)
     assert ids[0] == processor.tokenizer.bos_token_id
     assert ids.count(processor.tokenizer.bos_token_id) == 1
@@ -171,7 +171,7 @@ def with_template(processor, template):
 def test_a_system_prompt_is_not_supervised(processor):
     """Qwen2-VL's published template begins with one, and it ends with the end token too."""
     published = with_template(processor, SYSTEM + processor.chat_template)
-    ids, labels = Encoder(published)(TALK, [16])
+    ids, labels, _ = Encoder(published)(TALK, [16])
     text = SYSTEM + QWEN_TEXT.replace("IMAGE", processor.image_token * 16)
     assert ids == processor.tokenizer.encode(text)
     assert processor.tokenizer.decode(supervised(ids, labels)) == SPOKEN["qwen2_vl"]
@@ -182,7 +182,7 @@ def test_a_system_prompt_is_not_supervised(processor):
     [
         ("{% if add_generation_prompt %}", "{% if false %}", "no generation prompt"),
         ("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}", "does both alike"),
-        ("{% elif part['type'] == 'text' %}", "{% elif false %}", "drops or repeats"),
+        ("{% for message in messages %}", "{% for message in messages[-1:] %}", "drops or rep"),
     ],
 )
 def test_templates_unfit_for_training_are_refused(processor, old, new, message):
@@ -241,7 +241,7 @@ def test_batches_say_where_things_are(small, dataset):
 
 
 def test_pixels_are_the_processors(small, dataset):
-    expected = small.processor.image_processor(images=[dataset.image(3)], return_tensors="pt")
+    expected = small.processor.image_processor(images=[dataset.images(3)[0]], return_tensors="pt")
     for name in small.adapter.image_inputs:
         assert torch.equal(dataset[3][name], expected[name])
 
@@ -273,8 +273,11 @@ def test_bad_files_are_refused(tmp_path, conversations, processor, make_model):
         load(torn)
     table = pq.read_table(conversations)
     pq.write_table(table.drop_columns(["image"]), tmp_path / "blind.parquet")
-    with pytest.raises(InputError, match=r"lacks column\(s\) image"):
+    with pytest.raises(InputError, match=r"48 of 48 records.*\n.*more <image> marks than images"):
         load(tmp_path / "blind.parquet")
+    pq.write_table(table.drop_columns(["conversations"]), tmp_path / "silent.parquet")
+    with pytest.raises(InputError, match="lacks a column 'messages' or 'conversations'; it has id"):
+        load(tmp_path / "silent.parquet")
     pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
     with pytest.raises(InputError, match="no records"):
         load(tmp_path / "empty.parquet")
@@ -285,9 +288,8 @@ def test_a_corrupt_image_names_its_record(tmp_path, conversations, processor, ma
     rows[1]["image"]["bytes"] = b"not a picture"
     path = tmp_path / "corrupt.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(conversations)), path)
-    data = ConversationDataset(path, processor, make_model().config)
-    with pytest.raises(InputError, match=r"scene_0000001.*its image cannot be read"):
-        data[1]
+    with pytest.raises(InputError, match=r"1 of 2.*\n.*scene_0000001.*its image cannot be read"):
+        ConversationDataset(path, processor, make_model().config)
 
 
 def test_prompts_can_be_supervised_too(conversations, processor, make_model):
@@ -308,7 +310,7 @@ def test_records_of_text_alone_mix_with_others(tmp_path, conversations, small):
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(conversations)), path)
     model, processor = small.model().eval(), small.processor
     data = ConversationDataset(path, processor, model.config)
-    assert data[1].keys() == {"index", "input_ids", "labels"}
+    assert data[1].keys() == {"index", "input_ids", "labels", "image_spans"}
     assert data[1]["input_ids"].tolist() == Encoder(processor)(text, [])[0]
     collate = small.collator()
     mixed, alone = collate([data[0], data[1], data[2]]), collate([data[1]])

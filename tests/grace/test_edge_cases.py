@@ -96,7 +96,7 @@ def test_a_batch_of_one(tmp_path, small, teacher, data, method):
 def test_no_image_in_any_batch(tmp_path, small, teacher, data, method):
     """The relational term is zero, the others are what they are."""
     turns = [{"from": "human", "value": "red"}, {"from": "gpt", "value": "circle"}]
-    ids, labels = (torch.tensor(part).numpy() for part in Encoder(small.processor)(turns, []))
+    ids, labels = (torch.tensor(part).numpy() for part in Encoder(small.processor)(turns, [])[:2])
     samples = Samples(data, [{"input_ids": ids, "labels": labels}] * 4)
     model, before, history = train(tmp_path, small, teacher, samples, method)
     assert moved(model, before)
@@ -137,7 +137,7 @@ def test_answers_of_one_token(tmp_path, small, teacher, data):
     encode = small.processor.tokenizer.encode
     word = next(one for one in ("yes", "no", "1", "A") if len(encode(one)) == 1)
     turns = [{"from": "human", "value": "red"}, {"from": "gpt", "value": word}]
-    ids, labels = (torch.tensor(part).numpy() for part in Encoder(small.processor)(turns, []))
+    ids, labels = (torch.tensor(part).numpy() for part in Encoder(small.processor)(turns, [])[:2])
     spoken = labels[labels != IGNORE_INDEX]
     assert spoken[-1] == small.processor.tokenizer.eos_token_id and len(spoken) == 2
     labels[labels == spoken[-1]] = IGNORE_INDEX

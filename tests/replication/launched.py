@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "grace"))
 import ranks
 
+import replication.data.conversations.load
 import replication.train.launch.run
 from grace.data import ConversationDataset
 from replication.settings.checks import load_params
@@ -21,7 +22,7 @@ def _load(path, processor, config, *, max_length):
     return ConversationDataset(path / "train.parquet", processor, config)
 
 
-replication.train.launch.run.load_conversations = _load
+replication.data.conversations.load.load_conversations = _load
 
 
 def train(workspace: Path, group: str, name: str, seed: int, kill=None) -> None:

@@ -130,7 +130,7 @@ def test_the_words_of_a_conversation_are_carried_over(family):
         {"from": "gpt", "value": "red"},
     ]
     processor = family("llava").processor
-    ids, _ = Encoder(processor)(talk, [16])
+    ids = Encoder(processor)(talk, [16]).ids
     assert set(processor.tokenizer.convert_ids_to_tokens(ids)) <= set(tokens_of(family, "llava"))
 
 

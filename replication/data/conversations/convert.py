@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
-from grace.data.shards import FORMAT, INDEX_FILE, locate_image, write_shard
+from grace.data.records import locate_image
 from grace.errors import InputError
 from grace.files import file_sha256
 from replication.base.files import atomic_path, write_json_atomic
@@ -27,6 +28,18 @@ from replication.data.conversations.annotations import AnnotationFile, read_reco
 from replication.data.conversations.images import Seen, check_images
 from replication.data.conversations.records import Problem, Record, check_record, folder_of
 
+FORMAT = 2
+"""Version of the directory's layout, which the index states."""
+INDEX_FILE = "index.json"
+"""Name of the file that says what the shards were made of, with their hashes."""
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("images", pa.list_(pa.string())),
+        ("conversations", pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))),
+    ]
+)
+"""Columns of a shard, as `grace.data.ConversationDataset` reads them."""
 SHARD_SIZE = 10_000  # conversations; some 20 MB of text
 _PROGRESS_FILE = "progress.json"
 
@@ -39,7 +52,7 @@ class Images:
     folders: Mapping[str, str] = field(default_factory=dict)
 
     def locate(self, path: str) -> Path:
-        return locate_image(path, self.root, self.folders)
+        return locate_image(path, {"": self.root, **self.folders})
 
 
 @dataclass(frozen=True)
@@ -333,7 +346,7 @@ def _write_shards(
         path = work / f"part-{len(written.shards):05d}.arrow"
         if not path.exists():
             with atomic_path(path) as temporary:
-                write_shard(waiting, temporary)
+                _write_shard(waiting, temporary)
         digest = file_sha256(path)
         written.shards.append({"file": path.name, "records": len(waiting), "sha256": digest})
         waiting.clear()
@@ -347,7 +360,7 @@ def _write_shards(
         kinds["text_alone"] += not record.images
         kinds["several_images"] += len(record.images) > 1
         folders.update(folder_of(path) for path in record.images)
-        waiting.append(_row(record, seen))
+        waiting.append(_row(record))
         if len(waiting) == shard_size:
             flush()
     if waiting:
@@ -360,13 +373,17 @@ def _write_shards(
     return written
 
 
-def _row(record: Record, seen: Mapping[str, Seen]) -> dict[str, Any]:
+def _write_shard(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write records (rows of SCHEMA) as one Arrow file; equal records give equal bytes."""
+    batch = pa.RecordBatch.from_pylist(list(records), schema=SCHEMA)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_batch(batch)
+
+
+def _row(record: Record) -> dict[str, Any]:
     return {
         "id": record.id,
-        "images": [
-            {"path": path, "width": seen[path].width, "height": seen[path].height}
-            for path in record.images
-        ],
+        "images": list(record.images),
         "conversations": [{"from": speaker, "value": text} for speaker, text in record.turns],
     }
 

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from grace.data.shards import is_inside
-
 MARK = "<image>"
 ROLES = ("human", "gpt")
 
@@ -77,6 +75,13 @@ def check_record(record: Any, position: str) -> Record | Problem:
     return _check_turns(said, len(paths)) or Record(
         str(identity), tuple(str(PurePosixPath(path)) for path in paths), said
     )
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path is relative, names a file and cannot lead out of the folder it is put in."""
+    parts = PurePosixPath(path).parts
+    unsafe = path.startswith("/") or path.endswith("/") or "\\" in path or "\0" in path
+    return bool(parts) and not unsafe and ".." not in parts
 
 
 def folder_of(path: str) -> str:

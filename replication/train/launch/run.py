@@ -3,7 +3,6 @@
 import importlib.util
 import subprocess
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grace.errors import InputError
@@ -28,13 +27,6 @@ if TYPE_CHECKING:
 
 
 # The trainer takes seconds to import: only the processes that train need it.
-
-
-def load_conversations(path: Path, processor: Any, config: Any, *, max_length: int | None) -> Any:
-    """The published training data."""
-    from grace.data import ShardedConversations
-
-    return ShardedConversations(path, processor, config, max_length=max_length)
 
 
 def launch_group(params: Params, group: str) -> None:
@@ -119,6 +111,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
 
     from grace.models import load_processor
     from grace.training.distributed import whole_model
+    from replication.data.conversations.load import load_conversations
     from replication.train.fit import fit, origin_of, read_origin, save_trained
 
     check(params, group, name, seed)

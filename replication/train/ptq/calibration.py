@@ -4,16 +4,14 @@ import hashlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from grace.data import Collator, ConversationDataset
 from grace.errors import InputError
-
-if TYPE_CHECKING:
-    from grace.data import ShardedConversations
+from replication.data.conversations.load import load_conversations
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,7 @@ class Calibration:
     """``samples`` training conversations with an image, drawn from ``path`` with ``seed``.
 
     Attributes:
-        path: Conversations in the LLaVA schema: a file (`grace.data.ConversationDataset`), or the
-            shards of published ones (`grace.data.ShardedConversations`).
+        path: Conversations: a file of the small world, or the directory of published ones.
         samples: How many are drawn.
         seed: Of the draw.
     """
@@ -40,12 +37,8 @@ class Calibration:
         Raises:
             InputError: For too few conversations.
         """
-        shards = None
-        if self.path.is_dir():
-            from grace.data import ShardedConversations
-
-            shards = ShardedConversations(self.path, processor, config)
-        with_image = self._with_image() if shards is None else shards.pictured.tolist()
+        data = self._open(processor, config)
+        with_image = data.pictured.tolist()
         if len(with_image) < self.samples:
             raise InputError(
                 f"calibration.samples is {self.samples}, but {str(self.path)!r} has only "
@@ -53,26 +46,19 @@ class Calibration:
             )
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(with_image), generator=generator)[: self.samples].tolist()
-        records = [with_image[index] for index in order]
-        if shards is not None:
-            return Drawn(shards, records)
-        data = ConversationDataset(self.path, processor, config, records=records)
-        return Drawn(data, list(range(len(data))))
+        return Drawn(data, [with_image[index] for index in order])
 
-    def _with_image(self) -> list[int]:
-        import pyarrow.parquet as pq
-
-        # the bytes of the images are not needed, and are most of the file
-        with pq.ParquetFile(self.path) as file:
-            images = file.read(columns=["image.path"])["image"]
-        return [index for index, valid in enumerate(images.is_valid().to_pylist()) if valid]
+    def _open(self, processor: Any, config: Any) -> ConversationDataset:
+        if self.path.is_dir():
+            return load_conversations(self.path, processor, config)
+        return ConversationDataset(self.path, processor, config)
 
 
 @dataclass(frozen=True)
 class Drawn:
     """Drawn conversations, tokenized: samples of ``data``, by their indices."""
 
-    data: "ConversationDataset | ShardedConversations"
+    data: ConversationDataset
     indices: list[int]
 
     @property
