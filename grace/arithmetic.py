@@ -31,6 +31,19 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     return any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
+def chosen_device(choice: str = "auto") -> str:
+    """The device to compute on: "auto" is CUDA where there is one.
+
+    Raises:
+        InputError: "cuda" is asked for and not there.
+    """
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: torch sees no CUDA device here; choose cpu")
+    if choice == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return choice
+
+
 def native_dtype(device: str = "cpu") -> torch.dtype:
     """bfloat16 where the device multiplies it, else float32."""
     return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
@@ -49,3 +62,8 @@ def chosen_dtype(choice: str = "auto", device: str = "cpu") -> torch.dtype:
     if choice not in CHOICES:
         raise InputError(f"arithmetic is {choice!r}; choose one of {', '.join(CHOICES)}")
     return native_dtype(device) if choice == "auto" else getattr(torch, choice)
+
+
+def arithmetic_name(choice: str = "auto") -> str:
+    """The name of the format to compute in on this machine's device: "bfloat16" or "float32"."""
+    return str(chosen_dtype(choice, chosen_device())).removeprefix("torch.")

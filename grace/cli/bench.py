@@ -12,7 +12,6 @@ from typing import Any
 from grace.cli.models import (
     add_device,
     check_free,
-    device_of,
     open_image,
     positive,
     processor_of,
@@ -74,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked before a model is loaded. Raises InputError."""
+    from grace.arithmetic import chosen_device
     from grace.export.packed import PACKED_FILE
     from grace.models import check_model_directory
 
@@ -87,7 +87,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.packed!r} is not packed: run `grace pack` first")
     if arguments.json is not None:
         check_free(arguments.json, overwrite=False)
-    device_of(arguments.device)
+    chosen_device(arguments.device)
 
 
 def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +103,11 @@ def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
+    from grace.arithmetic import chosen_device
     from grace.decoding import Decoder
     from grace.export import load_student
 
-    device = device_of(settings["device"])
+    device = chosen_device(settings["device"])
 
     def now() -> float:
         if device == "cuda":

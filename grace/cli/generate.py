@@ -7,7 +7,6 @@ from typing import Any
 from grace.cli.models import (
     DTYPES,
     add_device,
-    device_of,
     open_image,
     positive,
     processor_of,
@@ -83,11 +82,12 @@ def run(arguments: argparse.Namespace) -> None:
     """Answer and print."""
     import torch
 
+    from grace.arithmetic import chosen_device
     from grace.decoding import generate, special_settings
     from grace.export import load_student
 
     images = [open_image(path) for path in arguments.image]
-    device = device_of(arguments.device)
+    device = chosen_device(arguments.device)
     processor = processor_of(arguments.model)
     inputs = question(processor, images, arguments.prompt)
     model: Any = load_student(

@@ -42,21 +42,6 @@ def check_free(path: str, overwrite: bool) -> None:
         raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
-def device_of(name: str) -> str:
-    """The device of --device: "auto" is CUDA where there is one.
-
-    Raises:
-        InputError: The device is not there.
-    """
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; choose cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
-
-
 def add_device(parser: Any) -> None:
     parser.add_argument(
         "--device",

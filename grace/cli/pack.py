@@ -43,14 +43,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Pack, check and write."""
     import torch
 
-    from grace.cli.models import device_of
+    from grace.arithmetic import chosen_device
     from grace.export import save_packed
     from grace.int4 import effective_bits, pack
     from grace.models import load_model
 
     exact = trained_codes(arguments.model)
     check_free(arguments.out, arguments.overwrite)
-    device = device_of("cuda" if arguments.backend == "cuda" else "cpu")
+    device = chosen_device("cuda" if arguments.backend == "cuda" else "cpu")
     processor = processor_of(arguments.model)
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
     names = pack(model, exact, backend=arguments.backend)

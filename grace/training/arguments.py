@@ -21,7 +21,7 @@ from typing import Any, NoReturn, get_type_hints
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from grace.arithmetic import native_dtype
+from grace.arithmetic import chosen_device, native_dtype
 from grace.errors import InputError
 from grace.files import read_yaml
 from grace.training.distributed import under_deepspeed
@@ -229,19 +229,11 @@ def _options(chosen: Namespace) -> Options:
     evaluates = bool(data.eval_data) or data.eval_share > 0
     if settings["eval_strategy"] is None and evaluates:
         settings["eval_strategy"] = "steps"
-    settings["use_cpu"] |= _device(run.device) == "cpu"
+    settings["use_cpu"] |= chosen_device(run.device) == "cpu"
     trainer = GraceArguments(f"{run.out}.checkpoints", **settings)
     if trainer.do_eval and not evaluates:
         raise InputError("evaluation is asked for; give eval_data or eval_share as well")
     return Options(models, data, method, run, trainer)
-
-
-def _device(name: str) -> str:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no CUDA device here; choose cpu")
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 # -- recipes ----------------------------------------------------------------------------------

@@ -117,12 +117,9 @@ def lock_hash(root: str | Path | None = None) -> str | None:
 
 def native_arithmetic() -> str:
     """What this machine multiplies at full speed, "bfloat16" or "float32"."""
-    import torch
+    from grace.arithmetic import arithmetic_name
 
-    from grace.arithmetic import native_dtype
-
-    dtype = native_dtype("cuda" if torch.cuda.is_available() else "cpu")
-    return str(dtype).removeprefix("torch.")
+    return arithmetic_name()
 
 
 def collect(

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from grace.arithmetic import chosen_dtype
+from grace.arithmetic import arithmetic_name, chosen_device
 from grace.errors import InputError
 from replication.base.files import atomic_path
 from replication.benchmarks import Benchmark, Questions, Standins, get, official_version
@@ -78,8 +78,7 @@ def evaluation_dtype(choice: str) -> str:
     """The weights' type of an evaluation; "auto" is what this machine multiplies natively."""
     if choice != "auto":
         return choice
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return str(chosen_dtype("auto", device)).removeprefix("torch.")
+    return arithmetic_name()
 
 
 def evaluate_model(
@@ -176,8 +175,7 @@ def _chat_model(
 
     if isinstance(model, torch.nn.Module):
         return ChatModel(model, processor, **options)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = chosen_device(device)
     return ChatModel.from_directory(Path(model), dtype=dtype, device=device, **options)
 
 

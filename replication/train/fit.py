@@ -15,14 +15,12 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from grace import models
-from grace.arithmetic import chosen_dtype
 from grace.data import Collator, ConversationDataset
 from grace.training import GraceTrainer, MethodConfig, Teacher, save_student
 from grace.training.distributed import load_weights, under_deepspeed
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
-from replication.settings.schema import Params
 
 ORIGIN_FILE = "origin.json"
 
@@ -40,12 +38,6 @@ def load_training_data(
     with reading(path, "features"):
         features = np.load(path, mmap_mode="c")
     return ConversationDataset(layout.conversations, processor, config, vision_features=features)
-
-
-def arithmetic_of(params: Params) -> str:
-    """What training computes in on this machine: "bfloat16" or "float32"."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return str(chosen_dtype(params.arithmetic, device)).removeprefix("torch.")
 
 
 def fit(

@@ -59,11 +59,11 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
 
 def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
     """The settings of :func:`replication.train.fit.fit` for one seed of a run."""
-    from replication.train.fit import arithmetic_of
+    from grace.arithmetic import arithmetic_name
 
     settings = dataclasses.asdict(params.train) | {
         "seed": seed,
-        "arithmetic": arithmetic_of(params),
+        "arithmetic": arithmetic_name(params.arithmetic),
     }
     if run.learning_rate is not None:
         settings["learning_rate"] = run.learning_rate

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from grace.arithmetic import arithmetic_name
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
@@ -17,7 +18,7 @@ from replication.data.world.warmstart import warm_start
 from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import LANGUAGE_FAMILY, Params, Pretraining, section
-from replication.train.fit import arithmetic_of, fit, load_training_data, origin_of, save_model
+from replication.train.fit import fit, load_training_data, origin_of, save_model
 
 
 def train_decoder(params: Params, name: str) -> None:
@@ -97,7 +98,7 @@ def _finetune(
     """Plain supervised fine-tuning of every weight but the tower's, and the model's directory."""
     layout, method = Layout(params), MethodConfig("sft")
     prepare_student(model, method)
-    values = dataclasses.asdict(settings) | {"arithmetic": arithmetic_of(params)}
+    values = dataclasses.asdict(settings) | {"arithmetic": arithmetic_name(params.arithmetic)}
     code = code_hash("replication.train.start")
     fit(
         model,

@@ -69,3 +69,18 @@ def test_without_native_bfloat16_the_dense_product_is_that_of_float32(linear, ha
         exact += bias.double()
     size = x.double().abs() @ (codes.double() * scales.double()).abs().t()
     assert ((result - exact).abs() <= exact.abs() * 2**-8 + size * 2**-20).all()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_the_device_is_cuda_where_there_is_one(monkeypatch, cuda):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(arithmetic, "multiplies_bfloat16", {"cpu": False, "cuda": True}.get)
+    assert arithmetic.chosen_device() == ("cuda" if cuda else "cpu")
+    assert arithmetic.chosen_device("cpu") == "cpu"
+    assert arithmetic.arithmetic_name() == ("bfloat16" if cuda else "float32")
+    assert arithmetic.arithmetic_name("float32") == "float32"
+    if cuda:
+        assert arithmetic.chosen_device("cuda") == "cuda"
+    else:
+        with pytest.raises(InputError, match="sees no CUDA device here; choose cpu"):
+            arithmetic.chosen_device("cuda")
