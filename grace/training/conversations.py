@@ -28,6 +28,12 @@ class Part(Subset):
         every = dataset.lengths
         return [every[index] for index in self.indices]
 
+    @property
+    def pictured(self) -> np.ndarray:
+        """Indices of the samples that show an image."""
+        dataset: Any = self.dataset
+        return np.flatnonzero(np.isin(self.indices, dataset.pictured))
+
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and labels of a sample."""
         dataset: Any = self.dataset
@@ -97,10 +103,12 @@ def split(dataset: Any, share: float, seed: int) -> tuple[Part, Part]:
 
 def _dataset(sources: list[str], options: Options, student: Source) -> ConversationDataset:
     chosen = options.data
-    more = {  # XXX until the data set takes them
-        name: getattr(chosen, name)
-        for name in ("image_folder", "max_length", "on_bad_record", "max_bad_share")
-        if getattr(chosen, name) != getattr(type(chosen), name)
-    }
-    source: Any = sources if len(sources) > 1 else sources[0]
-    return ConversationDataset(source, student.processor, student.config, **more)
+    return ConversationDataset(
+        sources if len(sources) > 1 else sources[0],
+        student.processor,
+        student.config,
+        image_folder=chosen.image_folder,
+        max_length=chosen.max_length,
+        on_bad_record=chosen.on_bad_record,
+        max_bad_share=chosen.max_bad_share,
+    )
