@@ -33,10 +33,11 @@ def model_card(report: Mapping[str, Any]) -> str:
         tags=["grace", f"int{bits}" if bits != 16 else "bf16", method["method"]],
         datasets=[name for name in report["data"]["data"] if _on_hub(name)] or None,
     )
+    data_names = ", ".join(map(_shown, report["data"]["data"]))
     rows = {
-        "base": report["model"]["name"],
+        "base": _shown(report["model"]["name"]),
         "teacher": _teacher(report),
-        "data": f"{', '.join(report['data']['data'])} ({report['data']['samples']} samples)",
+        "data": f"{data_names} ({report['data']['samples']} samples)",
         "method": f"{method['method']}: {_METHODS[method['method']]}",
         "weights": _weights(method),
         "distillation": _pairs(method["distillation"]),
@@ -74,9 +75,14 @@ def _on_hub(name: str) -> str | None:
     return name if name.count("/") == 1 and not Path(name).exists() else None
 
 
+def _shown(name: str) -> str:
+    """A hub name, or the last part of a path: the others are the machine's."""
+    return name if _on_hub(name) else Path(name).name
+
+
 def _teacher(report: Mapping[str, Any]) -> str | None:
     teacher = report["teacher"]
-    return None if teacher is None else f"{teacher['name']} in {teacher['bits']} bits"
+    return None if teacher is None else f"{_shown(teacher['name'])} in {teacher['bits']} bits"
 
 
 def _weights(method: Mapping[str, Any]) -> str:

@@ -57,6 +57,8 @@ def train(options: Options) -> None:
         trainer, student = _trained(plan, stop)
         if stop.signal is not None:
             step = trainer.state.global_step
+            if not trainer.is_world_process_zero():
+                raise SystemExit(128 + stop.signal)  # the first process says it
             raise Stopped(
                 f"interrupted: step {step} of {trainer.state.max_steps} is saved in "
                 f"{plan.checkpoints}; go on with --resume",
