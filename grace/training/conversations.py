@@ -14,30 +14,19 @@ from grace.training.checks import Source
 
 
 class Part(Subset):
-    """Some samples of a data set, which keep the index that they have in it."""
+    """Some samples of a data set, which keep the index that they have in it.
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("dataset", "indices"):  # while it is copied
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
+    Attributes:
+        processor: The data set's.
+        lengths: Number of tokens of every sample.
+        pictured: Positions of the samples that show an image, (n,) int64.
+    """
 
-    @property
-    def lengths(self) -> list[int]:
-        """Number of tokens of every sample."""
-        dataset: Any = self.dataset
-        every = dataset.lengths
-        return [every[index] for index in self.indices]
-
-    @property
-    def pictured(self) -> np.ndarray:
-        """Indices of the samples that show an image."""
-        dataset: Any = self.dataset
-        return np.flatnonzero(np.isin(self.indices, dataset.pictured))
-
-    def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and labels of a sample."""
-        dataset: Any = self.dataset
-        return dataset.tokens(self.indices[index])
+    def __init__(self, dataset: ConversationDataset, indices: list[int]) -> None:
+        super().__init__(dataset, indices)
+        self.processor = dataset.processor
+        self.lengths = np.asarray(dataset.lengths)[indices].tolist()
+        self.pictured = np.flatnonzero(np.isin(indices, dataset.pictured))
 
 
 @dataclass
@@ -80,7 +69,7 @@ def read_conversations(
     train = full
     if chosen.eval_share and evaluation is None:
         train, evaluation = split(full, chosen.eval_share, options.trainer.seed)
-    identity = {"samples": len(train), "sha256": getattr(full, "sha256", None)}
+    identity = {"samples": len(train), "sha256": full.sha256}
     if train is not full:
         identity["held out"] = [chosen.eval_share, options.trainer.seed]
     return Conversations(full, train, evaluation, identity)

@@ -112,7 +112,13 @@ def test_what_a_run_leaves(models, conversations, tmp_path):
     assert card.data.pipeline_tag == "image-text-to-text"
     assert set(card.data.tags) == {"grace", "int4"}
     assert str(models) not in card.text
-    for text in ("| teacher | teacher in 16 bits |", "tau 0.2", "4 bits", "grace pack out", "vllm serve"):
+    for text in (
+        "| teacher | teacher in 16 bits |",
+        "tau 0.2",
+        "4 bits",
+        "grace pack out",
+        "vllm serve",
+    ):
         assert text in card.text, text
 
 
