@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
+from installed import install
 from shapes import TEXTS, VISIONS
 
 from grace.data import Collator
@@ -152,13 +153,21 @@ def speaker_dir(speaker, processor, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """A folder that says which entry points the project has: for the PYTHONPATH of a process."""
+    folder = tmp_path_factory.mktemp("site")
+    install(folder)
+    return folder
+
+
 @pytest.fixture
 def answering(monkeypatch):
     """Replace every model's answers by a function of the task and the row; a list of the tasks
     that were asked."""
 
     def install(answer):
-        from replication.evaluate.chat_model import ChatModel
+        from grace.evaluation.lmms import ChatModel
 
         asked = []
 

@@ -188,9 +188,7 @@ def test_a_run():
 
 
 def test_a_benchmark(tmp_path, make_model, processor, monkeypatch):
-    lmms_model = pytest.importorskip(
-        "replication.evaluate.chat_model", reason="lmms-eval is not installed"
-    )
+    lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
     from replication.evaluate.score import evaluate_model
 
     example("A benchmark")

@@ -1,30 +1,11 @@
 """Packages can be imported in any order, and what needs no torch imports none."""
 
 import os
-import pathlib
-import shutil
 import subprocess
 import sys
-import tomllib
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder that, as an installation does, says which entry points grace has, and has them."""
-    folder = tmp_path_factory.mktemp("site")
-    shutil.copy(ROOT / "grace_torchvision.py", folder)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    metadata = folder / "grace_vlm-0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: grace-vlm\nVersion: 0\n")
-    points = project["entry-points"]["torch.backends"]
-    lines = [f"{name} = {value}\n" for name, value in points.items()]
-    (metadata / "entry_points.txt").write_text("".join(["[torch.backends]\n", *lines]))
-    return folder
+from installed import ROOT
 
 
 def run(code, *folders, cwd):

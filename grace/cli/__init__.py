@@ -1,6 +1,6 @@
 """The `grace` command: train a vision-language model in INT4, pack, export, measure and ask it.
 
-    grace train | pack | export | bench | generate
+    grace train | eval | pack | export | bench | generate
 
 Every command is a module here with its help (`DESCRIPTION`, `EXAMPLES`), its arguments
 (`add_arguments`) and its action (`run`). Bad input ends with one line on standard error and exit
@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from grace import __version__
-from grace.cli import bench, export, generate, pack, train
+from grace.cli import bench, eval, export, generate, pack, train
 from grace.errors import InputError
 
 COMMANDS: dict[str, ModuleType] = {
     "train": train,
+    "eval": eval,
     "pack": pack,
     "export": export,
     "bench": bench,
@@ -29,6 +30,7 @@ _EPILOG = """\
 from a published checkpoint to INT4 answers:
   grace train MODEL --teacher LARGER --data train.parquet --out student
   grace pack student --out student-int4
+  grace eval student-int4 --tasks mmbench_en_dev,pope
   grace bench student student-int4
   grace generate student-int4 --image photo.jpg --prompt "What is this?"
 and for other libraries:

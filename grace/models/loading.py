@@ -21,20 +21,29 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
         dtype: Of the weights.
 
     Raises:
-        InputError: The directory is missing or no readable model directory.
+        InputError: The directory is missing, no readable model directory, or lacks weights.
     """
     from transformers import AutoModelForImageTextToText
 
     check_model_directory(path)
     directory = model_directory(path)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype)
+        model, loading = AutoModelForImageTextToText.from_pretrained(
+            directory, dtype=dtype, output_loading_info=True
+        )
     except Exception as error:  # the library fails with many types, its parts with their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"cannot load a model from {str(path)!r}: {reason}; rebuild the directory or name "
             "another"
         ) from error
+    for fault in ("missing_keys", "mismatched_keys"):  # transformers draws these at random
+        if loading[fault]:
+            raise InputError(
+                f"{str(path)!r}: the weights do not match config.json "
+                f"({fault.replace('_', ' ')}: {sorted(map(str, loading[fault]))[:3]} ...); save "
+                "it again with save_pretrained"
+            )
     mend_generation_config(model, str(path))
     return model
 

@@ -32,12 +32,12 @@ from replication.base.code import code_hash
 from replication.base.command import command
 from replication.base.files import read_json, write_json_atomic
 from replication.benchmarks import BENCHMARKS, Published, Questions, Standins
-from replication.evaluate.score import DTYPES, Evaluation, evaluate_model
+from replication.evaluate.score import DTYPES, Evaluation, evaluate_model, load_directory
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from replication.evaluate.chat_model import Share
+    from grace.evaluation.lmms import Share
 
 FOREVER = timedelta(days=7)
 """How long a process waits for the others' answers: theirs may take hours longer."""
@@ -207,7 +207,7 @@ def evaluate(request: Request, processes: int = 1) -> dict[str, Part]:
     """
     if open_benchmarks(request):
         if processes == 1:
-            from replication.evaluate.chat_model import Share
+            from grace.evaluation.lmms import Share
 
             run(request, Share())
         else:
@@ -283,18 +283,15 @@ def load(request: Request) -> tuple[Any, Any]:
     """The request's (model, processor) on this process's device."""
     import torch
 
-    from replication.evaluate.chat_model import ChatModel
-
     device = request.device
     if device == "auto":
         local = os.environ.get("LOCAL_RANK", "0")
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     dtype, elsewhere = DTYPES[request.dtype], Path(request.processor or request.model)
     if request.released is None:
-        chat = ChatModel.from_directory(
+        return load_directory(
             Path(request.model), dtype=dtype, device=device, processor_path=elsewhere
         )
-        return chat.model, chat.processor
     from grace.export import load_released
     from grace.models import load_processor
     from grace.quantization import bake
@@ -311,7 +308,7 @@ def _process_group() -> Iterator["Share"]:
     import torch
     import torch.distributed as dist
 
-    from replication.evaluate.chat_model import Share
+    from grace.evaluation.lmms import Share
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

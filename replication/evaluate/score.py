@@ -28,6 +28,7 @@ import torch
 
 from grace.arithmetic import arithmetic_name, chosen_device
 from grace.errors import InputError
+from grace.models import load_model, load_processor
 from replication.base.files import atomic_path
 from replication.benchmarks import Benchmark, Questions, Standins, get, official_version
 from replication.benchmarks.benchmark import best_constants
@@ -38,7 +39,7 @@ from replication.settings import schema
 if TYPE_CHECKING:
     import pandas as pd
 
-    from replication.evaluate.chat_model import ChatModel, Share
+    from grace.evaluation.lmms import ChatModel, Share
 
 DTYPES = {name: getattr(torch, name) for name in schema.DTYPES}
 """The types of the weights that an evaluation can run in, by the names of the parameters."""
@@ -171,12 +172,28 @@ def _check_model(model: Any, processor: Any, dtype: str) -> None:
 def _chat_model(
     model: Any, processor: Any, dtype: torch.dtype, device: str, options: dict[str, Any]
 ) -> "ChatModel":
-    from replication.evaluate.chat_model import ChatModel
+    from grace.evaluation.lmms import ChatModel
 
-    if isinstance(model, torch.nn.Module):
-        return ChatModel(model, processor, **options)
-    device = chosen_device(device)
-    return ChatModel.from_directory(Path(model), dtype=dtype, device=device, **options)
+    if not isinstance(model, torch.nn.Module):
+        model, processor = load_directory(Path(model), dtype=dtype, device=chosen_device(device))
+    return ChatModel(model, processor, **options)
+
+
+def load_directory(
+    path: Path, *, dtype: torch.dtype, device: str, processor_path: Path | None = None
+) -> tuple[torch.nn.Module, Any]:
+    """A model directory as save_pretrained writes it, and its processor, which may lie elsewhere.
+
+    Raises:
+        InputError: One of them does not load, or weights are missing.
+    """
+    processor = load_processor(processor_path or path)
+    model = load_model(path, dtype=dtype)
+    # beside 8-bit weights transformers keeps the others as they are stored
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model.to(torch.device(device)), processor
 
 
 def _evaluate(

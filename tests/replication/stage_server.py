@@ -26,7 +26,7 @@ ROOT = TESTS.parent
 IMPORTED_LATE = (
     *(
         "replication.train.fit",
-        "replication.evaluate.chat_model",
+        "grace.evaluation.lmms",
         "lmms_eval.evaluator",
         "lmms_eval.tasks",
     ),

@@ -18,9 +18,7 @@ from replication.evaluate.score import evaluate_model
 from replication.paper import load_tables
 from replication.results import scores as results
 
-lmms_model = pytest.importorskip(
-    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
-)
+lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = sorted(SKILLS)

@@ -23,9 +23,7 @@ from replication import benchmarks as tasks
 from replication.evaluate.official import ScoringError
 from replication.evaluate.score import COLUMNS, evaluate_model
 
-lmms_model = pytest.importorskip(
-    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
-)
+lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = ["mmbench", "seedbench", "scienceqa"]

@@ -381,11 +381,11 @@ def test_llm_int8_is_evaluated_with_its_own_modules(source, made):
     and nowhere else, and they compute what arXiv 2208.07339 says."""
     from bitsandbytes.nn import Linear8bitLt
 
-    from replication.evaluate.chat_model import ChatModel
+    from replication.evaluate.score import load_directory
 
     path, _ = made("llm_int8", 8)
-    chat = ChatModel.from_directory(path, dtype=torch.float32, device="cpu")
-    model, plain = chat.model.eval(), load_model(source).eval()
+    loaded, _ = load_directory(path, dtype=torch.float32, device="cpu")
+    model, plain = loaded.eval(), load_model(source).eval()
     names = [name for name, module in model.named_modules() if isinstance(module, Linear8bitLt)]
     assert names == decoder_linears(plain)
     others = {k: v for k, v in plain.state_dict().items() if k.rpartition(".")[0] not in names}

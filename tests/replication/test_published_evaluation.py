@@ -33,9 +33,7 @@ from replication.settings.checks import parse_params
 from replication.settings.scales import merge, scale_params
 from replication.settings.schema import Source
 
-lmms_model = pytest.importorskip(
-    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
-)
+lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = sorted(tasks.BENCHMARKS)

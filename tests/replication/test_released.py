@@ -34,7 +34,7 @@ from replication.settings.checks import parse_params
 from replication.settings.scales import merge, scale_params
 from replication.stats.verdict import Band, Status
 
-pytest.importorskip("replication.evaluate.chat_model", reason="lmms-eval is not installed")
+pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 KNOWN = checkpoints.load_checkpoints()

@@ -1,28 +1,39 @@
-"""One lmms-eval model for every family: chat template, left padding, greedy decoding.
+"""The model class of lmms-eval: chat template, left padding, greedy decoding, every family.
 
-lmms-eval has a model class per family, whose answers can depend on the batch size. This one
-goes through ``AutoProcessor`` and the model's own ``generate`` for all of them, and its answers
-do not: prompts are padded on the left and masked, so that a row sees the same tokens at the same
-positions whatever shares its batch.
+    lmms_eval --model grace --model_args pretrained=student-int4 --tasks mmbench_en_dev
 
-Several processes share the questions of a task batch by batch: the batches are those of one
-process, each process answers every n-th, and every process then has all answers. So the answers are
-the same whatever their number, and lmms-eval scores them as if there were one.
+lmms-eval has a model class per family, whose answers can depend on the batch size. Those here go
+through the processor and the model's own ``generate`` for all of them, and their answers do not:
+prompts are padded on the left and masked, so that a row sees the same tokens at the same positions
+whatever shares its batch.
+
+This module imports lmms-eval, which takes seconds, and nothing else in ``grace`` imports it at the
+top.
 """
 
-import pathlib
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import torch
+from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
+from PIL import Image
 from tqdm import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from grace.arithmetic import chosen_device
 from grace.data.images import read_image
+from grace.decoding.decoder import not_finite
 from grace.errors import InputError
+from grace.export import load_student
+from grace.models import load_processor
+
+MAX_NEW_TOKENS = 1024
+"""Most tokens of an answer where neither the task nor the user says so."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,22 @@ class Share:
 class ChatModel(lmms):
     """A vision-language model and its processor, in lmms-eval's interface of a model.
 
+    Several processes share the questions of a task batch by batch, where `share` says so: the
+    batches are those of one process, each process answers every n-th, and every process then has
+    all answers. So the answers are the same whatever their number, and lmms-eval scores them as if
+    there were one.
+
+    Example::
+
+        chat = ChatModel(load_model("student"), load_processor("student"), batch_size=8)
+        lmms_eval.evaluator.simple_evaluate(model=chat, tasks=["mmbench_en_dev"])
+
     Args:
         model: The model, in the type and on the device that it runs in.
-        processor: Its processor, with a chat template and a padding token.
+        processor: Its processor, with a chat template.
         batch_size: Questions that are answered at once.
-        max_new_tokens: Upper bound of an answer's length.
+        max_new_tokens: Upper bound of an answer's length; None is the task's own bound, and
+            `MAX_NEW_TOKENS` where it has none.
         stream: Where the progress bar is shown; by default standard error.
         share: Which of several processes this one is.
 
@@ -61,7 +83,7 @@ class ChatModel(lmms):
         entropies: Entropy in nats of the first token of every answer, by task and row.
 
     Raises:
-        InputError: For a processor without a chat template, a padding or an end token.
+        InputError: For a processor without a chat template or an end token.
     """
 
     is_simple = True
@@ -72,12 +94,12 @@ class ChatModel(lmms):
         processor: Any,
         *,
         batch_size: int = 64,
-        max_new_tokens: int = 8,
+        max_new_tokens: int | None = None,
         stream: TextIO | None = None,
         share: Share | None = None,
     ) -> None:
         super().__init__()
-        self.accelerator = None  # lmms-eval must not set up accelerate's global state
+        self.accelerator: Accelerator | None = None  # lmms-eval must not set up a global state
         self.share = share or Share()
         self.model: Any = model
         self.processor = processor
@@ -89,51 +111,12 @@ class ChatModel(lmms):
         if getattr(processor, "chat_template", None) is None:
             raise InputError("the processor has no chat template: save one beside the model")
         if tokenizer.pad_token_id is None:
-            raise InputError("the tokenizer has no padding token: set tokenizer.pad_token")
+            tokenizer.pad_token = tokenizer.eos_token  # masked: any token serves
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.eos = _eos_ids(model, tokenizer)
-        if not self.eos:
+        if not self.eos or tokenizer.pad_token_id is None:
             raise InputError("neither the generation config nor the tokenizer names an end token")
-
-    @classmethod
-    def from_directory(
-        cls,
-        path: pathlib.Path,
-        *,
-        dtype: torch.dtype,
-        device: str,
-        processor_path: pathlib.Path | None = None,
-        **options: Any,
-    ) -> "ChatModel":
-        """A model directory as save_pretrained writes it; its processor may lie elsewhere."""
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        loader: Any = AutoModelForImageTextToText
-        try:
-            processor = AutoProcessor.from_pretrained(processor_path or path, local_files_only=True)
-            model, loading = loader.from_pretrained(
-                path, dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-        except Exception as error:  # each part of the directory fails with a type of its own
-            raise InputError(
-                f"model directory {path} does not load ({error}); it has to hold a Hugging Face "
-                "image-text-to-text model with its processor, as save_pretrained writes them"
-            ) from error
-        # transformers only warns of these; a score of half a model would be believed.
-        for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if loading[fault]:
-                raise InputError(
-                    f"model directory {path}: the weights do not match config.json "
-                    f"({fault.replace('_', ' ')}: {sorted(map(str, loading[fault]))[:3]} ...); "
-                    "save it again with save_pretrained"
-                )
-        # beside 8-bit weights transformers keeps the others as they are stored
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
-        model.to(torch.device(device))
-        return cls(model, processor, **options)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer each request greedily; the answers come back in the order of the requests."""
@@ -158,12 +141,17 @@ class ChatModel(lmms):
                 answers[i] = text
         return answers
 
+    def _budget(self, request: Instance) -> int:
+        asked = request.args[1].get("max_new_tokens")
+        if self.max_new_tokens is None:
+            return int(asked or MAX_NEW_TOKENS)
+        return min(int(asked or self.max_new_tokens), self.max_new_tokens)
+
     def _batches(self, requests: list[Instance]) -> list[tuple[int, list[int]]]:
         """Batches of similar prompt length that share a token budget, longest first."""
         by_budget: dict[int, list[int]] = {}
         for i, request in enumerate(requests):
-            budget = int(request.args[1].get("max_new_tokens") or self.max_new_tokens)
-            by_budget.setdefault(min(budget, self.max_new_tokens), []).append(i)
+            by_budget.setdefault(self._budget(request), []).append(i)
         batches = []
         for budget, members in by_budget.items():
             members.sort(key=lambda i: (-len(requests[i].args[0]), i))
@@ -172,25 +160,8 @@ class ChatModel(lmms):
         return batches
 
     def _answer(self, requests: list[Instance], budget: int) -> list[str]:
-        chats, images = [], []
-        for request in requests:
-            context, _, doc_to_visual, row, task, split = request.args
-            visuals = doc_to_visual(self.task_dict[task][split][row])
-            images.extend(read_image(visual, f"{task}, row {row}: image") for visual in visuals)
-            content: list[dict] = [{"type": "image"} for _ in visuals]
-            content.append({"type": "text", "text": context.replace("<image>", "")})
-            chats.append([{"role": "user", "content": content}])
-        prompts = self.processor.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True
-        )
-        inputs = self.processor(
-            text=prompts,
-            images=images or None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.device, self.dtype)
-        first = _FirstEntropy()
+        inputs = self._inputs(requests)
+        first = _FirstEntropy(self.model)
         with torch.no_grad():
             output = self.model.generate(
                 **inputs,
@@ -219,6 +190,27 @@ class ChatModel(lmms):
             for text, request in zip(texts, requests, strict=True)
         ]
 
+    def _inputs(self, requests: list[Instance]) -> Any:
+        """The model's inputs, one row a question: its images first, then its text."""
+        chats, images = [], []
+        for request in requests:
+            context, _, doc_to_visual, row, task, split = request.args
+            visuals = _images(doc_to_visual(self.task_dict[task][split][row]), task, row)
+            images.append(visuals)
+            content: list[dict] = [{"type": "image"} for _ in visuals]
+            content.append({"type": "text", "text": context.replace("<image>", "")})
+            chats.append([{"role": "user", "content": content}])
+        prompts = self.processor.apply_chat_template(
+            chats, tokenize=False, add_generation_prompt=True
+        )
+        return self.processor(
+            text=prompts,
+            images=images if any(images) else None,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.device, self.dtype)
+
     def _up_to_eos(self, row: list[int]) -> list[int]:
         return next((row[:i] for i, token in enumerate(row) if token in self.eos), row)
 
@@ -226,22 +218,89 @@ class ChatModel(lmms):
         """Keep the model: lmms-eval would delete it, but the caller may go on using it."""
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("none of the benchmarks here is scored by likelihood")
+        """Not supported: the command refuses such tasks before anything is loaded."""
+        raise NotImplementedError("tasks that are scored by likelihood are not supported")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        raise NotImplementedError("none of the benchmarks here has several rounds")
+        """Not supported: the command refuses such tasks before anything is loaded."""
+        raise NotImplementedError("tasks of several rounds are not supported")
+
+
+class Grace(ChatModel):
+    """``--model grace`` of lmms-eval: a directory of any kind that `grace` writes or reads.
+
+    Example::
+
+        Grace("student-int4", batch_size=8, backend="reference")
+
+    Args:
+        pretrained: A directory or hub name: trained, packed, exported or published.
+        device: Where it runs; "auto" is CUDA where there is one. Under a launcher every process has
+            a device of its own.
+        dtype: Format of weights that are not packed: "float32", "bfloat16" or "float16"; "auto" is
+            what the device multiplies natively.
+        backend: Kernel of packed layers.
+        batch_size: Questions that are answered at once.
+        max_batch_size: lmms-eval passes it; it is not used.
+        max_new_tokens: As in :class:`ChatModel`.
+
+    Raises:
+        InputError: Nothing readable is there, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise InputError(f"batch_size is {batch_size!r}: give a whole number from 1")
+        accelerator = Accelerator() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+        device = str(accelerator.device) if accelerator is not None else chosen_device(device)
+        processor = load_processor(pretrained)
+        model = load_student(pretrained, device=device, dtype=dtype, backend=backend)
+        super().__init__(
+            model, processor, batch_size=int(batch_size), max_new_tokens=max_new_tokens
+        )
+        self.accelerator = accelerator
 
 
 class _FirstEntropy(LogitsProcessor):
-    """Changes nothing and keeps the entropies of the first step."""
+    """Changes nothing and keeps the entropies of the first step, whose logits have to be finite."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any) -> None:
+        self.model = model
         self.values: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not self.values:
+            if torch.isnan(scores).any():
+                raise InputError(not_finite(self.model))
             self.values = torch.distributions.Categorical(logits=scores.float()).entropy().tolist()
         return scores
+
+
+def _images(visuals: Sequence[Any] | None, task: str, row: int) -> list[Image.Image]:
+    """What a task shows with a question, as the model sees it.
+
+    Raises:
+        InputError: For a video or sound, and for an image that cannot be read.
+    """
+    images = []
+    for number, visual in enumerate(visuals or [], 1):
+        what = f"task {task}, question {row}, image {number}"
+        if not isinstance(visual, str | Image.Image):
+            raise InputError(
+                f"{what} is a {type(visual).__name__}: only tasks about images are supported"
+            )
+        images.append(read_image(visual, what, "only tasks about images are supported"))
+    return images
 
 
 def _eos_ids(model: Any, tokenizer: Any) -> set[int]:

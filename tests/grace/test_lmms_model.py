@@ -1,15 +1,15 @@
-"""One wrapper for every family: its answers are the model's own, whatever shares the batch."""
+"""One model class for every family: its answers are the model's own, whatever shares the batch."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import speaking
+from tiny_families import family_params, picture, save, tiny_model, tiny_processor
 
+from grace.errors import InputError
 from replication.data.world.scenes import draw_scene, render
 
-lmms_model = pytest.importorskip(
-    "replication.evaluate.chat_model", reason="lmms-eval is not installed"
-)
+lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
 from lmms_eval.api.instance import Instance  # noqa: E402
 
 QUESTIONS = (
@@ -30,16 +30,16 @@ def documents(count):
 
 
 def wrap(model, processor, docs, **options):
-    wrapped = lmms_model.ChatModel(model, processor, max_new_tokens=5, **options)
+    wrapped = lmms_model.ChatModel(model, processor, **{"max_new_tokens": 5, **options})
     wrapped.task_dict = {"task": {"test": docs}}
     return wrapped
 
 
-def requests(docs):
+def requests(docs, **settings):
     return [
         Instance(
             request_type="generate_until",
-            arguments=(doc["text"], {}, lambda d: d["images"], row, "task", "test"),
+            arguments=(doc["text"], settings, lambda d: d["images"], row, "task", "test"),
             idx=row,
             metadata={"task": "task", "doc_id": row, "repeats": 1},
         )
@@ -56,7 +56,8 @@ def inputs_of(processor, doc):
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    return processor(text=[prompt], images=doc["images"] or None, return_tensors="pt")
+    images = [doc["images"]] if doc["images"] else None
+    return processor(text=[prompt], images=images, return_tensors="pt")
 
 
 def by_the_library(model, processor, doc):
@@ -77,12 +78,57 @@ def test_answers_do_not_depend_on_the_batch(small):
         assert ask(model, small.processor, docs, batch_size=size) == alone
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", family_params())
+def test_every_family_answers_alike_in_batches_and_alone(name):
+    """Images of several sizes, none, one and two to a question."""
+    model, processor = tiny_model(name), tiny_processor(name)
+    sizes = [(40, 40), (64, 32), (32, 72), (48, 40)]
+    docs = [
+        {"text": QUESTIONS[row % 4], "images": [picture(10 * row + k, *sizes[k]) for k in range(n)]}
+        for row, n in enumerate([1, 1, 2, 1, 0, 1] if name != "paligemma" else [1, 1, 2, 1])
+    ]
+    alone = [by_the_library(model, processor, doc) for doc in docs]
+    assert len(set(alone)) > 1
+    for size in (1, 3):
+        assert ask(model, processor, docs, batch_size=size) == alone
+
+
 def test_a_directory_answers_as_the_model_in_memory(tmp_path, small):
     model, docs = speaking(small), documents(6)
-    model.save_pretrained(tmp_path)
-    small.processor.save_pretrained(tmp_path)
-    loaded = lmms_model.ChatModel.from_directory(tmp_path, dtype=torch.float32, device="cpu")
+    save(model, small.processor, tmp_path)
+    loaded = lmms_model.Grace(str(tmp_path), device="cpu", dtype="float32", batch_size="3")
     assert ask(loaded.model, loaded.processor, docs) == ask(model, small.processor, docs)
+
+
+def test_the_length_of_an_answer_is_the_task_s_bounded_by_the_user_s(family, monkeypatch):
+    small, docs = family("qwen2_vl"), documents(2)
+    model, asked = speaking(small), []
+    generate = model.generate
+
+    def recorded(**inputs):
+        asked.append(inputs["max_new_tokens"])
+        return generate(**{**inputs, "max_new_tokens": 2})
+
+    monkeypatch.setattr(model, "generate", recorded)
+    for own, task in ((None, 7), (None, None), (5, 7), (5, 3), (5, None)):
+        settings = {} if task is None else {"max_new_tokens": task}
+        wrap(model, small.processor, docs, max_new_tokens=own).generate_until(
+            requests(docs, **settings)
+        )
+    assert asked == [7, lmms_model.MAX_NEW_TOKENS, 5, 3, 5]
+
+
+def test_what_a_model_cannot_see_or_say_is_refused(family):
+    small = family("qwen2_vl")
+    model, docs = small.model(), documents(1)
+    docs[0]["images"] = [np.zeros((4, 8, 8, 3))]
+    with pytest.raises(InputError, match=r"task task, question 0, image 1 is a ndarray"):
+        ask(model, small.processor, docs)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(InputError, match="logits are not finite"):
+        ask(model, small.processor, documents(1))
 
 
 def test_the_space_before_an_answer_is_not_part_of_it(family, monkeypatch):
