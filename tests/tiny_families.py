@@ -330,7 +330,7 @@ CHATS = {
             "{% endfor %}"
         ),
     ),
-    # No template is published: the paper's prefix, "<image>...<bos>question\n", then the answer.
+    # No template is published; the processor writes "<image>...<bos>question\n" around a question.
     "paligemma": _Chat(
         end="<eos>",
         start="<bos>",
@@ -340,9 +340,8 @@ CHATS = {
             "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}"
             "{% endfor %}{{ eos_token }}{% else %}"
             "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
-            "{% if loop.first %}{{ bos_token }}{% endif %}"
             "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}"
-            "{% endfor %}{{ '\n' }}{% endif %}{% endfor %}"
+            "{% endfor %}{% endif %}{% endfor %}"
         ),
     ),
     # An answer is a string here, never a list of parts; the mark of the next question ends it.

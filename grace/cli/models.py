@@ -66,12 +66,12 @@ def question(processor: Any, images: Sequence[Any], prompt: str) -> Any:
         InputError: The processor has no chat template, or none of messages with parts; or it
             refuses an image.
     """
+    from grace.models import read_prompts
+
     parts = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
     text = _rendered(processor, parts)
     try:
-        inputs = processor(
-            text=[text], images=[list(images)] if images else None, return_tensors="pt"
-        )
+        inputs = read_prompts(processor, [text], [images])
     except Exception as error:  # processors fail with types of their own
         what = _refused_image(processor, images)
         raise InputError(f"the processor refuses {what}: {_line(error)}") from error

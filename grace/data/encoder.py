@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from grace.data.image_tokens import ImageText, special_tokens
 from grace.data.records import Turn, read_turns
 from grace.errors import InputError
+from grace.models import Family
 
 IGNORE_INDEX = -100
 """The label of a token that is not supervised."""
@@ -67,10 +68,12 @@ class Encoder:
     Attributes:
         processor: The model's processor.
         image_token_id: The placeholder of a visual token; the processor's own by default.
+        family: The model's adapter, which knows what a processor writes into a prompt.
     """
 
     processor: Any
     image_token_id: int | None = None
+    family: Family | None = None
     _frames: dict[tuple, _Frame] = field(default_factory=dict, repr=False)
     _tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict, repr=False)
     _characters: int = field(default=0, repr=False)
@@ -144,6 +147,8 @@ class Encoder:
         shown: Iterator[ImageText],
     ) -> None:
         """Append the tokens of a prompt, with the images that it shows."""
+        if self.family is not None and part != "end":
+            text = self.family.complete_prompt(self.processor, text, first=part == "start")
         pieces = text.split(self.processor.image_token)
         images = [image for _, image in zip(pieces[1:], shown, strict=False)]
         if len(images) < len(pieces) - 1:
@@ -183,7 +188,7 @@ class Encoder:
         else:
             # only at the start, and only where the template writes none: a beginning-of-sequence
             # token, in families that have one
-            begun = bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
+            begun = bool(tokenizer.bos_token) and tokenizer.bos_token in text
             tokens = encode(text, add_special_tokens=part == "start" and not begun)
         self._characters += len(text)
         if self._characters > _REMEMBERED:
@@ -212,7 +217,7 @@ class Encoder:
             else:
                 prompt += said
         if frame.before[-1]:
-            yield frame.before[-1], "prompt"
+            yield frame.before[-1], "end"
 
     def _check_text(self, text: str) -> None:
         for token in self._reserved:

@@ -52,20 +52,29 @@ class ImageTokens:
 
     def __init__(self, family: Family, processor: Any, config: Any) -> None:
         self._processor = processor
+        self._joined = family.joins_images
         self.placeholder = family.image_token_id(config)
         self._known: dict[Any, ImageText] = {}
 
-    def __call__(self, width: int, height: int) -> ImageText:
+    def __call__(self, width: int, height: int, of: int = 1) -> ImageText:
         """The tokens of an image of so many pixels.
+
+        Args:
+            width: Pixels.
+            height: Pixels.
+            of: Number of images in the sample.
 
         Raises:
             InputError: The processor refuses the shape, such as one side 200 times the other.
         """
-        layout = self._layout(width, height)
+        several = self._joined and of > 1
+        layout = (width, height, of) if several else self._layout(width, height)
         if layout not in self._known:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            self._known[layout] = self._run(layout) or self._written(width, height)
+            self._known[layout] = self._run(layout) or self._written(
+                width, height, of if several else 1
+            )
         return self._known[layout]
 
     def _reported(self, width: int, height: int) -> tuple[int, int] | None:
@@ -116,13 +125,13 @@ class ImageTokens:
         run = (self.placeholder,) * (layout - beside)
         return edges._replace(ids=(*edges.ids[:first], *run, *edges.ids[first + 1 :]))
 
-    def _written(self, width: int, height: int) -> ImageText:
-        """What the processor writes for a blank image."""
+    def _written(self, width: int, height: int, of: int = 1) -> ImageText:
+        """What the processor writes for the first of some blank images."""
         mark = self._processor.image_token
         blank = Image.fromarray(np.zeros((height, width, 3), np.uint8))
         try:
             offsets = self._processor(
-                text=[mark], images=[blank], return_text_replacement_offsets=True
+                text=[mark * of], images=[[blank] * of], return_text_replacement_offsets=True
             )["text_replacement_offsets"]
         except ValueError as error:
             raise _refused(width, height, error) from error

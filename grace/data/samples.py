@@ -59,9 +59,10 @@ class SampleReader:
     ) -> None:
         self.max_length = max_length
         self.image_tokens = ImageTokens(family, processor, config)
-        self._encode = Encoder(processor, self.image_tokens.placeholder)
+        self._encode = Encoder(processor, self.image_tokens.placeholder, family)
         self._encode.check()
         self._supervise_prompts = supervise_prompts
+        self._joins_images = family.joins_images
 
     def __call__(self, record: Record, sizes: Sequence[tuple[int, int]]) -> Sample:
         """The sample of a record.
@@ -73,7 +74,7 @@ class SampleReader:
         Raises:
             InputError: The record cannot be used; the message does not name it.
         """
-        images = [self.image_tokens(width, height) for width, height in sizes]
+        images = [self.image_tokens(*size, of=len(sizes)) for size in sizes]
         placeholder = self.image_tokens.placeholder
         encoded = self._encode(record.turns, images)
         ids, labels = (np.array(part, np.int64) for part in encoded[:2])
@@ -87,6 +88,11 @@ class SampleReader:
         if self._supervise_prompts:
             labels = np.where(ids == placeholder, IGNORE_INDEX, ids)
         spans = [span for span in encoded.image_spans if span[1] <= kept]
+        if self._joins_images and len(spans) not in (0, len(images)):
+            raise InputError(
+                f"max_length {self.max_length} leaves {len(spans)} of {len(images)} images, which "
+                "are read together; raise max_length, or make them one"
+            )
         return Sample(ids[:kept], labels[:kept], spans, len(ids))
 
 

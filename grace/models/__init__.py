@@ -20,6 +20,7 @@ from grace.models.loading import (
     mend_generation_config,
     save_model,
 )
+from grace.models.prompts import read_prompts
 
 __all__ = [
     "FAMILIES",
@@ -34,5 +35,6 @@ __all__ = [
     "load_processor",
     "mend_generation_config",
     "model_directory",
+    "read_prompts",
     "save_model",
 ]

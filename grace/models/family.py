@@ -71,6 +71,8 @@ class Family:
 
     caches_features: ClassVar[bool] = False
     """Whether a frozen tower's features can stand in for pixels (`take_vision_features`)."""
+    joins_images: ClassVar[bool] = False
+    """Whether an image has other tokens in a sample of several than alone."""
 
     @property
     def model_inputs(self) -> tuple[str, ...]:
@@ -191,6 +193,16 @@ class Family:
             marks = processor.image_token * len(images)
             inputs = processor(images=[list(images)], text=[marks], return_tensors="pt")
         return {name: inputs[name] for name in self.image_inputs if name in inputs}
+
+    def complete_prompt(self, processor: Any, text: str, *, first: bool) -> str:
+        """What the processor makes of a prompt, beside its images: nothing in most families.
+
+        Args:
+            processor: The model's processor.
+            text: What the chat template wrote, up to an answer.
+            first: Whether the conversation begins with it.
+        """
+        return text
 
     def join_images(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """The image inputs of several samples as one batch.
@@ -413,9 +425,23 @@ class Qwen3VLFamily(Qwen2VLFamily):
 
 
 @dataclass(frozen=True)
+class LlavaOnevisionFamily(Family):
+    """LLaVA-OneVision: the only image of a sample is cut into crops, several are not."""
+
+    joins_images: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class PaliGemmaFamily(Family):
     """PaliGemma: images and question attend to each other in both directions, the answer looks
-    back (prefix attention)."""
+    back (prefix attention). The processor writes start token and line break around a question."""
+
+    def complete_prompt(self, processor: Any, text: str, *, first: bool) -> str:
+        """The start token after the images, a line break at the end."""
+        mark = processor.image_token
+        images, shown, question = text.rpartition(mark)
+        start = processor.tokenizer.bos_token if first else ""
+        return f"{images}{shown}{start}{question}\n"
 
     def token_inputs(
         self, input_ids: torch.Tensor, image_token_id: int, labels: torch.Tensor | None = None
@@ -479,5 +505,8 @@ def _cat_padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
 
 """Adapters that are written down; a model of another ``model_type`` tells where its parts are."""
 
-CLASSES: dict[str, type[Family]] = {"paligemma": PaliGemmaFamily}
+CLASSES: dict[str, type[Family]] = {
+    "llava_onevision": LlavaOnevisionFamily,
+    "paligemma": PaliGemmaFamily,
+}
 """Classes of adapters, by ``model_type``, where more than the parts' places differs."""

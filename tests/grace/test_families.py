@@ -1,5 +1,6 @@
 """Every family, end to end on a tiny random instance: batches, a step of training, resume, bake."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_families import (
+    CHATS,
     FAMILIES,
     family_params,
     picture,
@@ -16,7 +18,8 @@ from tiny_families import (
 )
 from transformers import TrainerCallback, TrainingArguments
 
-from grace.data import IGNORE_INDEX, Collator
+from grace.cli.models import question
+from grace.data import IGNORE_INDEX, Collator, ConversationDataset
 from grace.distillation import DistillationConfig, rcka_loss, visual_token_count
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
@@ -141,19 +144,59 @@ def test_the_visual_tokens_of_an_image_are_all_its_placeholders(name):
     assert float(rcka_loss(same, same, batch["image_spans"])) < 1e-6
 
 
-class Samples(torch.utils.data.Dataset):
-    """Answered questions of one family."""
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """A file of conversations with the images of `SIZES`, the last one in two turns."""
+    folder = tmp_path_factory.mktemp("records")
+    lines = []
+    for index, sizes in enumerate(SIZES):
+        paths = [f"{index}-{number}.png" for number in range(len(sizes))]
+        for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+            picture(10 * index + number, *size).save(folder / path)
+        turns = [
+            {"from": "human", "value": "<image>\n" * len(sizes) + "What is in the picture?"},
+            {"from": "gpt", "value": "A red circle." * (index + 1)},
+        ]
+        if index == len(SIZES) - 1:
+            turns += [
+                {"from": "human", "value": "How many shapes are there?"},
+                {"from": "gpt", "value": "There are three."},
+            ]
+        lines.append(json.dumps({"id": str(index), "image": paths, "conversations": turns}))
+    (folder / "train.jsonl").write_text("\n".join(lines))
+    return folder / "train.jsonl"
 
-    def __init__(self, name):
-        self.processor = tiny_processor(name)
-        self.samples = [answered(name, index)[0] for index in range(len(SIZES))]
-        self.lengths = [len(sample["input_ids"]) for sample in self.samples]
 
-    def __len__(self):
-        return len(self.samples)
+def test_training_reads_a_question_as_generation_does(name, records):
+    """Token by token, types and pixels too; the answer follows, with a token that stops it."""
+    processor = tiny_processor(name)
+    data = ConversationDataset(records, processor, tiny_config(name))
+    stops = {processor.tokenizer.eos_token_id, *stop_tokens(name)}
+    for index, sizes in enumerate(SIZES):
+        sample = data[index]
+        images = data.images(index)
+        assert [image.size for image in images] == sizes
+        if name == "paligemma" and not images:
+            continue  # its processor wants an image
+        asked = question(processor, images, "What is in the picture?")
+        prompt = asked["input_ids"][0].numpy()
+        length = len(prompt)
+        assert sample["input_ids"][:length].tolist() == prompt.tolist()
+        assert (sample["labels"][:length] == IGNORE_INDEX).all()
+        answered = sample["labels"][length:]
+        answer = answered[: np.flatnonzero(answered == IGNORE_INDEX)[0]] if index == 3 else answered
+        written = answer[answer != IGNORE_INDEX]
+        assert stops & {int(token) for token in written}
+        text = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+        assert text == "A red circle." * (index + 1)
+        for key in data.family.image_inputs:
+            if key in asked:
+                assert torch.equal(sample[key], asked[key]), key
 
-    def __getitem__(self, index):
-        return self.samples[index]
+
+def stop_tokens(name):
+    tokenizer = tiny_processor(name).tokenizer
+    return tokenizer.convert_tokens_to_ids(list(CHATS[name].stops))
 
 
 METHOD = MethodConfig("grace", 4, QuantSpec(4, 32), DistillationConfig())
@@ -169,7 +212,7 @@ class Gradients(TrainerCallback):
         }
 
 
-def fit(name, place, resume=None):
+def fit(name, records, place, resume=None):
     """Two steps of the method under a larger teacher, or the second one alone."""
     student, teacher = tiny_model(name, seed=1), tiny_model(name, seed=2, larger=True)
     prepare_student(student, METHOD)
@@ -192,7 +235,7 @@ def fit(name, place, resume=None):
     trainer = GraceTrainer(
         student,
         arguments,
-        Samples(name),
+        ConversationDataset(records, tiny_processor(name), student.config),
         collator(name),
         method=METHOD,
         teacher=live,
@@ -203,10 +246,10 @@ def fit(name, place, resume=None):
 
 
 @pytest.fixture(scope="module")
-def trained(name, tmp_path_factory):
+def trained(name, records, tmp_path_factory):
     """A trained student, its gradients before the last step, and its first checkpoint."""
     place = tmp_path_factory.mktemp(name)
-    trainer, gradients = fit(name, place)
+    trainer, gradients = fit(name, records, place)
     return trainer, gradients, place / "checkpoint-1"
 
 
@@ -231,9 +274,9 @@ def test_a_step_under_a_larger_teacher(name, trained):
 
 
 @pytest.mark.slow
-def test_resume_equals_an_uninterrupted_run(name, trained):
+def test_resume_equals_an_uninterrupted_run(name, records, trained):
     trainer, _, checkpoint = trained
-    again, _ = fit(name, checkpoint.parent, resume=str(checkpoint))
+    again, _ = fit(name, records, checkpoint.parent, resume=str(checkpoint))
     assert again.state.global_step == 2
     expected = trainer.model.state_dict()
     for key, value in again.model.state_dict().items():
