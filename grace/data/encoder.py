@@ -82,6 +82,9 @@ class Encoder:
         if self.image_token_id is None:
             self.image_token_id = self.processor.image_token_id
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_frames": {}, "_tokens": {}, "_characters": 0}
+
     def __call__(
         self,
         conversation: Sequence[Turn] | Sequence[Mapping[str, Any]],

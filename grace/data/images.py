@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from grace.errors import InputError
 
@@ -98,6 +98,8 @@ def _opened(source: ImageSource, name: str, mend: str) -> Iterator[Image.Image]:
     except Exception as error:  # every image format fails with types of its own
         advice = f"; {mend}" if mend else ""
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # it gives a place in memory
+            reason = "cannot identify an image in it"
         raise InputError(f"{name} cannot be read ({reason}){advice}") from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -122,14 +122,14 @@ def _files(folder: Path, split: str) -> list[Path]:
     found = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES]
     if not found:
         found = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES]
-    splits = re.compile(r"^(train|validation|valid|val|dev|test|eval)(?![a-z])")
-    of_split = [path for path in found if path.name.startswith(split)]
-    if of_split and all(splits.match(path.name) for path in found):
-        found = of_split
     kinds = {path.suffix for path in found}
     if kinds & {".parquet", ".arrow"}:  # JSON beside them says what they are
         kinds -= {".json", ".jsonl", ".ndjson"}
         found = [path for path in found if path.suffix in kinds]
+    splits = re.compile(r"^(train|validation|valid|val|dev|test|eval)(?![a-z])")
+    of_split = [path for path in found if path.name.startswith(split)]
+    if of_split and all(splits.match(path.name) for path in found):
+        found = of_split
     if not found or len(kinds) > 1:
         held = f"files of several kinds ({', '.join(sorted(kinds))})" if found else "no data file"
         raise InputError(
