@@ -1,11 +1,13 @@
 """What can be refused before weights are loaded: from options, configurations and processors."""
 
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import nn
 from transformers import (
@@ -120,6 +122,12 @@ def _check_questions(processor: Any, name: str) -> None:
             f"the processor of {name!r} cannot prepare a question about an image ({reason}); "
             "rebuild the directory"
         ) from error
+
+
+def say(text: str) -> None:
+    """What the run does now, in one line of the first process."""
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr, flush=True)
 
 
 def check_structure(source: Source, method: MethodConfig) -> None:

@@ -1,6 +1,5 @@
 """The samples of a run: those that are trained on, and those that are held out."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.utils.data import Subset
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.training.arguments import Options
-from grace.training.checks import Source
+from grace.training.checks import Source, say
 
 
 class Part(Subset):
@@ -46,15 +45,12 @@ class Conversations:
     identity: dict[str, Any]
 
 
-def read_conversations(
-    options: Options, student: Source, say: Callable[[str], None]
-) -> Conversations:
+def read_conversations(options: Options, student: Source) -> Conversations:
     """Read and check the conversations of a run.
 
     Args:
         options: The run's.
         student: Whose processor and configuration make samples of them.
-        say: Takes a line about what is done.
 
     Raises:
         InputError: Records that cannot be used, or too few to hold some out.

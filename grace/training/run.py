@@ -13,7 +13,6 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
-from grace.arithmetic import native_dtype
 from grace.data import Collator
 from grace.errors import InputError, Stopped
 from grace.models import load_model
@@ -24,14 +23,22 @@ from grace.training.checks import (
     check_libraries,
     check_output,
     check_structure,
+    say,
 )
 from grace.training.conversations import Conversations, read_conversations
-from grace.training.distributed import load_weights, shard_frozen, under_fsdp, whole_model
-from grace.training.manifest import check_resume, fingerprint, manifest, write_manifest
+from grace.training.distributed import load_weights, whole_model
+from grace.training.manifest import check_resume, manifest, write_manifest
 from grace.training.method import MethodConfig, method_of, prepare_student, save_student
 from grace.training.report import Run, write_report
 from grace.training.signals import StopOnSignal
-from grace.training.teacher import LiveTeacher, Teacher, check_bits, check_teacher, load_frozen
+from grace.training.teaching import (
+    check_outputs,
+    check_teacher_options,
+    make_teacher,
+    outputs_manifest,
+    read_teacher,
+    teacher_identity,
+)
 from grace.training.trainer import GraceTrainer
 
 
@@ -114,7 +121,7 @@ def prepare(options: Options) -> Plan:
     name = _required(options.model.model, "a model: grace train MODEL ...")
     _required(options.data.data or None, "--data")
     out = Path(_required(options.run.out, "--out, a directory to write"))
-    _check_teacher_options(options, method)
+    check_teacher_options(options, method)
     check_output(out, overwrite=options.run.overwrite)
     checkpoint = _checkpoint(options)
     check_libraries(options.trainer)
@@ -122,15 +129,17 @@ def prepare(options: Options) -> Plan:
     say(f"reading the configuration and processor of {name}")
     student = Source.read(name)
     check_structure(student, method)
-    teacher = _teacher_source(options, student)
-    data = read_conversations(options, student, say)
+    teacher = read_teacher(options, student)
+    data = read_conversations(options, student)
+    identity = teacher_identity(options, teacher)
     made_with = manifest(
         method,
         options.trainer,
         model=student.directory,
-        teacher=None if teacher is None else _teacher_identity(options, teacher),
+        teacher=identity,
         data=data.identity,
     )
+    check_outputs(options, outputs_manifest(identity, data, method))
     if checkpoint is not None:
         for line in check_resume(checkpoint.parent, made_with):
             say(f"note: {line}")
@@ -141,14 +150,6 @@ def _required(value: Any, what: str) -> Any:
     if value is None:
         raise InputError(f"give {what}; `grace train --help` lists the options")
     return value
-
-
-def say(text: str) -> None:
-    """What the run does now, in one line of the first process."""
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _checkpoint(options: Options) -> Path | None:
@@ -167,62 +168,6 @@ def _checkpoint(options: Options) -> Path | None:
     return None if last is None else Path(last)
 
 
-# -- teacher ----------------------------------------------------------------------------------
-
-
-def _check_teacher_options(options: Options, method: MethodConfig) -> None:
-    given, name = options.model, method.method
-    if name == "qad" and given.teacher is not None:
-        raise InputError("--method qad takes no --teacher: it is the student's own weights")
-    if name != "qad" and method.needs_teacher != (given.teacher is not None):
-        needs = "needs" if method.needs_teacher else "takes no"
-        raise InputError(f"--method {name} {needs} --teacher")
-    check_bits(given.teacher_bits)
-    if given.teacher_sharded and not under_fsdp(options.trainer):
-        raise InputError("--teacher_sharded shards as FSDP2 does; start the run with FSDP")
-    if given.teacher_sharded and given.teacher_outputs is not None:
-        raise InputError("--teacher_sharded and --teacher_outputs do not go together")
-
-
-def _teacher_source(options: Options, student: Source) -> Source | None:
-    if options.method.method == "qad":
-        return student
-    if options.model.teacher is None:
-        return None
-    say(f"reading the configuration and processor of {options.model.teacher}")
-    teacher = Source.read(options.model.teacher)
-    check_teacher(student.identity, teacher.identity)
-    return teacher
-
-
-def _teacher_identity(options: Options, teacher: Source) -> dict[str, Any]:
-    return {"files": fingerprint(teacher.directory), "bits": options.model.teacher_bits}
-
-
-def _teacher(plan: Plan) -> Teacher | None:
-    """The teacher with its weights, on this process's device or sharded over all of them."""
-    if plan.teacher is None:
-        return None
-    options, arguments = plan.options.model, plan.options.trainer
-    say(f"loading the teacher {plan.teacher.name} in {options.teacher_bits} bits")
-    device = torch.device("cpu") if options.teacher_sharded else arguments.device
-    model: Any
-    if options.teacher_bits == 16:  # float32 where the device emulates bfloat16
-        dtype = native_dtype(arguments.device.type)
-        model = load_model(plan.teacher.name, dtype=dtype).to(device)
-    else:
-        model = load_frozen(plan.teacher.name, bits=options.teacher_bits, device=device)
-    teacher = LiveTeacher(
-        model,
-        plan.teacher.family,
-        relational=plan.method.relational,
-        tokenizer=plan.teacher.processor,
-    )
-    if options.teacher_sharded:
-        shard_frozen(model)  # after the hooks, which its own have to run before
-    return teacher
-
-
 # -- training ---------------------------------------------------------------------------------
 
 
@@ -237,12 +182,12 @@ def _trained(plan: Plan, stop: StopOnSignal) -> tuple[GraceTrainer, Any]:
     """The trainer after training, and the whole trained model in the first process."""
     say(f"loading the student {plan.student.name}")
     student = _student(plan)
-    teacher = _teacher(plan)
     arguments, processor = plan.options.trainer, plan.student.processor
     family = plan.student.family
     collate = Collator(
         family, family.image_token_id(student.config), processor.tokenizer.pad_token_id
     )
+    teacher = make_teacher(plan.options, plan.teacher, plan.method, plan.data, collate)
     trainer = GraceTrainer(
         student,
         arguments,

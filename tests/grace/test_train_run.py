@@ -7,6 +7,8 @@ import os
 import signal
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,7 +20,7 @@ from transformers import AutoModelForImageTextToText
 import grace.training.run as run_module
 from grace.cli import main
 from grace.quantization import CODES_FILE, CodesFile
-from grace.training import GraceTrainer
+from grace.training import GraceTrainer, teaching
 from grace.training.manifest import MANIFEST_FILE
 
 FAST = ("--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3, "--group-size", 64,
@@ -50,7 +52,8 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(run_module, "load_model", load)
-    monkeypatch.setattr(run_module, "load_frozen", load)
+    monkeypatch.setattr(teaching, "load_model", load)
+    monkeypatch.setattr(teaching, "load_frozen", load)
 
 
 def at_step(monkeypatch, step, action):
@@ -153,6 +156,44 @@ def test_self_distillation_needs_no_teacher(models, conversations, tmp_path, cap
     assert found["method"]["distillation"]["temperature"] == 1.0
     log = [entry for entry in found["history"] if "loss" in entry]
     assert all(entry["loss"] == pytest.approx(entry["gdkd"], rel=1e-5) for entry in log)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["grace", "kd"])
+def test_a_cached_teacher_trains_like_the_live_one(
+    models, conversations, tmp_path, monkeypatch, capsys, method
+):
+    """Images in some samples and none in others; the outputs are computed once."""
+    records = pq.read_table(conversations).to_pylist()
+    for record in records[::3]:
+        record["image"] = None
+        for turn in record["conversations"]:
+            turn["value"] = turn["value"].replace("<image>\n", "").replace("<image>", "")
+    schema = pq.read_schema(conversations)
+    data = tmp_path / "mixed.parquet"
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), data)
+    words = ("train", models / "student", "--data", data, "--method", method, *FAST,
+             "--teacher", models / "teacher", "--set", "eta=0.5" if method == "grace" else
+             "weight=1")  # fmt: skip
+    done(*words, "--out", tmp_path / "live")
+    cached = (*words, "--teacher_outputs", tmp_path / "outputs", "--eval_share", 0)
+    done(*cached, "--out", tmp_path / "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(teaching, "load_model", lambda *_, **__: pytest.fail("it was computed"))
+        done(*cached, "--out", tmp_path / "second", "--logging_steps", 3)
+    live, first, second = (report(tmp_path / name) for name in ("live", "first", "second"))
+    for mine, theirs in zip(first["history"], live["history"], strict=True):
+        if "loss" in mine:
+            assert mine["ce"] == pytest.approx(theirs["ce"], rel=2e-3)
+            assert mine["gdkd"] == pytest.approx(theirs["gdkd"], rel=2e-2)
+            assert mine["rcka"] == pytest.approx(theirs["rcka"], rel=1e-2)
+    assert first["codes_sha256"] == second["codes_sha256"]
+    line = refused(capsys, *cached[:3], conversations, *cached[4:], "--out", tmp_path / "other")
+    assert "--teacher_outputs" in line
+    if method == "kd":
+        line = refused(capsys, *cached, "--out", tmp_path / "other", "--method", "grace", "--set",
+                       "tau=1")  # fmt: skip
+        assert "relational was False" in line
 
 
 # --------------------------------------------------------------------------- interrupted, resumed
