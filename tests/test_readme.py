@@ -2,9 +2,13 @@
 on small models in place of the published ones."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -49,18 +53,41 @@ def test_a_document_without_the_place_of_a_part_is_refused(text):
         fill(text, {"part": ""}, README)
 
 
-@pytest.mark.slow
-def test_the_example_runs(tmp_path, monkeypatch, make_model, processor, conversations):
-    for name, model in {"2B": make_model(1), "7B": make_model(2, num_hidden_layers=3)}.items():
-        model.save_pretrained(tmp_path / name)
-        processor.save_pretrained(tmp_path / name)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    for name in ("2B", "7B"):
-        code = code.replace(f"Qwen/Qwen2-VL-{name}-Instruct", str(tmp_path / name))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "train.parquet").write_bytes(conversations.read_bytes())
+def in_the_hub_s_cache(home, name, model, processor):
+    """Put a model where the hub's libraries look for what they have fetched."""
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    for part in (model, processor):
+        part.save_pretrained(repository / "snapshots" / ("0" * 40))
 
-    exec(compile(code, "README.md", "exec"), {})
+
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, make_model, processor, conversations, installed):
+    """As it stands, in a process of its own: with small models in the hub's cache under the
+    published names, and data where the example has them."""
+    home = tmp_path / "hub"
+    in_the_hub_s_cache(home, "Qwen/Qwen2-VL-2B-Instruct", make_model(1), processor)
+    larger = make_model(2, num_hidden_layers=3)
+    in_the_hub_s_cache(home, "Qwen/Qwen2-VL-7B-Instruct", larger, processor)
+    (tmp_path / "photos").mkdir()
+    lines = []
+    for record in pq.read_table(conversations).to_pylist()[:8]:
+        if record["image"] is not None:
+            (tmp_path / "photos" / f"{record['id']}.png").write_bytes(record["image"]["bytes"])
+            record["image"] = f"{record['id']}.png"
+        lines.append(json.dumps(record) + "\n")
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (tmp_path / "example.py").write_text(code)
+    path = os.pathsep.join(map(str, (installed, ROOT)))
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "hub"), "PYTHONPATH": path}
+    environment = {**os.environ, **offline, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
 
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "student")
     for name, (codes, scales) in CodesFile(tmp_path / "student" / CODES_FILE).items():
