@@ -66,7 +66,7 @@ class ImageInEveryBatch:
         return cls(collate, sample)
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        if any("pixel_values" in sample for sample in samples):
+        if any(self.collate.family.image_inputs[0] in sample for sample in samples):
             return self.collate(samples)
         batch = self.collate([*samples, self.blank])
         return {**batch, "image_spans": [], "indices": batch["indices"][:-1]}

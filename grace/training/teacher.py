@@ -197,7 +197,12 @@ def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str)
         load_in_4bit=bits == 4,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=[family.vision_tower, *family.projectors, family.output_head],
+        llm_int8_skip_modules=[
+            family.vision_tower,
+            *family.frozen,
+            *family.projectors,
+            family.output_head,
+        ],
     )
     return AutoModelForImageTextToText.from_pretrained(
         directory, dtype=torch.bfloat16, quantization_config=quantization, device_map={"": device}
