@@ -13,7 +13,16 @@ from hypothesis.extra import numpy as hnp
 from torch.utils.flop_counter import FlopCounterMode
 from waits import HostWaits
 
-from grace.distillation import centered_gram, cka, cka_from_gram, rcka, rcka_loss, rcka_sums
+from grace.distillation import (
+    centered_gram,
+    cka,
+    cka_from_gram,
+    rcka,
+    rcka_loss,
+    rcka_sums,
+    visual_token_count,
+    visual_tokens,
+)
 
 SETTINGS = settings(deadline=None, max_examples=25)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -350,6 +359,32 @@ def test_a_non_finite_visual_token_drops_the_call(page, bad, in_teacher, cached)
     assert not sums.finite and sums.loss_sum == 0 and (gradient == 0).all()
     assert sums.image_count == 0 and sums.degenerate_count == 0
     assert rcka_loss(student, teacher, spans) == 0
+
+
+@SETTINGS
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 3)), min_size=1, max_size=5), SEEDS)
+def test_runs_of_one_image_are_its_tokens_in_order(runs, seed):
+    """The same value and gradient as where nothing stands between them."""
+    places, edges, at = [], [], 2
+    for length, gap in runs:
+        edges += [at, at + length]
+        places += range(at, at + length)
+        at += length + gap
+    hidden, teacher = normal(seed, 2, at + 1, 5), normal(seed + 1, 2, at + 1, 3)
+    values, gradients = [], []
+    for span, chosen in (((1, *edges), slice(None)), ((1, 0, len(places)), places)):
+        ours = hidden.clone().requires_grad_()
+        sums = rcka_sums(ours[:, chosen], teacher[:, chosen], [span])
+        sums.loss_sum.backward()
+        values.append(torch.stack([sums.loss_sum.detach(), sums.image_count, visual(span)]))
+        gradients.append(ours.grad)
+    assert torch.equal(*values)
+    assert torch.equal(*gradients)
+    assert torch.equal(visual_tokens(hidden, (1, *edges)), hidden[1, places])
+
+
+def visual(span):
+    return torch.tensor(visual_token_count(span))
 
 
 def test_no_image_gives_zero_and_a_working_backward():
