@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from grace.cli import parser
+from grace.training.arguments import options_parser
 from replication.base.code import closure
 from replication.paper.bands import load_facts
 
@@ -190,7 +191,10 @@ def test_make_targets_and_variables_exist(path):
 def test_grace_commands_are_taken_by_the_parser(path):
     for line in blocks(path):
         if re.match(r"grace (?!.*(\.\.\.|--help))", line):
-            parser().parse_args(shlex.split(line, comments=True)[1:])
+            given = parser().parse_args(shlex.split(line, comments=True)[1:])
+            if given.command == "train":  # its options are known only when it runs
+                _, unknown = options_parser().parse_known_args(given.words)
+                assert unknown == [], line
 
 
 @cache

@@ -117,6 +117,20 @@ def under_deepspeed(arguments: Any = None) -> bool:
 
 
 def under_fsdp(arguments: Any) -> bool:
-    """Whether FSDP shards the student, by a launcher's word or by that of ``TrainingArguments``."""
+    """Whether FSDP2 shards the student, by a launcher's word or by that of ``TrainingArguments``.
+
+    Raises:
+        InputError: FSDP1 does, which joins weights and scales into one flat parameter.
+    """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-    return launched or bool(arguments.fsdp)
+    if not launched and not arguments.fsdp:
+        return False
+    version = os.environ.get("FSDP_VERSION", "1") if launched else None
+    if not launched:
+        version = str((arguments.fsdp_config or {}).get("version", 2))
+    if version != "2":
+        raise InputError(
+            f"FSDP has version {version}, which joins weights and scales into one parameter; set "
+            "fsdp_version: 2"
+        )
+    return True

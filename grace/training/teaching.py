@@ -42,7 +42,8 @@ def check_teacher_options(options: Options, method: MethodConfig) -> None:
         needs = "needs" if method.needs_teacher else "takes no"
         raise InputError(f"--method {name} {needs} --teacher")
     check_bits(given.teacher_bits)
-    if given.teacher_sharded and not under_fsdp(options.trainer):
+    sharded = under_fsdp(options.trainer)
+    if given.teacher_sharded and not sharded:
         raise InputError("--teacher_sharded shards as FSDP2 does; start the run with FSDP")
     if given.teacher_sharded and given.teacher_outputs is not None:
         raise InputError("--teacher_sharded and --teacher_outputs do not go together")

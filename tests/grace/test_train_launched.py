@@ -82,3 +82,19 @@ def test_two_processes_write_what_one_does(command, alone, tmp_path, wrapper, mo
     assert not Path(f"{out}.checkpoints").exists()
     leftover = [path.name for path in tmp_path.iterdir() if path != out]
     assert leftover == []
+
+
+def train_sharded(words: list[str]) -> None:
+    """The command in a process whose CPUs count as accelerators, which FSDP asks for."""
+    ranks.shard_on_cpus()
+    train(words)
+
+
+@pytest.mark.slow
+def test_fsdp_by_the_arguments_alone(command, alone, tmp_path):
+    out = tmp_path / "fsdp"
+    ranks.run(train_sharded, command(out, "--fsdp", "full_shard"), wrapper="ddp")
+    found, expected = load_file(out / "model.safetensors"), load_file(alone / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).abs().mean() < 1e-4, name

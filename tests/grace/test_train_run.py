@@ -4,6 +4,7 @@ refused."""
 import errno
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -295,6 +296,20 @@ def test_other_differences_are_noted(interrupted, capsys):
 
 
 @pytest.mark.slow
+def test_a_short_run_that_fails_has_a_checkpoint(words, tmp_path, monkeypatch):
+    def fail():
+        raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, fail)
+        with pytest.raises(RuntimeError, match="power"):
+            main([str(word) for word in words])
+    folder = tmp_path / "out.checkpoints"
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", ["disk", "log"])
 def test_a_finished_model_is_not_lost(words, tmp_path, monkeypatch, capsys, failure):
     done(*words[:5], tmp_path / "whole", *words[6:])
@@ -410,7 +425,14 @@ def test_a_student_that_cannot_be_trained(family, words, tmp_path, capsys, no_we
 def test_other_refusals_before_weights_are_read(words, models, tmp_path, capsys, no_weights):
     (tmp_path / "file").write_text("")
     teacher = ("--method", "grace", "--teacher", models / "teacher")
+    coarse = shutil.copytree(models / "teacher", tmp_path / "coarse")
+    config = config_of(coarse)
+    config["vision_config"]["patch_size"] = 64
+    (coarse / "config.json").write_text(json.dumps(config))
+    (coarse / "generation_config.json").unlink(missing_ok=True)
     for more, told in (
+        (("--method", "grace", "--teacher", coarse), "patch_size is"),
+        (("--fsdp", "full_shard", "--fsdp_config", '{"version": 1}'), "FSDP has version 1"),
         (("--out", tmp_path / "file" / "deep"), "cannot be written"),
         (("--group-size", 256), "256 does not divide"),
         ((*teacher, "--teacher_bits", 5), "5 bits"),

@@ -356,6 +356,21 @@ def test_the_best_checkpoint_is_kept_and_loaded(tmp_path, make_model, dataset, h
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+def test_several_devices_without_a_launcher_train_on_one(tmp_path, make_model, dataset, caplog):
+    """The library would wrap the student in DataParallel, which cannot split a batch's lists."""
+    arguments = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, per_device_train_batch_size=3
+    )
+    arguments._n_gpu = 4
+    trainer = GraceTrainer(
+        make_model(1), arguments, dataset, collator_of(dataset), method=method_of("sft")
+    )
+    assert "4 devices and one process: one of them trains" in caplog.text
+    assert "accelerate launch" in caplog.text
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 3)
+    assert trainer._wrap_model(trainer.model) is trainer.model
+
+
 @pytest.mark.slow
 def test_self_distillation_is_the_divergence_alone(tmp_path, make_model, dataset):
     """arXiv 2601.20088: KL(teacher || student) over the whole vocabulary, a mean over supervised
