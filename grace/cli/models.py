@@ -66,10 +66,9 @@ def question(processor: Any, images: Sequence[Any], prompt: str) -> Any:
         InputError: The processor has no chat template, or none of messages with parts; or it
             refuses an image.
     """
-    from grace.models import read_prompts
+    from grace.models import read_prompts, render_question
 
-    parts = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-    text = _rendered(processor, parts)
+    text = render_question(processor, prompt, len(images))
     try:
         inputs = read_prompts(processor, [text], [images])
     except Exception as error:  # processors fail with types of their own
@@ -82,20 +81,6 @@ def question(processor: Any, images: Sequence[Any], prompt: str) -> Any:
             "the chat_template.jinja of the model's family"
         )
     return inputs
-
-
-def _rendered(processor: Any, parts: list[dict[str, str]]) -> str:
-    chat = [{"role": "user", "content": parts}]
-    try:
-        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        if str(parts) in text:
-            raise TypeError("it writes the list of parts as it is")
-    except Exception as error:  # templates raise what they like
-        raise InputError(
-            f"the processor's chat template cannot render a question of image and text "
-            f"({_line(error)}); give the directory the chat_template.jinja of the model's family"
-        ) from error
-    return str(text)
 
 
 def _refused_image(processor: Any, images: Sequence[Any]) -> str:

@@ -30,7 +30,7 @@ from grace.data.images import read_image
 from grace.decoding.decoder import not_finite
 from grace.errors import InputError
 from grace.export import load_student
-from grace.models import load_processor
+from grace.models import load_processor, read_prompts, render_question
 
 MAX_NEW_TOKENS = 1024
 """Most tokens of an answer where neither the task nor the user says so."""
@@ -192,24 +192,15 @@ class ChatModel(lmms):
 
     def _inputs(self, requests: list[Instance]) -> Any:
         """The model's inputs, one row a question: its images first, then its text."""
-        chats, images = [], []
+        prompts, images = [], []
         for request in requests:
             context, _, doc_to_visual, row, task, split = request.args
             visuals = _images(doc_to_visual(self.task_dict[task][split][row]), task, row)
+            text = context.replace("<image>", "")
+            prompts.append(render_question(self.processor, text, len(visuals)))
             images.append(visuals)
-            content: list[dict] = [{"type": "image"} for _ in visuals]
-            content.append({"type": "text", "text": context.replace("<image>", "")})
-            chats.append([{"role": "user", "content": content}])
-        prompts = self.processor.apply_chat_template(
-            chats, tokenize=False, add_generation_prompt=True
-        )
-        return self.processor(
-            text=prompts,
-            images=images if any(images) else None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.device, self.dtype)
+        inputs = read_prompts(self.processor, prompts, images, padding=True, padding_side="left")
+        return inputs.to(self.device, self.dtype)
 
     def _up_to_eos(self, row: list[int]) -> list[int]:
         return next((row[:i] for i, token in enumerate(row) if token in self.eos), row)

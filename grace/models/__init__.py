@@ -20,7 +20,7 @@ from grace.models.loading import (
     mend_generation_config,
     save_model,
 )
-from grace.models.prompts import read_prompts
+from grace.models.prompts import read_prompts, render_question
 
 __all__ = [
     "FAMILIES",
@@ -36,5 +36,6 @@ __all__ = [
     "mend_generation_config",
     "model_directory",
     "read_prompts",
+    "render_question",
     "save_model",
 ]

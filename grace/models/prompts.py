@@ -1,9 +1,42 @@
-"""Rendered prompts as model inputs."""
+"""Questions as prompts, and prompts as model inputs."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
+
+from grace.errors import InputError
+
+
+def render_question(processor: Any, question: str, images: int = 0) -> str:
+    """A question as a processor's chat template writes it, with the start of an answer.
+
+    Example::
+
+        prompt = render_question(processor, "What is this?", images=1)
+        inputs = read_prompts(processor, [prompt], [[image]])
+
+    Args:
+        processor: The model's processor.
+        question: The text.
+        images: Number of images, which come before the text.
+
+    Raises:
+        InputError: There is no chat template, or none of messages with parts.
+    """
+    parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": parts}]
+    try:
+        text = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        if str(parts) in text:
+            raise TypeError("it writes the list of parts as it is")
+    except Exception as error:  # templates raise what they like
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"the processor's chat template cannot render a question of image and text "
+            f"({reason}); give the directory the chat_template.jinja of the model's family"
+        ) from error
+    return str(text)
 
 
 def read_prompts(

@@ -57,7 +57,10 @@ def inputs_of(processor, doc):
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     images = [doc["images"]] if doc["images"] else None
-    return processor(text=[prompt], images=images, return_tensors="pt")
+    start = processor.tokenizer.bos_token
+    twice = bool(start) and prompt.startswith(start)  # the template writes it already
+    options = {"add_special_tokens": False} if twice else {}
+    return processor(text=[prompt], images=images, return_tensors="pt", **options)
 
 
 def by_the_library(model, processor, doc):
