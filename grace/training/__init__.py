@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         TeacherOutputs,
         check_teacher,
         load_frozen,
+        load_teacher,
     )
     from grace.training.trainer import GraceTrainer
 
@@ -50,6 +51,7 @@ __all__ = [
     "check_deepspeed",
     "check_teacher",
     "load_frozen",
+    "load_teacher",
     "prepare_student",
     "read_options",
     "save_student",
@@ -79,6 +81,7 @@ _MODULES = {
         "TeacherOutputs",
         "check_teacher",
         "load_frozen",
+        "load_teacher",
     ),
     "trainer": ("GraceTrainer",),
 }

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from grace.arithmetic import native_dtype
 from grace.distillation import shared_vocabulary
 from grace.errors import InputError
 from grace.models import Family, check_model_directory, family_of, load_model, model_directory
+from grace.training.distributed import shard_frozen
 from grace.training.forward import SupervisedForward
 
 TEACHER_BITS = (16, 8, 4)
@@ -172,21 +174,67 @@ def check_bits(bits: int) -> None:
         )
 
 
-def load_frozen(path: str | Path, *, bits: int = 16, device: torch.device | str) -> nn.Module:
+def load_teacher(
+    path: str | Path,
+    processor: Any,
+    *,
+    relational: bool,
+    bits: int = 16,
+    sharded: bool = False,
+    device: torch.device | str,
+) -> LiveTeacher:
+    """A teacher that answers on a device, or on the devices of all processes together.
+
+    ::
+
+        teacher = load_teacher(path, load_processor(path), relational=True, bits=4, device="cuda")
+
+    Args:
+        path: A model directory or hub name.
+        processor: Its processor.
+        relational: Whether the objective reads visual tokens (RCKA).
+        bits: As :func:`load_frozen`; at 16, float32 on a device that only emulates bfloat16.
+        sharded: Shard it over all processes (FSDP2).
+        device: Of this process.
+
+    Raises:
+        InputError: As :func:`load_frozen`.
+    """
+    model: Any = load_frozen(
+        path,
+        bits=bits,
+        device="cpu" if sharded else device,
+        dtype=native_dtype(torch.device(device).type),
+    )
+    family = family_of(model.config)
+    teacher = LiveTeacher(model, family, relational=relational, tokenizer=processor)
+    if sharded:
+        shard_frozen(model)  # after the hooks, which its own have to run before
+    return teacher
+
+
+def load_frozen(
+    path: str | Path,
+    *,
+    bits: int = 16,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+) -> nn.Module:
     """Load a teacher onto a device.
 
     Args:
         path: A model directory or hub name.
-        bits: 16 for bfloat16 throughout; 8 or 4 for the decoder's linears in that many bits
+        bits: 16 for ``dtype`` throughout; 8 or 4 for the decoder's linears in that many bits
             (bitsandbytes: LLM.int8, NF4) and the rest in bfloat16.
         device: Where the weights go.
+        dtype: Of 16-bit weights.
 
     Raises:
         InputError: Other bits, a model that cannot be loaded, or bitsandbytes not installed.
     """
     check_bits(bits)
     if bits == 16:
-        return load_model(path, dtype=torch.bfloat16).to(device)
+        return load_model(path, dtype=dtype).to(device)
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 
     check_model_directory(path)

@@ -4,21 +4,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from grace.arithmetic import native_dtype
 from grace.data import Collator
 from grace.errors import InputError
 from grace.files import read_json
-from grace.models import load_model
 from grace.training.arguments import Options
 from grace.training.cached_teacher import CachedTeacher, write_teacher_outputs
 from grace.training.checks import Source, say
 from grace.training.conversations import Conversations
-from grace.training.distributed import shard_frozen, under_fsdp
+from grace.training.distributed import under_fsdp
 from grace.training.manifest import (
     MANIFEST_FILE,
     differences,
@@ -26,7 +23,7 @@ from grace.training.manifest import (
     write_manifest,
 )
 from grace.training.method import MethodConfig
-from grace.training.teacher import LiveTeacher, Teacher, check_bits, check_teacher, load_frozen
+from grace.training.teacher import LiveTeacher, Teacher, check_bits, check_teacher, load_teacher
 
 
 def check_teacher_options(options: Options, method: MethodConfig) -> None:
@@ -127,20 +124,16 @@ def make_teacher(
 
 
 def _live(options: Options, source: Source, method: MethodConfig) -> LiveTeacher:
-    given, arguments = options.model, options.trainer
+    given = options.model
     say(f"loading the teacher {source.name} in {given.teacher_bits} bits")
-    device = torch.device("cpu") if given.teacher_sharded else arguments.device
-    model: Any
-    if given.teacher_bits == 16:  # float32 where the device emulates bfloat16
-        dtype = native_dtype(arguments.device.type)
-        model = load_model(source.name, dtype=dtype).to(device)
-    else:
-        model = load_frozen(source.name, bits=given.teacher_bits, device=device)
-    relational = method.relational
-    teacher = LiveTeacher(model, source.family, relational=relational, tokenizer=source.processor)
-    if given.teacher_sharded:
-        shard_frozen(model)  # after the hooks, which its own have to run before
-    return teacher
+    return load_teacher(
+        source.name,
+        source.processor,
+        relational=method.relational,
+        bits=given.teacher_bits,
+        sharded=given.teacher_sharded,
+        device=options.trainer.device,
+    )
 
 
 def _check_room(folder: Path, source: Source, data: Conversations) -> None:

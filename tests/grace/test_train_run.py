@@ -53,8 +53,7 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(run_module, "load_model", load)
-    monkeypatch.setattr(teaching, "load_model", load)
-    monkeypatch.setattr(teaching, "load_frozen", load)
+    monkeypatch.setattr(teaching, "load_teacher", load)
 
 
 def at_step(monkeypatch, step, action):
@@ -180,7 +179,7 @@ def test_a_cached_teacher_trains_like_the_live_one(
     cached = (*words, "--teacher_outputs", tmp_path / "outputs", "--eval_share", 0)
     done(*cached, "--out", tmp_path / "first")
     with monkeypatch.context() as patch:
-        patch.setattr(teaching, "load_model", lambda *_, **__: pytest.fail("it was computed"))
+        patch.setattr(teaching, "load_teacher", lambda *_, **__: pytest.fail("it was computed"))
         done(*cached, "--out", tmp_path / "second", "--logging_steps", 3)
     live, first, second = (report(tmp_path / name) for name in ("live", "first", "second"))
     for mine, theirs in zip(first["history"], live["history"], strict=True):

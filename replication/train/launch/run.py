@@ -110,6 +110,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     from accelerate.utils import broadcast_object_list
 
     from grace.models import load_processor
+    from grace.training import load_teacher
     from grace.training.distributed import whole_model
     from replication.data.conversations.load import load_conversations
     from replication.train.fit import fit, origin_of, read_origin, save_trained
@@ -128,7 +129,15 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     )
     teacher: Any = None
     if method.needs_teacher:
-        teacher = live_teacher(layout, folder.family, launch, processes.device, method.relational)
+        path = layout.model(folder.family, "teacher")
+        teacher = load_teacher(
+            path,
+            load_processor(path),
+            relational=method.relational,
+            bits=launch.teacher_bits,
+            sharded=launch.teacher_sharded,
+            device=processes.device,
+        )
     settings = run_settings(params, run, seed)
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     origin: dict[str, str] = {}
@@ -169,19 +178,3 @@ def _processes(launch: Launch) -> "PartialState":
             "started; make them one number"
         )
     return processes
-
-
-def live_teacher(layout: Layout, family: str, launch: Launch, device: Any, relational: bool) -> Any:
-    """A family's teacher, frozen, on this process's device or sharded over all of them."""
-    from grace.models import family_of, load_processor
-    from grace.training import LiveTeacher, load_frozen, shard_frozen
-
-    path = layout.model(family, "teacher")
-    tokenizer = load_processor(path).tokenizer
-    model = load_frozen(
-        path, bits=launch.teacher_bits, device="cpu" if launch.teacher_sharded else device
-    )
-    teacher = LiveTeacher(model, family_of(family), relational=relational, tokenizer=tokenizer)
-    if launch.teacher_sharded:
-        shard_frozen(model)  # after the hooks, which its own have to run before
-    return teacher
