@@ -48,7 +48,10 @@ def read_prompts(
     """A processor's output for prompts that its chat template wrote.
 
     A start token that the template has written is not written again, as in
-    ``apply_chat_template(tokenize=True)``.
+    ``apply_chat_template(tokenize=True)``::
+
+        prompt = render_question(processor, "Why?", images=1)
+        tokens = model.generate(**read_prompts(processor, [prompt], [[image]]))
 
     Args:
         processor: The model's processor.
@@ -57,12 +60,13 @@ def read_prompts(
         **options: Further arguments of the processor, such as ``padding``.
 
     Returns:
-        The inputs as tensors.
+        The inputs as tensors, without the labels that some processors add.
     """
     start = processor.tokenizer.bos_token
     if start and prompts[0].startswith(start):
         options["add_special_tokens"] = False
     shown = [list(row) for row in images]
-    return processor(
-        text=list(prompts), images=shown if any(shown) else None, return_tensors="pt", **options
-    )
+    given = shown if any(shown) else None
+    inputs = processor(text=list(prompts), images=given, return_tensors="pt", **options)
+    inputs.pop("labels", None)
+    return inputs
