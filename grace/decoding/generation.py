@@ -55,7 +55,12 @@ _SAMPLING = (
 
 
 def special_settings(model: nn.Module) -> dict[str, Any]:
-    """What a model's generation config asks for beyond plain greedy decoding, sampling left out."""
+    """What a model's generation config asks for beyond plain greedy decoding, sampling left out.
+
+    Example::
+
+        special_settings(model)    # {"repetition_penalty": 1.05}
+    """
     config = getattr(model, "generation_config", None)
     found = {name: getattr(config, name, None) for name in _NEUTRAL}
     return {name: value for name, value in found.items() if value not in _NEUTRAL[name]}

@@ -30,6 +30,13 @@ def decoupled_kd(  # noqa: PLR0917
 
     ``alpha = 1`` and ``beta = 1 - p_T(y)`` per token give the full KL divergence back.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import decoupled_kd
+        >>> student, teacher = torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]])
+        >>> decoupled_kd(student, teacher, torch.tensor([0]))
+        tensor([0.4931])
+
     Args:
         student_logits: (N, V), V >= 2, any floating dtype; the work is done in float32, or float64
             if either side is float64.
@@ -81,6 +88,12 @@ def kd(
 
     The classic distillation term (arXiv 1503.02531). Shapes, precision and errors as in
     `decoupled_kd`; returns (N,).
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import kd
+        >>> kd(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), temperature=1.0)
+        tensor([0.3278])
     """
     _check(student_logits, teacher_logits, temperature)
     dtype = compute_dtype(student_logits, teacher_logits)

@@ -12,6 +12,12 @@ from grace.distillation._common import check_number, chunks, compute_dtype, full
 def teacher_entropy(teacher_logits: torch.Tensor, *, chunk_size: int | None = None) -> torch.Tensor:
     """Entropy of the teacher at temperature 1, in nats (Eq. 4): H = -sum_j p_j log p_j.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import teacher_entropy
+        >>> teacher_entropy(torch.zeros(1, 4))  # ln 4
+        tensor([1.3863])
+
     Args:
         teacher_logits: (N, V), any floating dtype, V >= 2.
         chunk_size: Tokens per chunk; by default what a workspace of 32 MiB allows.
@@ -53,6 +59,12 @@ def confidence_gate(
     teacher_logits: torch.Tensor, kappa: float = 1.0, *, chunk_size: int | None = None
 ) -> torch.Tensor:
     """Confidence gate of each token (Eq. 5): g = exp(-kappa * h) with h = H / log V in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import confidence_gate
+        >>> confidence_gate(torch.zeros(1, 4))  # the teacher knows nothing: 1 / e
+        tensor([0.3679])
 
     Args:
         teacher_logits: (N, V) with V >= 2.

@@ -51,6 +51,14 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class DistillationSums(NamedTuple):
     """What one micro-batch adds to the numerator and the denominator of Eq. 6.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import distillation_sums
+        >>> logits = torch.randn(3, 11)
+        >>> sums = distillation_sums(logits, logits, torch.tensor([0, 4, 7]))
+        >>> bool(sums.finite), abs(round(sums.loss_sum.item(), 4))
+        (True, 0.0)
+
     Attributes:
         loss_sum: sum_i g_i * term_i, scalar, differentiable in the student's logits.
         gate_sum: sum_i g_i, scalar, no gradient.
@@ -74,6 +82,11 @@ def shared_vocabulary(
     Models of one family may pad their output layers to different sizes (152,064 rows against
     151,936 for the same 151,665 tokens): the surplus is padding, and distillation runs over the
     first ``min`` columns.
+
+    Example:
+        >>> from grace.distillation import shared_vocabulary
+        >>> shared_vocabulary(152064, 151936, 151665, 151665)
+        151936
 
     Args:
         student_vocab: Rows of the student's output layer.
@@ -119,6 +132,14 @@ def distillation_sums(
 
     Backward runs once: it scales the stored gradient in place rather than keep a second one.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import distillation_sums
+        >>> student, teacher = torch.randn(2, 3, 11).unbind()
+        >>> sums = distillation_sums(student, teacher, torch.tensor([0, 4, 7]))
+        >>> bool(sums.loss_sum / sums.gate_sum > 0)
+        True
+
     Args:
         student_logits: (N, V_S), any floating dtype; the work is done in float32 (float64 if either
             side is float64), whatever autocast says. Where V_S != V_T only the first
@@ -158,6 +179,12 @@ def gate_sum(
 ) -> torch.Tensor:
     """Sum of the confidence gates alone: the denominator of Eq. 6, ahead of any student forward.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import gate_sum
+        >>> gate_sum(torch.zeros(2, 4))  # two tokens of which the teacher knows nothing: 2 / e
+        tensor(0.7358)
+
     Args:
         teacher_logits: (N, V_T) of the selected tokens.
         kappa: Sharpness, as in `confidence_gate`.
@@ -191,6 +218,14 @@ def gated_decoupled_kd(  # noqa: PLR0917
     chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Gated decoupled distillation of one batch (Eq. 6): sum_i g_i DKD_i / sum_i g_i.
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import gated_decoupled_kd
+        >>> student, teacher = torch.randn(2, 2, 5, 11).unbind()
+        >>> labels = torch.tensor([[-100, -100, -100, 7, 4]] * 2)  # the answers' two tokens
+        >>> bool(gated_decoupled_kd(student, teacher, labels) > 0)
+        True
 
     Args:
         student_logits: (B, S, V_S).

@@ -109,6 +109,11 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
     """Factor of a weight at an optimizer step counted from 0: step / warmup_steps, then 1.
 
     Without warm-up steps it is 1 throughout.
+
+    Example:
+        >>> from grace.distillation import linear_warmup
+        >>> [linear_warmup(step, 2) for step in range(4)]
+        [0.0, 0.5, 1.0, 1.0]
     """
     assert step >= 0 and warmup_steps >= 0, (step, warmup_steps)
     return 1.0 if step >= warmup_steps else step / warmup_steps
@@ -122,6 +127,12 @@ def combine(
     omega: torch.Tensor | float,
 ) -> torch.Tensor:
     """L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import combine
+        >>> combine(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.5), beta=0.1, omega=0.2)
+        tensor(2.2000)
 
     Args:
         ce: Cross-entropy, scalar.

@@ -27,6 +27,14 @@ from grace.types import ImageSpan
 class RckaSums(NamedTuple):
     """What one micro-batch adds to the mean of 1 - CKA over images.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import rcka_sums
+        >>> student, teacher = torch.randn(1, 6, 4), torch.randn(1, 6, 8)
+        >>> sums = rcka_sums(student, teacher, [(0, 1, 5)])
+        >>> int(sums.image_count), int(sums.degenerate_count), bool(sums.finite)
+        (1, 0, True)
+
     Attributes:
         loss_sum: Sum over non-degenerate images of 1 - CKA, scalar, differentiable in the student.
         image_count: Number of non-degenerate images, integer scalar.
@@ -44,6 +52,12 @@ class RckaSums(NamedTuple):
 def visual_tokens(hidden: torch.Tensor, span: ImageSpan) -> torch.Tensor:
     """The hidden states (n, d) of one image's visual tokens, in decoder order.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import visual_tokens
+        >>> visual_tokens(torch.randn(2, 9, 8), (1, 3, 7)).shape
+        torch.Size([4, 8])
+
     Args:
         hidden: (B, S, d).
         span: Where they are.
@@ -54,7 +68,13 @@ def visual_tokens(hidden: torch.Tensor, span: ImageSpan) -> torch.Tensor:
 
 
 def visual_token_count(span: ImageSpan) -> int:
-    """Number of visual tokens of one image."""
+    """Number of visual tokens of one image.
+
+    Example:
+        >>> from grace.distillation import visual_token_count
+        >>> visual_token_count((0, 3, 7))
+        4
+    """
     return sum(stop - start for start, stop in _runs(span[1:]))
 
 
@@ -67,6 +87,13 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Invariant to the scale of the rows, to orthogonal maps of either feature space, and to one
     permutation of the tokens applied to both.
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import cka
+        >>> x = torch.randn(6, 4)
+        >>> round(cka(x, 3 * x).item(), 4)
+        1.0
 
     Args:
         x: (n, d1), any floating dtype; the work is done in float32 (float64 if either side is
@@ -87,6 +114,12 @@ def centered_gram(x: torch.Tensor) -> torch.Tensor:
 
     All that `cka_from_gram` and `rcka_sums` need of a teacher; it can be kept between epochs.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import centered_gram
+        >>> centered_gram(torch.randn(5, 8)).shape
+        torch.Size([5, 5])
+
     Args:
         x: (n, d).
 
@@ -102,6 +135,13 @@ def centered_gram(x: torch.Tensor) -> torch.Tensor:
 def cka_from_gram(gram_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`cka` with one side given as its `centered_gram`.
 
+    Example:
+        >>> import torch
+        >>> from grace.distillation import centered_gram, cka_from_gram
+        >>> x = torch.randn(6, 4)
+        >>> round(cka_from_gram(centered_gram(x), x).item(), 4)
+        1.0
+
     Args:
         gram_t: (n, n), as returned by `centered_gram`.
         x: (n, d).
@@ -115,6 +155,13 @@ def rcka_loss(
     student_hidden: torch.Tensor, teacher_hidden: torch.Tensor, image_spans: Sequence[ImageSpan]
 ) -> torch.Tensor:
     """Mean of 1 - CKA over the images of a batch (Eq. 13); text tokens never enter.
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import rcka_loss
+        >>> hidden = torch.randn(1, 9, 4)
+        >>> abs(round(rcka_loss(hidden, 2 * hidden, [(0, 1, 5)]).item(), 4))
+        0.0
 
     Args:
         student_hidden: (B, S, d_S).
@@ -135,6 +182,14 @@ def rcka_sums(
     image_spans: Sequence[ImageSpan],
 ) -> RckaSums:
     """Sum of 1 - CKA over the images of a micro-batch, for the caller to divide by a global count.
+
+    Example:
+        >>> import torch
+        >>> from grace.distillation import rcka_sums
+        >>> student, teacher = torch.randn(2, 9, 4), torch.randn(2, 9, 8)
+        >>> sums = rcka_sums(student, teacher, [(0, 1, 5), (1, 2, 6)])  # two images
+        >>> bool(0 <= sums.loss_sum / sums.image_count <= 1)
+        True
 
     Args:
         student_hidden: (B, S, d_S).

@@ -39,6 +39,10 @@ def save_awq(
     stored exactly from 2^-17 to 65280; below, float16 runs out of bits, and above, of range. A
     scale that would be rounded is an error, unless `round_scales` asks for it.
 
+    Example::
+
+        save_awq(student, "student-awq", processor=processor)
+
     Args:
         model: As in `save_compressed_tensors`, and so `codes`, `processor` and `overwrite`.
         path: Of the new directory.

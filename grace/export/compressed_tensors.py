@@ -34,6 +34,11 @@ def save_compressed_tensors(
     weight_scale (out, groups) in `dtype` and weight_shape (2,) int64. Loaded with transformers'
     `from_pretrained`, a weight is scale times code, rounded once to `dtype`.
 
+    Example::
+
+        save_compressed_tensors(student, "student-ct", processor=processor)
+        AutoModelForImageTextToText.from_pretrained("student-ct")
+
     Args:
         model: With `FakeQuantLinear`s of 4 or 8 bits, or baked together with `codes`. It is not
             changed.

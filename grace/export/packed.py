@@ -33,6 +33,11 @@ def save_packed(
 ) -> Path:
     """Write a packed model (`grace.int4.pack`) as a directory.
 
+    Example::
+
+        pack(student)
+        save_packed(student, "student-int4", processor=processor)
+
     Args:
         model: With packed layers.
         path: Of the new directory.
@@ -79,6 +84,10 @@ def load_packed(
     crossover: int | None = None,
 ) -> nn.Module:
     """A model that `save_packed` wrote, in evaluation mode; its dense weights are never made.
+
+    Example::
+
+        model = load_packed("student-int4", device="cuda")
 
     Args:
         path: The directory.

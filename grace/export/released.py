@@ -60,6 +60,11 @@ def load_released(
     Their codes() and scales() are exactly those of the checkpoint, so the model can be evaluated,
     packed, exported or trained on.
 
+    Example::
+
+        model = load_released("released/qwen3-vl-2b-w4g128")
+        pack(model)    # or evaluate, export, train on
+
     Args:
         path_or_hub_id: A directory, or a repository of the Hugging Face hub.
         bits: Of a checkpoint with a sidecar, which does not say; 4 or 8. Packed ones have 4.

@@ -58,7 +58,13 @@ _known: dict[str, Crossover] = {}  # of this process, by key
 
 
 def crossover_path() -> Path:
-    """Where crossovers are kept: $GRACE_CACHE, or grace/ in the user's cache directory."""
+    """Where crossovers are kept: $GRACE_CACHE, or grace/ in the user's cache directory.
+
+    Example:
+        >>> from grace.int4 import crossover_path
+        >>> crossover_path().is_absolute()
+        True
+    """
     folder = os.environ.get(CACHE_ENVIRONMENT)
     if not folder:
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")

@@ -36,6 +36,14 @@ class PackedLinear(nn.Module):
     Moving the module to another device packs it again for that device; casting it casts the bias
     only. There are no gradients. Create it with `from_codes`.
 
+    Example:
+        >>> import torch
+        >>> from grace.int4 import Int4Linear
+        >>> codes = torch.randint(-8, 8, (16, 64), dtype=torch.int8)
+        >>> layer = Int4Linear.from_codes(codes, torch.ones(16, 2), backend="reference")
+        >>> layer.bits, layer.shape.out_features, layer.shape.groups
+        (4, 16, 2)
+
     Attributes:
         bits: In which a code is stored.
         bias: (out_features,) or None.
@@ -288,6 +296,14 @@ class Int8Linear(PackedLinear):
     """A linear layer whose weight is packed in 8 bits (W8A16): codes in -128 .. 127.
 
     See `PackedLinear`. No input is quantized.
+
+    Example:
+        >>> import torch
+        >>> from grace.int4 import Int8Linear
+        >>> codes = torch.randint(-128, 128, (16, 64), dtype=torch.int8)
+        >>> layer = Int8Linear.from_codes(codes, torch.ones(16, 2), backend="reference")
+        >>> layer(torch.randn(3, 64)).shape
+        torch.Size([3, 16])
     """
 
     bits = 8

@@ -38,6 +38,15 @@ def pack(
     packed, no more than their codes and their packed form, one layer's at a time, with some MiB of
     scratch. A weight that something else refers to, an optimizer for one, is not freed.
 
+    Example:
+        >>> import torch
+        >>> from grace.int4 import pack
+        >>> from grace.quantization import QuantSpec, prepare
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Linear(16, 2))
+        >>> _ = prepare(model, QuantSpec(group_size=64), ["0"])
+        >>> pack(model, backend="reference")
+        ['0']
+
     Args:
         model: Left as it was where an InputError is raised.
         exact: Codes and scales by name, for a plain model.
@@ -204,6 +213,13 @@ def _check_weight(
 class LayerBits:
     """What one linear layer runs.
 
+    Example:
+        >>> import torch
+        >>> from grace.int4 import effective_bits
+        >>> (layer,) = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8))).layers
+        >>> layer.name, layer.kind, layer.weights, layer.how
+        ('0', 'Linear', 512, 'dense float32')
+
     Attributes:
         name: Dotted name.
         kind: Name of its class.
@@ -230,6 +246,13 @@ class LayerBits:
 @dataclass(frozen=True)
 class EffectiveBits:
     """What the linear layers of a model really run; `str()` is a table.
+
+    Example:
+        >>> import torch
+        >>> from grace.int4 import effective_bits
+        >>> bits = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8)))
+        >>> [layer.stored_bytes for layer in bits.layers]  # 32 bits a weight
+        [2048]
 
     Attributes:
         layers: In the order of the model's modules.
@@ -294,6 +317,13 @@ def effective_bits(model: nn.Module) -> EffectiveBits:
 
     Linears are `nn.Linear` and its subclasses, `FakeQuantLinear` and packed layers. A
     fake-quantized layer counts with the bits of its weight's dtype: it saves nothing.
+
+    Example:
+        >>> import torch
+        >>> from grace.int4 import effective_bits
+        >>> bits = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8)))
+        >>> [(layer.name, 8 * layer.stored_bytes / layer.weights) for layer in bits.layers]
+        [('0', 32.0)]
     """
     return EffectiveBits(
         tuple(

@@ -67,6 +67,10 @@ def family_of(model: Any) -> Family:
 def decoder_linears(model: nn.Module) -> list[str]:
     """Dotted names of the linears that the method quantizes: those of the decoder layers.
 
+    Example::
+
+        decoder_linears(model)[0]    # "model.language_model.layers.0.self_attn.q_proj"
+
     Raises:
         InputError: The model is none of transformers', or of a family without an adapter.
     """

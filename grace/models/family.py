@@ -368,7 +368,13 @@ class Family:
 
 @dataclass(frozen=True)
 class LlavaFamily(Family):
-    """LLaVA: a CLIP tower, of which one hidden layer is read, every patch a visual token."""
+    """LLaVA: a CLIP tower, of which one hidden layer is read, every patch a visual token.
+
+    Example:
+        >>> from grace.models import family_of
+        >>> family_of("llava").projectors
+        ('model.multi_modal_projector',)
+    """
 
     caches_features: ClassVar[bool] = True
 
@@ -386,7 +392,13 @@ class LlavaFamily(Family):
 
 @dataclass(frozen=True)
 class Qwen2VLFamily(Family):
-    """Qwen2-VL: a merger joins ``spatial_merge_size``² patches into one visual token."""
+    """Qwen2-VL: a merger joins ``spatial_merge_size``² patches into one visual token.
+
+    Example:
+        >>> from grace.models import family_of
+        >>> family_of("qwen2_vl").projectors
+        ('model.visual.merger',)
+    """
 
     caches_features: ClassVar[bool] = True
 
@@ -404,6 +416,11 @@ class Qwen3VLFamily(Qwen2VLFamily):
     These mergers are projectors like the last one. Where so many decoder layers take such a
     feature that the penultimate one does, it is part of that layer's output here, as of the last
     layer's input; ``output_hidden_states`` of the library lists it without.
+
+    Example:
+        >>> from grace.models import family_of
+        >>> family_of("qwen3_vl").projectors
+        ('model.visual.merger', 'model.visual.deepstack_merger_list')
     """
 
     def _project(self, model: nn.Module, features: torch.Tensor) -> Any:

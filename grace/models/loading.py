@@ -16,6 +16,10 @@ from grace.models.hub import model_directory
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load a vision-language model.
 
+    Example::
+
+        model = load_model("Qwen/Qwen2-VL-2B-Instruct", dtype=torch.bfloat16)
+
     Args:
         path: A local directory or a hub name.
         dtype: Of the weights.
@@ -91,6 +95,10 @@ def _is_valid(config: Any) -> bool:
 def load_processor(path: str | Path) -> Any:
     """Load a processor (tokenizer, image processor, chat template).
 
+    Example::
+
+        processor = load_processor("Qwen/Qwen2-VL-2B-Instruct")
+
     Args:
         path: A local directory or a hub name.
 
@@ -125,6 +133,10 @@ def save_model(
 ) -> None:
     """Write a model and its processor as one Hugging Face directory, whole or not at all.
 
+    Example::
+
+        save_model(model, processor, "student")
+
     Args:
         model: A transformers model.
         processor: Its tokenizer, image processor and chat template.
@@ -145,6 +157,10 @@ def save_model(
 
 def check_model_directory(path: str | Path) -> dict[str, Any]:
     """Check a model directory, or what the hub has under a name, without its weights.
+
+    Example::
+
+        check_model_directory("student")["model_type"]    # "qwen2_vl"
 
     Returns:
         Its configuration.

@@ -53,6 +53,11 @@ def read_prompts(
         prompt = render_question(processor, "Why?", images=1)
         tokens = model.generate(**read_prompts(processor, [prompt], [[image]]))
 
+    Example::
+
+        prompts = [render_question(processor, text, images=1) for text in questions]
+        inputs = read_prompts(processor, prompts, [[image] for image in images], padding=True)
+
     Args:
         processor: The model's processor.
         prompts: Rendered, one a row.

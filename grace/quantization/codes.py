@@ -21,6 +21,10 @@ def write_codes(
 
     ``<linear>.codes`` is int8 (out, in), ``<linear>.scales`` float32 (out, groups).
 
+    Example::
+
+        write_codes("student", bake(model), spec.to_dict())
+
     Args:
         directory: Where `CODES_FILE` is written.
         exact: Codes and scales by the dotted names of the linear layers.
@@ -41,6 +45,11 @@ class CodesFile(Mapping[str, tuple[Tensor, Tensor]]):
     """`<linear>.codes` and `<linear>.scales` of a safetensors file, read layer by layer.
 
     A mapping: name of a linear layer -> (codes int8 (out, in), scales float32 (out, groups)).
+
+    Example::
+
+        exact = CodesFile("student/quantized.safetensors")
+        codes, scales = exact["model.language_model.layers.0.mlp.up_proj"]
 
     Attributes:
         path: The file.

@@ -15,6 +15,13 @@ def prepare(model: nn.Module, spec: QuantSpec, names: Sequence[str] | None = Non
 
     Create the optimizer afterwards: the log_scale parameters are new.
 
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, prepare
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Linear(16, 2))
+        >>> prepare(model, QuantSpec(group_size=64), ["0"])
+        ['0']
+
     Args:
         model: The model; it is left as it was where an error is raised.
         spec: The quantizer.
@@ -69,7 +76,16 @@ def _linears(model: nn.Module, spec: QuantSpec, names: list[str]) -> dict[str, n
 
 
 def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]:
-    """Every `FakeQuantLinear` of the model with its dotted name, in the order of its modules."""
+    """Every `FakeQuantLinear` of the model with its dotted name, in the order of its modules.
+
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, fake_quant_layers, prepare
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16))
+        >>> names = prepare(model, QuantSpec(group_size=64), ["0"])
+        >>> [(name, layer.codes().shape) for name, layer in fake_quant_layers(model)]
+        [('0', torch.Size([16, 64]))]
+    """
     for name, module in model.named_modules():
         if isinstance(module, FakeQuantLinear):
             yield name, module
@@ -78,6 +94,15 @@ def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]
 @torch.no_grad()
 def bake(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Replace every `FakeQuantLinear` by an `nn.Linear` with the quantized weight, in place.
+
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, bake, prepare
+        >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16))
+        >>> names = prepare(model, QuantSpec(group_size=64), ["0"])
+        >>> codes, scales = bake(model)["0"]
+        >>> codes.dtype, scales.shape, type(model[0]).__name__
+        (torch.int8, torch.Size([16, 1]), 'Linear')
 
     Args:
         model: A prepared model.

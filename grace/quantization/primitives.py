@@ -44,6 +44,12 @@ _DEVICE_BLOCK = 1 << 22
 def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
     """The scales s = exp(theta) as the deployed kernel stores them.
 
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, deployed_scales
+        >>> deployed_scales(torch.tensor([0.0, 1.0]), QuantSpec())  # e in bfloat16
+        tensor([1.0000, 2.7188])
+
     Args:
         log_scale: theta = ln s, any shape.
         spec: The quantizer.
@@ -57,6 +63,13 @@ def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
 
 def quantize(weight: Tensor, scales: Tensor, spec: QuantSpec) -> Tensor:
     """q = round(clip(W / s, qmin, qmax)), half to even (Eq. 14).
+
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, quantize
+        >>> weight = torch.tensor([[0.6, -9.0] * 16])
+        >>> quantize(weight, torch.ones(1, 1), QuantSpec(group_size=32))[0, :2]
+        tensor([ 1, -8], dtype=torch.int8)
 
     Args:
         weight: (out, in).
@@ -82,6 +95,13 @@ def dequantize(
     codes: Tensor, scales: Tensor, spec: QuantSpec, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """What = s * q (Eq. 14), computed in float32 and then rounded once to `dtype`.
+
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, dequantize
+        >>> codes = torch.arange(-8, 8, dtype=torch.int8).repeat(1, 2)
+        >>> dequantize(codes, torch.tensor([[0.5]]), QuantSpec(group_size=32))[0, :3]
+        tensor([-4.0000, -3.5000, -3.0000])
 
     Args:
         codes: (out, in) integers.
@@ -123,6 +143,13 @@ def fake_quantize(
     nor becomes subnormal. |What - W| <= s / 2 where v is inside the clipping range, before the
     rounding to `dtype`. Only weight and log_scale are kept for the backward pass.
 
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, fake_quantize
+        >>> weight = torch.tensor([[0.6, -9.0] * 16])
+        >>> fake_quantize(weight, torch.zeros(1, 1), QuantSpec(group_size=32))[0, :2]
+        tensor([ 1., -8.])
+
     Args:
         weight: (out, in).
         log_scale: theta = ln s, (out, in / g).
@@ -155,6 +182,14 @@ def fake_quantized_linear(
     there, in the walk that turns its gradient into the weight's, and dropped after it: the peak
     memory exceeds that of a plain linear layer by one layer's What.
 
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, fake_quantized_linear, initial_scales
+        >>> weight, spec = torch.randn(16, 64), QuantSpec(group_size=64)
+        >>> theta = initial_scales(weight, spec).log()
+        >>> fake_quantized_linear(torch.randn(3, 64), weight, theta, None, spec).shape
+        torch.Size([3, 16])
+
     Args:
         x: (..., in).
         weight: (out, in).
@@ -185,6 +220,12 @@ def initial_scales(weight: Tensor, spec: QuantSpec, name: str = "") -> Tensor:
     - "max": max|W| / qmax.
 
     A group of zeros gets `ZERO_GROUP_SCALE`, 2^-14.
+
+    Example:
+        >>> import torch
+        >>> from grace.quantization import QuantSpec, initial_scales
+        >>> initial_scales(torch.full((1, 32), 3.5), QuantSpec(group_size=32, init="max"))
+        tensor([[0.5000]])
 
     Args:
         weight: (out, in), any float dtype.

@@ -192,6 +192,11 @@ def options_parser() -> HfArgumentParser:
 def read_options(words: Sequence[str]) -> Options:
     """The options of a command line, on top of those of its recipe.
 
+    Example::
+
+        options = read_options(["recipe.yaml", "--learning_rate", "2e-5"])
+        options.trainer.learning_rate    # 2e-05
+
     Args:
         words: ``[MODEL or RECIPE.yaml, flags...]``.
 

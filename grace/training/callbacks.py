@@ -15,6 +15,12 @@ class Objective(TrainerCallback, ExportableState):
     It holds the information-bottleneck controller, so that a resumed run goes on with the same
     multiplier.
 
+    Example:
+        >>> from grace.distillation import DistillationConfig
+        >>> from grace.training import Objective
+        >>> Objective(DistillationConfig(adaptive=False)).controller is None
+        True
+
     Attributes:
         config: The distillation settings.
         controller: Adapts β; None under a fixed weight.

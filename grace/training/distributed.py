@@ -21,6 +21,10 @@ def check_deepspeed(config: Mapping[str, Any], method: MethodConfig) -> None:
     thousands of scales fall on a few dozen values and their updates are lost. Its
     ``torch_autocast`` casts in the products instead.
 
+    Example::
+
+        check_deepspeed(json.loads(Path("zero3.json").read_text()), method)
+
     Args:
         config: DeepSpeed's own settings.
         method: What is trained.
@@ -53,6 +57,11 @@ def shard_frozen(model: nn.Module) -> nn.Module:
     """Shard a frozen model over all processes (FSDP2), block by block, in place.
 
     Every process then has to ask for outputs the same number of times.
+
+    Example::
+
+        teacher = LiveTeacher(model, family, relational=True)
+        shard_frozen(model)    # after the teacher's hooks
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -138,6 +138,10 @@ def method_of(options: MethodOptions) -> MethodConfig:
 def prepare_student(model: nn.Module, method: MethodConfig) -> list[str]:
     """Freeze the vision tower and put fake quantization into the decoder's linears, in place.
 
+    Example::
+
+        prepare_student(student, MethodConfig("qat", 4, QuantSpec(bits=4)))
+
     Returns:
         The dotted names of the quantized modules; empty at 16 bits.
     """
@@ -161,6 +165,11 @@ def save_student(
     """Write a trained student: weights on the integer grid, the codes and scales beside them.
 
     The model is baked in place: its fake-quantized linears become plain ones.
+
+    Example::
+
+        trainer.train()
+        save_student(student, processor, "student", method)
 
     Args:
         model: The student, prepared by :func:`prepare_student` and trained.

@@ -30,6 +30,11 @@ _PIXELS = ("image_mean", "image_std")
 class TeacherOutputs:
     """Teacher outputs for one batch.
 
+    Example::
+
+        outputs = teacher.outputs(collate([data[0], data[1]]))
+        outputs.logits.shape    # (supervised tokens, vocabulary)
+
     Attributes:
         logits: (N, V) at the supervised positions.
         relational: Hidden states (B, S, d), or one centered Gram matrix (n, n) an image; None
@@ -41,7 +46,13 @@ class TeacherOutputs:
 
 
 class Teacher(Protocol):
-    """Anything that answers a batch: :class:`LiveTeacher` or ``CachedTeacher``."""
+    """Anything that answers a batch: :class:`LiveTeacher` or ``CachedTeacher``.
+
+    Example::
+
+        teacher: Teacher = LiveTeacher(model, family, relational=True)
+        teacher.outputs(batch).logits
+    """
 
     def outputs(self, batch: dict[str, Any]) -> TeacherOutputs:
         """The teacher's outputs (N, V) and (B, S, d) or (n, n) for a collated batch."""
@@ -51,6 +62,10 @@ class Teacher(Protocol):
 @dataclass(frozen=True)
 class Identity:
     """What a teacher and a student must have in common, as far as it is known.
+
+    Example::
+
+        Identity.of(student.config, processor) == Identity.of(teacher.config, processor)
 
     Attributes:
         model_type: The family.
@@ -87,6 +102,10 @@ class Identity:
 def check_teacher(student: Identity, teacher: Identity) -> None:
     """Check that two models read a sample as the same tokens, and that their logits mean the same
     token column by column. They may be of different families.
+
+    Example::
+
+        check_teacher(Identity.of(student.config, processor), teacher.identity)
 
     Raises:
         InputError: They do not, or that is not known of two families; the line says what differs.
@@ -221,6 +240,10 @@ def load_frozen(
     dtype: torch.dtype = torch.bfloat16,
 ) -> nn.Module:
     """Load a teacher onto a device.
+
+    Example::
+
+        model = load_frozen("Qwen/Qwen2-VL-7B-Instruct", bits=8, device="cuda")
 
     Args:
         path: A model directory or hub name.

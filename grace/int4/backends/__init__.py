@@ -25,7 +25,13 @@ __all__ = ["AUTO", "BACKENDS", "Backend", "Buffers", "available", "select"]
 
 
 def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
-    """Every back end's name -> None where it runs on this device, else why it does not."""
+    """Every back end's name -> None where it runs on this device, else why it does not.
+
+    Example:
+        >>> from grace.int4 import available
+        >>> available("cpu")["reference"] is None  # it runs everywhere
+        True
+    """
     return {name: backend.unavailable(torch.device(device)) for name, backend in BACKENDS.items()}
 
 
