@@ -22,9 +22,10 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
 
 help:
+	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper] [TABLE=table4]  rebuild every table, or one"
 	@echo "make report [SCALE=...]               the page of results, from the results that there are"
@@ -64,6 +65,9 @@ $(STAMP): pyproject.toml $(LOCK)
 lock: setup
 	$(BIN)/uv pip compile -q pyproject.toml --all-extras --universal --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" -o $(LOCK)
+
+try: setup
+	$(BIN)/python recipes/five_minutes.py
 
 doctor: setup
 	$(BIN)/python -m replication.doctor "$(SCALE)" $(DOCTOR)
