@@ -619,7 +619,7 @@ def _config(name: str, text: dict[str, Any], ids: Callable[[str], int]) -> dict[
             tower = {**_GRID_TOWER, "depth": 2, "out_hidden_size": width}
             linear = {
                 "linear_num_key_heads": 2,
-                "linear_num_value_heads": 2,
+                "linear_num_value_heads": 8,
                 "linear_key_head_dim": 16,
                 "linear_value_head_dim": 16,
                 "layer_types": _kinds(text, "linear_attention"),

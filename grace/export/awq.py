@@ -112,10 +112,7 @@ def _not_converted(layers: Layers) -> list[str]:
     Both as transformers has them (it compares beginnings and ends of a module's name) and as
     published checkpoints and vLLM do (which looks for them anywhere in the name).
     """
-    family = layers.family
     names = []
-    for part in (family.vision_tower, *family.projectors, family.output_head):
+    for part in layers.apart:
         names += [part.rpartition(".")[2], part]
-    stem = family.decoder_layers.rpartition(".")[2]
-    names += [f"{stem}{name.removeprefix(family.decoder_layers)}" for name in layers.left]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*names, *layers.left_places()]))

@@ -1,7 +1,8 @@
 """Writing and reading of model directories: whole or not at all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from grace.errors import InputError
 from grace.files import open_tensors, read_json, write_json
-from grace.models import mend_generation_config
+from grace.models import family_of, mend_generation_config
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -54,15 +55,44 @@ def write_checkpoint(
     mend_generation_config(model)
     before = saved.config.dtype
     try:
-        saved.save_pretrained(directory, state_dict=state)
+        with published_names(saved):
+            saved.save_pretrained(directory, state_dict=state)
     finally:
         saved.config.dtype = before
     if processor is not None:
         processor.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     _set_dtype(config, str(dtype).removeprefix("torch."))
+    add_earlier_settings(config)
     config["quantization_config"] = dict(quantization)
     write_json(directory / "config.json", config)
+
+
+@contextmanager
+def published_names(model: Any) -> Iterator[None]:
+    """Within this context a model is saved under its family's published names.
+
+    Left to itself, transformers takes the names that the model was loaded from, and for a model
+    that was built or saved by this version of it leaves out `vision_model.` before a tower's
+    parameters, without which vLLM does not find them.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    tower = family_of(model.config).vision_tower.removeprefix(f"{model.base_model_prefix}.")
+    before = vars(model).get("_weight_conversions")
+    model._weight_conversions = [
+        change
+        for change in get_model_conversion_mapping(model, add_legacy=False)
+        if not isinstance(change, PrefixChange) or change.scope_prefix == tower
+    ]
+    try:
+        yield
+    finally:
+        if before is None:
+            del model._weight_conversions
+        else:
+            model._weight_conversions = before
 
 
 def read_tensors(directory: Path) -> dict[str, Tensor]:
@@ -117,6 +147,38 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
             "torch.bfloat16 or torch.float32"
         )
     return cast
+
+
+def add_earlier_settings(config: dict[str, Any]) -> None:
+    """Add, in place, the settings that transformers 4 and engines built on it read elsewhere.
+
+    They do not know ``rope_parameters``, and look for ``tie_word_embeddings`` in the text's
+    configuration: silently they would take defaults. transformers 5 reads the same as before.
+
+    Args:
+        config: The content of a config.json.
+    """
+    tied = config.get("tie_word_embeddings")
+    if tied is not None and isinstance(config.get("text_config"), dict):
+        config["text_config"]["tie_word_embeddings"] = tied
+    _add_earlier_rope(config)
+
+
+def _add_earlier_rope(config: dict[str, Any]) -> None:
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict):
+        full = rope.get("full_attention", rope)
+        if "rope_theta" in full:
+            config.setdefault("rope_theta", full["rope_theta"])
+        rest = {name: value for name, value in full.items() if name != "rope_theta"}
+        if rest not in ({}, {"rope_type": "default"}):
+            config.setdefault("rope_scaling", rest)
+        local = rope.get("sliding_attention", {}).get("rope_theta")
+        if local is not None:
+            config.setdefault("rope_local_base_freq", local)
+    for value in config.values():
+        if isinstance(value, dict):
+            _add_earlier_rope(value)
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> None:

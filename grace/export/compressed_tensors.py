@@ -119,13 +119,10 @@ def _ignored(layers: Layers) -> list[str]:
     Patterns, for loaders disagree about prefixes: a tower is `visual` in a published checkpoint,
     `model.visual` in transformers and `visual` again in vLLM.
     """
-    family = layers.family
-    parts = [family.vision_tower, *family.projectors]
-    patterns = [f"re:.*{_last(part)}[.].*" for part in parts]
-    patterns += ["re:.*embed_tokens$", f"re:.*{_last(family.output_head)}$"]
-    for name in layers.left:
-        place = name.removeprefix(family.decoder_layers)
-        patterns.append(f"re:.*{re.escape(_last(family.decoder_layers) + place)}$")
+    head = layers.family.output_head
+    patterns = [f"re:.*{_last(part)}[.].*" for part in layers.apart if part != head]
+    patterns += ["re:.*embed_tokens$", f"re:.*{_last(head)}$"]
+    patterns += [f"re:.*{re.escape(name)}$" for name in layers.left_places()]
     return patterns
 
 

@@ -21,7 +21,8 @@ class Layers:
         family: The adapter of the model's family.
         spec: Bits and group size.
         names: Dotted module names, in the model's order.
-        left: Linear layers of the decoder that are not quantized.
+        left: Other linear layers, those of vision tower, projectors, output head and what the
+            family leaves alone (`apart`) not counted.
     """
 
     family: Family
@@ -30,6 +31,16 @@ class Layers:
     left: list[str]
     _modules: dict[str, nn.Module]
     _codes: Codes
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Dotted names of the parts whose linears are never quantized."""
+        return _apart(self.family)
+
+    def left_places(self) -> list[str]:
+        """Ends of the names of `left` on which loaders agree: within the decoder `layers.0.…`."""
+        stem = self.family.decoder_layers.rpartition(".")[0]
+        return [name.removeprefix(f"{stem}.").removeprefix("model.") for name in self.left]
 
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, codes int8 (out, in), scales float32 (out, groups)) on the CPU, layer by layer.
@@ -108,8 +119,20 @@ def quantized_layers(model: nn.Module, codes: Codes | None, bits: int | None) ->
             "quantized"
         )
     names = [name for name in decoder if name in modules]
-    left = [name for name in decoder if name not in modules]
+    apart = tuple(f"{part}." for part in _apart(family))
+    left = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | FakeQuantLinear)
+        and name not in modules
+        and not f"{name}.".startswith(apart)
+    ]
     return Layers(family, next(iter(specs.values())), names, left, modules, codes or {})
+
+
+def _apart(family: Family) -> tuple[str, ...]:
+    parts = (family.vision_tower, *family.projectors, *family.frozen, family.output_head)
+    return tuple(dict.fromkeys(parts))
 
 
 def check_values(name: str, codes: Tensor, scales: Tensor, spec: QuantSpec) -> None:

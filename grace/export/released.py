@@ -30,6 +30,7 @@ from grace.export.llava import from_original, is_original
 from grace.export.packing import AWQ_BITS, AWQ_ORDER, AWQ_ZERO, unpack_awq
 from grace.files import read_json
 from grace.models import (
+    FAMILIES,
     Family,
     check_model_directory,
     family_of,
@@ -100,7 +101,7 @@ def load_released(
         )
     if base is not None and not original:
         raise InputError(f"{directory}: is complete: base is for LLaVA's original layout only")
-    family = family_of("llava" if original else str(config.get("model_type")))
+    family = FAMILIES["llava"] if original else family_of(_configuration(directory))
     tensors = read_tensors(directory)
     dtype = dtype or _stored_dtype(config, tensors)
     if modules.is_file():
@@ -344,11 +345,21 @@ def _stored_dtype(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
     return next(floating, torch.float32)
 
 
+def _configuration(directory: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:  # the library's classes fail with types of their own
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{directory / 'config.json'}: makes no model ({reason})") from error
+
+
 def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """The directory's model with these weights; every one of its own has to be there."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
-    config = AutoConfig.from_pretrained(directory)
+    config = _configuration(directory)
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the tensors at hand are not packed any more
     kind: Any = AutoModelForImageTextToText._model_mapping[type(config)]

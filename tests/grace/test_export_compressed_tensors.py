@@ -24,6 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from grace.errors import InputError
 from grace.export import save_compressed_tensors
+from grace.export.checkpoint import published_names
 from grace.export.packing import pack_words
 from grace.int4.layouts import WeightShape, pack_plain, unpack_plain
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare
@@ -178,17 +179,28 @@ def test_a_baked_model_with_its_codes_exports_the_same_bytes(small, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-def test_a_reloaded_model_exports_under_the_same_names(small, tmp_path):
-    """Models from a directory remember its names; models made from scratch do not."""
-    small.model().save_pretrained(tmp_path / "base")
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base")
-    names = set(tensors_of(tmp_path / "base"))
-    prepare(model, QuantSpec(4, 64))
-    save_compressed_tensors(model, tmp_path / "out")
-    weights = {f"{published(small.name, name)}.weight" for name, _ in fake_quant_layers(model)}
-    stored = set(tensors_of(tmp_path / "out"))
-    assert names - weights == {name for name in stored if "weight_" not in name}
-    assert {name.replace(".weight_packed", ".weight") for name in stored & stored} >= weights
+def test_names_are_the_published_ones_wherever_a_model_is_from(small, tmp_path):
+    """Built here, saved by this transformers, or loaded from a published checkpoint."""
+    model = small.model()
+    model.save_pretrained(tmp_path / "saved")
+    with published_names(model):
+        model.save_pretrained(tmp_path / "published")
+    names = set(tensors_of(tmp_path / "published"))
+    if small.name == "llava":
+        assert "vision_tower.vision_model.embeddings.class_embedding" in names
+        assert "vision_tower.embeddings.class_embedding" in tensors_of(tmp_path / "saved")
+    else:
+        assert names == set(tensors_of(tmp_path / "saved"))
+    for source in (None, "saved", "published"):
+        if source is not None:
+            model = AutoModelForImageTextToText.from_pretrained(tmp_path / source)
+        loaded = vars(model).get("_weight_conversions")
+        quantized = prepare(model, QuantSpec(4, 64))
+        save_compressed_tensors(model, tmp_path / f"out-{source}")
+        assert vars(model).get("_weight_conversions") is loaded
+        weights = {f"{published(small.name, name)}.weight" for name in quantized}
+        stored = set(tensors_of(tmp_path / f"out-{source}"))
+        assert names - weights == {name for name in stored if "weight_" not in name}, source
 
 
 def test_the_model_is_left_as_it_was(small, tmp_path):
