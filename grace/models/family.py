@@ -234,36 +234,6 @@ class Family:
         visual = (input_ids == image_token_id).to(torch.int32)
         return {name: visual for name in self.type_inputs}
 
-    def positions(self, model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Position ids of a prompt; padding has position 0.
-
-        Args:
-            model: A model of the family.
-            inputs: The model's inputs; without ``attention_mask`` every token counts.
-
-        Returns:
-            (B, S), or (4, B, S) where images have positions of their own. The token after the
-            prompt has ``positions[..., -1:] + 1``.
-        """
-        input_ids = inputs["input_ids"]
-        mask = inputs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
-        text = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
-        core: Any = getattr(model, "base_model", model)
-        if "mm_token_type_ids" not in self.type_inputs or not hasattr(core, "get_rope_index"):
-            return text
-        # the text's positions, then those of time, height and width (M-RoPE, arXiv 2409.12191)
-        grid = inputs.get("image_grid_thw")
-        if grid is None:
-            return text.expand(4, *text.shape)
-        spatial, _ = core.get_rope_index(
-            input_ids,
-            mm_token_type_ids=inputs["mm_token_type_ids"],
-            image_grid_thw=grid,
-            attention_mask=inputs.get("attention_mask"),
-        )
-        return torch.cat([text.unsqueeze(0), spatial])
-
     def tokens_per_image(self, config: Any, images: Mapping[str, torch.Tensor]) -> list[int]:
         """Number of visual tokens of each image, where cached features are supported.
 
