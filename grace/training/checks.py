@@ -21,6 +21,7 @@ from transformers import (
 from grace.errors import InputError
 from grace.files import check_target
 from grace.models import Family, check_model_directory, family_of, load_processor, model_directory
+from grace.training.distributed import check_deepspeed
 from grace.training.method import MethodConfig
 from grace.training.teacher import Identity
 
@@ -170,14 +171,17 @@ def check_output(out: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def check_libraries(arguments: TrainingArguments) -> None:
-    """Check that optimizer, schedule and loggers can be made, on one parameter.
+def check_libraries(arguments: TrainingArguments, method: MethodConfig) -> None:
+    """Check that optimizer, schedule and loggers can be made, on one parameter, and that DeepSpeed
+    leaves the scales as they are.
 
     Raises:
         InputError: A library is missing, or an option does not fit.
     """
     from transformers.integrations import get_reporting_integration_callbacks
 
+    if arguments.deepspeed_plugin is not None:
+        check_deepspeed(arguments.deepspeed_plugin.deepspeed_config, method)
     model: Any = nn.Linear(1, 1)
     more: Any = dict(arguments.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
     try:

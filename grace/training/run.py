@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,12 +126,15 @@ def prepare(options: Options) -> Plan:
     check_teacher_options(options, method)
     check_output(out, overwrite=options.run.overwrite)
     checkpoint = _checkpoint(options)
-    check_libraries(options.trainer)
+    check_libraries(options.trainer, method)
     repository = hub.repository(options.trainer, out)
     say(f"reading the configuration and processor of {name}")
     student = Source.read(name)
     check_structure(student, method)
     teacher = read_teacher(options, student)
+    for source in filter(None, (student, teacher)):
+        if out.resolve() == source.directory.resolve():
+            raise InputError(f"--out {out} is the directory of {source.name}; name another")
     data = read_conversations(options, student)
     identity = teacher_identity(options, teacher)
     made_with = manifest(
@@ -223,18 +228,39 @@ def _fit(trainer: GraceTrainer, plan: Plan) -> None:
         f"{arguments.world_size} x {arguments.device.type}"
     )
     try:
-        trainer.train(
-            resume_from_checkpoint=None if plan.checkpoint is None else str(plan.checkpoint)
-        )
-    except FloatingPointError as error:
-        raise InputError(str(error)) from error
-    except (OSError, SafetensorError) as error:
-        raise _no_room(error, plan) from error
+        with _one_line(plan):
+            start = None if plan.checkpoint is None else str(plan.checkpoint)
+            trainer.train(resume_from_checkpoint=start)
     finally:
         for callback in trainer.callback_handler.callbacks:
             bar = getattr(callback, "training_bar", None)
             if bar is not None:  # what follows begins a line
                 bar.close()
+
+
+@contextmanager
+def _one_line(plan: Plan) -> Iterator[None]:
+    """What ends training early by no fault of the code, as one line."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise InputError(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"{plan.options.trainer.device}: out of memory ({_text(error)}); lower the batch size "
+            "and raise the accumulation, or use gradient_checkpointing or fewer teacher_bits"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise _not_written(error, plan) from error
+    except InputError as error:
+        if not str(error).startswith("Caught InputError in DataLoader worker"):
+            raise
+        cause = str(error).rpartition("InputError: ")[2]  # after the worker's traceback
+        raise InputError(cause) from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):  # what torch.save says of a full disk
+            raise
+        raise _not_written(error, plan) from error
 
 
 def _finished(checkpoint: Path | None) -> dict[str, Any] | None:
@@ -271,7 +297,7 @@ def _write(plan: Plan, trainer: GraceTrainer, student: Any) -> None:
             also=partial(write_report, run),
         )
     except (OSError, SafetensorError) as error:
-        raise _no_room(error, plan) from error
+        raise _not_written(error, plan) from error
     grid = f", {len(exact)} linears on the {plan.method.bits}-bit grid" if exact else ""
     print(f"trained {plan.out}{grid}")
     shutil.rmtree(plan.checkpoints, ignore_errors=True)
@@ -279,9 +305,12 @@ def _write(plan: Plan, trainer: GraceTrainer, student: Any) -> None:
         hub.upload(plan.out, plan.repository, plan.options.trainer)
 
 
-def _no_room(error: Exception, plan: Plan) -> InputError:
-    reason = " ".join(str(error).split())[:300]
+def _not_written(error: Exception, plan: Plan) -> InputError:
     return InputError(
-        f"{plan.out} could not be written ({reason}); the checkpoints in {plan.checkpoints} are "
-        "kept: mend that and run the same command with --resume"
+        f"{plan.out} could not be written ({_text(error)}); the checkpoints in {plan.checkpoints} "
+        "are kept: mend that and run the same command with --resume"
     )
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -15,6 +15,7 @@ import torch
 import yaml
 from commands import done, refused, save
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
@@ -359,6 +360,51 @@ def test_a_loss_that_is_not_finite_is_one_line(words, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_lost_during_training_is_one_line(
+    models, tmp_path, capsys, monkeypatch, workers
+):
+    """The data were whole when they were checked."""
+    file = tmp_path / "data.jsonl"
+    Image.new("RGB", (64, 64)).save(tmp_path / "0.png")
+    turns = [{"from": "human", "value": "<image>\nhow many"}, {"from": "gpt", "value": "two"}]
+    record = {"id": "lost", "image": "0.png", "conversations": turns}
+    file.write_text(json.dumps(record) + "\n")
+    original = GraceTrainer.train
+
+    def train(self, *arguments, **options):
+        (tmp_path / "0.png").unlink()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(GraceTrainer, "train", train)
+    line = refused(
+        capsys, "train", models / "student", "--data", file, "--method", "qat", *FAST,
+        "--out", tmp_path / "out", "--dataloader_num_workers", workers,
+    )  # fmt: skip
+    assert line.startswith("error: record 'lost': its image") and "Traceback" not in line
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_in_training_leaves_the_last_checkpoint(
+    words, tmp_path, monkeypatch, capsys
+):
+    original = torch.save
+
+    def save(value, path, *arguments, **options):
+        if "checkpoint-2" in str(path):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        return original(value, path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save)
+        line = refused(capsys, *words)
+    assert "PytorchStreamWriter failed" in line and "--resume" in line
+    folder = tmp_path / "out.checkpoints"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
+    done(*words, "--resume")
+
+
+@pytest.mark.slow
 def test_an_invalid_generation_config_is_mended(family, words, tmp_path):
     student = Path(save(family("qwen2_vl"), tmp_path / "invalid"))
     invalid = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
@@ -440,6 +486,8 @@ def test_other_refusals_before_weights_are_read(words, models, tmp_path, capsys,
         (("--lr_scheduler_kwargs", '{"min_lr": "x", "y": 1}'), "training arguments: "),
         (("--report_to", "nowhere"), "nowhere"),
         (("--push_to_hub", "--hub_strategy", "checkpoint"), "hub_strategy is checkpoint"),
+        (("--push_to_hub",), "push_to_hub: cannot make 'out'"),
+        (("--out", models / "student", "--overwrite"), "is the directory of"),
     ):  # fmt: skip
         assert told in refused(capsys, *words, *more), more
         assert not (tmp_path / "out").exists()
