@@ -10,8 +10,9 @@
 Everything is imported when it is first used: opening an image does not wait for torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from grace.lazy import lazy
 
 if TYPE_CHECKING:
     from grace.data.collator import Collator
@@ -28,17 +29,12 @@ __all__ = [
     "read_image",
 ]
 
-_HOMES = {
-    "Collator": "collator",
-    "ConversationDataset": "dataset",
-    "IGNORE_INDEX": "encoder",
-    "Encoder": "encoder",
-    "image_size": "images",
-    "read_image": "images",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "grace.data.collator": ("Collator",),
+        "grace.data.dataset": ("ConversationDataset",),
+        "grace.data.encoder": ("IGNORE_INDEX", "Encoder"),
+        "grace.data.images": ("image_size", "read_image"),
+    },
+)

@@ -4,8 +4,9 @@ Everything is imported when it is first used: the command's help does not wait f
 process that only describes a method (:class:`MethodConfig`) not for the trainer's libraries.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from grace.lazy import lazy
 
 if TYPE_CHECKING:
     from grace.training.arguments import GraceArguments, read_options
@@ -59,36 +60,32 @@ __all__ = [
     "write_teacher_outputs",
 ]
 
-_MODULES = {
-    "arguments": ("GraceArguments", "read_options"),
-    "cached_teacher": ("CachedTeacher", "write_teacher_outputs"),
-    "callbacks": ("Objective",),
-    "distributed": ("check_deepspeed", "shard_frozen"),
-    "forward": ("SupervisedForward",),
-    "method": (
-        "METHODS",
-        "NAIVE_KD",
-        "QAD",
-        "TEACHER_METHODS",
-        "MethodConfig",
-        "prepare_student",
-        "save_student",
-    ),
-    "teacher": (
-        "Identity",
-        "LiveTeacher",
-        "Teacher",
-        "TeacherOutputs",
-        "check_teacher",
-        "load_frozen",
-        "load_teacher",
-    ),
-    "trainer": ("GraceTrainer",),
-}
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(
+    __name__,
+    {
+        "grace.training.arguments": ("GraceArguments", "read_options"),
+        "grace.training.cached_teacher": ("CachedTeacher", "write_teacher_outputs"),
+        "grace.training.callbacks": ("Objective",),
+        "grace.training.distributed": ("check_deepspeed", "shard_frozen"),
+        "grace.training.forward": ("SupervisedForward",),
+        "grace.training.method": (
+            "METHODS",
+            "NAIVE_KD",
+            "QAD",
+            "TEACHER_METHODS",
+            "MethodConfig",
+            "prepare_student",
+            "save_student",
+        ),
+        "grace.training.teacher": (
+            "Identity",
+            "LiveTeacher",
+            "Teacher",
+            "TeacherOutputs",
+            "check_teacher",
+            "load_frozen",
+            "load_teacher",
+        ),
+        "grace.training.trainer": ("GraceTrainer",),
+    },
+)

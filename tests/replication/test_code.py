@@ -266,6 +266,12 @@ def test_exactly_the_modules_that_reach_a_change_notice_it(tmp_path_factory, imp
     assert {number for number in range(7) if before[number] != after[number]} == reaching
 
 
+def test_names_that_are_imported_late_are_in_the_closure():
+    files = set(closure("replication.stages.train"))
+    for name in ("training/trainer", "training/teacher", "data/dataset", "data/collator"):
+        assert ROOT / "grace" / f"{name}.py" in files
+
+
 @pytest.mark.slow
 def test_every_module_that_a_stage_loads_is_in_its_closure():
     """What an interpreter has of this repository after a stage's import, but for ``_OUTSIDE``."""
