@@ -7,6 +7,7 @@ One module for each part, at the published widths, with random values:
     gated_distillation    GDKD over a large vocabulary
     projection            the vocabulary projection of supervised positions, and of all
     relational            RCKA as visual tokens grow
+    loading               samples of photos and conversations, as batches
 
 `straightforward` holds what they are compared with, `compare` how. `python -m replication.bench
 method` runs all of them and writes results/performance/performance.json.

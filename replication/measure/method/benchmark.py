@@ -26,6 +26,7 @@ from replication.measure.harness import Benchmark, Part
 from replication.measure.method import (
     fake_quantization,
     gated_distillation,
+    loading,
     projection,
     relational,
     scale_search,
@@ -46,6 +47,7 @@ PARTS: dict[str, ModuleType] = {
     "gated_distillation": gated_distillation,
     "projection": projection,
     "relational": relational,
+    "loading": loading,
 }
 
 

@@ -14,6 +14,7 @@ TITLES = {
     "gated_distillation": "GDKD, forward and backward",
     "projection": "Vocabulary projection, cross-entropy and GDKD, forward and backward",
     "relational": "RCKA of one image, forward and backward",
+    "loading": "A batch of conversations with photos, in one process",
 }
 _HEADER = ("case", "against", "ms", "its ms", "time ×", "MiB", "its MiB", "memory ×")
 
