@@ -63,6 +63,9 @@ class Collator:
         spans: list[ImageSpan] = []
         for row, sample in enumerate(samples):
             for start, stop in sample["image_spans"]:
+                if (sample["input_ids"][start:stop] == self.image_token_id).all():
+                    spans.append((row, start, stop))
+                    continue
                 inside = input_ids[row : row + 1, start:stop]
                 runs = self.family.image_spans(inside, self.image_token_id)
                 edges = (start + edge for _, *run in runs for edge in run)

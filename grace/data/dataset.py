@@ -15,14 +15,13 @@ from torch.utils.data import Dataset
 
 from grace.data.images import read_image
 from grace.data.index import Checker, kept_index, processor_settings
-from grace.data.records import ImageFolder, Record, locate_image
+from grace.data.records import ImageContent, ImageFolder, Record, locate_image
 from grace.data.samples import Sample, SampleReader
 from grace.data.sources import open_records
 from grace.errors import InputError
 from grace.models import family_of
 
 _LISTED = 10  # bad records that an error names
-_KEPT_TOKENS = 4_000_000  # tokens of samples that are kept: 64 MB
 
 
 class ConversationDataset(Dataset):
@@ -112,8 +111,6 @@ class ConversationDataset(Dataset):
         )
         self._records = open_records(source, split)
         self._check = Checker(self._records, self._read, self._locate)
-        self._samples: dict[int, Sample] = {}
-        self._room = _KEPT_TOKENS
         self._settings = {
             **processor_settings(processor, config),
             "max_length": self.max_length,
@@ -139,9 +136,8 @@ class ConversationDataset(Dataset):
         chosen = self._chosen
         named = [chosen.start, chosen.stop] if isinstance(chosen, range) else list(chosen)
         content = [self._records.fingerprint, str(self._image_folder), self._settings, named]
-        self._index = kept_index(
-            self._check, chosen, json.dumps(content, sort_keys=True), self._keep
-        )
+        self._index = kept_index(self._check, chosen, json.dumps(content, sort_keys=True))
+        self._index.files.clear()  # a started worker process needs none of them
         bad = self._index.bad
         self.bad_records = [(self._index.ids[place], reason) for place, reason in bad]
         if bad and (on_bad_record == "error" or len(bad) > max_bad_share * len(chosen)):
@@ -191,9 +187,6 @@ class ConversationDataset(Dataset):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_samples": {}, "_room": _KEPT_TOKENS}
-
     @cached_property
     def ids(self) -> list[str]:
         """The id of every sample."""
@@ -212,7 +205,7 @@ class ConversationDataset(Dataset):
     def tokens(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Token ids and labels of a sample, (S,) each; IGNORE_INDEX where nothing is supervised."""
         place = self._place(index)
-        sample = self._samples.get(place) or self._sample(place, self._record(place))
+        sample = self._index.sample(place) or self._sample(place, self._record(place))
         return sample.input_ids, sample.labels
 
     def images(self, index: int) -> list[Image.Image]:
@@ -223,7 +216,7 @@ class ConversationDataset(Dataset):
                 data were checked.
         """
         place = self._place(index)
-        return self._images(place, self._record(place))
+        return self._images(place, self._check.images(self._chosen[place]))
 
     def pixels(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The family's ``image_inputs`` for the images of some samples: (patches, ...) each.
@@ -242,10 +235,10 @@ class ConversationDataset(Dataset):
             InputError: As :meth:`images`.
         """
         place = self._place(index)
-        tokens, record = self._samples.get(place), None
+        tokens, contents = self._index.sample(place), None
         if tokens is None:
             record = self._record(place)
-            tokens = self._sample(place, record)
+            tokens, contents = self._sample(place, record), record.images
         sample: dict[str, Any] = {
             "index": index,
             "input_ids": tokens.input_ids,
@@ -257,7 +250,9 @@ class ConversationDataset(Dataset):
         if self.vision_features is not None:
             sample["pixel_values"] = torch.from_numpy(self.vision_features[index])
             return {**sample, **self._beside_pixels}
-        images = self._images(place, record or self._record(place))
+        if contents is None:
+            contents = self._check.images(self._chosen[place])
+        images = self._images(place, contents)
         return {**sample, **self.family.read_images(self.processor, images)}
 
     def _place(self, index: int) -> int:
@@ -269,22 +264,14 @@ class ConversationDataset(Dataset):
         return self._check.record(self._chosen[place])
 
     def _sample(self, place: int, record: Record) -> Sample:
-        sample = self._read(record, self._index.sizes_of(place))
-        self._keep(place, sample)
-        return sample
+        return self._read(record, self._index.sizes_of(place))
 
-    def _keep(self, place: int, sample: Sample) -> None:
-        """Keep the tokens of small data, which are then not made again in every epoch."""
-        if self._room >= len(sample.input_ids):
-            self._room -= len(sample.input_ids)
-            self._samples[place] = sample
-
-    def _images(self, place: int, record: Record) -> list[Image.Image]:
+    def _images(self, place: int, contents: Sequence[ImageContent]) -> list[Image.Image]:
         images = []
-        shown = record.images[: self._index.rows["shown"][place]]
+        shown = contents[: self._index.rows["shown"][place]]
         for content, size in zip(shown, self._index.sizes_of(place), strict=False):
             where = "" if isinstance(content, bytes) else f" {str(content)!r}"
-            name = f"record {record.id!r}: its image{where}"
+            name = f"record {self._index.ids[place]!r}: its image{where}"
             image = read_image(content, name, "restore it, or remove the record")
             if image.size != size:
                 raise InputError(

@@ -23,15 +23,18 @@ from tqdm import tqdm
 
 from grace.data.encoder import IGNORE_INDEX
 from grace.data.images import image_size
-from grace.data.records import Record, identity_of, read_record
+from grace.data.records import ImageContent, Record, identity_of, read_record, record_images
 from grace.data.samples import Sample, SampleReader
 from grace.data.sources import Records
 from grace.errors import InputError
 from grace.files import atomic_path
 
-_VERSION = 1  # of the index's content
+_VERSION = 2  # of the index's content
 _ALONE = 1000  # fewer records than that are checked at once, and not kept
 _CHUNK = 64  # records that a process checks at once
+_PACKED = 40_000  # records of which tokens are kept, if there are not more than
+_PACKED_TOKENS = 4_000_000  # tokens of all of them: 20 MB
+_TOKENS = ("tokens0", "tokens1", "tokens2")
 _ROW = np.dtype(
     [
         ("length", np.int32),
@@ -56,6 +59,8 @@ class Index:
         ids: Of every record.
         bad: The records that cannot be used: position and reason.
         files: Size and time of change of every image file, by path.
+        tokens: Token ids of all samples (T,), whether each is supervised (T,), and (images, 2)
+            spans; empty for data of more than some million tokens, which are made when needed.
     """
 
     rows: np.ndarray
@@ -63,9 +68,34 @@ class Index:
     ids: list[str]
     bad: list[tuple[int, str]]
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tokens: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         self._ends = np.cumsum(self.rows["images"])
+        self._token_ends = np.cumsum(self.rows["length"])
+        self._span_ends = np.cumsum(self.rows["shown"])
+        self._samples: dict[int, Sample] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_samples": {}}
+
+    def sample(self, position: int) -> Sample | None:
+        """The sample of a record; None where tokens are not kept."""
+        if not self.tokens or position in self._samples:
+            return self._samples.get(position)
+        ids, supervised, spans = self.tokens
+        row = self.rows[position]
+        stop, last = int(self._token_ends[position]), int(self._span_ends[position])
+        taken = slice(stop - int(row["length"]), stop)
+        input_ids = ids[taken].astype(np.int64)
+        shown = spans[last - int(row["shown"]) : last].tolist()
+        self._samples[position] = Sample(
+            input_ids,
+            np.where(supervised[taken], input_ids, IGNORE_INDEX),
+            [(start, end) for start, end in shown],
+            int(row["full"]),
+        )
+        return self._samples[position]
 
     def sizes_of(self, position: int) -> list[tuple[int, int]]:
         """(width, height) of a record's images."""
@@ -78,7 +108,8 @@ class Index:
         texts = json.dumps([self.ids, self.bad, self.files])
         content = np.frombuffer(texts.encode("utf-8", "surrogatepass"), np.uint8)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, rows=self.rows, sizes=self.sizes, texts=content)
+            arrays: dict[str, Any] = dict(zip(_TOKENS, self.tokens, strict=False))
+            np.savez(file, rows=self.rows, sizes=self.sizes, texts=content, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Index | None":
@@ -87,7 +118,8 @@ class Index:
             with np.load(path, allow_pickle=False) as content:
                 rows, sizes = content["rows"], content["sizes"]
                 ids, bad, files = json.loads(bytes(content["texts"]))
-            index = cls(rows, sizes, ids, [tuple(one) for one in bad], files)
+                tokens = tuple(content[name] for name in _TOKENS if name in content)
+            index = cls(rows, sizes, ids, [tuple(one) for one in bad], files, tokens)
         except (OSError, ValueError, KeyError, EOFError, TypeError):
             return None
         if rows.dtype != _ROW or len(rows) != len(ids):
@@ -103,14 +135,23 @@ class Index:
 
 
 class Checked(NamedTuple):
-    """What was found of one record; the sample is None if it cannot be used."""
+    """What was found of one record.
+
+    Attributes:
+        id: Its id.
+        row: As in the index; None if it cannot be used.
+        sizes: Of its images.
+        reason: Why it cannot be used.
+        files: Its image files, as in the index.
+        tokens: Its own, as in the index; None where they are not kept.
+    """
 
     id: str
-    sample: Sample | None
+    row: tuple[int, ...] | None
     sizes: list[tuple[int, int]]
     reason: str
     files: dict[str, tuple[int, int]]
-    digest: int
+    tokens: tuple[np.ndarray, np.ndarray, list[tuple[int, int]]] | None = None
 
 
 @dataclass
@@ -121,17 +162,23 @@ class Checker:
         records: As they are stored.
         read: Makes their samples.
         locate: Gives the file of an image by a record's position and the path in it.
+        keeps_tokens: Whether tokens are part of what is found.
     """
 
     records: Records
     read: SampleReader
     locate: Callable[[int, str], Path]
+    keeps_tokens: bool = True
 
     def record(self, position: int) -> Record:
         """A record, parsed. Raises InputError, which does not name it."""
         return read_record(
             self.records[position], position, lambda path: self.locate(position, path)
         )
+
+    def images(self, position: int) -> list[ImageContent]:
+        """The images of a record alone."""
+        return record_images(self.records[position], lambda path: self.locate(position, path))
 
     def __call__(self, position: int) -> Checked:
         identity = str(position)
@@ -153,13 +200,20 @@ class Checker:
             sizes = [size for size, _ in looks]
             sample = self.read(record, sizes)
         except InputError as error:
-            return Checked(identity, None, [], str(error), files, 0)
+            return Checked(identity, None, [], str(error), files)
         whole = hashlib.blake2b(record.id.encode("utf-8", "surrogatepass"), digest_size=8)
         whole.update(sample.input_ids.tobytes() + sample.labels.tobytes())
         for _, digest in looks[: len(sample.image_spans)]:
             whole.update(digest)
-        number = int.from_bytes(whole.digest(), "little")
-        return Checked(identity, sample, sizes, "", files, number)
+        supervised = sample.labels != IGNORE_INDEX
+        row = (
+            *(len(supervised), int(supervised[1:].sum()), sample.full_length),
+            *(len(sizes), len(sample.image_spans), int.from_bytes(whole.digest(), "little")),
+        )
+        tokens = None
+        if self.keeps_tokens:
+            tokens = sample.input_ids.astype(np.int32), supervised, sample.image_spans
+        return Checked(identity, row, sizes, "", files, tokens)
 
 
 def _look(content: bytes, name: str) -> tuple[tuple[int, int], bytes]:
@@ -183,62 +237,84 @@ def _look_at_file(path: str) -> tuple[tuple[int, int], tuple[int, int], bytes]:
     return size, (state.st_size, state.st_mtime_ns), digest
 
 
-def make_index(
-    check: Checker,
-    positions: Sequence[int] | range,
-    keep: Callable[[int, Sample], object] | None = None,
-) -> Index:
+def make_index(check: Checker, positions: Sequence[int] | range) -> Index:
     """Check records by as many processes as there are cores, with a progress bar.
 
     Args:
         check: Checks one.
         positions: Of the records.
-        keep: Called with the place of every sample that was made in this process.
     """
     _look_at_file.cache_clear()  # files may have changed since
+    check.keeps_tokens = len(positions) <= _PACKED
     rows = np.zeros(len(positions), _ROW)
+    index = Index(rows, np.zeros((0, 2), np.int32), [], [])
     sizes: list[tuple[int, int]] = []
-    ids: list[str] = []
-    bad: list[tuple[int, str]] = []
-    files: dict[str, tuple[int, int]] = {}
+    tokens = _Tokens() if check.keeps_tokens else None
     few = len(positions) < _ALONE
     progress = tqdm(
         total=len(positions), desc="checking records", unit="record", disable=few or None
     )
     with progress:
-        for found, sample in _found(check, positions):
-            place = len(ids)
-            ids.append(found.id)
-            files.update(found.files)
+        for place, found in enumerate(_found(check, positions)):
+            index.ids.append(found.id)
+            index.files.update(found.files)
             progress.update()
-            if sample is None:
-                bad.append((place, found.reason))
+            if found.row is None:
+                index.bad.append((place, found.reason))
                 continue
-            length, supervised, full, shown = sample
-            rows[place] = (length, supervised, full, len(found.sizes), shown, found.digest)
+            rows[place] = found.row
             sizes += found.sizes
-            if keep is not None and found.sample is not None:
-                keep(place, found.sample)
-    return Index(rows, np.array(sizes, np.int32).reshape(-1, 2), ids, bad, files)
+            if tokens is not None and found.tokens is not None:
+                tokens.add(*found.tokens)
+                tokens = tokens if tokens.count <= _PACKED_TOKENS else None
+    return Index(
+        rows,
+        np.array(sizes, np.int32).reshape(-1, 2),
+        index.ids,
+        index.bad,
+        index.files,
+        tokens.packed() if tokens is not None else (),
+    )
 
 
-def _found(
-    check: Checker, positions: Sequence[int] | range
-) -> Iterable[tuple[Checked, tuple[int, int, int, int] | None]]:
-    """What is found of every record, in order, and the numbers of its sample."""
+class _Tokens:
+    """Tokens of samples, one after the other."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ids: list[np.ndarray] = []
+        self._supervised: list[np.ndarray] = []
+        self._spans: list[tuple[int, int]] = []
+
+    def add(self, ids: np.ndarray, supervised: np.ndarray, spans: list[tuple[int, int]]) -> None:
+        self._ids.append(ids)
+        self._supervised.append(supervised)
+        self._spans += spans
+        self.count += len(ids)
+
+    def packed(self) -> tuple[np.ndarray, ...]:
+        """As :class:`Index` has them."""
+        none = np.zeros(0, np.int32)
+        return (
+            np.concatenate([none, *self._ids]),
+            np.concatenate([none.astype(bool), *self._supervised]),
+            np.array(self._spans, np.int32).reshape(-1, 2),
+        )
+
+
+def _found(check: Checker, positions: Sequence[int] | range) -> Iterable[Checked]:
+    """What is found of every record, in order."""
     chunks = _Chunks(check, positions)
     workers = min(_cores(), len(chunks)) if len(positions) >= _ALONE else 0
     if workers < 2:
-        for position in positions:
-            found = check(position)
-            yield found, _numbers(found.sample)
+        yield from (check(position) for position in positions)
         return
     for chunk in DataLoader(chunks, batch_size=None, num_workers=workers, collate_fn=_same):
         yield from chunk
 
 
 class _Chunks(Dataset):
-    """Some records at a time; the samples themselves stay in the process that made them."""
+    """What is found of some records at a time."""
 
     def __init__(self, check: Checker, positions: Sequence[int] | range) -> None:
         self.check, self.positions = check, positions
@@ -246,17 +322,9 @@ class _Chunks(Dataset):
     def __len__(self) -> int:
         return (len(self.positions) + _CHUNK - 1) // _CHUNK
 
-    def __getitem__(self, place: int) -> list[tuple[Checked, tuple[int, int, int, int] | None]]:
+    def __getitem__(self, place: int) -> list[Checked]:
         chunk = self.positions[place * _CHUNK : (place + 1) * _CHUNK]
-        found = [self.check(int(position)) for position in chunk]
-        return [(one._replace(sample=None), _numbers(one.sample)) for one in found]
-
-
-def _numbers(sample: Sample | None) -> tuple[int, int, int, int] | None:
-    if sample is None:
-        return None
-    supervised = int((sample.labels[1:] != IGNORE_INDEX).sum())
-    return len(sample.input_ids), supervised, sample.full_length, len(sample.image_spans)
+        return [self.check(int(position)) for position in chunk]
 
 
 def _same(value: Any) -> Any:
@@ -268,12 +336,7 @@ def _cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def kept_index(
-    check: Checker,
-    positions: Sequence[int] | range,
-    fingerprint: str,
-    keep: Callable[[int, Sample], object] | None = None,
-) -> Index:
+def kept_index(check: Checker, positions: Sequence[int] | range, fingerprint: str) -> Index:
     """The index of these records, from the cache if it is there.
 
     Processes that start together wait for the one that makes it. That of a few records is made
@@ -283,10 +346,9 @@ def kept_index(
         check: Checks one.
         positions: Of the records.
         fingerprint: Of everything that the index follows from but the image files.
-        keep: Called with the place of every sample that was made in this process.
     """
     if len(positions) < _ALONE:
-        return make_index(check, positions, keep)
+        return make_index(check, positions)
     digest = hashlib.sha256(f"{_VERSION}{fingerprint}".encode()).hexdigest()[:32]
     path = cache_folder() / f"{digest}.npz"
     try:
@@ -294,7 +356,7 @@ def kept_index(
         with FileLock(f"{path}.lock"):
             index = Index.load(path)
             if index is None:
-                index = make_index(check, positions, keep)
+                index = make_index(check, positions)
                 index.save(path)
         return index
     except OSError as error:
@@ -303,7 +365,7 @@ def kept_index(
             "process makes its own; set HF_DATASETS_CACHE to a folder that can be written to",
             stacklevel=2,
         )
-        return make_index(check, positions, keep)
+        return make_index(check, positions)
 
 
 def cache_folder() -> Path:

@@ -90,14 +90,19 @@ def read_record(raw: Mapping[str, Any], position: int, locate: Callable[[str], P
     for name in OTHER_MEDIA:
         if raw.get(name):
             raise InputError(f"it has {name!r}: only texts and images can be trained on")
-    messages, embedded = _messages(raw)
+    images = record_images(raw, locate)
+    return Record(identity_of(raw, position), read_turns(_messages(raw), len(images)), images)
+
+
+def record_images(raw: Mapping[str, Any], locate: Callable[[str], Path]) -> list[ImageContent]:
+    """The images of a record alone, in order; see :func:`read_record`."""
+    embedded = _embedded(_messages(raw))
     beside = [*_listed(raw.get("image")), *_listed(raw.get("images"))]
     if beside and embedded:
         raise InputError(
             "it has images both beside its messages and inside them; keep one of the two"
         )
-    images = [_image(image, locate) for image in beside or embedded]
-    return Record(identity_of(raw, position), read_turns(messages, len(images)), images)
+    return [_image(image, locate) for image in beside or embedded]
 
 
 def read_turns(messages: Sequence[Mapping[str, Any]], images: int) -> list[Turn]:
@@ -130,14 +135,18 @@ def read_turns(messages: Sequence[Mapping[str, Any]], images: int) -> list[Turn]
     return turns
 
 
-def _messages(raw: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], list[Any]]:
-    """The messages of a record, and the images that stand inside them."""
+def _messages(raw: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     messages = raw.get("messages")
     if messages is None:
         messages = raw.get("conversations")
     if not isinstance(messages, list | tuple) or not messages:
         raise InputError("it has no 'messages' and no 'conversations', or no turn in them")
-    embedded = []
+    return messages
+
+
+def _embedded(messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """The images that stand inside messages."""
+    embedded: list[Any] = []
     for message in messages:
         content = message.get("content") if isinstance(message, Mapping) else None
         for part in content if isinstance(content, list | tuple) else ():
@@ -146,7 +155,7 @@ def _messages(raw: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], list
                 if isinstance(image, Mapping) and "url" in image:
                     image = image["url"]
                 embedded += _listed(image)
-    return messages, embedded
+    return embedded
 
 
 def _role_and_content(index: int, message: Any) -> tuple[str, Any]:
