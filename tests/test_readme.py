@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from tiny_families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
 from grace.errors import InputError
@@ -51,6 +52,16 @@ def test_the_document_of_costs_is_current():
 def test_a_document_without_the_place_of_a_part_is_refused(text):
     with pytest.raises(InputError, match="part"):
         fill(text, {"part": ""}, README)
+
+
+def test_its_families_are_the_tested_ones():
+    table = README.read_text().partition("| family | trained |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    named = [name for row in rows for name in row[0].split(", ")]
+    assert sorted(named) == sorted(name for _, name in FAMILIES)
+    assert {tuple(row[1:]) for row in rows} == {
+        ("yes", "yes", "compressed-tensors, AWQ", "transformers")
+    }, "tests/grace/test_families.py and its neighbours test all of them alike"
 
 
 def in_the_hub_s_cache(home, name, model, processor):

@@ -328,8 +328,8 @@ def test_a_teacher_that_sees_other_tokens_is_refused(name, changes, told):
         check_teacher(identity(name), identity(name, **changes))
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/extending.md"])
-def test_the_documented_families_are_the_tested_ones(document):
-    text = (Path(__file__).parents[2] / document).read_text(encoding="utf-8")
-    rows = re.findall(r"(?m)^\| ([A-Z][^|`]+) \| `(\w+)` \| (?!Trained)", text)
+def test_the_documented_families_are_the_tested_ones():
+    document = Path(__file__).parents[2] / "docs" / "extending.md"
+    text = document.read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| ([A-Z][^|]+) \| `(\w+)` \|", text)
     assert [(model_type, published) for published, model_type in rows] == FAMILIES
