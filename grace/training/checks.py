@@ -47,8 +47,12 @@ class Source:
     family: Family
 
     @classmethod
-    def read(cls, name: str) -> "Source":
+    def read(cls, name: str, *, student: bool = True) -> "Source":
         """Read configuration and processor of a directory or hub name.
+
+        Args:
+            name: The directory or hub name.
+            student: Whether it is trained, and asked questions later.
 
         Raises:
             InputError: They cannot be read, the family cannot be trained, or the processor cannot
@@ -63,9 +67,10 @@ class Source:
             raise InputError(f"cannot read the configuration of {name!r}: {reason}") from error
         family = family_of(config)
         processor = load_processor(directory)
-        _give_padding(processor.tokenizer, name)
         _check_rows(processor.tokenizer, config, name)
-        _check_questions(processor, name)
+        if student:
+            _give_padding(processor.tokenizer, name)
+            _check_questions(processor, name)
         return cls(name, directory, config, processor, family)
 
     @property

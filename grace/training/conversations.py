@@ -59,9 +59,9 @@ def read_conversations(options: Options, student: Source) -> Conversations:
     evaluation: Any = None
     say(f"checking the conversations of {', '.join(chosen.data)}")
     with options.trainer.main_process_first(desc="conversations"):
-        full: Any = _dataset(chosen.data, options, student)
+        full: Any = _dataset(chosen.data, chosen.split, options, student)
         if chosen.eval_data:
-            evaluation = _dataset(chosen.eval_data, options, student)
+            evaluation = _dataset(chosen.eval_data, chosen.eval_split, options, student)
     train = full
     if chosen.eval_share and evaluation is None:
         train, evaluation = split(full, chosen.eval_share, options.trainer.seed)
@@ -86,12 +86,15 @@ def split(dataset: Any, share: float, seed: int) -> tuple[Part, Part]:
     return Part(dataset, kept), Part(dataset, held)
 
 
-def _dataset(sources: list[str], options: Options, student: Source) -> ConversationDataset:
+def _dataset(
+    sources: list[str], split: str, options: Options, student: Source
+) -> ConversationDataset:
     chosen = options.data
     return ConversationDataset(
         sources if len(sources) > 1 else sources[0],
         student.processor,
         student.config,
+        split=split,
         image_folder=chosen.image_folder,
         max_length=chosen.max_length,
         on_bad_record=chosen.on_bad_record,

@@ -58,6 +58,8 @@ class DataOptions:
     Attributes:
         data: Files, folders or hub names.
         eval_data: The same, to evaluate on.
+        split: Split of data that have several.
+        eval_split: The same, of the data to evaluate on.
         eval_share: Share of the data that is kept for evaluation.
         image_folder: Where relative image paths begin.
         max_length: Most tokens of a sample.
@@ -73,6 +75,8 @@ class DataOptions:
         metavar="DATA",
     )
     eval_data: list[str] = option([], "conversations to evaluate on, as --data", metavar="DATA")
+    split: str = option("train", "split of --data, where it has several")
+    eval_split: str = option("validation", "split of --eval_data, where it has several")
     eval_share: float = option(
         0.0, "share of --data that is kept for evaluation, drawn by the seed, such as 0.02"
     )

@@ -57,7 +57,7 @@ def read_teacher(options: Options, student: Source) -> Source | None:
     if options.model.teacher is None:
         return None
     say(f"reading the configuration and processor of {options.model.teacher}")
-    teacher = Source.read(options.model.teacher)
+    teacher = Source.read(options.model.teacher, student=False)
     check_teacher(student.identity, teacher.identity)
     return teacher
 

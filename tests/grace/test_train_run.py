@@ -8,6 +8,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,8 +22,11 @@ from transformers import AutoModelForImageTextToText
 
 import grace.training.run as run_module
 from grace.cli import main
+from grace.errors import InputError
 from grace.quantization import CODES_FILE, CodesFile
-from grace.training import GraceTrainer, teaching
+from grace.training import GraceTrainer, read_options, teaching
+from grace.training.checks import Source
+from grace.training.conversations import read_conversations
 from grace.training.manifest import MANIFEST_FILE
 
 FAST = ("--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3, "--group-size", 64,
@@ -195,6 +199,44 @@ def test_a_cached_teacher_trains_like_the_live_one(
         line = refused(capsys, *cached, "--out", tmp_path / "other", "--method", "grace", "--set",
                        "tau=1")  # fmt: skip
         assert "relational was False" in line
+
+
+# ---------------------------------------------------------------------------------------- held out
+
+
+def read(models, *words):
+    given = ("--out", "out", "--method", "qat", "--device", "cpu", *words)
+    options = read_options([str(models / "student"), *map(str, given)])
+    return read_conversations(options, Source.read(str(models / "student")))
+
+
+@pytest.mark.slow
+def test_a_share_of_the_data_is_held_out(models, conversations):
+    found = read(models, "--data", conversations, "--eval_share", 0.25, "--seed", 3)
+    train, held = ({sample["index"] for sample in part} for part in (found.train, found.evaluation))
+    assert (len(train), len(held), train & held) == (36, 12, set())
+    assert train | held == set(range(48))
+    again = read(models, "--data", conversations, "--eval_share", 0.25, "--seed", 3)
+    assert again.evaluation.indices == found.evaluation.indices
+    other = read(models, "--data", conversations, "--eval_share", 0.25, "--seed", 4)
+    assert other.evaluation.indices != found.evaluation.indices
+    assert found.train.lengths == [found.full.lengths[index] for index in found.train.indices]
+    for place in found.train.pictured:
+        assert "pixel_values" in found.train[int(place)]
+    with pytest.raises(InputError, match="nothing of 48 samples is left"):
+        read(models, "--data", conversations, "--eval_share", 0.999)
+
+
+@pytest.mark.slow
+def test_splits_of_one_data_set(models, conversations, tmp_path):
+    whole = datasets.load_dataset("parquet", data_files=str(conversations), split="train")
+    parts = {"train": whole.select(range(9)), "validation": whole.select(range(9, 13))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    found = read(models, "--data", tmp_path / "saved", "--eval_data", tmp_path / "saved")
+    assert (len(found.train), len(found.evaluation)) == (9, 4)
+    assert found.evaluation.ids == whole["id"][9:13]
+    with pytest.raises(InputError, match="no split 'dev'"):
+        read(models, "--data", tmp_path / "saved", "--split", "dev")
 
 
 # --------------------------------------------------------------------------- interrupted, resumed
