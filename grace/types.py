@@ -1,10 +1,12 @@
 """Types that several parts of the package share."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Codes = Mapping[str, tuple[Tensor, Tensor]]
+Codes = Mapping[str, "tuple[Tensor, Tensor]"]
 """By the dotted name of a linear: codes int8 (out, in) and scales (out, groups)."""
 
 ImageSpan = tuple[int, ...]

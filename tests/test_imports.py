@@ -37,3 +37,12 @@ def test_a_folder_named_grace_does_not_keep_torch_from_being_imported(installed,
     (tmp_path / "grace").mkdir()
     ended = run("import torch", installed, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_what_needs_no_torch_imports_none():
+    modules = "grace, grace.cli, grace.data, grace.errors, grace.files, grace.training, grace.types"
+    code = (
+        f"import sys, {modules}\nassert not {{'torch', 'transformers', 'numpy'}} & set(sys.modules)"
+    )
+    ended = run(code, ROOT, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr

@@ -71,9 +71,8 @@ def main(words: Sequence[str] | None = None) -> int:
         words: The command line without the program's name; by default this process's own.
 
     Returns:
-        The exit code: 0; 2 for bad input and without a command; 130 or 143 when
-            interrupted; 141 when
-        nobody reads the output any more.
+        The exit code: 0; 2 for bad input and without a command; 130 or 143 when interrupted; 141
+        when nobody reads the output any more.
     """
     try:
         try:

@@ -32,9 +32,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
     check_model_directory(path)
     directory = model_directory(path)
     try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
-            directory, dtype=dtype, output_loading_info=True
-        )
+        loader: Any = AutoModelForImageTextToText
+        model, loading = loader.from_pretrained(directory, dtype=dtype, output_loading_info=True)
     except Exception as error:  # the library fails with many types, its parts with their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
