@@ -22,7 +22,7 @@ from grace.int4 import PackedLinear
 from grace.int4.backends import AUTO
 from grace.int4.layouts import unpack_stored
 from grace.int4.linear import LAYERS
-from grace.models import mend_generation_config
+from grace.models import mend_generation_config, read_generation_config
 
 PACKED_FILE = "packed.safetensors"
 _DEPTHS = ("num_hidden_layers", "depth")
@@ -99,8 +99,6 @@ def load_packed(
         InputError: No packed weights, a file that is damaged or of another model, or codes or
             scales that do not fit; the message names the file and the tensor.
     """
-    from transformers import GenerationConfig
-
     directory = Path(path)
     file = directory / PACKED_FILE
     state, bits = _read(file)
@@ -120,15 +118,9 @@ def load_packed(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     _fill(model, state, file)
-    if (directory / "generation_config.json").is_file():
-        try:
-            model.generation_config = GenerationConfig.from_pretrained(directory)
-        except Exception as error:  # the library's own errors have no common base
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{directory}: generation_config.json cannot be read ({reason}): write it again"
-            ) from error
-        mend_generation_config(model, str(path))
+    generation = read_generation_config(directory)
+    if generation is not None:
+        model.generation_config = generation
     return model.eval().requires_grad_(False).to(device)
 
 

@@ -34,8 +34,8 @@ from grace.models import (
     Family,
     check_model_directory,
     family_of,
-    mend_generation_config,
     model_directory,
+    read_generation_config,
 )
 from grace.quantization import FakeQuantLinear, QuantSpec, dequantize
 
@@ -357,7 +357,7 @@ def _configuration(directory: Path) -> Any:
 
 def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
     """The directory's model with these weights; every one of its own has to be there."""
-    from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers import AutoModelForImageTextToText
 
     config = _configuration(directory)
     if hasattr(config, "quantization_config"):
@@ -378,9 +378,9 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> n
         raise InputError(f"{directory}: {min(report['missing_keys'])} is missing")
     if report["unexpected_keys"]:
         raise InputError(f"{directory}: {min(report['unexpected_keys'])} is not the model's")
-    if (directory / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(directory)
-        mend_generation_config(model, str(directory))
+    generation = read_generation_config(directory)
+    if generation is not None:
+        model.generation_config = generation
     return model
 
 

@@ -18,6 +18,7 @@ from grace.models.loading import (
     load_model,
     load_processor,
     mend_generation_config,
+    read_generation_config,
     save_model,
 )
 from grace.models.prompts import read_prompts, render_question
@@ -35,6 +36,7 @@ __all__ = [
     "load_processor",
     "mend_generation_config",
     "model_directory",
+    "read_generation_config",
     "read_prompts",
     "render_question",
     "save_model",

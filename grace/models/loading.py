@@ -1,7 +1,7 @@
 """Models and processors: read from directories or the hub, and written as directories."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
 
     check_model_directory(path)
     directory = model_directory(path)
+    generation = read_generation_config(directory)
+    loader: Any = AutoModelForImageTextToText
     try:
-        loader: Any = AutoModelForImageTextToText
-        model, loading = loader.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+        model, loading = loader.from_pretrained(
+            directory, dtype=dtype, output_loading_info=True, generation_config=generation
+        )
     except Exception as error:  # the library fails with many types, its parts with their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -47,7 +50,7 @@ def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Mo
                 f"({fault.replace('_', ' ')}: {sorted(map(str, loading[fault]))[:3]} ...); save "
                 "it again with save_pretrained"
             )
-    mend_generation_config(model, str(path))
+    mend_generation_config(model, str(path))  # where it is in config.json
     return model
 
 
@@ -65,28 +68,58 @@ def mend_generation_config(model: Any, where: str = "the model") -> None:
         where: What the warning calls it.
     """
     config = getattr(model, "generation_config", None)
-    if config is None or _is_valid(config):
-        return
-    mended, dropped = type(config)(), []
-    settings = config.to_diff_dict()
+    if config is not None and not _is_valid(config):
+        settings = {name: getattr(config, name) for name in config.to_diff_dict()}
+        model.generation_config = _mended(settings, where)
+
+
+def read_generation_config(directory: Path) -> Any | None:
+    """The generation configuration of a directory, mended with a warning where it is invalid.
+
+    Returns:
+        None where the directory has none.
+
+    Raises:
+        InputError: The file holds no JSON object.
+    """
+    from transformers import GenerationConfig
+
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return None
+    settings = read_json(file)
+    try:
+        config = GenerationConfig.from_pretrained(directory)
+        if _is_valid(config):
+            return config
+    except Exception:  # settings of impossible values or types
+        pass
+    return _mended(settings, str(directory))
+
+
+def _mended(settings: Mapping[str, Any], where: str) -> Any:
+    """A generation configuration of all settings with which it is valid."""
+    from transformers import GenerationConfig
+
+    config, dropped = GenerationConfig(), []
     first = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")  # others need these
     for name in sorted(settings, key=lambda name: name not in first):
-        before = getattr(mended, name, None)
-        setattr(mended, name, getattr(config, name))
-        if not _is_valid(mended):
-            setattr(mended, name, before)
+        before = getattr(config, name, None)
+        setattr(config, name, settings[name])
+        if not _is_valid(config):
+            setattr(config, name, before)
             dropped.append(f"{name} = {settings[name]!r}")
-    model.generation_config = mended
     warnings.warn(
         f"{where}: its generation configuration is invalid: {', '.join(dropped)} left out",
-        stacklevel=2,
+        stacklevel=3,
     )
+    return config
 
 
 def _is_valid(config: Any) -> bool:
     try:
         config.validate(strict=True)
-    except ValueError:
+    except Exception:  # of the wrong type, a setting fails in any way
         return False
     return True
 

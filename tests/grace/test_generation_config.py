@@ -7,6 +7,7 @@ import warnings
 import pytest
 from transformers import GenerationConfig
 
+from grace.errors import InputError
 from grace.models import load_model, mend_generation_config
 
 
@@ -47,3 +48,22 @@ def test_only_what_is_invalid_is_left_out(settings, dropped):
     for name, value in settings.items():
         expected = getattr(GenerationConfig(), name) if name in dropped else value
         assert getattr(model.generation_config, name) == expected
+
+
+@pytest.mark.parametrize("impossible", [{"cache_implementation": "none"}, {"max_new_tokens": 0}])
+def test_settings_of_impossible_values_stop_nothing(tmp_path, family, impossible):
+    family("llava").model().save_pretrained(tmp_path)
+    settings = {**impossible, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    (name,) = impossible
+    with pytest.warns(UserWarning, match=f"{name} = .* left out"):
+        model = load_model(tmp_path)
+    assert model.generation_config.repetition_penalty == 1.05
+    assert getattr(model.generation_config, name) == getattr(GenerationConfig(), name)
+
+
+def test_a_generation_configuration_that_is_no_json_is_one_line(tmp_path, family):
+    family("llava").model().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(InputError, match=r"generation_config.json: cannot be read as JSON"):
+        load_model(tmp_path)
