@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import done, refused, save
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
@@ -197,6 +197,21 @@ def test_pack_then_generate(small, trained, picture, tmp_path, capsys):
     assert len(new) == 6 or said
     done("generate", trained, *words, "--dtype", "float32")
     assert capsys.readouterr().out.strip() == said  # unpacked: the same function
+
+
+def test_a_photo_is_asked_about_as_it_is_seen(family, tmp_path):
+    """A phone writes it lying on its side, with a note of how to turn it."""
+    processor = family("qwen2_vl").processor
+    upright = Image.effect_mandelbrot((64, 128), (-2, -1, 1, 1), 30).convert("RGB")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    found = question(processor, [open_image(str(tmp_path / "a.png"))], PROMPT)
+    expected = question(processor, [upright], PROMPT)
+    lying = question(processor, [upright.transpose(Image.Transpose.ROTATE_90)], PROMPT)
+    assert torch.equal(found["image_grid_thw"], expected["image_grid_thw"])
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
+    assert not torch.equal(lying["image_grid_thw"], expected["image_grid_thw"])
 
 
 def test_written_files_have_the_permissions_of_the_umask(family, trained_qwen, tmp_path):

@@ -178,3 +178,22 @@ def test_lmms_eval_s_own_command_has_the_model(tasks, student, tmp_path, install
     (file,) = (tmp_path / "out").rglob("*_results.json")
     results = json.loads(file.read_text())["results"]["own"]
     assert results["exact_match,none"] == RIGHT / QUESTIONS
+
+
+@pytest.mark.weekly
+def test_several_processes_have_the_scores_of_one(tasks, student, tmp_path):
+    """Five questions over two processes, of which one writes."""
+    words = ["eval", student, "--tasks", "own", "--include_path", tasks, "--dtype", "float32",
+             "--limit", "5", "--out", tmp_path / "scores.json"]  # fmt: skip
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "--num_cpu_threads_per_process", "1", "--main_process_port", "0"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    ran = subprocess.run(
+        [sys.executable, *launch, "-m", "grace", *map(str, words)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    own = json.loads((tmp_path / "scores.json").read_text())["tasks"]["own"]
+    assert own["questions"] == 5
+    assert own["metrics"]["exact_match"] == RIGHT / 5

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import speaking
+from PIL import ExifTags, Image
 from tiny_families import family_params, picture, save, tiny_model, tiny_processor
 
 from grace.errors import InputError
@@ -102,6 +103,21 @@ def test_a_directory_answers_as_the_model_in_memory(tmp_path, small):
     save(model, small.processor, tmp_path)
     loaded = lmms_model.Grace(str(tmp_path), device="cpu", dtype="float32", batch_size="3")
     assert ask(loaded.model, loaded.processor, docs) == ask(model, small.processor, docs)
+
+
+def test_a_task_s_images_are_opened_as_everywhere(family, tmp_path):
+    """Paths as well, upright and on white."""
+    small = family("qwen2_vl")
+    model, (doc,) = speaking(small), documents(1)
+    image = doc["images"][0]
+    turned = image.convert("RGBA").transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned.save(tmp_path / "a.png", exif=exif)
+    chat = wrap(model, small.processor, [doc, {**doc, "images": [str(tmp_path / "a.png")]}])
+    inputs = chat._inputs(requests(chat.task_dict["task"]["test"]))
+    first, second = inputs["pixel_values"].chunk(2)
+    assert torch.equal(first, second)
 
 
 def test_the_length_of_an_answer_is_the_task_s_bounded_by_the_user_s(family, monkeypatch):
