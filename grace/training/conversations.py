@@ -65,6 +65,12 @@ def read_conversations(options: Options, student: Source) -> Conversations:
     train = full
     if chosen.eval_share and evaluation is None:
         train, evaluation = split(full, chosen.eval_share, options.trainer.seed)
+    batch = options.trainer.train_batch_size * options.trainer.world_size
+    if options.trainer.dataloader_drop_last and len(train) < batch:
+        raise InputError(
+            f"dataloader_drop_last drops all {len(train)} samples, because a batch has {batch}; "
+            "leave it out, or lower the batch size"
+        )
     identity = {"samples": len(train), "sha256": full.sha256}
     if train is not full:
         identity["held out"] = [chosen.eval_share, options.trainer.seed]

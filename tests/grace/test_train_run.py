@@ -528,6 +528,7 @@ def test_other_refusals_before_weights_are_read(words, models, tmp_path, capsys,
         (("--lr_scheduler_kwargs", '{"min_lr": "x", "y": 1}'), "training arguments: "),
         (("--report_to", "nowhere"), "nowhere"),
         (("--push_to_hub", "--hub_strategy", "checkpoint"), "hub_strategy is checkpoint"),
+        (("--dataloader_drop_last", "--batch-size", 64), "drops all 48 samples"),
         (("--push_to_hub",), "push_to_hub: cannot make 'out'"),
         (("--out", models / "student", "--overwrite"), "is the directory of"),
     ):  # fmt: skip
