@@ -12,6 +12,17 @@ from grace.errors import InputError
 from grace.files import atomic_directory, read_json
 from grace.models.hub import model_directory
 
+_TEMPLATES = {
+    # one question about the images; the processor adds the start token and a line break
+    "PaliGemmaProcessor": (
+        "{% for message in messages %}"
+        "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}"
+        "{% endfor %}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Chat templates of processors that are published without one, by their class."""
+
 
 def load_model(path: str | Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load a vision-language model.
@@ -152,6 +163,8 @@ def load_processor(path: str | Path) -> Any:
             f"{str(path)!r} holds a {type(processor).__name__}, not a processor of images and "
             "text; rebuild the directory"
         )
+    if not getattr(processor, "chat_template", None):
+        processor.chat_template = _TEMPLATES.get(type(processor).__name__)
     return processor
 
 
