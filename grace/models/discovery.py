@@ -6,6 +6,7 @@ between the vision encoder and the decoder, and which inputs ``forward`` takes. 
 cannot train is refused here, in one line, before any weight is read.
 """
 
+import copy
 import inspect
 from functools import lru_cache
 from typing import Any
@@ -141,12 +142,14 @@ def _refusal(config: Any, reason: str) -> InputError:
 
 
 def _build(config: Any) -> Any:
-    """The model without weights."""
+    """The model without weights, whose parts are not sharded either where ZeRO-3 shards models."""
     from transformers import AutoModelForImageTextToText
+    from transformers.modeling_utils import set_zero3_state
 
+    own = copy.deepcopy(config)  # the library writes into it
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config)
+        with torch.random.fork_rng(devices=[]), torch.device("meta"), set_zero3_state():
+            return AutoModelForImageTextToText.from_config(own)
     except Exception as error:  # every architecture fails with types of its own
         raise _refusal(
             config, f"no model can be built from its configuration ({_first_line(error)})"

@@ -1,5 +1,7 @@
 """Every model type that transformers loads for images and text: its parts, or one line why not."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -162,6 +164,16 @@ def test_a_family_is_found_once(built):
     assert family_of(config) is family_of(Qwen2_5_VLConfig()) is family_of("qwen2_5_vl")
     assert len(built) == 1
     assert isinstance(family_of(config), Family)
+
+
+def test_finding_a_family_leaves_all_else_as_it_is(built, monkeypatch):
+    """The configuration, and DeepSpeed, which would shard what is built under ZeRO-3."""
+    monkeypatch.setattr("transformers.modeling_utils.is_deepspeed_zero3_enabled", lambda: True)
+    config = Qwen2_5_VLConfig(dtype="bfloat16")
+    before = copy.deepcopy(config.to_dict())
+    assert family_of(config).decoder_layers == "model.language_model.layers"
+    assert config.to_dict() == before
+    assert len(built) == 1
 
 
 def test_pixtral_is_a_llava_with_sizes(built):
