@@ -212,9 +212,10 @@ class Gradients(TrainerCallback):
         }
 
 
-def fit(name, records, place, resume=None):
+def fit(name, records, place, resume=None, under=None):
     """Two steps of the method under a larger teacher, or the second one alone."""
-    student, teacher = tiny_model(name, seed=1), tiny_model(name, seed=2, larger=True)
+    under = under or name
+    student, teacher = tiny_model(name, seed=1), tiny_model(under, seed=2, larger=True)
     prepare_student(student, METHOD)
     arguments = TrainingArguments(
         str(place),
@@ -231,7 +232,7 @@ def fit(name, records, place, resume=None):
         dataloader_pin_memory=False,
     )
     family, gradients = family_of(teacher.config), Gradients()
-    live = LiveTeacher(teacher, family, relational=True, tokenizer=tiny_processor(name))
+    live = LiveTeacher(teacher, family, relational=True, tokenizer=tiny_processor(under))
     trainer = GraceTrainer(
         student,
         arguments,
@@ -296,6 +297,15 @@ def test_a_baked_student_is_the_one_that_was_trained(name, trained, tmp_path):
         loaded = load_model(tmp_path / "student")
         torch.testing.assert_close(loaded(**inputs).logits, expected, rtol=1e-4, atol=1e-4)
     assert load_processor(tmp_path / "student").chat_template
+
+
+@pytest.mark.slow
+def test_a_student_learns_from_a_teacher_of_the_next_generation(records, tmp_path):
+    trainer, gradients = fit("qwen2_vl", records, tmp_path, under="qwen2_5_vl")
+    for record in trainer.state.log_history[:2]:
+        assert record["gdkd"] > 0 and 0.01 < record["rcka"] < 1
+        assert record["degenerate_images"] == record["skipped_steps"] == 0
+    assert all(value > 0 for name, value in gradients.items() if name.endswith("log_scale"))
 
 
 def identity(name, **changes):
