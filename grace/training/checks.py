@@ -20,12 +20,20 @@ from transformers import (
 
 from grace.errors import InputError
 from grace.files import check_target
-from grace.models import Family, check_model_directory, family_of, load_processor, model_directory
+from grace.models import (
+    Family,
+    check_model_directory,
+    family_of,
+    load_processor,
+    model_directory,
+    read_prompts,
+    render_question,
+)
 from grace.training.distributed import check_deepspeed
 from grace.training.method import MethodConfig
 from grace.training.teacher import Identity
 
-_CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which?"}]}]
+_QUESTION = "Which?"
 
 
 @dataclass(frozen=True)
@@ -99,34 +107,16 @@ def _check_rows(tokenizer: Any, config: Any, name: str) -> None:
 
 
 def _check_questions(processor: Any, name: str) -> None:
-    """Ask as `grace generate` does later."""
-    template = getattr(processor, "chat_template", None) or processor.tokenizer.chat_template
-    if not template:
-        raise InputError(
-            f"the processor of {name!r} has no chat template; put the family's "
-            "chat_template.jinja into the directory"
-        )
-    try:
-        text = processor.apply_chat_template(_CHAT, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates raise what they like
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the chat template of {name!r} does not render a turn of image and text ({reason}); "
-            "use the family's own"
-        ) from error
-    if "Which?" not in text:
-        raise InputError(
-            f"the chat template of {name!r} leaves out the text of a turn that has an image too; "
-            "use the family's own"
-        )
+    """Ask about an image as `grace generate` does later."""
     image = Image.new("RGB", (64, 64), (128, 128, 128))
     try:
-        processor(text=[text], images=[image], return_tensors="pt")
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        prompt = render_question(processor, _QUESTION, images=1)
+        if _QUESTION not in prompt:
+            raise InputError("the processor's chat template leaves out the question")
+        read_prompts(processor, [prompt], [[image]])
+    except Exception as error:  # processors fail with types of their own
         raise InputError(
-            f"the processor of {name!r} cannot prepare a question about an image ({reason}); "
-            "rebuild the directory"
+            f"{name!r} could not answer questions about images after training: {error}"
         ) from error
 
 

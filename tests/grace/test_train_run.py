@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tiny_families
 import torch
 import yaml
 from commands import done, refused, save
@@ -24,10 +25,11 @@ import grace.training.run as run_module
 from grace.cli import main
 from grace.errors import InputError
 from grace.quantization import CODES_FILE, CodesFile
-from grace.training import GraceTrainer, read_options, teaching
-from grace.training.checks import Source
+from grace.training import GraceTrainer, check_teacher, read_options, teaching
+from grace.training.checks import Source, check_structure
 from grace.training.conversations import read_conversations
 from grace.training.manifest import MANIFEST_FILE
+from grace.training.method import method_of
 
 FAST = ("--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3, "--group-size", 64,
         "--logging_steps", 1, "--device", "cpu")  # fmt: skip
@@ -493,8 +495,8 @@ def spoil_family(folder, _):
     ("spoil", "told"),
     [
         (spoil_tokens, "embedding rows; call model.resize_token_embeddings"),
-        (spoil_template, "has no chat template"),
-        (spoil_template_of_strings, "does not render a turn of image and text"),
+        (spoil_template, "does not have a chat template"),
+        (spoil_template_of_strings, "cannot render a question of image and text"),
         (spoil_quantization, "are quantized already"),
         (spoil_family, "'bert'"),
     ],
@@ -577,3 +579,22 @@ def test_the_result_is_uploaded_with_its_card(words, tmp_path, monkeypatch, caps
     assert calls[1][:2] == ("upload", "me/out")
     assert {"README.md", "training.json", "model.safetensors", CODES_FILE} <= set(calls[1][2])
     assert "uploaded me/out" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------- families
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_families.family_params())
+def test_no_family_is_refused_by_the_checks(name, tmp_path):
+    """Student and larger teacher of every family, by what is checked without their weights."""
+    processor = tiny_families.tiny_processor(name)
+    for folder, larger in (("student", False), ("teacher", True)):
+        model = tiny_families.tiny_model(name, larger=larger)
+        tiny_families.save(model, processor, tmp_path / folder)
+    student = Source.read(str(tmp_path / "student"))
+    teacher = Source.read(str(tmp_path / "teacher"), student=False)
+    method = method_of(read_options(["m", "--out", "o", "--group-size", "32"]).method)
+    check_structure(student, method)
+    check_teacher(student.identity, teacher.identity)
+    assert student.processor.tokenizer.pad_token_id is not None
