@@ -145,7 +145,7 @@ def _check_prepared(model: nn.Module, backend: str) -> list[str]:
             shape = check_scales(
                 layer.scales(), (layer.out_features, layer.in_features), container, name
             )
-            select(backend, shape, layer.weight.device, name)
+            select(backend, shape, layer.weight.device, name, warn=False)
             names.append(name)
     if not names:
         raise InputError(
@@ -179,7 +179,7 @@ def _check_plain(model: nn.Module, exact: Codes, bits: int, backend: str) -> lis
         codes, scales = exact[name]
         shape = check(codes, scales, bits, name)
         _check_weight(linear.weight.detach(), codes, scales, shape, name)
-        select(backend, shape, linear.weight.device, name)
+        select(backend, shape, linear.weight.device, name, warn=False)
     return names
 
 

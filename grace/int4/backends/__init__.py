@@ -36,7 +36,7 @@ def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
 
 
 def select(
-    requested: str, shape: WeightShape, device: torch.device, name: str = ""
+    requested: str, shape: WeightShape, device: torch.device, name: str = "", *, warn: bool = True
 ) -> tuple[Backend, str]:
     """The back end for a weight.
 
@@ -46,6 +46,7 @@ def select(
         shape: Of the weight.
         device: Where the weight is.
         name: Name of the layer, for messages.
+        warn: Whether the reference in the kernel's place is worth a warning.
 
     Returns:
         (back end, one line on why it was chosen).
@@ -62,11 +63,12 @@ def select(
         why_not = preferred.unavailable(device) or preferred.unsupported(shape)
         if why_not is None:
             return preferred, f"the kernel for {device.type}"
-        warnings.warn(  # without the layer's name: once for all of a shape
-            f"linears of {shape} run on the slow reference back end, because {preferred.name} "
-            f"cannot take them: {why_not}",
-            stacklevel=2,
-        )
+        if warn:
+            warnings.warn(  # without the layer's name: once for all of a shape
+                f"linears of {shape} run on the slow reference back end, because {preferred.name} "
+                f"cannot take them: {why_not}",
+                stacklevel=2,
+            )
         return BACKENDS["reference"], f"{preferred.name} cannot: {why_not}"
     if not isinstance(requested, str) or requested not in BACKENDS:
         raise InputError(
