@@ -137,8 +137,11 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
 
 
 def _workers() -> int:
+    """Processes that prepare batches: the processors of a training process but one, at most 8."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS
+    processors = len(allowed(0)) if allowed else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, max(1, len(os.sched_getaffinity(0)) // processes - 1))
+    return min(8, max(1, processors // processes - 1))
 
 
 @dataclass

@@ -127,7 +127,6 @@ def prepare(options: Options) -> Plan:
     check_output(out, overwrite=options.run.overwrite)
     checkpoint = _checkpoint(options)
     check_libraries(options.trainer, method)
-    repository = hub.repository(options.trainer, out)
     say(f"reading the configuration and processor of {name}")
     student = Source.read(name)
     check_structure(student, method)
@@ -148,6 +147,7 @@ def prepare(options: Options) -> Plan:
     if checkpoint is not None:
         for line in check_resume(checkpoint.parent, made_with):
             say(f"note: {line}")
+    repository = hub.repository(options.trainer, out)
     return Plan(options, method, student, teacher, data, made_with, checkpoint, repository)
 
 
