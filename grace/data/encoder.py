@@ -14,7 +14,6 @@ from PIL import Image
 from grace.data.image_tokens import ImageText, special_tokens
 from grace.data.records import Turn, read_turns
 from grace.errors import InputError
-from grace.models import Family
 
 IGNORE_INDEX = -100
 """The label of a token that is not supervised."""
@@ -70,12 +69,10 @@ class Encoder:
     Attributes:
         processor: The model's processor.
         image_token_id: The placeholder of a visual token; the processor's own by default.
-        family: The model's adapter, which knows what a processor writes into a prompt.
     """
 
     processor: Any
     image_token_id: int | None = None
-    family: Family | None = None
     _frames: dict[tuple, _Frame] = field(default_factory=dict, repr=False)
     _tokens: dict[tuple[str, str], list[int]] = field(default_factory=dict, repr=False)
     _characters: int = field(default=0, repr=False)
@@ -152,8 +149,6 @@ class Encoder:
         shown: Iterator[ImageText],
     ) -> None:
         """Append the tokens of a prompt, with the images that it shows."""
-        if self.family is not None and part != "end":
-            text = self.family.complete_prompt(self.processor, text, first=part == "start")
         pieces = text.split(self.processor.image_token)
         images = [image for _, image in zip(pieces[1:], shown, strict=False)]
         if len(images) < len(pieces) - 1:
@@ -222,7 +217,7 @@ class Encoder:
             else:
                 prompt += said
         if frame.before[-1]:
-            yield frame.before[-1], "end"
+            yield frame.before[-1], "prompt"
 
     def _check_text(self, text: str) -> None:
         for token in self._reserved:

@@ -59,7 +59,7 @@ class SampleReader:
     ) -> None:
         self.max_length = max_length
         self.image_tokens = ImageTokens(family, processor, config)
-        self._encode = Encoder(processor, self.image_tokens.placeholder, family)
+        self._encode = Encoder(processor, self.image_tokens.placeholder)
         self._encode.check()
         self._supervise_prompts = supervise_prompts
         self._joins_images = family.joins_images

@@ -194,16 +194,6 @@ class Family:
             inputs = processor(images=[list(images)], text=[marks], return_tensors="pt")
         return {name: inputs[name] for name in self.image_inputs if name in inputs}
 
-    def complete_prompt(self, processor: Any, text: str, *, first: bool) -> str:
-        """What the processor makes of a prompt, beside its images: nothing in most families.
-
-        Args:
-            processor: The model's processor.
-            text: What the chat template wrote, up to an answer.
-            first: Whether the conversation begins with it.
-        """
-        return text
-
     def join_images(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """The image inputs of several samples as one batch.
 
@@ -421,14 +411,7 @@ class LlavaOnevisionFamily(Family):
 @dataclass(frozen=True)
 class PaliGemmaFamily(Family):
     """PaliGemma: images and question attend to each other in both directions, the answer looks
-    back (prefix attention). The processor writes start token and line break around a question."""
-
-    def complete_prompt(self, processor: Any, text: str, *, first: bool) -> str:
-        """The start token after the images, a line break at the end."""
-        mark = processor.image_token
-        images, shown, question = text.rpartition(mark)
-        start = processor.tokenizer.bos_token if first else ""
-        return f"{images}{shown}{start}{question}\n"
+    back (prefix attention)."""
 
     def token_inputs(
         self, input_ids: torch.Tensor, image_token_id: int, labels: torch.Tensor | None = None
