@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from conftest import speaking
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.cache_utils import StaticCache
+from waits import HostWaits
 
+import grace
 from grace.decoding import Decoder, generate, special_settings
 from grace.decoding.cache import AllocatedLayer
 from grace.decoding.generation import _trimmed
@@ -307,6 +310,20 @@ def test_after_step_sees_every_step(small, model):
     seen = []
     decoder.run(4, after_step=lambda: seen.append(decoder.generated))
     assert seen == [2, 3, 4, 5]
+
+
+def test_no_line_of_a_step_makes_the_host_wait(small, model):
+    """The check for logits that are not finite is kept on the device until it is asked."""
+    inputs = inputs_of(small)
+    decoder = Decoder(model, 3, inputs["input_ids"].shape[1] + 6)
+    decoder.prefill(inputs)
+    package = Path(grace.__file__).parent
+    with HostWaits() as waits:
+        decoder.run(5)
+    assert not [wait for wait in waits.found if package in Path(wait.file).parents]
+    with HostWaits() as waits:
+        decoder.check_finite()
+    assert [wait for wait in waits.found if package in Path(wait.file).parents]
 
 
 def test_the_cache_is_allocated_once(small, model):
