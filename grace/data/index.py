@@ -178,7 +178,9 @@ class Checker:
 
     def images(self, position: int) -> list[ImageContent]:
         """The images of a record alone."""
-        return record_images(self.records[position], lambda path: self.locate(position, path))
+        beside = self.records.images(position) or {}
+        raw = beside if any(beside.values()) else self.records[position]
+        return record_images(raw, lambda path: self.locate(position, path))
 
     def __call__(self, position: int) -> Checked:
         identity = str(position)

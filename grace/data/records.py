@@ -96,7 +96,7 @@ def read_record(raw: Mapping[str, Any], position: int, locate: Callable[[str], P
 
 def record_images(raw: Mapping[str, Any], locate: Callable[[str], Path]) -> list[ImageContent]:
     """The images of a record alone, in order; see :func:`read_record`."""
-    embedded = _embedded(_messages(raw))
+    embedded = _embedded(_messages(raw)) if raw.keys() - {"image", "images"} else []
     beside = [*_listed(raw.get("image")), *_listed(raw.get("images"))]
     if beside and embedded:
         raise InputError(

@@ -66,6 +66,13 @@ class Records:
         begin = self._ends[part - 1] if part else 0
         return self._parts[part][position - begin]
 
+    def images(self, position: int) -> Mapping[str, Any] | None:
+        """The columns of images of a record alone; None where its part cannot tell them apart."""
+        part = bisect_right(self._ends, position)
+        begin = self._ends[part - 1] if part else 0
+        rows = self._parts[part]
+        return rows.images(position - begin) if isinstance(rows, ArrowRows) else None
+
     def folder(self, position: int) -> Path | None:
         """The folder of a record's file; None for a data set that the user made."""
         return self._folders[bisect_right(self._ends, position)]
@@ -166,20 +173,29 @@ class ArrowRows:
 
     def __init__(self, read: Any, name: str) -> None:
         self._read, self._name = read, name
-        self._table = _columns(read(), name)
+        self._take(read())
+
+    def _take(self, table: Any) -> None:
+        self._table = _columns(table, self._name)
+        shown = [name for name in ("image", "images") if name in self._table.column_names]
+        self._images = self._table.select(shown)
 
     def __len__(self) -> int:
         return self._table.num_rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_table": None}
+        return {**self.__dict__, "_table": None, "_images": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._table = _columns(self._read(), self._name)
+        self._take(self._read())
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
         return self._table.slice(position, 1).to_pylist()[0]
+
+    def images(self, position: int) -> Mapping[str, Any]:
+        """The columns of images alone: most of a row's time is its texts'."""
+        return self._images.slice(position, 1).to_pylist()[0]
 
 
 class DatasetRows:
