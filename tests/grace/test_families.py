@@ -346,9 +346,9 @@ def test_the_documented_families_are_the_tested_ones():
 
 
 COLUMNS = {
-    "Trained": ("test_a_step_under_a_larger_teacher", "test_resume_equals_an_uninterrupted_run"),
-    "Packed, generates": ("test_a_packed_model_answers_as_the_fake_quantized_one",),
-    "Exports": (
+    "trained": ("test_a_step_under_a_larger_teacher", "test_resume_equals_an_uninterrupted_run"),
+    "packed": ("test_a_packed_model_answers_as_the_fake_quantized_one",),
+    "exports": (
         "test_transformers_reads_the_export_with_the_same_codes",
         "test_the_awq_export_is_read_back_with_the_same_codes",
     ),
@@ -361,7 +361,7 @@ def test_every_column_of_the_readmes_table_is_a_test_of_every_family():
     sources = [here.read_text(), here.with_name("test_families_deployed.py").read_text()]
     assert all("params=family_params()" in source for source in sources)
     readme = (here.parents[2] / "README.md").read_text(encoding="utf-8")
-    (header,) = re.findall(r"(?m)^\| Family \| `model_type` \| (.+) \| Engines \|$", readme)
+    (header,) = re.findall(r"(?m)^\| family \| (.+) \| engines tested \|$", readme)
     assert header.split(" | ") == list(COLUMNS)
     for tests in COLUMNS.values():
         for test in tests:
