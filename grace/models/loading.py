@@ -87,6 +87,10 @@ def mend_generation_config(model: Any, where: str = "the model") -> None:
 def read_generation_config(directory: Path) -> Any | None:
     """The generation configuration of a directory, mended with a warning where it is invalid.
 
+    Example::
+
+        model.generation_config = read_generation_config(Path("student"))
+
     Returns:
         None where the directory has none.
 
