@@ -1,8 +1,18 @@
 """What ends a command early: bad input (exit code 2), and a signal (130 or 143)."""
 
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message names the thing, its value and the mend."""
+    """Something the user gave is wrong. The message names the thing, its value and the mend.
+
+    Attributes:
+        details: Further lines, such as one for every bad record.
+    """
+
+    def __init__(self, message: str, details: Sequence[str] = ()) -> None:
+        super().__init__("\n  ".join([message, *details]))
+        self.details = tuple(details)
 
 
 class Stopped(KeyboardInterrupt):  # no error: somebody asked for it

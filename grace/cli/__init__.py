@@ -80,7 +80,10 @@ def main(words: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except InputError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        message = str(error).removesuffix("\n  ".join(["", *error.details]))
+        print("error:", " ".join(message.split()), file=sys.stderr)
+        for line in error.details:
+            print(" ", " ".join(line.split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         print("error:", str(stop) or "interrupted", file=sys.stderr)

@@ -161,20 +161,20 @@ class ConversationDataset(Dataset):
         """Raise an error that lists the first bad records."""
         total, count = len(self._chosen), len(self.bad_records)
         lines = [
-            f"  record {identity!r} (number {self._chosen[place]}): {reason}"
+            f"record {identity!r} (number {self._chosen[place]}): {reason}"
             for (identity, reason), (place, _) in zip(
                 self.bad_records[:_LISTED], self._index.bad, strict=False
             )
         ]
         if count > _LISTED:
-            lines.append(f"  and {count - _LISTED} more")
+            lines.append(f"and {count - _LISTED} more")
         bound = f", more than the share of {share} that may be" if on_bad_record == "skip" else ""
         mend = "mend or remove them" + (
             ", or leave them out with on_bad_record='skip'" if on_bad_record == "error" else ""
         )
         raise InputError(
-            f"{self._records.name}: {count} of {total} records cannot be used{bound}; {mend}:\n"
-            + "\n".join(lines)
+            f"{self._records.name}: {count} of {total} records cannot be used{bound}; {mend}:",
+            lines,
         )
 
     def _locate(self, position: int, path: str) -> Path:
