@@ -119,6 +119,9 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8."""
     if image.format == "TIFF":
         return 1  # PIL turns TIFF files itself
+    file = isinstance(image, ImageFile.ImageFile)
+    if file and not any("exif" in str(key) or "xmp" in str(key) for key in image.info):
+        return 1  # to ask PIL takes as long as to decode a small image
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # broken EXIF data: the image is still one
