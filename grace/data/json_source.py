@@ -4,7 +4,6 @@ import codecs
 import json
 import mmap
 import re
-from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -172,9 +171,3 @@ class _Scanner:
             size = len(self._text) - self._at
             if size > _LARGEST or not self._more(max(_CHUNK, size)):
                 self._fail(reason)
-
-
-def position_of(ends: list[int], index: int) -> tuple[int, int]:
-    """The file that a record is in and its position there, by the files' cumulated lengths."""
-    file = bisect_right(ends, index)
-    return file, index - (ends[file - 1] if file else 0)
