@@ -30,6 +30,9 @@ class SupervisedForward:
         self._inputs = family.model_inputs
         head = model.get_submodule(family.output_head)
         head.register_forward_pre_hook(self._select)
+        if family.model_type == "smolvlm":  # it puts its features among the embeddings unconverted
+            for projector in family.projectors:
+                model.get_submodule(projector).register_forward_hook(_in_weights_dtype)
         if relational:
             layer = family.relational_layer(model)
             layer.register_forward_pre_hook(self._keep, with_kwargs=True)
@@ -68,3 +71,8 @@ class SupervisedForward:
         if self._armed:
             self._hidden = args[0] if args else kwargs["hidden_states"]
             self._armed = False
+
+
+def _in_weights_dtype(module: nn.Module, _args: tuple, features: torch.Tensor) -> torch.Tensor:
+    """Image features in the dtype of the weights: autocast leaves them in its own."""
+    return features.to(next(module.parameters()).dtype)
