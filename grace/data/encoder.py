@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from grace.data.image_tokens import ImageText, special_tokens
 from grace.data.records import Turn, read_turns
 from grace.errors import InputError
@@ -250,7 +252,7 @@ class Encoder:
             if turn.role != "assistant":
                 continue
             texts = len(before)
-            prompted = self._render(turns[:index], add_generation_prompt=True)
+            prompted = self._prompted(turns[:index])
             written = self._render(turns[: index + 1])
             new = len(prompted) - 1 - texts
             opening = _opening(prompted[-1], written[-2])
@@ -342,6 +344,18 @@ class Encoder:
             if isinstance(rendered, str) and rendered.count(_SLOT) == len(told):
                 return {**forms, "system": system}
         return forms
+
+    def _prompted(self, turns: Sequence[Turn]) -> list[str]:
+        """The text around the texts of a prompt, as the processor lays it out: PaliGemma's adds a
+        start token behind the images and a line break."""
+        prompted = self._render(turns, add_generation_prompt=True)
+        images = sum(part is None for turn in turns for part in turn.parts)
+        lay_out = getattr(self.processor, "prepare_inputs_layout", None)
+        if lay_out is None or not images:
+            return prompted
+        blank = Image.new("RGB", (28, 28))
+        text = [_SLOT.join(prompted)]
+        return lay_out(images=[blank] * images, text=text)[1][0].split(_SLOT)
 
     def _render(self, turns: Sequence[Turn], **options: Any) -> list[str]:
         """The template's text before each text of the turns, and after the last."""

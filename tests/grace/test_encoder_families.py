@@ -19,9 +19,8 @@ pytestmark = pytest.mark.parametrize("name", family_params())
 def encode(name):
     """The encoder of a family, and what stands for images of given sizes."""
     config, processor = tiny_config(name), tiny_processor(name)
-    family = family_of(config)
-    tokens = ImageTokens(family, processor, config)
-    return Encoder(processor, tokens.placeholder, family), tokens
+    tokens = ImageTokens(family_of(config), processor, config)
+    return Encoder(processor, tokens.placeholder), tokens
 
 
 def by_the_library(processor, name, messages, images):
