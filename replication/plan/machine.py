@@ -102,7 +102,9 @@ def pins(root: Path = ROOT) -> dict[str, str]:
     """The packages that the scales need, and their versions in the lock file for this Python."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    needed = [*project["dependencies"], *extras["replication"], *extras["no-deps"]]
+    chosen = [*extras["replication"], *extras["no-deps"]]
+    own = [extra for line in chosen for extra in Requirement(line).extras]  # grace-vlm[export,…]
+    needed = [*project["dependencies"], *chosen, *(line for name in own for line in extras[name])]
     locked = {}
     for line in (root / provenance.LOCK).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):

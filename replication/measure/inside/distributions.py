@@ -73,7 +73,7 @@ def gates(
     for start in range(0, len(samples), _PART):
         part = slice(start, start + _PART)
         targets = torch.empty(sum(supervised[part]), dtype=torch.long)  # only their number counts
-        batch = {"indices": samples[part].tolist(), "targets": targets}
+        batch = {"indices": samples[part].tolist(), "targets": targets, "image_spans": []}
         parts.append(confidence_gate(teacher.outputs(batch).logits.float(), kappa=kappa))
     return torch.cat(parts).double().numpy()
 
