@@ -58,16 +58,17 @@ class Collator:
 
     def _spans(self, samples: Sequence[dict[str, Any]], input_ids: torch.Tensor) -> list[ImageSpan]:
         """Each image's runs of visual tokens; without spans in the samples, every run is one."""
-        if not all("image_spans" in sample for sample in samples):
-            return self.family.image_spans(input_ids, self.image_token_id)
+        runs = self.family.image_spans(input_ids, self.image_token_id)
+        listed = [
+            (row, start, stop)
+            for row, sample in enumerate(samples)
+            for start, stop in sample.get("image_spans", ())
+        ]
+        if runs == listed or not all("image_spans" in sample for sample in samples):
+            return runs
         spans: list[ImageSpan] = []
-        for row, sample in enumerate(samples):
-            for start, stop in sample["image_spans"]:
-                if (sample["input_ids"][start:stop] == self.image_token_id).all():
-                    spans.append((row, start, stop))
-                    continue
-                inside = input_ids[row : row + 1, start:stop]
-                runs = self.family.image_spans(inside, self.image_token_id)
-                edges = (start + edge for _, *run in runs for edge in run)
-                spans.append((row, *edges))
+        for row, start, stop in listed:
+            inside = input_ids[row : row + 1, start:stop]
+            parts = self.family.image_spans(inside, self.image_token_id)
+            spans.append((row, *(start + edge for _, *part in parts for edge in part)))
         return spans

@@ -464,12 +464,15 @@ def _plain(value: Any) -> Any:
 
 def _cat_padded(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Tensors joined along their first dimension, zeros after the ends of the others."""
-    largest = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
+    shapes = {tensor.shape[1:] for tensor in tensors}
+    if len(shapes) == 1:
+        return torch.cat(list(tensors))
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     padded = []
     for tensor in tensors:
         missing = [most - own for most, own in zip(largest, tensor.shape[1:], strict=True)]
         ends = [end for size in reversed(missing) for end in (0, size)]
-        padded.append(nn.functional.pad(tensor, ends) if any(missing) else tensor)
+        padded.append(nn.functional.pad(tensor, ends))
     return torch.cat(padded)
 
 
