@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from grace.cli.models import DTYPES, add_device, check_free, positive
+from grace.cli.models import add_loading, check_free, positive
 
 DESCRIPTION = """\
 Score a model on benchmarks with lmms-eval: official tasks, prompts and scorers, greedy decoding.
@@ -41,20 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--include_path", "--include-path", help="folder of further task files")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="format of a model that is not packed (default: bfloat16 where the device multiplies "
-        "it natively, else float32)",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "cpu", "cuda", "reference"),
-        default="auto",
-        help="kernel of packed layers (default: %(default)s, that of the device)",
-    )
-    add_device(parser)
+    add_loading(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

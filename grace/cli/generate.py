@@ -5,8 +5,7 @@ import sys
 from typing import Any
 
 from grace.cli.models import (
-    DTYPES,
-    add_device,
+    add_loading,
     open_image,
     positive,
     processor_of,
@@ -62,20 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample with the temperature and so on of the model's generation config",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --sample (default: %(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES),
-        default="auto",
-        help="format of a model that is not packed (default: bfloat16 where the device multiplies "
-        "it natively, else float32)",
-    )
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "cpu", "cuda", "reference"),
-        default="auto",
-        help="kernel of packed layers (default: %(default)s, that of the device)",
-    )
-    add_device(parser)
+    add_loading(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -51,6 +51,24 @@ def add_device(parser: Any) -> None:
     )
 
 
+def add_loading(parser: Any) -> None:
+    """How a model is loaded to answer: format, kernel and device."""
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="format of a model that is not packed (default: bfloat16 where the device multiplies "
+        "it natively, else float32)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "cpu", "cuda", "reference"),
+        default="auto",
+        help="kernel of packed layers (default: %(default)s, that of the device)",
+    )
+    add_device(parser)
+
+
 def add_overwrite(parser: Any) -> None:
     parser.add_argument(
         "--overwrite",

@@ -101,7 +101,7 @@ def _pairs(values: Mapping[str, Any] | None) -> str | None:
 def _use(name: str, bits: int) -> str:
     own = f'    grace generate {name} --image photo.jpg --prompt "What is this?"\n'
     plain = (
-        "The directory loads with transformers as it is "
+        "The directory loads with transformers 5 as it is "
         "(`AutoModelForImageTextToText.from_pretrained`).\n"
     )
     if bits == 16:
