@@ -4,7 +4,6 @@ Each case is a writer with what it replaces. It is disturbed at every change tha
 folder (see `faults`), or at every few, and then run again.
 """
 
-import argparse
 import errno
 import io
 import json
@@ -22,16 +21,16 @@ from faults import changes_of, contents, failing, file_size, is_temporary, kille
 from safetensors.torch import load
 from transformers import TrainingArguments
 
-from grace.cli import train as cli_train
 from grace.data import ConversationDataset
 from grace.data.sources import open_records
 from grace.errors import InputError
 from grace.export import load_packed, save_compressed_tensors, save_packed
-from grace.files import atomic_path
+from grace.files import atomic_path, write_json
 from grace.int4 import pack
 from grace.models import check_model_directory
 from grace.quantization import QuantSpec, bake, prepare
-from grace.training import GraceTrainer, MethodConfig, prepare_student
+from grace.training import GraceTrainer, MethodConfig, prepare_student, save_student
+from grace.training.report import REPORT_FILE
 from replication.base.files import write_json_atomic
 from replication.data.conversations.annotations import find_annotations
 from replication.data.conversations.convert import Images, convert
@@ -197,9 +196,15 @@ def a_trained_student(make_model, processor) -> Case:
 
     def write(seed: int) -> Callable[[Path], None]:
         def run(folder: Path) -> None:
-            options = argparse.Namespace(out=str(folder / "student"), overwrite=True, seed=seed)
-            method, model = MethodConfig("qat", 4, SPEC), quantized(make_model, seed)
-            cli_train._write(options, model, processor, method, [])
+            model, method = quantized(make_model, seed), MethodConfig("qat", 4, SPEC)
+            save_student(
+                model,
+                processor,
+                folder / "student",
+                method,
+                overwrite=True,
+                also=lambda directory: write_json(directory / REPORT_FILE, {"seed": seed}),
+            )
 
         return run
 
