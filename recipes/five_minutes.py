@@ -224,6 +224,7 @@ def make_models(records: list[dict[str, Any]]) -> None:
 
     import grace  # noqa: F401  # before transformers where torchvision is another build
 
+    quieten()
     torch.manual_seed(0)
     processor = make_processor([turn["content"] for each in records for turn in each["messages"]])
     tower = pretrain_tower(make_model(processor, 1), processor)
@@ -232,6 +233,13 @@ def make_models(records: list[dict[str, Any]]) -> None:
         model.load_state_dict(tower, strict=False)
         model.save_pretrained(FOLDER / f"{name}-untrained")
         processor.save_pretrained(FOLDER / f"{name}-untrained")
+
+
+def quieten() -> None:
+    """No bars for files that are read and written at once."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 # -- what a user does -----------------------------------------------------------------------------
@@ -265,6 +273,7 @@ def score(path: Path, records: list[dict[str, Any]]) -> int:
     from grace.export import load_student
     from grace.models import load_processor
 
+    quieten()
     model, processor = load_student(path), load_processor(path)
     right = 0
     for start in range(0, len(records), 50):
