@@ -154,6 +154,7 @@ if __name__ == "__main__":
     assert (tmp_path / "data" / "smoke" / "standins" / "train.parquet").is_file()
 
 
+@pytest.mark.slow
 def test_a_new_workspace_asks_nothing(tmp_path):
     """DVC reports its use over the network unless it is told not to, from a process left behind."""
     script = f"""

@@ -177,6 +177,7 @@ def test_from_training_to_an_answer(small, conversations, picture, tmp_path, cap
 # ------------------------------------------------------------------------------- pack and generate
 
 
+@pytest.mark.slow
 def test_pack_then_generate(small, trained, picture, tmp_path, capsys):
     """The answer is that of the model packed in memory."""
     out = tmp_path / "packed"
@@ -228,6 +229,7 @@ def test_written_files_have_the_permissions_of_the_umask(family, trained_qwen, t
             assert file.stat().st_mode & 0o777 == 0o640, file
 
 
+@pytest.mark.slow
 def test_generate_does_what_the_generation_config_asks_for(
     family, trained_qwen, picture, tmp_path, capsys
 ):
@@ -260,6 +262,7 @@ def test_generate_does_what_the_generation_config_asks_for(
     assert capsys.readouterr().out == sampled
 
 
+@pytest.mark.slow
 def test_an_invalid_generation_config_stops_nothing(trained_qwen, tmp_path, capsys):
     """As it is published: greedy, and yet with a temperature."""
     config = {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
@@ -272,6 +275,7 @@ def test_an_invalid_generation_config_stops_nothing(trained_qwen, tmp_path, caps
     done("generate", tmp_path / "awq", "--prompt", PROMPT, "--max-new-tokens", 2)
 
 
+@pytest.mark.slow
 def test_activations_beyond_float16_are_one_line(trained_qwen, tmp_path, capsys):
     file = Path(trained_qwen) / "model.safetensors"
     tensors = load_file(file)
@@ -349,6 +353,7 @@ def test_a_damaged_packed_directory_is_refused(family, tmp_path, how):
 # ------------------------------------------------------------------------------------------ export
 
 
+@pytest.mark.slow
 def test_export_in_both_formats(trained, picture, tmp_path, capsys):
     exact = CodesFile(Path(trained) / CODES_FILE)
     done("export", trained, "--format", "awq", "--out", tmp_path / "awq")
@@ -372,6 +377,7 @@ def test_export_in_both_formats(trained, picture, tmp_path, capsys):
 # ------------------------------------------------------------------------------------------- bench
 
 
+@pytest.mark.slow
 def test_what_is_measured(trained, picture, tmp_path):
     done("pack", trained, "--out", tmp_path / "packed")
     given = {"device": "cpu", "image": picture, "prompt": PROMPT, "batch_size": 2, "tokens": 3,

@@ -132,6 +132,7 @@ def test_all_labels_masked(tmp_path, small, teacher, data, method):
         assert [entry["gdkd"] for entry in history] == [0, 0]
 
 
+@pytest.mark.slow
 def test_answers_of_one_token(tmp_path, small, teacher, data):
     """The answer and the end token are supervised; without an end token to learn, the one is."""
     encode = small.processor.tokenizer.encode

@@ -137,6 +137,7 @@ def test_a_sidecar_under_published_names(small, tmp_path):
     assert_holds(load_released(tmp_path), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 128])
 def test_packed_tensors_give_their_codes_and_scales(small, conversations, tmp_path, size):
     model = trained(small, QuantSpec(4, size))
@@ -191,6 +192,7 @@ def write_original(path, tower):
     (path / MODULES).write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sidecar", "packed"])
 def test_llava_in_its_original_layout(family, tmp_path, kind):
     """What the checkpoint has comes from it, the rest from the base model."""

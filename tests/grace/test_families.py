@@ -102,6 +102,7 @@ def types(inputs, name):
     return longer
 
 
+@pytest.mark.slow
 def test_a_sample_has_the_same_logits_alone_in_a_batch_and_by_the_library(name):
     """None, one or several images of different sizes in one padded batch."""
     model = tiny_model(name)

@@ -44,6 +44,7 @@ def answering(status, headers):
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_name_that_the_hub_does_not_know(hub):
     with answering(404, {"X-Error-Code": "RepoNotFound"}) as address:
         hub(address)
@@ -52,6 +53,7 @@ def test_a_name_that_the_hub_does_not_know(hub):
                 load("no-such/model")
 
 
+@pytest.mark.slow
 def test_a_model_whose_licence_is_not_accepted(hub):
     with answering(403, {"X-Error-Code": "GatedRepo"}) as address:
         hub(address)

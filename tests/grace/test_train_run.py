@@ -511,6 +511,7 @@ def test_a_student_that_cannot_be_trained(family, words, tmp_path, capsys, no_we
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_refusals_before_weights_are_read(words, models, tmp_path, capsys, no_weights):
     (tmp_path / "file").write_text("")
     teacher = ("--method", "grace", "--teacher", models / "teacher")

@@ -587,6 +587,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, dataset, t
         torch.testing.assert_close(found[1][key], value, rtol=1e-5, atol=1e-7, msg=key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_leaves_the_tower_alone(tmp_path, make_model, dataset, reentrant):
     """Nothing of the frozen tower is part of the backward pass, though the library asks for it;

@@ -552,6 +552,7 @@ def test_points_are_judged_by_their_files_errors(tmp_path):
 # --- reported by the commands
 
 
+@pytest.mark.slow
 def test_verify_claims_reports_cells_at_full_scale(mixed, capsys):
     assert verify.main(["--results", str(mixed), "--scale", "paper"]) == 1
     printed = capsys.readouterr().out.partition("\ntable4: ")[2].partition("\ntable5: ")[0]
@@ -570,6 +571,7 @@ def test_verify_claims_reports_cells_at_full_scale(mixed, capsys):
     assert all(one["band"]["reason"] for one in cells.values())
 
 
+@pytest.mark.slow
 def test_a_contradicted_cell_alone_fails_the_command(tmp_path):
     """No claim of the ledger looks at this cell."""
     good = write_exact(tmp_path / "good", {"baseline": BASELINE})

@@ -87,6 +87,7 @@ def test_interval_covers_the_true_difference_as_often_as_it_says():
     assert below / trials < 0.05
 
 
+@pytest.mark.slow
 def test_coverage_over_seeds_is_near_nominal_with_several_seeds():
     draw, covered, trials, truth = rng(3), 0, 200, 5.0
     for _ in range(trials):

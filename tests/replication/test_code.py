@@ -249,6 +249,7 @@ def test_comments_and_blank_lines_change_nothing(tmp_path_factory, data):
     assert stage_hashes(root) == before
 
 
+@pytest.mark.slow
 @given(st.lists(st.sets(st.integers(0, 6)), min_size=7, max_size=7), st.integers(0, 6))
 @settings(max_examples=40)
 def test_exactly_the_modules_that_reach_a_change_notice_it(tmp_path_factory, imports, edited):
@@ -266,6 +267,7 @@ def test_exactly_the_modules_that_reach_a_change_notice_it(tmp_path_factory, imp
     assert {number for number in range(7) if before[number] != after[number]} == reaching
 
 
+@pytest.mark.slow
 def test_names_that_are_imported_late_are_in_the_closure():
     files = set(closure("replication.stages.train"))
     for name in ("training/trainer", "training/teacher", "data/dataset", "data/collator"):

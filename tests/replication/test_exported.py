@@ -89,6 +89,7 @@ def tamper(directory, ending):
     save_file(tensors, file, {"format": "pt"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "save", "ending"),
     [

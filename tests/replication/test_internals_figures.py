@@ -157,6 +157,7 @@ def test_attention_is_what_was_measured(tmp_path):
     assert "every decoder layer" in figure.caption
 
 
+@pytest.mark.slow
 def test_of_many_layers_some_are_shown_and_it_is_said(tmp_path):
     measured(tmp_path, layers={"teacher": 40, "baseline": 32, "grace_int4": 32})
     figure = attention.draw(Inputs(tmp_path, "small", FAMILY))

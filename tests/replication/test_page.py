@@ -343,6 +343,7 @@ def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     assert "Speed and memory of the method itself" not in page
 
 
+@pytest.mark.slow
 def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
     root = make_root(tmp_path)
     name = "results/performance/performance.json"

@@ -71,6 +71,7 @@ def test_what_is_no_array_is_refused(scratch, content):
         list(read_records(scratch))
 
 
+@pytest.mark.slow
 def test_a_large_file_is_never_held(scratch):
     record = {"id": "x", "conversations": talk(3, length=60)}
     with scratch.open("w") as file:
@@ -208,6 +209,7 @@ def test_an_accepted_record_keeps_every_rule(said, paths):
     assert "../b" not in paths
 
 
+@pytest.mark.slow
 @given(st.text(st.sampled_from("ab./\\~ \0"), max_size=12))
 def test_an_accepted_path_stays_inside(path):
     if is_inside(path):

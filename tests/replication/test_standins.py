@@ -257,6 +257,7 @@ def test_answers_are_true_and_options_are_not(seed, skill):
         assert [option in present for option in options].count(True) == 1
 
 
+@pytest.mark.slow
 @given(SEEDS)
 def test_yes_and_no_are_true(seed):
     scene = scene_of(seed)

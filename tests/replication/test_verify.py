@@ -61,6 +61,7 @@ def test_what_has_no_results_is_not_run(good):
     assert "llava/grace_int4" in parts["C01.difference"].note
 
 
+@pytest.mark.slow
 def test_exact_claims_are_reproduced_at_any_scale_or_contradicted_as_known(tmp_path):
     for scale in SCALES:
         claims, parts = judged(tmp_path, scale)
