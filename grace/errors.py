@@ -25,3 +25,14 @@ class Stopped(KeyboardInterrupt):  # no error: somebody asked for it
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
+
+
+def one_line(error: BaseException | str, limit: int | None = None) -> str:
+    """The text of an error on one line, cut after ``limit`` characters; without a text its type.
+
+    Example::
+
+        one_line(ValueError("two\nlines"))    # "two lines"
+    """
+    text = " ".join(str(error).split())[:limit]
+    return text or ("" if isinstance(error, str) else type(error).__name__)

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 
 @contextmanager
@@ -91,6 +91,18 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise InputError(f"{path} exists: name another directory, or pass overwrite=True")
     if not (path.is_dir() and (path / "config.json").is_file()):
         raise InputError(f"{path} is no model directory: it is not overwritten; name another")
+
+
+def check_free(path: str | Path, *, overwrite: bool) -> None:
+    """:func:`check_target` for a command's option: the message names the flag.
+
+    Raises:
+        InputError: as :func:`check_target`.
+    """
+    try:
+        check_target(Path(path), overwrite=overwrite)
+    except InputError as error:
+        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
 def _allow(path: Path, mode: int) -> None:
@@ -177,7 +189,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except InputError as error:
         raise InputError(f"{where}, {error}") from error
     except Exception as error:  # the library's constructors fail with types of their own
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise InputError(f"{where}: not valid YAML ({reason})") from error
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from grace.cli.models import (
     add_device,
-    check_free,
     open_image,
     positive,
     processor_of,
@@ -75,6 +74,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Check everything that can be checked before a model is loaded. Raises InputError."""
     from grace.arithmetic import chosen_device
     from grace.export.packed import PACKED_FILE
+    from grace.files import check_free
     from grace.models import check_model_directory
 
     if arguments.image is not None:

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from grace.cli.models import add_loading, check_free, positive
+from grace.cli.models import add_loading, positive
 
 DESCRIPTION = """\
 Score a model on benchmarks with lmms-eval: official tasks, prompts and scorers, greedy decoding.
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the table, and write the report if --out says where."""
     from grace.evaluation import evaluate, table
-    from grace.files import atomic_path
+    from grace.files import atomic_path, check_free
 
     if arguments.out is not None:
         check_free(arguments.out, overwrite=False)

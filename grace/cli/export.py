@@ -2,7 +2,7 @@
 
 import argparse
 
-from grace.cli.models import DTYPES, add_overwrite, check_free, processor_of, trained_codes
+from grace.cli.models import DTYPES, add_overwrite, processor_of, trained_codes
 
 DESCRIPTION = """\
 Export a trained model with its integer codes, in a format that other libraries load.
@@ -47,10 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from grace.export import save_awq, save_compressed_tensors
+    from grace.files import check_free
     from grace.models import load_model
 
     exact = trained_codes(arguments.model)
-    check_free(arguments.out, arguments.overwrite)
+    check_free(arguments.out, overwrite=arguments.overwrite)
     awq = arguments.format == "awq"
     save = save_awq if awq else save_compressed_tensors
     processor = processor_of(arguments.model)

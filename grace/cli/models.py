@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -30,16 +30,6 @@ def trained_codes(path: str) -> Any:
             "than 16 bits"
         )
     return CodesFile(file)
-
-
-def check_free(path: str, overwrite: bool) -> None:
-    """Refuse a directory to write to before long work starts."""
-    from grace.files import check_target
-
-    try:
-        check_target(Path(path), overwrite=overwrite)
-    except InputError as error:
-        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
 
 
 def add_device(parser: Any) -> None:
@@ -91,7 +81,7 @@ def question(processor: Any, images: Sequence[Any], prompt: str) -> Any:
         inputs = read_prompts(processor, [text], [images])
     except Exception as error:  # processors fail with types of their own
         what = _refused_image(processor, images)
-        raise InputError(f"the processor refuses {what}: {_line(error)}") from error
+        raise InputError(f"the processor refuses {what}: {one_line(error, 300)}") from error
     token = getattr(processor, "image_token_id", None)
     if images and token is not None and not (inputs["input_ids"] == token).any():
         raise InputError(
@@ -109,10 +99,6 @@ def _refused_image(processor: Any, images: Sequence[Any]) -> str:
         except Exception:
             return f"image {index + 1} of {len(images)}, {image.width} x {image.height} pixels"
     return f"a question with {len(images)} images" if images else "a question without an image"
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def open_image(path: str) -> Any:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from grace.cli.models import DTYPES, add_overwrite, check_free, processor_of, trained_codes
+from grace.cli.models import DTYPES, add_overwrite, processor_of, trained_codes
 
 DESCRIPTION = """\
 Pack a trained model: its decoder's linears become packed INT4 (or INT8) layers that run on kernels.
@@ -45,11 +45,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     from grace.arithmetic import chosen_device
     from grace.export import save_packed
+    from grace.files import check_free
     from grace.int4 import effective_bits, pack
     from grace.models import load_model
 
     exact = trained_codes(arguments.model)
-    check_free(arguments.out, arguments.overwrite)
+    check_free(arguments.out, overwrite=arguments.overwrite)
     device = chosen_device("cuda" if arguments.backend == "cuda" else "cpu")
     processor = processor_of(arguments.model)
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.models import Family
 
 _PROBES = ((96, 48), (40, 120), (700, 2000), (2000, 700))
@@ -161,7 +161,7 @@ def special_tokens(tokenizer: Any) -> re.Pattern[str]:
 
 
 def _refused(width: int, height: int, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return InputError(
         f"the processor refuses an image of {width}×{height} pixels ({reason}); crop or remove it"
     )

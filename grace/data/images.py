@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 ImageSource = str | Path | bytes | BinaryIO | Image.Image
 """A path, the content of a file, an open binary file, or an image that is open already."""
@@ -101,7 +101,7 @@ def _opened(source: ImageSource, name: str, mend: str) -> Iterator[Image.Image]:
             yield image
     except Exception as error:  # every image format fails with types of its own
         advice = f"; {mend}" if mend else ""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if isinstance(error, UnidentifiedImageError):  # it gives a place in memory
             reason = "cannot identify an image in it"
         raise InputError(f"{name} cannot be read ({reason}){advice}") from error

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from grace.data.json_source import JsonFile
 from grace.data.records import COLUMNS, OTHER_MEDIA
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 """Names of data files end with one of these."""
@@ -62,20 +62,23 @@ class Records:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, position: int) -> Mapping[str, Any]:
+        part, row = self._find(position)
+        return self._parts[part][row]
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """The part that holds a record, and the record's row in it."""
         part = bisect_right(self._ends, position)
-        begin = self._ends[part - 1] if part else 0
-        return self._parts[part][position - begin]
+        return part, position - (self._ends[part - 1] if part else 0)
 
     def images(self, position: int) -> Mapping[str, Any] | None:
         """The columns of images of a record alone; None where its part cannot tell them apart."""
-        part = bisect_right(self._ends, position)
-        begin = self._ends[part - 1] if part else 0
+        part, row = self._find(position)
         rows = self._parts[part]
-        return rows.images(position - begin) if isinstance(rows, ArrowRows) else None
+        return rows.images(row) if isinstance(rows, ArrowRows) else None
 
     def folder(self, position: int) -> Path | None:
         """The folder of a record's file; None for a data set that the user made."""
-        return self._folders[bisect_right(self._ends, position)]
+        return self._folders[self._find(position)[0]]
 
 
 def open_records(source: Any, split: str = "train") -> Records:
@@ -266,7 +269,7 @@ def _map_arrow(file: Path) -> Any:
 
 
 def _unreadable(file: Path, kind: str, error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     return InputError(f"{str(file)!r} is not a readable {kind} file ({reason}); write it again")
 
 
@@ -316,7 +319,7 @@ def _from_hub(name: str, split: str) -> tuple[Part, Path | None, Any]:
     try:
         data = datasets.load_dataset(name, split=split)
     except Exception as error:  # the library fails with many types
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(
             f"data {name!r} is no file here, and cannot be had from the hub with split {split!r} "
             f"({reason}); correct the name or the split, or check the network"

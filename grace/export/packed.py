@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.export.layers import linear_of
 from grace.files import atomic_directory, open_tensors, read_json
 from grace.int4 import PackedLinear
@@ -135,7 +135,7 @@ def _without_weights(directory: Path) -> Any:
         with init_empty_weights(include_buffers=False):
             return kind.from_config(config, trust_remote_code=False)
     except Exception as error:  # the library's classes fail with types of their own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{directory}: its configuration makes no model ({reason})") from error
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.export.awq import MODULES_FILE
 from grace.export.checkpoint import DTYPES, read_tensors
 from grace.export.layers import check_scales, linear_of
@@ -269,7 +269,7 @@ def _unpickle(file: Path) -> dict[str, Tensor]:
             f"{file}: is no pickle of tensors alone: {asks}, so it is not loaded"
         ) from error
     except Exception as error:  # a damaged pickle fails in any way
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(f"{file}: corrupt or truncated ({reason}); fetch it again") from error
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and _is_plain(value) for key, value in content.items()
@@ -351,7 +351,7 @@ def _configuration(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # the library's classes fail with types of their own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{directory / 'config.json'}: makes no model ({reason})") from error
 
 
@@ -372,7 +372,7 @@ def _build(directory: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> n
             output_loading_info=True,
         )
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"{directory}: the tensors do not fit the model: {reason}") from error
     if report["missing_keys"]:
         raise InputError(f"{directory}: {min(report['missing_keys'])} is missing")

@@ -4,7 +4,7 @@ family = family_of("qwen2_vl")
 model, processor = load_model(path), load_processor(path)
 """
 
-from grace.models.discovery import decoder_linears, family_of
+from grace.models.discovery import decoder_linears, family_of, without_weights
 from grace.models.family import (
     FAMILIES,
     Family,
@@ -40,4 +40,5 @@ __all__ = [
     "read_prompts",
     "render_question",
     "save_model",
+    "without_weights",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.models.family import CLASSES, FAMILIES, Family
 
 _IMAGE_INPUTS = (
@@ -104,12 +104,9 @@ def _default_config(model_type: str) -> Any:
         return CONFIG_MAPPING[model_type]()
     except Exception as error:  # some have no default: each fails with a type of its own
         raise InputError(
-            f"{model_type!r} has no default configuration ({_first_line(error)}); give the model's"
+            f"{model_type!r} has no default configuration ({one_line(error, 200)}); "
+            "give the model's"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _unknown(model_type: str) -> InputError:
@@ -124,7 +121,7 @@ def _unknown(model_type: str) -> InputError:
 def _discover(key: _Key) -> Family:
     config = key.config
     _refuse_by_config(config)
-    model = _build(config)
+    model = without_weights(config)
     return _Parts(config, model).family()
 
 
@@ -141,8 +138,16 @@ def _refusal(config: Any, reason: str) -> InputError:
     return InputError(f"{config.model_type!r} cannot be trained: {reason}")
 
 
-def _build(config: Any) -> Any:
-    """The model without weights, whose parts are not sharded either where ZeRO-3 shards models."""
+def without_weights(config: Any) -> Any:
+    """The model of a configuration without weights (on the meta device).
+
+    Its parts are not sharded either where ZeRO-3 shards models::
+
+        without_weights(config).get_decoder()
+
+    Raises:
+        InputError: No model can be built from the configuration.
+    """
     from transformers import AutoModelForImageTextToText
     from transformers.modeling_utils import set_zero3_state
 
@@ -152,7 +157,7 @@ def _build(config: Any) -> Any:
             return AutoModelForImageTextToText.from_config(own)
     except Exception as error:  # every architecture fails with types of its own
         raise _refusal(
-            config, f"no model can be built from its configuration ({_first_line(error)})"
+            config, f"no model can be built from its configuration ({one_line(error, 200)})"
         ) from error
 
 

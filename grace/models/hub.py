@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 TIMEOUT = 10
 """Seconds in which the hub has to answer."""
@@ -75,5 +75,5 @@ def _reason(error: Exception) -> str:
             "no such directory, and no such model on the hub; correct the name, or log in with "
             "`hf auth login` if it is private"
         )
-    text = " ".join(str(error).split())[:200] or type(error).__name__
+    text = one_line(error, 200)
     return f"{constants.ENDPOINT} does not answer as it should ({text}); give a directory"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.files import atomic_directory, read_json
 from grace.models.hub import model_directory
 
@@ -158,7 +158,7 @@ def load_processor(path: str | Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(directory)
     except Exception as error:  # each part of the directory fails with a type of its own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(
             f"cannot load a processor from {str(path)!r}: {reason}; rebuild the directory"
         ) from error

@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 
 def render_question(processor: Any, question: str, images: int = 0) -> str:
@@ -31,7 +31,7 @@ def render_question(processor: Any, question: str, images: int = 0) -> str:
         if str(parts) in text:
             raise TypeError("it writes the list of parts as it is")
     except Exception as error:  # templates raise what they like
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise InputError(
             f"the processor's chat template cannot render a question of image and text "
             f"({reason}); give the directory the chat_template.jinja of the model's family"

@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from PIL import Image
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForImageTextToText,
     Trainer,
     TrainingArguments,
     get_scheduler,
 )
 
-from grace.errors import InputError
-from grace.files import check_target
+from grace.errors import InputError, one_line
+from grace.files import check_free
 from grace.models import (
     Family,
     check_model_directory,
@@ -28,6 +26,7 @@ from grace.models import (
     model_directory,
     read_prompts,
     render_question,
+    without_weights,
 )
 from grace.training.distributed import check_deepspeed
 from grace.training.method import MethodConfig
@@ -71,7 +70,7 @@ class Source:
         try:
             config = AutoConfig.from_pretrained(directory)
         except Exception as error:  # the library fails with many types
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise InputError(f"cannot read the configuration of {name!r}: {reason}") from error
         family = family_of(config)
         processor = load_processor(directory)
@@ -137,8 +136,7 @@ def check_structure(source: Source, method: MethodConfig) -> None:
         raise InputError(
             f"the weights of {source.name!r} are quantized already; give the unquantized model"
         )
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model: Any = AutoModelForImageTextToText.from_config(source.config)
+    model = without_weights(source.config)
     if method.quantization is not None:
         for name in source.family.decoder_linears(model):
             method.quantization.group_width(model.get_submodule(name).in_features, name)
@@ -152,10 +150,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     Raises:
         InputError: Something else is there, or its place cannot be written.
     """
-    try:
-        check_target(out, overwrite=overwrite)
-    except InputError as error:
-        raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
+    check_free(out, overwrite=overwrite)
     place = next(folder for folder in out.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -192,5 +187,5 @@ def check_libraries(arguments: TrainingArguments, method: MethodConfig) -> None:
         for logger in get_reporting_integration_callbacks(arguments.report_to):
             logger()
     except Exception as error:  # each library has a type of its own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise InputError(f"training arguments: {reason}") from error

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 
 
 def repository(arguments: TrainingArguments, out: Path) -> str | None:
@@ -42,7 +42,7 @@ def repository(arguments: TrainingArguments, out: Path) -> str | None:
             name, private=arguments.hub_private_repo, exist_ok=True
         )
     except Exception as error:  # offline, not logged in, not allowed: each has its own type
-        raise InputError(f"push_to_hub: cannot make {name!r} ({_line(error)})") from error
+        raise InputError(f"push_to_hub: cannot make {name!r} ({one_line(error, 200)})") from error
     return made.repo_id
 
 
@@ -61,11 +61,7 @@ def upload(out: Path, name: str, arguments: TrainingArguments) -> None:
         )
     except Exception as error:
         raise InputError(
-            f"{out} is complete, but its upload to {name!r} failed ({_line(error)}); "
+            f"{out} is complete, but its upload to {name!r} failed ({one_line(error, 200)}); "
             f"try `hf upload {name} {out}`"
         ) from error
     print(f"uploaded {name}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

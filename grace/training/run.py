@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.logging import disable_progress_bar
 
 from grace.data import Collator
-from grace.errors import InputError, Stopped
+from grace.errors import InputError, Stopped, one_line
 from grace.models import load_model
 from grace.training import hub
 from grace.training.arguments import Options
@@ -247,8 +247,9 @@ def _one_line(plan: Plan) -> Iterator[None]:
         raise InputError(str(error)) from error
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"{plan.options.trainer.device}: out of memory ({_text(error)}); lower the batch size "
-            "and raise the accumulation, or use gradient_checkpointing or fewer teacher_bits"
+            f"{plan.options.trainer.device}: out of memory ({one_line(error, 300)}); lower the "
+            "batch size and raise the accumulation, or use gradient_checkpointing or fewer "
+            "teacher_bits"
         ) from error
     except (OSError, SafetensorError) as error:
         raise _not_written(error, plan) from error
@@ -307,10 +308,6 @@ def _write(plan: Plan, trainer: GraceTrainer, student: Any) -> None:
 
 def _not_written(error: Exception, plan: Plan) -> InputError:
     return InputError(
-        f"{plan.out} could not be written ({_text(error)}); the checkpoints in {plan.checkpoints} "
-        "are kept: mend that and run the same command with --resume"
+        f"{plan.out} could not be written ({one_line(error, 300)}); the checkpoints in "
+        f"{plan.checkpoints} are kept: mend that and run the same command with --resume"
     )
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from grace.errors import InputError
-from replication.base.messages import no_space, one_line
+from grace.errors import InputError, one_line
+from replication.base.messages import no_space
 
 P = ParamSpec("P")
 

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grace.errors import InputError
-from replication.base.messages import no_space, one_line
+from grace.errors import InputError, one_line
+from replication.base.messages import no_space
 
 KINDS = {"model": "models", "dataset": "datasets"}
 

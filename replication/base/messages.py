@@ -35,11 +35,6 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> str:
     return f"{what} is unknown{hint} (known: {', '.join(names)})"
 
 
-def one_line(error: BaseException | str, limit: int | None = None) -> str:
-    """The text of an error on one line, cut after ``limit`` characters."""
-    return " ".join(str(error).split())[:limit]
-
-
 def no_space(error: OSError) -> str | None:
     """The message for an error because a disk is full or a quota used up; None for others."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):

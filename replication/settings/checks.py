@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from grace.distillation import DistillationConfig
-from grace.errors import InputError
+from grace.errors import InputError, one_line
 from grace.files import read_yaml
 from grace.models import family_of
 from grace.quantization import QuantSpec
 from grace.training import METHODS, TEACHER_METHODS
-from replication.base.messages import one_line, unknown
+from replication.base.messages import unknown
 from replication.base.scales import FULL_SCALE
 from replication.base.validation import validate
 from replication.benchmarks import BENCHMARKS

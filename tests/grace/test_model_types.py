@@ -102,13 +102,13 @@ REFUSED = {
 def built(monkeypatch):
     """The models that were built to find a family, last one last."""
     models = []
-    build = discovery._build
+    build = discovery.without_weights
 
     def keep(config):
         models.append(build(config))
         return models[-1]
 
-    monkeypatch.setattr(discovery, "_build", keep)
+    monkeypatch.setattr(discovery, "without_weights", keep)
     discovery._discover.cache_clear()
     return models
 
