@@ -34,7 +34,9 @@ from replication.stats.verdict import Interval
 
 
 @record
-class _Interval:
+class IntervalRecord:
+    """An interval as a file holds it."""
+
     point: Number
     low: Number
     high: Number
@@ -45,6 +47,7 @@ class _Interval:
         self.interval()
 
     def interval(self) -> Interval:
+        """The interval."""
         return Interval(self.point, self.low, self.high, self.level, self.standard_error)
 
 
@@ -68,7 +71,7 @@ class Measurement:
     scale: Scale
     method: Text
     n: Annotated[dict[Text, Positive], Field(min_length=1)]
-    intervals: Annotated[dict[Text, _Interval], Field(alias="values")]
+    intervals: Annotated[dict[Text, IntervalRecord], Field(alias="values")]
     provenance: Annotated[dict[str, Any], Field(min_length=1, repr=False)]
     data: dict[str, Any] = Field(default_factory=dict, repr=False)
     undefined: Text | None = None
