@@ -10,12 +10,12 @@ from datasets import Dataset, Features, Image, Value
 
 from replication import benchmarks as tasks
 from replication.data.world.benchmarks import write_benchmark
+from replication.data.world.scenes import Drawing
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 from replication.settings.schema import Source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WORLD = {"noise": 6.0, "clutter": 4}
 
 
 def sources() -> dict[str, Source]:
@@ -95,7 +95,7 @@ def add_benchmark(mirror: Path, name: str, scratch: Path, count: int = 12, piece
     source = sources()[name]
     scratch.mkdir(parents=True, exist_ok=True)
     flat = scratch / f"{name}.parquet"
-    write_benchmark(name, flat, split="evaluation", count=count, seed=7, world=WORLD)
+    write_benchmark(name, flat, split="evaluation", count=count, seed=7, drawing=Drawing())
     table = Dataset.from_parquet(str(flat), cache_dir=str(scratch / "tables"))
     subset, split = source.subset or "default", source.split
     assert split is not None

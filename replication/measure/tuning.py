@@ -12,6 +12,7 @@ from replication.base import provenance
 from replication.base.files import write_json_atomic, write_text_atomic
 from replication.base.workers import run_all
 from replication.data.world.benchmarks import write_benchmark
+from replication.data.world.corpus import drawing_of
 from replication.evaluate.score import evaluate_model, evaluation_dtype
 from replication.settings.paths import Layout, needed
 from replication.settings.schema import Group, Params, Run, section
@@ -51,7 +52,7 @@ def write_questions(params: Params) -> Path:
             split="validation",
             count=tuning.questions,
             seed=tuning.seed,
-            world={"noise": world.noise, "clutter": world.clutter},
+            drawing=drawing_of(world),
         )
     return folder
 

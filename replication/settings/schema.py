@@ -54,8 +54,11 @@ class Standins:
         diagrams: chance that a training image is a diagram with labels.
         strings: chance that it has several signs, to be read together.
         poor_images: chance that it is blurred, dark, grainy or black.
-        noise: standard deviation of the pixel noise, in grey levels.
+        noise: standard deviation of the pixel noise of a good image, in grey levels.
         clutter: grey dots in empty cells.
+        poorest: how poor the poorest image is, from 0 (all are good) to 1.
+        wrong_labels: share of wrong answers in the corpus's noisy column.
+        world: which things there are: "first" or "second".
         vocab_size: most words of the tokenizer.
     """
 
@@ -74,6 +77,9 @@ class Standins:
     noise: Amount
     clutter: Natural
     vocab_size: Positive
+    poorest: Share = 0.0
+    wrong_labels: Share = 0.0
+    world: Literal["first", "second"] = "first"
 
 
 @record

@@ -4,7 +4,7 @@ Training and evaluation share no scene: a scene's content decides its split.
 """
 
 from replication.data.world.benchmarks import SKILLS, write_benchmark
-from replication.data.world.corpus import write_language_set, write_training_set
+from replication.data.world.corpus import drawing_of, write_language_set, write_training_set
 from replication.settings.paths import Layout
 from replication.settings.schema import Params, section
 from replication.stages import stage
@@ -23,7 +23,7 @@ def main(params: Params) -> None:
             split="evaluation",
             count=world.evaluation,
             seed=world.seed,
-            world={"noise": world.noise, "clutter": world.clutter},
+            drawing=drawing_of(world),
         )
 
 

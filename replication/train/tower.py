@@ -11,9 +11,10 @@ from tqdm import tqdm
 from grace.data import ConversationDataset
 from grace.models import family_of, load_processor
 from replication.base.files import atomic_path
+from replication.data.world.looks import LOOKS
 from replication.data.world.models import build_processor, build_tower, load_tower
 from replication.data.world.scenes import GRID
-from replication.data.world.vision import pretrain
+from replication.data.world.vision import contents_of, pretrain
 from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import Params, Vision, section
@@ -62,6 +63,7 @@ def train_tower(params: Params, name: str) -> dict[str, float]:
         family,
         model,
         tower_batches(data, contents, settings),
+        kinds=len(contents_of(LOOKS[section(params.standins, "standins").world])),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )
@@ -79,7 +81,7 @@ def tower_batches(
 
     Args:
         data: The images, all of one size.
-        contents: (images, cells), indices into :data:`replication.data.world.vision.CONTENTS`.
+        contents: (images, cells), indices into :data:`replication.data.world.vision.contents_of`.
         settings: The batch size and the seed.
 
     Yields:

@@ -25,7 +25,7 @@ def documents(count):
     documents = []
     for index in range(count):
         rng = np.random.default_rng(index)
-        images = [render(draw_scene(rng, "evaluation"), rng, noise=6.0, clutter=4)]
+        images = [render(draw_scene(rng, "evaluation"), rng)]
         documents.append({"text": QUESTIONS[index % 4], "images": images * (index % 6 != 5)})
     return documents
 

@@ -12,6 +12,7 @@ from synthetic_results import write_results
 
 from grace.errors import InputError
 from replication.data.world.benchmarks import write_benchmark
+from replication.data.world.scenes import Drawing
 from replication.report.examples import asked, draw, find_examples, write
 from replication.results.scores import ResultSet, outcomes_path
 
@@ -19,8 +20,8 @@ PAIR = ("baseline", "grace_int4")
 
 
 def write_questions(folder, count):
-    path, world = folder / "mmbench.parquet", {"noise": 2.0, "clutter": 0}
-    write_benchmark("mmbench", path, split="evaluation", count=count, seed=3, world=world)
+    path, drawing = folder / "mmbench.parquet", Drawing(2.0, 0)
+    write_benchmark("mmbench", path, split="evaluation", count=count, seed=3, drawing=drawing)
 
 
 @pytest.fixture

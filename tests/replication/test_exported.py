@@ -15,6 +15,7 @@ from grace.errors import InputError
 from grace.int4 import PackedLinear
 from grace.quantization import CODES_FILE, QuantSpec, bake, fake_quant_layers, prepare, write_codes
 from replication.data.world.benchmarks import write_benchmark
+from replication.data.world.scenes import Drawing
 from replication.judge.claims import verify
 from replication.measure import exported
 from replication.measure.exported import WAYS, mismatches, trained_integers
@@ -218,9 +219,9 @@ def test_what_is_deployed_otherwise_is_contradicted(monkeypatch, tmp_path, answe
 def test_a_trained_model_answers_as_before(trained, tmp_path):
     """The real evaluation on a few stand-in questions."""
     (tmp_path / "data").mkdir()
-    noise = {"noise": 6.0, "clutter": 2}
+    drawing = Drawing(6.0, 2)
     path = tmp_path / "data" / "mmbench.parquet"
-    write_benchmark("mmbench", path, split="evaluation", count=12, seed=3, world=noise)
+    write_benchmark("mmbench", path, split="evaluation", count=12, seed=3, drawing=drawing)
     settings = {
         "benchmarks": ["mmbench"], "batch_size": 8, "max_new_tokens": 3, "dtype": "float32",
         "limit": 8,

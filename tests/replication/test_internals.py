@@ -20,6 +20,7 @@ from grace.models import decoder_linears
 from grace.quantization import QuantSpec, bake, prepare, write_codes
 from grace.training import CachedTeacher
 from replication.data.world.benchmarks import write_benchmark
+from replication.data.world.scenes import Drawing
 from replication.evaluate.score import evaluate_model
 from replication.measure.inside.agreement import (
     mean_interval,
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
         split="evaluation",
         count=10,
         seed=3,
-        world={"noise": 2.0, "clutter": 0},
+        drawing=Drawing(2.0, 0),
     )
     return path
 

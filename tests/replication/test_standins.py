@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from grace.errors import InputError
 from replication import benchmarks as tasks
 from replication.data.world import benchmarks, questions
 from replication.data.world.benchmarks import SKILLS, png, write_benchmark
+from replication.data.world.captions import JOINTS, OPENINGS, PLACES, describe
 from replication.data.world.chat import CHATS
 from replication.data.world.conversations import (
     FIXED_PHRASES,
@@ -36,13 +38,15 @@ from replication.data.world.conversations import (
     MMSTAR_INSTRUCTION,
     VIZWIZ_INSTRUCTION,
     WITH_LETTER_INSTRUCTION,
+    Mix,
     choice_prompt,
     conversation,
-    describe,
     drill,
+    messages,
     open_prompt,
 )
 from replication.data.world.corpus import write_training_set
+from replication.data.world.looks import FIRST, LOOKS
 from replication.data.world.models import (
     build_processor,
     build_tokenizer,
@@ -53,33 +57,39 @@ from replication.data.world.models import (
 from replication.data.world.questions import LETTERS, MAKERS, UNANSWERABLE
 from replication.data.world.scenes import (
     CELL,
-    COLORS,
     GRID,
     KINDS,
-    QUADRANTS,
     SIZE,
     SPLITS,
+    Drawing,
     Scene,
     draw_scene,
     render,
     spoil,
 )
-from replication.data.world.vision import CONTENTS, cell_contents, pretrain
+from replication.data.world.vision import cell_contents, contents_of, pretrain
 from replication.settings.schema import Vision
 from replication.train.tower import tower_batches
 
 SEEDS = st.integers(0, 2**32 - 1)
-WORLD = {"noise": 6.0, "clutter": 4}
-MIX = {"echoes": 0.3, "open_answers": 0.3, "spelled_letters": 0.3}
+WORLD = Drawing(noise=6.0, clutter=4, poorest=1.0)
+BARE = Drawing(noise=0.0, clutter=0)
+WORLDS = st.sampled_from(sorted(LOOKS))
 
 
-def scene_of(seed: int, split: str = "train", kind: str = "plain") -> Scene:
-    return draw_scene(np.random.default_rng(seed), split, kind)
+def mix(turns: int, captions: float = 0.0, **others: float) -> Mix:
+    """Conversations with something of everything."""
+    shares = {"echoes": 0.3, "open_answers": 0.3, "spelled_letters": 0.3, "wrong_labels": 0.3}
+    return Mix(turns, captions, **{**shares, **others})
 
 
-@given(SEEDS, st.sampled_from(SPLITS), st.sampled_from(KINDS))
-def test_a_scene_belongs_to_the_split_it_was_drawn_for(seed, split, kind):
-    scene = scene_of(seed, split, kind)
+def scene_of(seed: int, split: str = "train", kind: str = "plain", world: str = "first") -> Scene:
+    return draw_scene(np.random.default_rng(seed), split, kind, world)
+
+
+@given(SEEDS, st.sampled_from(SPLITS), st.sampled_from(KINDS), WORLDS)
+def test_a_scene_belongs_to_the_split_it_was_drawn_for(seed, split, kind, world):
+    scene = scene_of(seed, split, kind, world)
     assert scene.split == split
     assert scene.kind == kind
     cells = [(thing.row, thing.column) for thing in scene.things]
@@ -96,17 +106,17 @@ def test_drawing_is_determined_by_the_generator(seed):
     assert a.size == (SIZE, SIZE)
 
 
-@given(SEEDS)
+@given(SEEDS, WORLDS)
 @settings(max_examples=30)
-def test_objects_are_where_the_scene_says(seed):
-    """Without noise the colour of a shape fills the middle of its cell, and nothing else does."""
-    scene = scene_of(seed)
-    pixels = np.asarray(render(scene, np.random.default_rng(seed), noise=0, clutter=0))
+def test_objects_are_where_the_scene_says(seed, world):
+    """Without noise the colour of a shape is in its cell, and nowhere else."""
+    scene = scene_of(seed, world=world)
+    pixels = np.asarray(render(scene, np.random.default_rng(seed), BARE))
     for thing in scene.shapes:
-        y, x = thing.row * CELL + CELL // 2, thing.column * CELL + CELL // 2
-        window = pixels[y - 2 : y + 3, x - 2 : x + 3].reshape(-1, 3)
-        assert (window == COLORS[thing.color]).all(axis=1).any()
-    for color, value in COLORS.items():
+        y, x = thing.row * CELL, thing.column * CELL
+        window = pixels[y : y + CELL, x : x + CELL].reshape(-1, 3)
+        assert (window == scene.look.colors[thing.color]).all(axis=1).any()
+    for color, value in scene.look.colors.items():
         drawn = (pixels == value).all(axis=2).any()
         assert drawn == any(thing.color == color for thing in scene.shapes)
 
@@ -115,9 +125,9 @@ def test_objects_are_where_the_scene_says(seed):
 @given(SEEDS)
 def test_diagrams_are_clean_and_label_every_shape(seed):
     scene = scene_of(seed, kind="diagram")
-    image = render(scene, np.random.default_rng(seed), noise=9.0, clutter=9)
+    image = render(scene, np.random.default_rng(seed), Drawing(9.0, 9, 1.0))
     pixels = np.asarray(image).reshape(-1, 3)
-    known = {(255, 255, 255), (20, 20, 20), (250, 250, 250), *COLORS.values()}
+    known = {(255, 255, 255), (20, 20, 20), (250, 250, 250), *scene.look.colors.values()}
     assert set(map(tuple, pixels.tolist())) <= known
     assert len({t.name for t in scene.shapes}) == len(scene.shapes) == len(scene.signs)
     labels = {(t.row, t.column - 1): t.text for t in scene.signs}
@@ -134,6 +144,43 @@ def test_poor_images_are_poor_and_unseen_ones_tell_nothing(seed):
     assert poor.std() > 5  # something is left to see
     black = np.asarray(spoil(image, np.random.default_rng(seed + 1), unseen=True), dtype=float)
     assert black.max() < 40
+
+
+def test_a_poor_image_is_farther_from_the_bare_drawing():
+    """Noise, contrast and colours; half of the images of a poor world are worse than any good."""
+    errors = []
+    for poorest in (0.0, 1.0):
+        drawing = dataclasses.replace(WORLD, poorest=poorest)
+        gaps = []
+        for seed in range(60):
+            scene = scene_of(seed)
+            bare, drawn = (
+                np.asarray(render(scene, np.random.default_rng(seed), how), dtype=float)
+                for how in (dataclasses.replace(drawing, noise=0.0, poorest=0.0), drawing)
+            )
+            gaps.append(np.abs(drawn - bare).mean())
+        errors.append(np.sort(gaps))
+    good, poor = errors
+    assert np.median(poor) > good.max()
+    assert poor.std() > 5 * good.std()
+
+
+def test_worlds_share_no_word_and_no_look():
+    """But letters, counts and yes and no, which questions of every world are answered by."""
+    first, second = LOOKS["first"], LOOKS["second"]
+
+    def words(look):
+        return {
+            *look.colors, *look.shapes, *look.signs, *look.quadrants, *look.places,
+            *look.synonyms.values(),
+        }  # fmt: skip
+
+    assert not words(first) & words(second)
+    assert not set(first.colors.values()) & set(second.colors.values())
+    for look in (first, second):
+        assert set(look.synonyms) == {*look.colors, *look.shapes}
+        assert len(words(look)) == len(look.colors) * 2 + len(look.shapes) * 2 + 18
+        assert set(look.labels) <= set(look.signs)
 
 
 def answer_by_hand(question, scene):
@@ -158,7 +205,7 @@ def answer_by_hand(question, scene):
         return "yes" if max(set(values), key=values.count) == words[1] else "no"
     if text.startswith("Is the") and " in the " in text:
         (thing,) = [t for t in shapes if t.name == " ".join(words[2:4])]
-        return "yes" if thing.quadrant == words[-1] else "no"
+        return "yes" if scene.place(thing) == words[-1] else "no"
     if text.startswith("Is the") and " of the " in text:
         a, b = (next(t for t in shapes if t.name == " ".join(w)) for w in (words[2:4], words[-2:]))
         return "yes" if there(a, words[4], b) else "no"
@@ -174,7 +221,7 @@ def answer_by_hand(question, scene):
         cells = sorted((t.row, t.column, t.text) for t in scene.things if t.kind == "sign")
         return " ".join(said for *_, said in cells)
     if text.startswith("What does the sign in the"):
-        (thing,) = [t for t in scene.signs if t.quadrant == words[6]]
+        (thing,) = [t for t in scene.signs if scene.place(t) == words[6]]
         return thing.text
     if "labeled" in text:
         (sign,) = [t for t in scene.signs if t.text == words[-1]]
@@ -202,7 +249,7 @@ def answer_by_hand(question, scene):
         return str(count or sum(t.kind == kind for t in shapes))
     if text.startswith("What color is the shape there") or text.startswith("Which shape is there"):
         place = question.hint.removeprefix("Look at the ").rstrip(".")
-        (thing,) = [t for t in shapes if t.quadrant == place]
+        (thing,) = [t for t in shapes if scene.place(t) == place]
         return thing.color if "color" in text else thing.kind
     if text.startswith("What color is the"):
         (thing,) = [t for t in shapes if t.kind == words[-1]]
@@ -216,7 +263,7 @@ def answer_by_hand(question, scene):
         vertical = "north" if a.row < b.row else "south"
         return vertical + ("west" if a.column < b.column else "east")
     if text.startswith("Where is the"):
-        return named(text.removeprefix("Where is the ")).quadrant
+        return scene.place(named(text.removeprefix("Where is the ")))
     if "most common" in text:
         values = [t.kind if words[1] == "shape" else t.color for t in shapes]
         return max(set(values), key=values.count)
@@ -322,18 +369,59 @@ def test_every_fixed_phrase_is_one_of_a_question():
     assert not [phrase for phrase in questions.PHRASES if phrase not in said]
 
 
-@given(SEEDS)
-def test_captions_name_everything(seed):
-    scene = scene_of(seed)
-    for thing, part in zip(scene.things, describe(scene).rstrip(".").split(", "), strict=True):
-        assert part == f"{thing.name} {thing.quadrant}"
-        assert thing.quadrant in QUADRANTS
+def named_in(caption, look):
+    """What a caption names, as (name, quarter) in the world's first words."""
+    canonical = {other: word for word, other in look.synonyms.items()}
+    (opening,) = [text for text in OPENINGS if caption.startswith(text)]
+    parts = re.split("|".join(map(re.escape, JOINTS)), caption.removeprefix(opening).rstrip("."))
+    found = []
+    for part in parts:
+        (first, second, preposition, place) = part.split()
+        assert f" {preposition}" in PLACES
+        quarter = (look.quadrants if place in look.quadrants else look.places).index(place)
+        found.append((f"{canonical.get(first, first)} {canonical.get(second, second)}", quarter))
+    return found
+
+
+@given(SEEDS, st.sampled_from(KINDS), WORLDS)
+def test_captions_name_everything_in_any_order_and_words(seed, kind, world):
+    scene = scene_of(seed, kind=kind, world=world)
+    caption = describe(scene, np.random.default_rng(seed))
+    expected = [(scene.look.say(thing.name), thing.quarter) for thing in scene.things]
+    assert sorted(named_in(caption, scene.look)) == sorted(expected)
+
+
+def test_captions_of_one_scene_differ():
+    scene = scene_of(3)
+    captions = {describe(scene, np.random.default_rng(seed)) for seed in range(50)}
+    assert len(captions) == 50
+    for words in (OPENINGS, JOINTS, scene.look.places, scene.look.quadrants):
+        assert sum(any(word in caption for caption in captions) for word in words) > 1
+
+
+def test_a_wrong_caption_errs_about_its_share():
+    errors = objects = 0
+    for seed in range(300):
+        scene, rng = scene_of(seed), np.random.default_rng(seed)
+        turn = conversation(scene, rng, mix(1, 1.0, wrong_labels=0.2))[0]
+        right, wrong = (named_in(text, scene.look) for text in (turn.answer, turn.wrong))
+        objects += len(right)
+        errors += sum(a != b for a, b in zip(right, wrong, strict=True))
+    assert errors / objects == pytest.approx(0.2, abs=0.04)
+
+
+@given(SEEDS, st.sampled_from(KINDS))
+def test_wrong_answers_are_wrong(seed, kind):
+    scene, rng = scene_of(seed, kind=kind), np.random.default_rng(seed)
+    for turn in conversation(scene, rng, mix(5)):
+        assert turn.wrong != turn.answer
+        assert (turn.wrong in LETTERS) == (turn.answer in LETTERS)
 
 
 @given(SEEDS, st.integers(1, 6))
 def test_conversations_follow_the_schema(seed, turns):
     scene, rng = scene_of(seed), np.random.default_rng(seed)
-    talk = conversation(scene, rng, turns=turns, captions=0.5, **MIX)
+    talk = messages(conversation(scene, rng, mix(turns, 0.5)))
     assert len(talk) >= 2 * turns
     assert [m["from"] for m in talk] == ["human", "gpt"] * (len(talk) // 2)
     assert talk[0]["value"].startswith("<image>\n")
@@ -346,18 +434,16 @@ def test_conversations_follow_the_schema(seed, turns):
 @given(SEEDS)
 def test_of_an_unseen_image_nothing_is_answered(seed):
     scene, rng = scene_of(seed), np.random.default_rng(seed)
-    talk = conversation(scene, rng, turns=4, captions=1.0, poor=True, unseen=True, **MIX)
+    talk = messages(conversation(scene, rng, mix(4, 1.0), poor=True, unseen=True))
     assert {m["value"] for m in talk if m["from"] == "gpt"} == {UNANSWERABLE}
     assert all(m["value"].endswith(VIZWIZ_INSTRUCTION) for m in talk if m["from"] == "human")
 
 
 def test_choices_keep_their_share_and_every_style_is_trained():
     """The turns that ask for a letter are three in four, as they were before the open styles."""
-    asked, mix = [], {"echoes": 0.15, "open_answers": 0.2, "spelled_letters": 0.15}
+    asked, shares = [], mix(6, 0.2, echoes=0.15, open_answers=0.2, spelled_letters=0.15)
     for seed in range(600):
-        talk = conversation(
-            scene_of(seed), np.random.default_rng(seed), turns=6, captions=0.2, **mix
-        )
+        talk = messages(conversation(scene_of(seed), np.random.default_rng(seed), shares))
         asked += [m["value"] for m in talk if m["from"] == "human"]
     asked = [text for text in asked if not text.endswith("Describe the image.")]
     choices = [text for text in asked if "\nA. " in text]
@@ -384,7 +470,7 @@ def test_the_training_set_has_every_kind_of_image(tmp_path, world):
 @given(SEEDS)
 def test_letters_said_with_an_option_are_its_letters(seed):
     scene, rng = scene_of(seed), np.random.default_rng(seed)
-    talk = conversation(scene, rng, turns=4, captions=0.0, **MIX)
+    talk = messages(conversation(scene, rng, mix(4)))
     for asked, answer in zip(talk[::2], talk[1::2], strict=True):
         if not asked["value"].endswith(WITH_LETTER_INSTRUCTION):
             continue
@@ -415,7 +501,7 @@ def test_words_of_the_world_are_one_token_each(tmp_path, world, name):
     write_training_set(tmp_path / "train.parquet", dataclasses.replace(world, train=600))
     talks = pq.read_table(tmp_path / "train.parquet")["conversations"].to_pylist()
     tokenizer = build_tokenizer(name, (turn["value"] for talk in talks for turn in talk), 512)
-    for option in (option for pool in questions.POOLS for option in pool):
+    for option in (option for pool in questions.pools(LOOKS["first"]) for option in pool):
         assert len(tokenizer.tokenize(option)) == len(tokenizer.tokenize(f" {option}")) == 1
     for letter in LETTERS:
         assert len(tokenizer.tokenize(letter)) == len(tokenizer.tokenize(f" {letter}")) == 1
@@ -459,7 +545,7 @@ def test_small_models_are_the_real_classes_in_ordinary_directories(tmp_path, sma
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    image = render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4)
+    image = render(scene_of(1), np.random.default_rng(2), WORLD)
     inputs = processor(text=[text], images=[image], return_tensors="pt")
     assert (inputs["input_ids"] == processor.image_token_id).sum() == GRID * GRID
     with torch.no_grad():
@@ -472,7 +558,7 @@ def test_small_models_are_the_real_classes_in_ordinary_directories(tmp_path, sma
 
 def test_images_are_never_resized(small):
     """The processor's values are the pixels', normalised, whatever their arrangement."""
-    image = render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4)
+    image = render(scene_of(1), np.random.default_rng(2), WORLD)
     made = small.processor.image_processor(images=[image], return_tensors="pt")["pixel_values"]
     settings_ = small.processor.image_processor
     mean, std = np.array(settings_.image_mean), np.array(settings_.image_std)
@@ -496,7 +582,7 @@ def test_a_tower_learns_cells_and_is_taken_over(tmp_path, small, conversations):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = ConversationDataset(conversations, small.processor, model.config)
     batches = tower_batches(data, np.array(table["contents"].to_pylist()), settings)
-    told = pretrain(small.adapter, model, batches, steps=400, learning_rate=0.005)
+    told = pretrain(small.adapter, model, batches, kinds=41, steps=400, learning_rate=0.005)
     chance = 1 / (GRID * GRID * (1 if small.name == "llava" else 4))
     assert told["place_accuracy"] > 3 * chance, told
     trained = small.adapter.tower_parameters(model)
@@ -534,7 +620,7 @@ def test_a_cells_patches_stand_together(family, conversations, name):
     small = family(name)
     vision = {"num_hidden_layers": 1} if name == "llava" else {"depth": 0}
     model = small.model(vision=vision).eval()  # LLaVA reads the layer before the last: the input
-    image = np.array(render(scene_of(1), np.random.default_rng(2), noise=6.0, clutter=4))
+    image = np.array(render(scene_of(1), np.random.default_rng(2), WORLD))
     for cell in (0, 1, GRID, GRID * GRID - 1):
         row, column = divmod(cell, GRID)
         other = image.copy()
@@ -557,13 +643,20 @@ def test_towers_that_do_not_fit_the_scenes_are_refused(family, conversations):
     images = {"pixel_values": torch.zeros(2, 3, SIZE, SIZE)}
     batches = iter([(images, torch.zeros(2, GRID * GRID, dtype=torch.long))])
     with pytest.raises(InputError, match="64 visual tokens of an image, the scenes have 16"):
-        pretrain(small.adapter, model, batches, steps=400, learning_rate=0.005)
+        pretrain(
+            small.adapter,
+            model,
+            batches,
+            kinds=41,
+            steps=400,
+            learning_rate=0.005,
+        )
 
 
 def test_cells_hold_what_the_scene_holds():
     scene = scene_of(5)
     contents = cell_contents(scene)
-    named = {(i // GRID, i % GRID): CONTENTS[c] for i, c in enumerate(contents) if c}
+    named = {(i // GRID, i % GRID): contents_of(FIRST)[c] for i, c in enumerate(contents) if c}
     assert named == {(t.row, t.column): t.name for t in scene.things}
 
 
@@ -582,7 +675,7 @@ def benchmark_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmarks")
     for name in SKILLS:
         write_benchmark(
-            name, folder / f"{name}.parquet", split="evaluation", count=60, seed=4, world=WORLD
+            name, folder / f"{name}.parquet", split="evaluation", count=60, seed=4, drawing=WORLD
         )
     return folder
 
@@ -674,7 +767,7 @@ def test_absent_things_are_absent_and_adversarial_ones_share_most(benchmark_file
     """The scenes are drawn again, apart from the rows."""
     rows = rows_of(benchmark_files, "pope")
     source = benchmarks._Source("pope", "evaluation", 4, WORLD)
-    names = [f"{color} {kind}" for color in COLORS for kind in questions.SHAPES]
+    names = questions.names_of(FIRST)
     for there, absent in zip(rows[::2], rows[1::2], strict=True):
         scene, _ = source.draw()
         things = {t.name for t in scene.shapes}
@@ -711,7 +804,7 @@ def test_mme_asks_twice_about_each_image(benchmark_files):
 
 def test_an_odd_number_of_paired_questions_is_refused(tmp_path):
     with pytest.raises(InputError, match="mme asks its questions in pairs: 7 is odd"):
-        write_benchmark("mme", tmp_path / "x", split="evaluation", count=7, seed=4, world=WORLD)
+        write_benchmark("mme", tmp_path / "x", split="evaluation", count=7, seed=4, drawing=WORLD)
 
 
 @pytest.mark.slow
@@ -744,5 +837,5 @@ def test_benchmarks_read_as_pictures(benchmark_files):
 def test_png_is_lossless():
     scene = scene_of(1)
     image = Image.open(io.BytesIO(png(scene, np.random.default_rng(2), WORLD)))
-    direct = render(scene, np.random.default_rng(2), noise=6.0, clutter=4)
+    direct = render(scene, np.random.default_rng(2), WORLD)
     assert image.tobytes() == direct.tobytes()

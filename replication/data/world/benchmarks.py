@@ -19,12 +19,11 @@ from tqdm import tqdm
 from grace.errors import InputError
 from replication.base.files import atomic_path
 from replication.data.world import questions, schemas
+from replication.data.world.looks import LOOKS
 from replication.data.world.questions import MAKERS, YES_NO, Maker, Question, composed, labeled
 from replication.data.world.scenes import (
-    COLORS,
     GRID,
-    SHAPES,
-    SIGNS,
+    Drawing,
     Scene,
     Thing,
     draw_scene,
@@ -94,11 +93,16 @@ _FIGURES: dict[str, Maker] = {
 
 
 def png(
-    scene: Scene, rng: np.random.Generator, world: dict, *, poor: bool = False, unseen: bool = False
+    scene: Scene,
+    rng: np.random.Generator,
+    drawing: Drawing,
+    *,
+    poor: bool = False,
+    unseen: bool = False,
 ) -> bytes:
-    """The drawing of a scene as PNG bytes, with the world's noise and clutter."""
+    """The drawing of a scene as PNG bytes."""
     buffer = io.BytesIO()
-    image = render(scene, rng, noise=world["noise"], clutter=world["clutter"])
+    image = render(scene, rng, drawing)
     if poor:
         image = spoil(image, rng, unseen=unseen)
     image.save(buffer, "PNG", compress_level=3)
@@ -112,17 +116,17 @@ class _Source:
     name: str
     split: str
     seed: int
-    world: dict
+    drawing: Drawing
     drawn: int = 0
 
     def draw(self, kind: str = "plain") -> tuple[Scene, np.random.Generator]:
         rng = np.random.default_rng([self.seed, _STREAMS[self.name], self.drawn])
         self.drawn += 1
-        return draw_scene(rng, self.split, kind), rng
+        return draw_scene(rng, self.split, kind, self.drawing.world), rng
 
     def image(self, scene: Scene, rng: np.random.Generator, index: int, **faults: bool) -> Row:
-        drawing = png(scene, rng, self.world, **faults)
-        return {"bytes": drawing, "path": f"scene_{index}.png"}
+        content = png(scene, rng, self.drawing, **faults)
+        return {"bytes": content, "path": f"scene_{index}.png"}
 
 
 def _singly(source: _Source, count: int) -> Iterator[Row]:
@@ -133,7 +137,7 @@ def _singly(source: _Source, count: int) -> Iterator[Row]:
         skill = skills[index % len(skills)]
         kind = "diagram" if source.name == "ai2d" else _KINDS.get(skill, "plain")
         scene, rng = source.draw(kind)
-        question = _ASK[skill](scene, rng)
+        question = questions.ask(_ASK[skill], scene, rng)
         if question is None:
             continue
         faults = {"poor": True, "unseen": skill == "unseen"} if source.name == "vizwiz" else {}
@@ -144,7 +148,8 @@ def _singly(source: _Source, count: int) -> Iterator[Row]:
 def _pope(source: _Source, count: int) -> Iterator[Row]:
     """Per image something that is there and something that is not, chosen as the category says."""
     drawn = [source.draw() for _ in range(count // 2)]
-    names = [f"{color} {kind}" for color in COLORS for kind in SHAPES]
+    look = LOOKS[source.drawing.world]
+    names = questions.names_of(look)
     frequent = Counter(thing.name for scene, _ in drawn for thing in scene.shapes)
     categories = SKILLS["pope"]
     for place, (scene, rng) in enumerate(drawn):
@@ -160,7 +165,8 @@ def _pope(source: _Source, count: int) -> Iterator[Row]:
         image = source.image(scene, rng, place)
         for offset, (pool, answer) in enumerate(zip((present, absent), YES_NO, strict=True)):
             name = pool[int(rng.integers(len(pool)))]
-            question = Question("presence", f"Is there a {name} in the image?", answer)
+            text = look.say(f"Is there a {name} in the image?")
+            question = Question("presence", text, answer)
             yield schemas.pope(2 * place + offset, question, category, image)
 
 
@@ -186,13 +192,13 @@ def _both(
     maker = _MME.get(category)
     question: Question | None
     if maker is None:
-        claim = "Is there a {} in the image?"
+        claim = scene.look.say("Is there a {} in the image?")
         names = {thing.name for thing in scene.shapes}
-        absent = tuple(f"{c} {k}" for c in COLORS for k in SHAPES if f"{c} {k}" not in names)
+        absent = tuple(name for name in questions.names_of(scene.look) if name not in names)
         true = sorted(names)[int(rng.integers(len(names)))]
         question = Question("presence", "", true, absent, claim=claim)
     else:
-        question = maker(scene, rng)
+        question = questions.ask(maker, scene, rng)
     if question is None:
         return None
     wrong = question.wrong[int(rng.integers(len(question.wrong)))]
@@ -239,7 +245,7 @@ def _turned(
 
 
 def _asked(maker: Maker, scene: Scene, rng: np.random.Generator) -> dict[str, Question]:
-    draws = (maker(scene, rng) for _ in range(16))
+    draws = (questions.ask(maker, scene, rng) for _ in range(16))
     return {question.text: question for question in draws if question}
 
 
@@ -254,16 +260,21 @@ def _edit(scene: Scene, rng: np.random.Generator) -> Scene:
         row, column = free[int(rng.integers(len(free)))]
         things[place] = replace(thing, row=row, column=column)
     else:
-        things[place] = _altered(thing, rng)
-    return Scene(tuple(sorted(things)), scene.kind)
+        things[place] = _altered(scene, thing, rng)
+    return replace(scene, things=tuple(sorted(things)))
 
 
-def _altered(thing: Thing, rng: np.random.Generator) -> Thing:
+def _altered(scene: Scene, thing: Thing, rng: np.random.Generator) -> Thing:
+    look = scene.look
     if thing.kind == "sign":
-        return replace(thing, text=SIGNS[int(rng.integers(len(SIGNS)))])
+        return replace(thing, text=_pick(rng, look.signs))
     if rng.random() < 0.5:
-        return replace(thing, color=list(COLORS)[int(rng.integers(len(COLORS)))])
-    return replace(thing, kind=SHAPES[int(rng.integers(len(SHAPES)))])
+        return replace(thing, color=_pick(rng, list(look.colors)))
+    return replace(thing, kind=_pick(rng, look.shapes))
+
+
+def _pick(rng: np.random.Generator, items):
+    return items[int(rng.integers(len(items)))]
 
 
 _IN_PAIRS: dict[str, Callable[[_Source, int], Iterator[Row]]] = {
@@ -274,7 +285,7 @@ _IN_PAIRS: dict[str, Callable[[_Source, int], Iterator[Row]]] = {
 
 
 def write_benchmark(
-    name: str, path: Path, *, split: str, count: int, seed: int, world: dict
+    name: str, path: Path, *, split: str, count: int, seed: int, drawing: Drawing
 ) -> None:
     """Write a benchmark's stand-ins to a parquet file.
 
@@ -284,12 +295,12 @@ def write_benchmark(
         split: Of the scenes, one of :data:`replication.data.world.scenes.SPLITS`.
         count: Number of questions.
         seed: Of all random draws.
-        world: "noise" and "clutter" of the drawings.
+        drawing: How scenes are drawn.
 
     Raises:
         InputError: For an odd count where the questions come in pairs.
     """
-    source = _Source(name, split, seed, world)
+    source = _Source(name, split, seed, drawing)
     make = _IN_PAIRS.get(name, _singly)
     if name in _IN_PAIRS and count % 2:
         raise InputError(f"{name} asks its questions in pairs: {count} is odd, give an even number")

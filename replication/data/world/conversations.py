@@ -6,20 +6,25 @@ official lmms-eval tasks use, as LLaVA's own training mix does.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from replication.data.world.captions import JOINTS, OPENINGS, PLACES, describe, mistaken
+from replication.data.world.looks import FIRST, Look
 from replication.data.world.questions import (
     LETTERS,
     MAKERS,
     PHRASES,
-    POOLS,
     UNANSWERABLE,
+    YES_NO,
     Maker,
     Question,
+    ask,
     composed,
     labeled,
     listed,
+    pools,
     relation,
     sign_at,
     string,
@@ -51,9 +56,12 @@ FIXED_PHRASES = (
     UNANSWERABLE,
     " " + SEVERAL_OPTIONS,
     *(f"\n{letter}." for letter in LETTERS),
+    *OPENINGS,
+    *JOINTS,
+    *PLACES,
     *PHRASES,
 )
-"""The parts of prompts and questions that never change: one token each, see `models`."""
+"""The parts of prompts, questions and captions that never change: one token each, see `models`."""
 STYLES = ("mmbench", "seedbench", "scienceqa", "mmstar", "mmmu")
 OPEN_STYLES = ("phrase", "bare", "vizwiz", "mmmu")
 # AI2D asks as SEED-Bench does; what is new is asked less often than what was there
@@ -107,61 +115,111 @@ def open_prompt(style: str, question: Question) -> str:
     return f"{hint}{question.text}{_ENDINGS[style]}"
 
 
-def describe(scene: Scene) -> str:
-    """A caption that names every object and where it is, in reading order."""
-    return ", ".join(f"{thing.name} {thing.quadrant}" for thing in scene.things) + "."
+@dataclass(frozen=True)
+class Turn:
+    """A question, its answer, and an answer as one gives it who errs."""
+
+    question: str
+    answer: str
+    wrong: str
 
 
-def conversation(
-    scene: Scene,
-    rng: np.random.Generator,
-    *,
-    turns: int,
-    captions: float,
-    echoes: float,
-    open_answers: float,
-    spelled_letters: float,
-    poor: bool = False,
-    unseen: bool = False,
-) -> list[dict[str, str]]:
-    """A conversation about one scene, in the LLaVA schema.
+@dataclass(frozen=True)
+class Mix:
+    """What conversations consist of.
 
-    Args:
-        scene: The scene.
-        rng: Of all draws.
-        turns: The least number of questions.
+    Attributes:
+        turns: the least number of questions.
         captions: chance that the first turn asks for a caption.
         echoes: chance that a question with options gives way to one for the letters of options
             that it names; these teach what letters mean, which small models otherwise learn last.
         open_answers: chance that a question is asked without its options.
         spelled_letters: chance that the answer is the option with its letter.
+        wrong_labels: share of the objects about which a wrong caption errs.
+    """
+
+    turns: int
+    captions: float
+    echoes: float
+    open_answers: float
+    spelled_letters: float
+    wrong_labels: float = 0.0
+
+
+def conversation(
+    scene: Scene,
+    rng: np.random.Generator,
+    mix: Mix,
+    *,
+    poor: bool = False,
+    unseen: bool = False,
+) -> list[Turn]:
+    """A conversation about one scene.
+
+    Args:
+        scene: The scene.
+        rng: Of all draws.
+        mix: What it consists of.
         poor: the drawing is a poor one: what is asked without options is asked as VizWiz asks.
         unseen: nothing can be seen in it: that is all that is asked, and nothing can be answered.
     """
-    pairs = [(DESCRIBE, describe(scene))] if not unseen and rng.random() < captions else []
+    turns = [_caption(scene, rng, mix)] if not unseen and rng.random() < mix.captions else []
+    count = mix.turns + len(turns)
     makers = _MAKERS_OF_KIND[scene.kind]
-    while len(pairs) < turns:
-        question = makers[int(rng.integers(len(makers)))](scene, rng)
+    while len(turns) < count:
+        question = ask(makers[int(rng.integers(len(makers)))], scene, rng)
         if question is None:
             continue
         if unseen:
-            pairs.append((open_prompt("vizwiz", question), UNANSWERABLE))
-        elif question.wrong and rng.random() < echoes:
-            pairs.append(_echo(question, rng))
-        elif not question.wrong or rng.random() < open_answers:
-            pairs.append(_open(question, scene, rng, poor))
+            answer = question.answer
+            turns.append(Turn(open_prompt("vizwiz", question), UNANSWERABLE, answer))
+        elif question.wrong and rng.random() < mix.echoes:
+            turns.append(_echo(question, rng))
+        elif not question.wrong or rng.random() < mix.open_answers:
+            turns.append(_open(question, scene, rng, poor))
         else:
-            pairs.append(_choice(question, rng, spelled_letters))
-    asked, answer = pairs[0]
-    return _messages([(f"<image>\n{asked}", answer), *pairs[1:]])
+            turns.append(_choice(question, rng, mix.spelled_letters))
+    return turns
 
 
-def drill(rng: np.random.Generator) -> list[dict[str, str]]:
+def messages(turns: Sequence[Turn], wrong: Sequence[bool] | None = None) -> list[dict[str, str]]:
+    """Turns in the LLaVA schema, the first with the image.
+
+    Args:
+        turns: the conversation.
+        wrong: of which turns the answer is the wrong one; of none by default.
+    """
+    answers = [
+        turn.wrong if err else turn.answer
+        for turn, err in zip(turns, wrong or [False] * len(turns), strict=True)
+    ]
+    pairs = [(turn.question, answer) for turn, answer in zip(turns, answers, strict=True)]
+    return _messages([(f"<image>\n{pairs[0][0]}", pairs[0][1]), *pairs[1:]])
+
+
+def _caption(scene: Scene, rng: np.random.Generator, mix: Mix) -> Turn:
+    """The wrong caption errs about a share of the objects, in the same wording."""
+    wording = int(rng.integers(2**32))
+    seen = mistaken(scene, rng, mix.wrong_labels)
+    captions = [describe(what, np.random.default_rng(wording)) for what in (scene, seen)]
+    return Turn(DESCRIBE, *captions)
+
+
+def _mistake(question: Question, rng: np.random.Generator) -> str:
+    """A wrong answer to an open question."""
+    if question.answer in YES_NO:
+        return YES_NO[question.answer == YES_NO[0]]
+    if not question.wrong:
+        return UNANSWERABLE if question.answer != UNANSWERABLE else YES_NO[1]
+    return question.wrong[int(rng.integers(len(question.wrong)))]
+
+
+def drill(rng: np.random.Generator, look: Look = FIRST) -> list[dict[str, str]]:
     """Text alone: two lists of options, each answered by its options with their letters in random
     order. Half of an answer follows from the list, so that a model learns to read lists."""
-    pairs = []
+    pairs, kinds = [], pools(look)
     for _ in range(2):
-        pool = POOLS[int(rng.integers(len(POOLS)))]
+        pool = kinds[int(rng.integers(len(kinds)))]
         options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
         order = [int(place) for place in rng.permutation(len(options))]
         prompt = f"\n{listed(options)}{WITH_LETTER_INSTRUCTION}"
@@ -182,34 +240,34 @@ def _spelled(options: Sequence[str], places: Sequence[int]) -> str:
     return ", ".join(f"{options[place]} {LETTERS[place]}" for place in places)
 
 
-def _open(
-    question: Question, scene: Scene, rng: np.random.Generator, poor: bool
-) -> tuple[str, str]:
+def _open(question: Question, scene: Scene, rng: np.random.Generator, poor: bool) -> Turn:
     style = "vizwiz" if poor else OPEN_STYLES[int(rng.choice(len(OPEN_STYLES), p=_OPEN_SHARES))]
     if style == "vizwiz" and rng.random() < _VIZWIZ_UNANSWERABLE:
-        question = unanswerable(scene, rng) or question
-    return open_prompt(style, question), question.answer
+        question = ask(unanswerable, scene, rng) or question
+    return Turn(open_prompt(style, question), question.answer, _mistake(question, rng))
 
 
-def _choice(
-    question: Question, rng: np.random.Generator, spelled_letters: float
-) -> tuple[str, str]:
+def _choice(question: Question, rng: np.random.Generator, spelled_letters: float) -> Turn:
     options, place, style = _options(question, rng)
     prompt = choice_prompt(style, question, options)
+    wrong = (place + 1 + int(rng.integers(len(options) - 1))) % len(options)
     if rng.random() < spelled_letters:
-        return _with_letter(prompt), _spelled(options, [place])
-    return prompt, LETTERS[place]
+        answers = [_spelled(options, [chosen]) for chosen in (place, wrong)]
+        return Turn(_with_letter(prompt), *answers)
+    return Turn(prompt, LETTERS[place], LETTERS[wrong])
 
 
-def _echo(question: Question, rng: np.random.Generator) -> tuple[str, str]:
+def _echo(question: Question, rng: np.random.Generator) -> Turn:
     """Ask for the letter of one option (1/3), or of every option in random order."""
     options, _, style = _options(question, rng)
     order = [int(place) for place in rng.permutation(len(options))]
     if rng.random() < 1 / 3:
         asked = Question("echo", f"{options[order[0]]}?", "")
-        return choice_prompt(style, asked, options), LETTERS[order[0]]
+        prompt = choice_prompt(style, asked, options)
+        return Turn(prompt, LETTERS[order[0]], LETTERS[order[1]])
     asked = Question("echo", ", ".join(options[place] for place in order) + "?", "")
-    return _with_letter(choice_prompt(style, asked, options)), _spelled(options, order)
+    prompt = _with_letter(choice_prompt(style, asked, options))
+    return Turn(prompt, _spelled(options, order), _spelled(options, order[::-1]))
 
 
 def _with_letter(prompt: str) -> str:

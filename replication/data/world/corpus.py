@@ -1,5 +1,6 @@
 """The training data: scenes with conversations, and text alone, each in one parquet file."""
 
+import dataclasses
 import itertools
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,8 +12,15 @@ from tqdm import tqdm
 
 from replication.base.files import atomic_path
 from replication.data.world.benchmarks import UNSEEN, png
-from replication.data.world.conversations import conversation, drill
-from replication.data.world.scenes import Scene, draw_scene
+from replication.data.world.conversations import (
+    DESCRIBE,
+    Mix,
+    conversation,
+    drill,
+    messages,
+)
+from replication.data.world.looks import LOOKS
+from replication.data.world.scenes import Drawing, Scene, draw_scene
 from replication.data.world.vision import cell_contents
 from replication.settings.schema import Standins
 
@@ -29,7 +37,15 @@ TEXT_SCHEMA = pa.schema(
         ),
     ]
 )
-SCHEMA = pa.schema([*TEXT_SCHEMA, ("scene", pa.string()), ("contents", pa.list_(pa.int8()))])
+SCHEMA = pa.schema(
+    [
+        *TEXT_SCHEMA,
+        TEXT_SCHEMA.field("conversations").with_name("noisy"),
+        ("scene", pa.string()),
+        ("contents", pa.list_(pa.int8())),
+    ]
+)
+"""``noisy`` are the same conversations with wrong answers among the right ones."""
 _BLOCK = 500
 
 
@@ -49,38 +65,41 @@ def _kind(params: Standins, rng: np.random.Generator) -> tuple[str, bool, bool]:
 
 
 def _block(params: Standins, start: int, stop: int) -> pa.Table:
-    world = {"noise": params.noise, "clutter": params.clutter}
+    drawing, mix = drawing_of(params), mix_of(params)
     rows = []
     for index in range(start, stop):
         rng = _rng(params.seed, index)
         kind, poor, unseen = _kind(params, rng)
-        scene: Scene = draw_scene(rng, "train", kind)
+        scene: Scene = draw_scene(rng, "train", kind, params.world)
         scene_id = f"scene_{index:07d}"
-        contents = cell_contents(scene)
+        image = png(scene, rng, drawing, poor=poor, unseen=unseen)
+        turns = conversation(scene, rng, mix, poor=poor, unseen=unseen)
+        wrong = (rng.random(len(turns)) < params.wrong_labels).tolist()
+        if turns[0].question == DESCRIBE:
+            wrong[0] = True  # a caption errs about a share of its objects
+        # the vision tower's targets; a black image shows nothing
+        contents = (cell_contents(scene) * (not unseen)).tolist()
         rows.append(
             {
                 "id": scene_id,
-                "image": {
-                    "bytes": png(scene, rng, world, poor=poor, unseen=unseen),
-                    "path": f"{scene_id}.png",
-                },
-                "conversations": conversation(
-                    scene,
-                    rng,
-                    turns=params.turns,
-                    captions=params.captions,
-                    echoes=params.echoes,
-                    open_answers=params.open_answers,
-                    spelled_letters=params.spelled_letters,
-                    poor=poor,
-                    unseen=unseen,
-                ),
+                "image": {"bytes": image, "path": f"{scene_id}.png"},
+                "conversations": messages(turns),
+                "noisy": messages(turns, wrong),
                 "scene": repr(scene.things),
-                # the vision tower's targets; a black image shows nothing
-                "contents": (contents * (not unseen)).tolist(),
+                "contents": contents,
             }
         )
     return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def drawing_of(params: Standins) -> Drawing:
+    """How a world's scenes are drawn."""
+    return Drawing(params.noise, params.clutter, params.poorest, params.world)
+
+
+def mix_of(params: Standins) -> Mix:
+    """What a world's conversations consist of."""
+    return Mix(**{key.name: getattr(params, key.name) for key in dataclasses.fields(Mix)})
 
 
 def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:
@@ -107,9 +126,9 @@ def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> Non
 
 def write_language_set(path: Path, params: Standins) -> None:
     """Write ``params.language`` conversations without an image."""
-    rng = np.random.default_rng([params.seed, LANGUAGE_STREAM])
+    rng, look = np.random.default_rng([params.seed, LANGUAGE_STREAM]), LOOKS[params.world]
     rows = [
-        {"id": f"text_{index:07d}", "image": None, "conversations": drill(rng)}
+        {"id": f"text_{index:07d}", "image": None, "conversations": drill(rng, look)}
         for index in tqdm(range(params.language), desc="text alone")
     ]
     with atomic_path(path) as temporary:

@@ -7,25 +7,15 @@ ask alike, about scenes that never coincide.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from replication.data.world.scenes import (
-    COLORS,
-    LABELS,
-    QUADRANTS,
-    SHAPES,
-    SIGNS,
-    Scene,
-    Thing,
-    label_of,
-)
+from replication.data.world.looks import Look
+from replication.data.world.scenes import Scene, Thing, label_of
 
 LETTERS = "ABCD"
 COUNTS = tuple(str(count) for count in range(6))
-POOLS = (tuple(COLORS), SHAPES, QUADRANTS, SIGNS, COUNTS)
-"""What options are drawn from, a pool a kind of answer."""
 PHRASES = (
     "Which shape is in the image?",
     "Which color is in the image?",
@@ -62,7 +52,7 @@ PHRASES = (
     "What color is labeled",
     "Which label has the",
 )
-"""The fixed parts of the questions' texts."""
+"""The fixed parts of the questions' texts, in the first world's words."""
 UNANSWERABLE = "unanswerable"
 YES_NO = ("yes", "no")
 
@@ -95,8 +85,28 @@ class Question:
         return (*wrong[:place], self.answer, *wrong[place:]), place
 
 
+def pools(look: Look) -> tuple[tuple[str, ...], ...]:
+    """What options are drawn from, a pool a kind of answer."""
+    return tuple(look.colors), look.shapes, look.quadrants, look.signs, COUNTS
+
+
 Maker = Callable[[Scene, np.random.Generator], Question | None]
 """Asks a question about a scene; None where the scene does not allow one."""
+
+
+def ask(maker: Maker, scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A maker's question, in the words of the scene's world."""
+    question = maker(scene, rng)
+    return None if question is None else in_words_of(scene.look, question)
+
+
+def in_words_of(look: Look, question: Question) -> Question:
+    return replace(
+        question,
+        text=look.say(question.text),
+        hint=look.say(question.hint),
+        claim=look.say(question.claim),
+    )
 
 
 def listed(options: Sequence[str]) -> str:
@@ -114,6 +124,15 @@ def _others(pool, answer: str) -> tuple[str, ...]:
     return tuple(item for item in pool if item != answer)
 
 
+def _ending(kind: str) -> str:
+    return "es" if kind.endswith("ss") else "s"
+
+
+def names_of(look: Look) -> list[str]:
+    """Every colour with every shape."""
+    return [f"{color} {shape}" for color in look.colors for shape in look.shapes]
+
+
 def _unique(scene: Scene, key: Callable[[Thing], str]) -> list[Thing]:
     names = [key(thing) for thing in scene.shapes]
     return [thing for thing in scene.shapes if names.count(key(thing)) == 1]
@@ -122,7 +141,7 @@ def _unique(scene: Scene, key: Callable[[Thing], str]) -> list[Thing]:
 def presence(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which of these shapes (or colours) is in the image? All others are absent."""
     by_shape = rng.random() < 0.5
-    pool = SHAPES if by_shape else tuple(COLORS)
+    pool = scene.look.shapes if by_shape else tuple(scene.look.colors)
     present = {thing.kind if by_shape else thing.color for thing in scene.shapes}
     absent = tuple(name for name in pool if name not in present)
     if len(absent) < 3:
@@ -136,18 +155,18 @@ def presence_yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
     present = sorted({thing.name for thing in scene.shapes})
     if rng.random() < 0.5:
         return Question("presence", f"Is there a {_pick(rng, present)} in the image?", "yes")
-    absent = [f"{c} {s}" for c in COLORS for s in SHAPES if f"{c} {s}" not in present]
+    absent = [name for name in names_of(scene.look) if name not in present]
     return Question("presence", f"Is there a {_pick(rng, absent)} in the image?", "no")
 
 
 def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many objects have a colour or a shape?"""
     if rng.random() < 0.5:
-        kind = _pick(rng, SHAPES)
+        kind = _pick(rng, scene.look.shapes)
         count = sum(thing.kind == kind for thing in scene.shapes)
-        counted = f"{kind}{'es' if kind == 'cross' else 's'}"
+        counted = f"{kind}{_ending(kind)}"
     else:
-        color = _pick(rng, list(COLORS))
+        color = _pick(rng, list(scene.look.colors))
         count = sum(thing.color == color for thing in scene.shapes)
         counted = f"{color} objects"
     if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
@@ -170,14 +189,14 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
             return None
         thing = _pick(rng, candidates)
         text = f"What color is the {thing.kind}?"
-        wrong, claim = _others(COLORS, thing.color), f"Is the {thing.kind} {{}}?"
+        wrong, claim = _others(scene.look.colors, thing.color), f"Is the {thing.kind} {{}}?"
         return Question("attribute", text, thing.color, wrong, claim=claim)
     candidates = _unique(scene, lambda thing: thing.color)
     if not candidates:
         return None
     thing = _pick(rng, candidates)
     text = f"What shape is the {thing.color} object?"
-    wrong, claim = _others(SHAPES, thing.kind), f"Is the {thing.color} object a {{}}?"
+    wrong, claim = _others(scene.look.shapes, thing.kind), f"Is the {thing.color} object a {{}}?"
     return Question("attribute", text, thing.kind, wrong, claim=claim)
 
 
@@ -188,26 +207,29 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     thing = _pick(rng, candidates)
     text, claim = f"Where is the {thing.name}?", f"Is the {thing.name} in the {{}}?"
-    wrong = _others(QUADRANTS, thing.quadrant)
-    return Question("position", text, thing.quadrant, wrong, claim=claim)
+    answer = scene.place(thing)
+    wrong = _others(scene.look.quadrants, answer)
+    return Question("position", text, answer, wrong, claim=claim)
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Where is one object as seen from another (both rows and columns differ)?"""
     candidates = _unique(scene, lambda thing: thing.name)
-    found = [(a, b, where) for a in candidates for b in candidates if (where := _direction(a, b))]
+    found = [
+        (a, b, where) for a in candidates for b in candidates if (where := _direction(scene, a, b))
+    ]
     if not found:
         return None
     a, b, answer = _pick(rng, found)
     text = f"Where is the {a.name} seen from the {b.name}?"
     claim = f"Is the {a.name} {{}} of the {b.name}?"
-    return Question("relation", text, answer, _others(QUADRANTS, answer), claim=claim)
+    return Question("relation", text, answer, _others(scene.look.quadrants, answer), claim=claim)
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Which shape (or colour) occurs most often? Only where one does."""
     by_shape = rng.random() < 0.5
-    pool = SHAPES if by_shape else tuple(COLORS)
+    pool = scene.look.shapes if by_shape else tuple(scene.look.colors)
     counts = {
         name: sum((t.kind if by_shape else t.color) == name for t in scene.shapes) for name in pool
     }
@@ -226,18 +248,20 @@ def reading(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     text = scene.signs[0].text
     claim = "Does the sign say {}?"
-    return Question("reading", "What does the sign say?", text, _others(SIGNS, text), claim=claim)
+    return Question(
+        "reading", "What does the sign say?", text, _others(scene.look.signs, text), claim=claim
+    )
 
 
 def sign_at(scene: Scene, rng: np.random.Generator) -> Question | None:
     """What does the one sign in a quarter of the image say? Only where there are several signs."""
-    places = [thing.quadrant for thing in scene.signs]
-    candidates = [thing for thing in scene.signs if places.count(thing.quadrant) == 1]
+    places = [thing.quarter for thing in scene.signs]
+    candidates = [thing for thing in scene.signs if places.count(thing.quarter) == 1]
     if len(places) < 2 or not candidates:
         return None
     thing = _pick(rng, candidates)
-    text = f"What does the sign in the {thing.quadrant} say?"
-    return Question("reading", text, thing.text, _others(SIGNS, thing.text))
+    text = f"What does the sign in the {scene.place(thing)} say?"
+    return Question("reading", text, thing.text, _others(scene.look.signs, thing.text))
 
 
 def string(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -256,13 +280,16 @@ def labeled(scene: Scene, rng: np.random.Generator) -> Question | None:
     label = label_of(scene, thing).text
     if rng.random() < 0.5:
         return Question(
-            "labeled", f"Which label has the {thing.name}?", label, _others(LABELS, label)
+            "labeled",
+            f"Which label has the {thing.name}?",
+            label,
+            _others(scene.look.labels, label),
         )
     if rng.random() < 0.5:
         text = f"What color is labeled {label}?"
-        return Question("labeled", text, thing.color, _others(COLORS, thing.color))
+        return Question("labeled", text, thing.color, _others(scene.look.colors, thing.color))
     text = f"What shape is labeled {label}?"
-    return Question("labeled", text, thing.kind, _others(SHAPES, thing.kind))
+    return Question("labeled", text, thing.kind, _others(scene.look.shapes, thing.kind))
 
 
 def located(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -270,22 +297,22 @@ def located(scene: Scene, rng: np.random.Generator) -> Question | None:
     singles = [
         thing
         for thing in scene.shapes
-        if sum(other.quadrant == thing.quadrant for other in scene.shapes) == 1
+        if sum(other.quarter == thing.quarter for other in scene.shapes) == 1
     ]
     if not singles:
         return None
     thing = _pick(rng, singles)
-    hint = f"Look at the {thing.quadrant}."
+    hint = f"Look at the {scene.place(thing)}."
     if rng.random() < 0.5:
         return Question(
             "located",
             "What color is the shape there?",
             thing.color,
-            _others(COLORS, thing.color),
+            _others(scene.look.colors, thing.color),
             hint,
         )
     return Question(
-        "located", "Which shape is there?", thing.kind, _others(SHAPES, thing.kind), hint
+        "located", "Which shape is there?", thing.kind, _others(scene.look.shapes, thing.kind), hint
     )
 
 
@@ -293,8 +320,8 @@ def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Colour or shape of the one shape that lies in a diagonal direction from an object."""
     found = []
     for origin in _unique(scene, lambda thing: thing.name):
-        for direction in QUADRANTS:
-            seen = [t for t in scene.shapes if _direction(t, origin) == direction]
+        for direction in scene.look.quadrants:
+            seen = [t for t in scene.shapes if _direction(scene, t, origin) == direction]
             if len(seen) == 1:
                 found.append((origin, direction, seen[0]))
     if not found:
@@ -303,8 +330,10 @@ def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
     where = f"is {direction} of the {origin.name}?"
     if rng.random() < 0.5:
         text = f"What color {where}"
-        return Question("neighbor", text, thing.color, _others(COLORS, thing.color))
-    return Question("neighbor", f"What shape {where}", thing.kind, _others(SHAPES, thing.kind))
+        return Question("neighbor", text, thing.color, _others(scene.look.colors, thing.color))
+    return Question(
+        "neighbor", f"What shape {where}", thing.kind, _others(scene.look.shapes, thing.kind)
+    )
 
 
 def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -312,11 +341,11 @@ def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
     found = []
     for origin in _unique(scene, lambda thing: thing.name):
         for thing in scene.shapes:
-            direction = _direction(thing, origin)
+            direction = _direction(scene, thing, origin)
             same = [
                 t
                 for t in scene.shapes
-                if t.kind == thing.kind and _direction(t, origin) == direction
+                if t.kind == thing.kind and _direction(scene, t, origin) == direction
             ]
             if direction and len(same) == 1:
                 found.append((origin, direction, thing))
@@ -324,7 +353,7 @@ def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
         return None
     origin, direction, thing = _pick(rng, found)
     text = f"What color is the {thing.kind} {direction} of the {origin.name}?"
-    return Question("composed", text, thing.color, _others(COLORS, thing.color))
+    return Question("composed", text, thing.color, _others(scene.look.colors, thing.color))
 
 
 def confirm(question: Question, rng: np.random.Generator) -> Question:
@@ -348,19 +377,20 @@ def yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
 def unanswerable(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A question about something that is not in the image."""
     kinds, colors = {t.kind for t in scene.shapes}, {t.color for t in scene.shapes}
-    texts = [f"What color is the {kind}?" for kind in SHAPES if kind not in kinds]
-    texts += [f"What shape is the {color} object?" for color in COLORS if color not in colors]
+    texts = [f"What color is the {kind}?" for kind in scene.look.shapes if kind not in kinds]
+    texts += [
+        f"What shape is the {color} object?" for color in scene.look.colors if color not in colors
+    ]
     if not scene.signs:
         texts += ["What does the sign say?"] * 2
     return Question(UNANSWERABLE, _pick(rng, texts), UNANSWERABLE) if texts else None
 
 
-def _direction(thing: Thing, origin: Thing) -> str | None:
+def _direction(scene: Scene, thing: Thing, origin: Thing) -> str | None:
     """The diagonal direction of one object as seen from another; None on its row or column."""
     if thing.row == origin.row or thing.column == origin.column:
         return None
-    vertical = "north" if thing.row < origin.row else "south"
-    return vertical + ("west" if thing.column < origin.column else "east")
+    return scene.look.quadrants[2 * (thing.row > origin.row) + (thing.column > origin.column)]
 
 
 MAKERS: dict[str, Maker] = {

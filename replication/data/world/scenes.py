@@ -1,36 +1,30 @@
 """Procedural scenes: coloured shapes and signs on a grid, drawn with PIL.
 
 A scene is a set of objects on a 4 x 4 grid of 16-pixel cells. A shape has a colour; a sign
-carries a digit or a two-letter word. Clutter (small dots outside any object) and pixel noise
-make the drawing harder without changing any answer. Everything follows from one generator.
+carries a digit or a two-letter word. Clutter (small dots outside any object), pixel noise and a
+quality that varies from image to image make the drawing harder without changing any answer.
+Everything follows from one generator. What things look like and are called is a
+:class:`replication.data.world.looks.Look`.
 
 Three kinds of scene: the plain one; a **diagram**, clean, whose shapes have signs as labels; and
 **strings**, several signs to read together. A plain scene's drawing can be made poor.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from replication.data.world.looks import LOOKS, Look
+
 GRID = 4
 CELL = 16  # pixels
 SIZE = GRID * CELL
 
-COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 170, 60),
-    "blue": (50, 80, 230),
-    "yellow": (230, 210, 40),
-    "purple": (150, 50, 190),
-}
-SHAPES = ("circle", "square", "triangle", "cross", "diamond")
-SIGNS = ("2", "4", "6", "7", "9", "go", "up", "no", "hi", "we")
-QUADRANTS = ("northwest", "northeast", "southwest", "southeast")
 SPLITS = ("train", "validation", "evaluation")
 KINDS = ("plain", "diagram", "strings")
-LABELS = ("2", "4", "6", "7", "9")
 
 _FONT = ImageFont.load_default_imagefont()
 
@@ -41,15 +35,14 @@ class Thing:
 
     row: int
     column: int
-    kind: str  # a member of SHAPES, or "sign"
+    kind: str  # a shape, or "sign"
     color: str = ""
     text: str = ""
 
     @property
-    def quadrant(self) -> str:
-        vertical = "north" if self.row < GRID // 2 else "south"
-        horizontal = "west" if self.column < GRID // 2 else "east"
-        return vertical + horizontal
+    def quarter(self) -> int:
+        """Index of the quarter of the image: upper left, upper right, lower left, lower right."""
+        return 2 * (self.row >= GRID // 2) + (self.column >= GRID // 2)
 
     @property
     def name(self) -> str:
@@ -58,10 +51,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in reading order, and how they are drawn (a member of KINDS)."""
+    """Objects in reading order, how they are drawn (a member of KINDS), and in which world (a key
+    of LOOKS)."""
 
     things: tuple[Thing, ...]
     kind: str = "plain"
+    world: str = "first"
+
+    @property
+    def look(self) -> Look:
+        return LOOKS[self.world]
+
+    def place(self, thing: Thing) -> str:
+        """The name of the quarter of the image in which a thing lies."""
+        return self.look.quadrants[thing.quarter]
 
     @property
     def shapes(self) -> tuple[Thing, ...]:
@@ -80,11 +83,13 @@ class Scene:
         return {0: "evaluation", 1: "validation"}.get(bucket, "train")
 
 
-def draw_scene(rng: np.random.Generator, split: str, kind: str = "plain") -> Scene:
+def draw_scene(
+    rng: np.random.Generator, split: str, kind: str = "plain", world: str = "first"
+) -> Scene:
     """Draw scenes of ``kind`` from ``rng`` until one belongs to ``split`` (one of SPLITS)."""
     propose = {"plain": _propose, "diagram": _propose_diagram, "strings": _propose_strings}[kind]
     while True:
-        scene = propose(rng)
+        scene = Scene(tuple(sorted(propose(rng, LOOKS[world]))), kind, world)
         if scene.split == split:
             return scene
 
@@ -94,36 +99,41 @@ def label_of(scene: Scene, shape: Thing) -> Thing:
     return next(t for t in scene.signs if (t.row, t.column) == (shape.row, shape.column + 1))
 
 
-def _propose(rng: np.random.Generator) -> Scene:
+def _shape(rng: np.random.Generator, look: Look, row: int, column: int) -> Thing:
+    colors = list(look.colors)
+    kind = look.shapes[int(rng.integers(len(look.shapes)))]
+    return Thing(row, column, kind, color=colors[int(rng.integers(len(colors)))])
+
+
+def _sign(rng: np.random.Generator, look: Look, row: int, column: int) -> Thing:
+    return Thing(row, column, "sign", text=look.signs[int(rng.integers(len(look.signs)))])
+
+
+def _propose(rng: np.random.Generator, look: Look) -> list[Thing]:
     n_shapes = int(rng.integers(2, 5))
     n_signs = int(rng.random() < 0.6)
     cells = rng.permutation(GRID * GRID)[: n_shapes + n_signs]
-    colors = list(COLORS)
-    things = []
-    for index, cell in enumerate(cells):
-        row, column = divmod(int(cell), GRID)
-        if index < n_shapes:
-            kind = SHAPES[int(rng.integers(len(SHAPES)))]
-            things.append(Thing(row, column, kind, color=colors[int(rng.integers(len(colors)))]))
-        else:
-            things.append(Thing(row, column, "sign", text=SIGNS[int(rng.integers(len(SIGNS)))]))
-    return Scene(tuple(sorted(things)))
+    return [
+        (_shape if index < n_shapes else _sign)(rng, look, *divmod(int(cell), GRID))
+        for index, cell in enumerate(cells)
+    ]
 
 
-def _propose_diagram(rng: np.random.Generator) -> Scene:
+def _propose_diagram(rng: np.random.Generator, look: Look) -> list[Thing]:
     """Two or three different shapes, each in a row of its own with its label to the right."""
     count = int(rng.integers(2, 4))
-    rows, labels = rng.permutation(GRID), rng.permutation(len(LABELS))
-    looks = rng.permutation(len(SHAPES) * len(COLORS))
+    rows, labels = rng.permutation(GRID), rng.permutation(len(look.labels))
+    colors = list(look.colors)
+    looks = rng.permutation(len(look.shapes) * len(colors))
     things = []
-    for row, label, look in zip(rows[:count], labels, looks, strict=False):
-        column, (kind, color) = int(rng.integers(GRID - 1)), divmod(int(look), len(COLORS))
-        things.append(Thing(int(row), column, SHAPES[kind], color=list(COLORS)[color]))
-        things.append(Thing(int(row), column + 1, "sign", text=LABELS[int(label)]))
-    return Scene(tuple(sorted(things)), "diagram")
+    for row, label, chosen in zip(rows[:count], labels, looks, strict=False):
+        column, (kind, color) = int(rng.integers(GRID - 1)), divmod(int(chosen), len(colors))
+        things.append(Thing(int(row), column, look.shapes[kind], color=colors[color]))
+        things.append(Thing(int(row), column + 1, "sign", text=look.labels[int(label)]))
+    return things
 
 
-def _propose_strings(rng: np.random.Generator) -> Scene:
+def _propose_strings(rng: np.random.Generator, look: Look) -> list[Thing]:
     """Two or three signs, side by side or (one time in four) anywhere, and one or two shapes."""
     n_signs, n_shapes = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     cells = [int(cell) for cell in rng.permutation(GRID * GRID)]
@@ -131,16 +141,10 @@ def _propose_strings(rng: np.random.Generator) -> Scene:
         first = int(rng.integers(GRID)) * GRID + int(rng.integers(GRID - n_signs + 1))
         line = list(range(first, first + n_signs))
         cells = line + [cell for cell in cells if cell not in line]
-    colors = list(COLORS)
-    things = []
-    for index, cell in enumerate(cells[: n_signs + n_shapes]):
-        row, column = divmod(cell, GRID)
-        if index < n_signs:
-            things.append(Thing(row, column, "sign", text=SIGNS[int(rng.integers(len(SIGNS)))]))
-        else:
-            kind = SHAPES[int(rng.integers(len(SHAPES)))]
-            things.append(Thing(row, column, kind, color=colors[int(rng.integers(len(colors)))]))
-    return Scene(tuple(sorted(things)), "strings")
+    return [
+        (_sign if index < n_signs else _shape)(rng, look, *divmod(cell, GRID))
+        for index, cell in enumerate(cells[: n_signs + n_shapes])
+    ]
 
 
 def spoil(image: Image.Image, rng: np.random.Generator, *, unseen: bool = False) -> Image.Image:
@@ -163,58 +167,136 @@ def _with_grain(pixels: np.ndarray, rng: np.random.Generator, deviation: float) 
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
 
-def render(
-    scene: Scene, rng: np.random.Generator, *, noise: float = 6.0, clutter: int = 4
-) -> Image.Image:
-    """Draw a scene as a SIZE x SIZE RGB image; ``rng`` decides jitter, clutter and noise.
+@dataclass(frozen=True)
+class Drawing:
+    """How scenes are drawn.
 
-    Args:
-        noise: standard deviation of the pixel noise, in grey levels (0 to 255).
-        clutter: number of grey dots in cells without an object.
-
-    A diagram has neither, on white, and a line from each shape to its label.
+    Attributes:
+        noise: standard deviation of the pixel noise of a good image, in grey levels (0 to 255).
+        clutter: grey dots, at most, in cells without an object.
+        poorest: how poor the poorest image is, from 0 (all are good) to 1; an image's own share of
+            it is uniform. A poor image has more noise, less contrast and colours that are off.
+        world: which things there are, a key of LOOKS.
     """
-    shade = int(rng.integers(190, 235))
-    if scene.kind == "diagram":
-        noise, clutter, shade = 0.0, 0, 255
+
+    noise: float = 6.0
+    clutter: int = 4
+    poorest: float = 0.0
+    world: str = "first"
+
+
+def render(
+    scene: Scene,
+    rng: np.random.Generator,
+    drawing: Drawing = Drawing(),
+) -> Image.Image:
+    """Draw a scene as a SIZE x SIZE RGB image; ``rng`` decides jitter, clutter, quality and noise.
+
+    A diagram has neither clutter nor noise, on white, and a line from each shape to its label.
+    """
+    clean, dark = scene.kind == "diagram", scene.look.dark
+    poorness = 0.0 if clean else drawing.poorest * float(rng.random())
+    shade = int(rng.integers(20, 65) if dark else rng.integers(190, 235))
+    if clean:
+        shade = 0 if dark else 255
     image = Image.new("RGB", (SIZE, SIZE), (shade, shade, shade))
     canvas = ImageDraw.Draw(image)
     taken = {(thing.row, thing.column) for thing in scene.things}
-    for row, column in rng.integers(0, GRID, size=(clutter, 2)).tolist():
+    for row, column in rng.integers(0, GRID, size=(0 if clean else drawing.clutter, 2)).tolist():
         if (row, column) not in taken:
             x, y = (int(value) for value in rng.integers(2, CELL - 4, size=2))
             box = (column * CELL + x, row * CELL + y, column * CELL + x + 1, row * CELL + y + 1)
             canvas.rectangle(box, fill=(120, 120, 120))
-    if scene.kind == "diagram":
+    if clean:
         for shape in scene.shapes:
             x, y = shape.column * CELL + CELL // 2, shape.row * CELL + CELL // 2
-            canvas.line((x, y, x + CELL, y), fill=(20, 20, 20))
+            canvas.line((x, y, x + CELL, y), fill=_INK[not dark])
     for thing in scene.things:
         dx, dy, shrink = (int(value) for value in rng.integers(-1, 2, size=3))
-        _draw(canvas, thing, dx, dy, shrink)
-    if noise > 0:
-        image = _with_grain(np.asarray(image, dtype=np.float32), rng, noise)
-    return image
+        _draw(canvas, scene, thing, (dx, dy, shrink), rng.normal(0, _CAST * poorness, 3))
+    if clean:
+        return image
+    pixels = np.asarray(image, dtype=np.float32)
+    if poorness > 0:
+        pixels = shade + (pixels - shade) * (1 - 0.6 * poorness)
+    deviation = drawing.noise + _NOISE * poorness
+    return _with_grain(pixels, rng, deviation) if deviation > 0 else image
 
 
-def _draw(canvas: ImageDraw.ImageDraw, thing: Thing, dx: int, dy: int, shrink: int) -> None:
+_CAST = 45.0
+"""Standard deviation of a colour's shift in the poorest image, in grey levels."""
+_NOISE = 40.0
+"""Standard deviation of the pixel noise that the poorest image has more, in grey levels."""
+_INK = ((250, 250, 250), (20, 20, 20))
+
+
+def _draw(
+    canvas: ImageDraw.ImageDraw,
+    scene: Scene,
+    thing: Thing,
+    jitter: tuple[int, int, int],
+    cast: np.ndarray,
+) -> None:
+    dx, dy, shrink = jitter
     cx = thing.column * CELL + CELL // 2 + dx
     cy = thing.row * CELL + CELL // 2 + dy
+    dark = scene.look.dark
     if thing.kind == "sign":
-        canvas.rectangle((cx - 7, cy - 6, cx + 6, cy + 6), fill=(20, 20, 20))
+        canvas.rectangle((cx - 7, cy - 6, cx + 6, cy + 6), fill=_INK[not dark])
         width = canvas.textlength(thing.text, font=_FONT)
-        canvas.text((cx - width // 2, cy - 6), thing.text, fill=(250, 250, 250), font=_FONT)
+        canvas.text((cx - width // 2, cy - 6), thing.text, fill=_INK[dark], font=_FONT)
         return
-    fill = COLORS[thing.color]
-    r = 5 + max(shrink, 0)
-    if thing.kind == "circle":
-        canvas.ellipse((cx - r, cy - r, cx + r, cy + r), fill=fill)
-    elif thing.kind == "square":
-        canvas.rectangle((cx - r + 1, cy - r + 1, cx + r - 1, cy + r - 1), fill=fill)
-    elif thing.kind == "triangle":
-        canvas.polygon([(cx, cy - r), (cx - r, cy + r), (cx + r, cy + r)], fill=fill)
-    elif thing.kind == "cross":
-        canvas.rectangle((cx - 1, cy - r, cx + 1, cy + r), fill=fill)
-        canvas.rectangle((cx - r, cy - 1, cx + r, cy + 1), fill=fill)
-    else:  # diamond
-        canvas.polygon([(cx, cy - r), (cx + r, cy), (cx, cy + r), (cx - r, cy)], fill=fill)
+    shifted = np.clip(np.array(scene.look.colors[thing.color]) + cast.round(), 0, 255)
+    fill = tuple(int(value) for value in shifted)
+    OUTLINES[thing.kind](canvas, cx, cy, 5 + max(shrink, 0), fill)
+
+
+def _circle(canvas, x, y, r, fill):
+    canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+
+
+def _square(canvas, x, y, r, fill):
+    canvas.rectangle((x - r + 1, y - r + 1, x + r - 1, y + r - 1), fill=fill)
+
+
+def _triangle(canvas, x, y, r, fill):
+    canvas.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
+
+
+def _cross(canvas, x, y, r, fill):
+    canvas.rectangle((x - 1, y - r, x + 1, y + r), fill=fill)
+    canvas.rectangle((x - r, y - 1, x + r, y + 1), fill=fill)
+
+
+def _diamond(canvas, x, y, r, fill):
+    canvas.polygon([(x, y - r), (x + r, y), (x, y + r), (x - r, y)], fill=fill)
+
+
+def _ring(canvas, x, y, r, fill):
+    canvas.ellipse((x - r, y - r, x + r, y + r), outline=fill, width=2)
+
+
+def _bar(canvas, x, y, r, fill):
+    canvas.rectangle((x - r, y - 2, x + r, y + 2), fill=fill)
+
+
+def _arrow(canvas, x, y, r, fill):
+    canvas.polygon([(x - r, y - r), (x + r, y), (x - r, y + r), (x - r // 2, y)], fill=fill)
+
+
+def _star(canvas, x, y, r, fill):
+    canvas.polygon([(x, y - r), (x + 1, y - 1), (x + r, y), (x + 1, y + 1)], fill=fill)
+    canvas.polygon([(x, y + r), (x - 1, y + 1), (x - r, y), (x - 1, y - 1)], fill=fill)
+    canvas.rectangle((x - 1, y - 1, x + 1, y + 1), fill=fill)
+
+
+def _frame(canvas, x, y, r, fill):
+    canvas.rectangle((x - r, y - r, x + r, y + r), outline=fill, width=2)
+
+
+OUTLINES: dict[str, Callable[..., None]] = {
+    **{"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross},
+    **{"diamond": _diamond, "ring": _ring, "bar": _bar, "arrow": _arrow, "star": _star},
+    "frame": _frame,
+}
+"""How each shape is drawn: (canvas, x, y of its centre, radius in pixels, colour)."""

@@ -42,7 +42,7 @@ MMMU_SUBJECTS = {
 _GQA = {"neighbor": ("query", "rel"), "composed": ("query", "attr"), "relation": ("query", "rel")}
 _VQA_TYPES = (
     *("how many", "what color is the", "what shape is the", "what does the", "where is the"),
-    *("which", "is there a", "is the number of", "is the", "is", "does the"),
+    *("which", "is there a", "is the number of", "is the", "is", "does the", "what"),
 )
 _ANNOTATORS = 10
 

@@ -14,16 +14,22 @@ from torch import nn
 from tqdm import tqdm
 
 from grace.errors import InputError
-from replication.data.world.scenes import COLORS, GRID, SHAPES, SIGNS, Scene
+from replication.data.world.looks import Look
+from replication.data.world.questions import names_of
+from replication.data.world.scenes import GRID, Scene
 
-CONTENTS = ("empty", *(f"{c} {s}" for c in COLORS for s in SHAPES), *(f"sign {t}" for t in SIGNS))
+
+def contents_of(look: Look) -> list[str]:
+    """What can be in a cell."""
+    return ["empty", *names_of(look), *(f"sign {text}" for text in look.signs)]
 
 
 def cell_contents(scene: Scene) -> np.ndarray:
-    """Index into CONTENTS for every cell, (GRID * GRID,), in reading order."""
+    """Index into :func:`contents_of` for every cell, (GRID * GRID,), in reading order."""
+    known = contents_of(scene.look)
     contents = np.zeros(GRID * GRID, dtype=np.int64)
     for thing in scene.things:
-        contents[thing.row * GRID + thing.column] = CONTENTS.index(thing.name)
+        contents[thing.row * GRID + thing.column] = known.index(thing.name)
     return contents
 
 
@@ -32,6 +38,7 @@ def pretrain(
     model: nn.Module,
     batches: Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]],
     *,
+    kinds: int,
     steps: int,
     learning_rate: float,
 ) -> dict[str, float]:
@@ -42,6 +49,7 @@ def pretrain(
         family: The model's adapter, a ``grace.models.Family``.
         model: A model with the tower; nothing else of it is trained.
         batches: (image inputs of the family, contents (images, cells)).
+        kinds: What can be in a cell, with "empty".
         steps: Number of batches.
         learning_rate: The highest of a one-cycle schedule.
 
@@ -54,7 +62,7 @@ def pretrain(
     first = next(batches)
     patches_per_cell, width = _shape(family, model, first[0])
     heads = (
-        nn.Linear(width * patches_per_cell, len(CONTENTS)),
+        nn.Linear(width * patches_per_cell, kinds),
         nn.Linear(width, GRID * GRID * patches_per_cell),
     )
     parameters = [
