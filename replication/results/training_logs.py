@@ -2,6 +2,7 @@
 
 <results>/<scale>/training/<folder>/<run>/seed<k>.json
 {"family": "qwen2_vl",
+ "parameters": 905000,
  "history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
  "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000,
           "peak_memory_bytes": 731000000, "trained_parameters": 512000, "threads": 2,
@@ -120,6 +121,20 @@ def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[in
         if log.get("family") == family:
             logs[int(name[1])] = log
     return dict(sorted(logs.items()))
+
+
+def read_parameters(results: str | Path, scale: str, folder: str, name: str) -> int | None:
+    """How many parameters the model ``name`` of a folder has; None where no log counts them.
+
+    Raises:
+        InputError: for a log that is not JSON.
+    """
+    for path in sorted(logs_path(results, scale, folder, name).glob("*.json")):
+        log = read_json(path)
+        count = log.get("parameters") if isinstance(log, dict) else None
+        if isinstance(count, int) and not isinstance(count, bool) and count > 0:
+            return count
+    return None
 
 
 def cost_of(log: Mapping[str, Any]) -> Cost | None:

@@ -67,9 +67,10 @@ def fit(
         teacher: Of a method that distills.
         origin: What the training follows from, see :func:`origin_of`.
         scratch: Folder for checkpoints, removed when training is complete.
-        log: JSON file for the logged values (``history``), the controller's bounds, what of the
-            published data did not fit (``data``), and what the training took (``cost``; None if it
-            was interrupted).
+        log: JSON file for the logged values (``history``), the number of all parameters, frozen
+            ones among them (``parameters``), the controller's bounds, what of the published data
+            did not fit (``data``), and what the training took (``cost``; None if it was
+            interrupted).
         finish: Called when training is complete, while its last checkpoint is still there.
 
     Returns:
@@ -138,6 +139,7 @@ def _record(
     record: dict[str, Any] = {
         "family": model.config.model_type,
         "arithmetic": settings["arithmetic"],
+        "parameters": sum(weight.numel() for weight in model.parameters()),
     }
     left_out = {
         "rejected": len(data.bad_records),

@@ -14,7 +14,13 @@ from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
 from replication.report.documents import fill, markdown_table
-from replication.report.tables.text import NOT_RUN, bits_text, method_text, score_values
+from replication.report.tables.text import (
+    NOT_RUN,
+    bits_text,
+    method_text,
+    score_values,
+    size_text,
+)
 from replication.stats.verdict import Status
 
 README = Path("README.md")
@@ -38,13 +44,14 @@ def headline(table: Mapping[str, Any]) -> str:
         rows.append(
             (
                 bits_text(row),
-                method_text(row),
+                method_text(table, row),
                 "" if reported is None else f"{reported:.1f}",
                 NOT_RUN if measured is None else f"{measured:.1f}",
                 *(delta.text if delta.fields else "" for delta in deltas),
             )
         )
-    head = ("Bits", "Method", "reported", "measured*", "Δ reported", "Δ measured*")
+    side = f"measured*{size_text(table)}"
+    head = ("Bits", "Method", "reported", side, "Δ reported", "Δ measured*")
     return markdown_table(head, rows)
 
 
@@ -90,8 +97,8 @@ def results(folder: Path = RESULTS) -> str:
             )
     parts = (
         headline(read_json(folder / HEADLINE)),
-        "\\* small models on stand-ins, Δ from the baseline with 95 % interval; † a control of "
-        "our own.",
+        "\\* small models (stand-ins) on stand-in questions, Δ from the baseline with 95 % "
+        "interval; † a control of our own.",
         "The ledger at this scale:",
         ledger_summary(read_json(folder / VERDICTS)),
         deployment(read_json(folder / DEPLOYED)),

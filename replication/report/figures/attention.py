@@ -13,7 +13,6 @@ from matplotlib.figure import Figure as Canvas
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure
 from replication.report.figures.reading import Inputs
-from replication.report.names import FAMILIES
 from replication.stats.verdict import Interval
 
 _MOST = 4  # layers of a model that are shown
@@ -45,6 +44,7 @@ def draw(inputs: Inputs) -> Figure:
     gain = values[f"overlap_gain.{observed.SHOWN[-1]}"]
     whole = all(len(layers[name]) == count for name, count in counts.items())
     return inputs.figure(
+        families=[inputs.family],
         name="attention",
         title="Where the answer looks",
         caption=_caption(inputs, len(scenes), whole, overlaps, gain),
@@ -82,7 +82,7 @@ def _caption(
     )
     return (
         "Attention from the position that predicts the answer's first token to the visual "
-        f"tokens, mean over heads, {FAMILIES[inputs.family]}, in "
+        f"tokens, mean over heads, {inputs.named(inputs.family)}, in "
         f"{'every decoder layer' if whole else 'some of the decoder layers'}. Maps: what each "
         "visual token gets of all attention, on one scale, darker where the image is; the "
         "rest goes to text. The scenes are the first that were drawn by a fixed seed, not "

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure as Canvas
 from replication.report.figures import reading, style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Accuracy, Inputs
-from replication.report.names import FAMILIES
 
 TABLE = "bits"
-ORDER = ("rtn", "awq", "qat", "kd", "grace")
+ORDER = ("rtn", "awq", "qat", "kd", "qad", "grace")
 _DODGE = 0.11  # of the distance between two widths
 _ROOM = 1.0  # points around what the lower panel shows
 
@@ -43,13 +42,14 @@ def draw(inputs: Inputs) -> Figure:
     baseline, names = runs["baseline"], reading.averaged(table)
     seeds = [point.seeds for points in curves.values() for point in points]
     return inputs.figure(
+        families=[inputs.family],
         name="bits",
         title="Accuracy against the bits of a weight",
         caption=(
-            f"Average accuracy of {reading.listed(names)}, {FAMILIES[inputs.family]}, by the "
+            f"Average accuracy of {reading.listed(names)}, {inputs.named(inputs.family)}, by the "
             "number of bits of a decoder weight. Above all widths, below the same points near the "
             "BF16 baseline (dashed). RTN and AWQ quantize the baseline without training; QAT, "
-            "naive KD and GRACE train it. Bars: the 95 % interval of the difference from the "
+            "naive KD, QAD and GRACE train it. Bars: the 95 % interval of the difference from the "
             "baseline (paired bootstrap over questions, and over seeds where there are several); "
             "one that does not reach the dashed line differs from it. "
             + inputs.reservations(reading.is_standin(table))

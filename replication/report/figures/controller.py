@@ -14,7 +14,6 @@ from replication.paper import load_tables
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Inputs, counted
-from replication.report.names import FAMILIES
 from replication.results.training_logs import Trajectory, read_logs, trajectory_of
 
 RUN = "grace_int4"
@@ -56,7 +55,7 @@ def draw(inputs: Inputs) -> Figure:
     Raises:
         NotRun: where no training log holds the controller's course.
     """
-    own = list(_courses(inputs, ((FAMILIES[name], name, RUN) for name in inputs.families)))
+    own = list(_courses(inputs, ((inputs.named(name), name, RUN) for name in inputs.families)))
     if not own:
         raise NotRun("no training log of INT4 GRACE holds the controller's course at this scale")
     table = load_tables().table(SWEEP)
@@ -66,6 +65,7 @@ def draw(inputs: Inputs) -> Figure:
     budget = next(iter(own[0].seeds.values()))
     seeds = counted((len(course.seeds) for course in own), "seed")
     return inputs.figure(
+        families=dict.fromkeys(course.family for course in (*own, *sweep)),
         name="controller",
         title="The controller over training",
         caption=(
@@ -96,7 +96,7 @@ def draw(inputs: Inputs) -> Figure:
             "families": {course.family: course.record() for course in own},
             "sweep": {course.run: course.record() for course in sweep},
         },
-        canvas=_canvas(own, sweep),
+        canvas=_canvas(own, sweep, inputs.named(table.family)),
     )
 
 
@@ -117,7 +117,7 @@ def _sources(inputs: Inputs, course: Course) -> list[str]:
     return [inputs.source(path.relative_to(root)) for path in own]
 
 
-def _canvas(own: list[Course], sweep: list[Course]) -> Canvas:
+def _canvas(own: list[Course], sweep: list[Course], swept_models: str) -> Canvas:
     canvas = style.canvas(style.WIDTH, 6.4 if sweep else 3.4)
     panels = canvas.subplots(4 if sweep else 2, 1, sharex=True)
     looks = [{"color": style.COLORS["grace"], "linestyle": dash} for dash in _DASHES]
@@ -126,7 +126,7 @@ def _canvas(own: list[Course], sweep: list[Course]) -> Canvas:
     if sweep:
         swept = [(course, _SWEPT[index % len(_SWEPT)]) for index, course in enumerate(sweep)]
         _draw(panels[2], panels[3], swept)
-        style.heading(panels[2], f"Sensitivity, {FAMILIES[sweep[0].family]}")
+        style.heading(panels[2], f"Sensitivity, {swept_models}")
     panels[-1].set_xlabel("optimizer step")
     return canvas
 

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure as Canvas
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure
 from replication.report.figures.reading import Inputs
-from replication.report.names import FAMILIES
 
 
 def draw(inputs: Inputs) -> Figure:
@@ -28,10 +27,11 @@ def draw(inputs: Inputs) -> Figure:
     gate, weights, scales = parts["gates"]["gate"], parts["weights"], parts["scales"]
     lowest, sharpness = math.exp(-kappa), "" if kappa == 1 else f"{kappa:g}·"
     return inputs.figure(
+        families=[inputs.family],
         name="distributions",
         title="Gates, weights and scales",
         caption=(
-            f"{FAMILIES[inputs.family]}. Gate: g = exp(−{sharpness}h) of Eq. 5 at the "
+            f"{inputs.named(inputs.family)}. Gate: g = exp(−{sharpness}h) of Eq. 5 at the "
             f"supervised tokens of training conversations, which can lie between {lowest:.2f} and "
             f"1; logarithmic axis. Its median is {gate['median']:.3f}, and 99 % of it lies above "
             f"{gate['percentile_1']:.2f}: a gate near 1 everywhere weighs tokens almost alike. "

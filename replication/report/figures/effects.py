@@ -13,7 +13,6 @@ from replication.paper import AVERAGE
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Inputs, counted, is_standin, listed
-from replication.report.names import FAMILIES
 
 TABLE = "effects"
 DESIGN = "table3"  # the runs behind the effects
@@ -46,11 +45,12 @@ def draw(inputs: Inputs) -> Figure:
     if any(cell["measured"] is None for rows in groups.values() for cell in rows.values()):
         raise NotRun("not all eight runs of Table 3 were trained and evaluated at this scale")
     return inputs.figure(
+        families=[inputs.family],
         name="effects",
         title="What each component adds",
         caption=(
             f"Effects of GDKD, RCKA and the adaptive weight (IB) on accuracy, "
-            f"{FAMILIES[inputs.family]}, BF16 students, from the full design of eight runs of "
+            f"{inputs.named(inputs.family)}, BF16 students, from the full design of eight runs of "
             "Table 3. A main effect is the mean of the four runs with the component minus the mean "
             "of the four without it. Filled: measured, with the 95 % interval (paired bootstrap "
             "over questions, and over seeds where there are several). Hollow: the same effects "

@@ -16,7 +16,6 @@ from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.observed import numbers, span
 from replication.report.figures.reading import Inputs, listed
-from replication.report.names import FAMILIES
 from replication.results.measurements import Measurement, read_measurement
 
 PRINTED = "llava"  # the family whose teacher the paper shows
@@ -36,9 +35,12 @@ def draw(inputs: Inputs) -> Figure:
     if not families:
         raise NotRun("no teacher's entropy was measured at this scale, or every answer was right")
     reported = load_tables().figures["figure2_entropy_vs_error"]
-    counts = [f"{FAMILIES[name]} {measured.n['items']:,}" for name, measured in families.items()]
+    counts = [
+        f"{inputs.named(name)} {measured.n['items']:,}" for name, measured in families.items()
+    ]
     bins = next(iter(families.values())).n["bins"]
     return inputs.figure(
+        families=families,
         name="entropy_error",
         title="Teacher's entropy and teacher's error",
         caption=(
@@ -51,7 +53,7 @@ def draw(inputs: Inputs) -> Figure:
             f"{reported['teacher']}. " + inputs.reservations(inputs.scale != FULL_SCALE)
         ),
         alt="Scatter plots of error rate against entropy, by bin. "
-        + " ".join(_in_words(FAMILIES[name], measured) for name, measured in families.items()),
+        + " ".join(_in_words(inputs.named(name), measured) for name, measured in families.items()),
         n=f"questions: {listed(counts)}; {bins} bins each",
         units="nats; percent of answers",
         sources=tuple(
@@ -63,7 +65,7 @@ def draw(inputs: Inputs) -> Figure:
             "reported": {key: reported[key] for key in ("pearson_r", "binned_r2")},
             "families": {name: _record(measured) for name, measured in families.items()},
         },
-        canvas=_canvas(families, reported),
+        canvas=_canvas(families, reported, {name: inputs.named(name) for name in families}),
     )
 
 
@@ -86,12 +88,14 @@ def _record(measured: Measurement) -> dict[str, Any]:
     }
 
 
-def _canvas(families: Mapping[str, Measurement], reported: Mapping[str, Any]) -> Canvas:
+def _canvas(
+    families: Mapping[str, Measurement], reported: Mapping[str, Any], names: Mapping[str, str]
+) -> Canvas:
     canvas = style.canvas(style.WIDTH, 1.75 * len(families) + 0.4)
     panels = canvas.subplots(len(families), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, measured) in zip(panels, families.items(), strict=True):
         _draw(axes, measured, reported if name == PRINTED else None)
-        style.heading(axes, FAMILIES[name], f"n = {measured.n['items']:,}")
+        style.heading(axes, names[name], f"n = {measured.n['items']:,}")
     panels[-1].set_xlabel("teacher's entropy, nats (mean of a bin)")
     canvas.supylabel("wrong answers, %", fontsize=style.SMALL)
     return canvas

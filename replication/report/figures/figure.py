@@ -36,6 +36,7 @@ class Figure:
         canvas: The drawing.
         paper: The figure of the paper that it repeats, if any.
         claims: The ids of the claims that it bears on.
+        models: The stand-ins that were measured, with their sizes; they stand under the drawing.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Figure:
     canvas: matplotlib.figure.Figure = field(repr=False)
     paper: str | None = None
     claims: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """The content of its JSON file."""
@@ -70,7 +72,7 @@ def write(figure: Figure, folder: Path) -> None:
     write_json_atomic(folder / f"{figure.name}.json", figure.record())
     for kind in PICTURES:
         with atomic_path(folder / f"{figure.name}.{kind}") as temporary:
-            style.save(figure.canvas, temporary, kind, figure.name)
+            style.save(figure.canvas, temporary, kind, figure.name, figure.models)
 
 
 def write_not_run(name: str, why: str, scale: str, folder: Path) -> None:

@@ -13,7 +13,6 @@ from replication.judge.quantities import signed
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Inputs, is_standin
-from replication.report.names import FAMILIES
 
 TABLE = "flips"
 PAIRS = ("grace_bf16 → grace_int4", "baseline → grace_int4")
@@ -44,13 +43,15 @@ def draw(inputs: Inputs) -> Figure:
         raise NotRun(f"not evaluated at this scale: {'; '.join(lacking)}")
     questions = [row["questions"] for row in pairs[PAIRS[-1]]]
     return inputs.figure(
+        families=[inputs.family],
         name="flips",
         title="Answers that change, by question type",
         caption=(
-            f"Share of the questions of a type whose answer changes, {FAMILIES[inputs.family]}: to "
-            "the left right answers that become wrong, to the right wrong ones that become right. "
-            "Black: the change of the score, second model minus first, with its 95 % interval "
-            "(paired bootstrap over questions, and over seeds where there are several). Left: the "
+            "Share of the questions of a type whose answer changes, "
+            f"{inputs.named(inputs.family)}: to the left right answers that become wrong, to the "
+            "right wrong ones that become right. Black: the change of the score, second model "
+            "minus first, with its 95 % interval (paired bootstrap over questions, and over seeds "
+            "where there are several). Left: the "
             "same distillation at 16 and at 4 bits; right: training and quantization together. "
             "Counts are means over seeds. " + inputs.reservations(is_standin(table))
         ),

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure as Canvas
 from replication.report.figures import reading, style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Accuracy, Inputs
-from replication.report.names import FAMILIES
 from replication.results.deployment import peak
 
 TABLES = {
@@ -66,6 +65,7 @@ class _Panel:
     """A family: its points, the model deployed, and what its averages are of."""
 
     family: str
+    group: str
     points: list[_Point]
     model: str
     device: str
@@ -92,9 +92,10 @@ def draw(inputs: Inputs) -> Figure:
         raise NotRun("; ".join(missing) or "no run of a deployed family has scores at this scale")
     standin = any(panel.standin for panel in panels)
     devices = reading.listed(sorted({panel.device for panel in panels}))
-    whose = "the small models that stand for the architecture" if standin else "the trained models"
-    averages = "; ".join(f"{reading.listed(p.benchmarks)} ({FAMILIES[p.family]})" for p in panels)
+    whose = "small stand-ins of the same classes" if standin else "the trained models"
+    averages = "; ".join(f"{reading.listed(p.benchmarks)} ({p.group})" for p in panels)
     return inputs.figure(
+        families=[panel.family for panel in panels],
         name="pareto",
         title="Accuracy against throughput and memory",
         caption=(
@@ -108,7 +109,7 @@ def draw(inputs: Inputs) -> Figure:
             f"greatest of the repeats. {inputs.reservations(standin)}"
         ),
         alt="Bubble chart. " + " ".join(map(_in_words, panels)),
-        n="; ".join(map(_counts, panels)),
+        n="; ".join(f"{panel.group}: {_counts(panel)}" for panel in panels),
         units="tokens per second; percent; GiB of peak memory",
         sources=tuple(dict.fromkeys(source for panel in panels for source in panel.sources)),
         paper="Figure 1",
@@ -149,6 +150,7 @@ def _panel(
             sources.append(inputs.source(f"tables/{name}.json"))
     return _Panel(
         family,
+        inputs.named(family),
         _points(runs, variants),
         reading.built(reading.STUDENTS[family], report),
         report["device"],
@@ -184,7 +186,7 @@ def _counts(panel: _Panel) -> str:
     seeds = reading.counted((point.accuracy.seeds for point in panel.points), "seed")
     repeats = reading.counted((len(point.speed["values"]) for point in panel.points), "run")
     questions = f"{panel.points[0].accuracy.n:,} questions"
-    return f"{FAMILIES[panel.family]}: {questions}, {seeds}; {repeats} of tokens"
+    return f"{questions}, {seeds}; {repeats} of tokens"
 
 
 def _in_words(panel: _Panel) -> str:
@@ -213,9 +215,9 @@ def _canvas(panels: Sequence[_Panel], standin: bool) -> Canvas:
     largest = max((p.memory or 0) for panel in panels for p in panel.points)
     for axes, panel in zip(all_axes, panels, strict=True):
         _marks(axes, panel.points, largest)
-        style.heading(axes, panel.model)
-        axes.set_xlabel("tokens/s at batch 1, random weights")
-        model = "small model on stand-ins" if standin else "trained model"
+        style.heading(axes, panel.group)
+        axes.set_xlabel(f"tokens/s at batch 1 of {panel.model}, random weights")
+        model = "small stand-in" if standin else "trained model"
         axes.set_ylabel(f"accuracy, %,\nof the {model}")
     canvas.draw_without_rendering()  # where labels stand depends on the room that is left
     canvas.set_layout_engine("none")

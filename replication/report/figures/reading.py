@@ -13,7 +13,7 @@ from replication.base.scales import FULL_SCALE
 from replication.paper import AVERAGE
 from replication.report.figures.figure import Figure, NotRun, command_of
 from replication.report.figures.style import reach
-from replication.report.names import FAMILIES
+from replication.report.names import FAMILIES, Models, read_models
 from replication.report.tables.deployments import deployment_reports, ordered
 
 STUDENTS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-2b", "qwen3_vl": "qwen3-vl-2b"}
@@ -42,9 +42,19 @@ class Inputs:
         """All families, the one that is shown alone before the others."""
         return [self.family, *(name for name in FAMILIES if name != self.family)]
 
-    def figure(self, **content: Any) -> Figure:
-        """A figure of these results."""
-        return Figure(command=command_of(self.scale), **content)
+    def models(self, family: str) -> Models:
+        """Teacher and baseline of a family, as they are called at this scale."""
+        return read_models(self.results, self.scale, family)
+
+    def named(self, family: str) -> str:
+        """The models of a family: 'Qwen2-VL classes', or of published ones 'Qwen2-VL'."""
+        return self.models(family).group
+
+    def figure(self, families: Iterable[str] = (), **content: Any) -> Figure:
+        """A figure of these results; ``families`` are those whose trained models it shows."""
+        shown = [self.models(family) for family in families]
+        models = tuple(one.both for one in shown if one.standins)
+        return Figure(command=command_of(self.scale), models=models, **content)
 
     def source(self, place: str | Path) -> str:
         """A result file's path relative to the repository; ``place`` is within the scale's."""
@@ -99,8 +109,8 @@ class Inputs:
             )
         if self.scale != FULL_SCALE:
             sentences.append(
-                f"Measured at scale {self.scale}: small models trained from scratch, named after "
-                "those they stand for; levels are not comparable with reported ones, signs and "
+                f"Measured at scale {self.scale} on small models trained from scratch, stand-ins "
+                "for the published ones; levels are not comparable with reported ones, signs and "
                 "orders are."
             )
         return " ".join(sentences)

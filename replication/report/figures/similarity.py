@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 from replication.report.figures import observed, style
 from replication.report.figures.figure import Figure
 from replication.report.figures.reading import Inputs
-from replication.report.names import FAMILIES
 from replication.stats.verdict import Interval
 
 ORDER = ("baseline", "sft_bf16", "kd_bf16", "grace_bf16", "qat_int4", "kd_int4", "grace_int4")
@@ -36,12 +35,14 @@ def draw(inputs: Inputs) -> Figure:
     gains = {name: values[f"cka_gain.{name}"] for name in alike if f"cka_gain.{name}" in values}
     labels = {name: observed.label(name) for name in alike}
     return inputs.figure(
+        families=[inputs.family],
         name="similarity",
         title="How alike visual tokens are",
         caption=(
             "Top: cosine similarity of one visual token (outlined) with every visual token of the "
-            f"image, hidden states at the penultimate decoder layer, {FAMILIES[inputs.family]}; "
-            "darker where the image is. The token is the one whose part of the image varies most; "
+            "image, hidden states at the penultimate decoder layer, "
+            f"{inputs.named(inputs.family)}; darker where the image is. The token is the one whose "
+            "part of the image varies most; "
             "the scenes are the first that were drawn by a fixed seed, not chosen. Bottom: linear "
             "CKA of the visual tokens of a student and the teacher, what the relational loss of "
             "GRACE raises, 1 being the same relations; mean over images, with its 95 % interval "

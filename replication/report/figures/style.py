@@ -8,6 +8,7 @@ pixels they are 9 high.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ import matplotlib
 import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
 
 WIDTH = 5.0  # inches
 DPI = 200
 INK, GREY, FAINT = "#000000", "#5A5A5A", "#D9D9D9"
 SMALL = 9.0  # points, of everything but titles
 SEQUENTIAL = "cividis"
+_LETTERS = 14.4  # of the size SMALL in an inch
+_LINE = SMALL * 1.2 * 1.17 / 72  # inches that a line of such letters takes
+_EDGE = 0.1  # inches
 
 _LOOKS = {
     "teacher": ("#000000", "*", "teacher"),
@@ -33,6 +38,7 @@ _LOOKS = {
     "rtn": ("#B37C00", "v", "RTN"),
     "awq": ("#3A94CC", "<", "AWQ"),
     "gptq": ("#8A3F6A", ">", "GPTQ"),
+    "qad": ("#7A5195", "h", "QAD"),
     "nf4": ("#8C8400", "X", "NF4"),
 }
 COLORS = {method: color for method, (color, _, _) in _LOOKS.items()}
@@ -83,16 +89,32 @@ def canvas(width_in: float = WIDTH, height_in: float = 3.0) -> matplotlib.figure
     return figure
 
 
-def save(figure: matplotlib.figure.Figure, path: Path, kind: str, salt: str) -> None:
+def save(
+    figure: matplotlib.figure.Figure, path: Path, kind: str, salt: str, foot: Sequence[str] = ()
+) -> None:
     """Write a figure as "svg" or "png": the same drawing gives the same bytes.
 
-    salt: from which an SVG's ids are made; different figures of one page need different ones.
+    Args:
+        figure: The drawing.
+        path: Of the file.
+        kind: "svg" or "png".
+        salt: From which an SVG's ids are made; different figures of one page need different ones.
+        foot: Lines that stand in a strip of their own under the drawing.
     """
+    width, height = figure.get_size_inches()
+    lines = [part for line in foot for part in textwrap.wrap(line, int(width * _LETTERS))]
+    strip = len(lines) * _LINE + (_EDGE if lines else 0.0)
+    note = figure.text(
+        _EDGE / width, -0.5 * _EDGE / height, "\n".join(lines), va="top", color=GREY,
+        fontsize=SMALL, linespacing=1.2,
+    )  # fmt: skip
     metadata: dict[str, Any] = {"Software": None}
     if kind == "svg":
         metadata = {"Date": None, "Creator": None}
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
-        figure.savefig(path, format=kind, dpi=DPI, metadata=metadata)
+        whole = Bbox([[0.0, -strip], [width, height]])
+        figure.savefig(path, format=kind, dpi=DPI, metadata=metadata, bbox_inches=whole)
+    note.remove()
 
 
 def method_of(run: str) -> str:

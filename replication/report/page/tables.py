@@ -19,6 +19,7 @@ from replication.report.tables.text import (
     evidence_text,
     has_deltas,
     method_text,
+    models_of,
     recordings_of,
     score_values,
     summary_values,
@@ -34,6 +35,7 @@ class TableView:
 
     Attributes:
         node: Its JSON content.
+        models: The names of the stand-ins that were measured.
         grid: What is shown first; None where nothing was run.
         more: The benchmarks behind the average, where there is one.
         footnotes: Its footnotes.
@@ -44,6 +46,7 @@ class TableView:
     """
 
     node: Node
+    models: list[Markup]
     grid: Grid | None
     more: Grid | None
     footnotes: list[Markup]
@@ -113,10 +116,22 @@ def _sized(column: Node) -> Markup:
     return Markup('{} <span class="n">n = {}</span>').format(_heading(column), size)
 
 
-def _method(row: Node) -> Cell:
+def _method(node: Node, row: Node) -> Cell:
     bits = quoted(row["bits"], bits_text(row.value)) if row["bits"].value != 16 else "BF16"
-    name = Markup('{} <span class="bits">{}</span>').format(method_text(row.value), bits)
-    return Cell(name, "method", head=True)
+    role, name = row["role"].value, Markup("{}").format(method_text({}, row.value))
+    if role in models_of(node.value):
+        standin = plain(node["models"][role]["name"])
+        words = Markup("{}, reported; <strong>stand-in</strong>, measured: {}")
+        name = words.format(row["method"].value, standin)
+    return Cell(Markup('{} <span class="bits">{}</span>').format(name, bits), "method", head=True)
+
+
+def _standin_size(node: Node) -> Markup:
+    """Of the students, for the heads of what was measured; nothing of published models."""
+    if not models_of(node.value):
+        return Markup("")
+    size = plain(node["models"]["baseline"]["size"])
+    return Markup(' <span class="n">stand-in, {}</span>').format(size)
 
 
 def _devices(node: Node) -> list[str]:
@@ -139,8 +154,9 @@ def _headline(node: Node, column: Node) -> Grid:
     """One column of a table of scores, spread out: levels, differences and their intervals."""
     devices, name, unit = _devices(node), column["name"].value, column["unit"].value
     axis = _axis(node, [column])
+    measured_head = Markup("Measured, {}{}").format(unit, _standin_size(node))
     numbers = [
-        *(f"Reported, {unit}", f"Measured, {unit}", *devices),
+        *(f"Reported, {unit}", measured_head, *devices),
         *("Δ reported", "Δ measured, 95 % interval", *(f"Δ {device}" for device in devices)),
     ]
     rows = []
@@ -149,7 +165,7 @@ def _headline(node: Node, column: Node) -> Grid:
         delta_reported, *deltas = _deltas(node, row, name, pad="range")
         rows.append(
             [
-                _method(row),
+                _method(node, row),
                 Cell(reported, "num"),
                 *(Cell(score, "num spread") for score in measured),
                 Cell(delta_reported, "num"),
@@ -170,10 +186,10 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
     """The columns of a table of scores side by side, each difference under its level."""
     deltas = has_deltas(node.value)
     axis = _axis(node, columns) if deltas else None
-    sides = ["reported", "measured", *_devices(node)]
+    sides = ["reported", Markup("measured{}").format(_standin_size(node)), *_devices(node)]
     rows = []
     for row in node["rows"]:
-        line = [_method(row)]
+        line = [_method(node, row)]
         compared = deltas and row["role"].value != "baseline"
         for column in columns:
             name = column["name"].value
@@ -237,7 +253,8 @@ class _Summary:
             unit = f", {column['unit'].value}" if column["unit"].value else ""
             name = Markup("{}{}").format(_heading(column), unit)
             above.append(Cell(name, css, head=True, columns=deep))
-        below = heads("num", *("reported", "measured") * len(self.columns))
+        measured = Markup("measured{}").format(_standin_size(self.node))
+        below = heads("num", *("reported", measured) * len(self.columns))
         return [above, below] if self.paired else [above]
 
     def _labels(self, index: int, row: Node) -> list[Cell]:
@@ -282,6 +299,10 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
     return evidence.scores(family, runs), []
 
 
+def _models(node: Node) -> list[Node]:
+    return list(node["models"]) if models_of(node.value) else []
+
+
 def _grids(node: Node) -> tuple[Grid | None, Grid | None]:
     """What is shown of a table, and what is shown on demand."""
     if node["kind"].value == "summary":
@@ -295,15 +316,18 @@ def _grids(node: Node) -> tuple[Grid | None, Grid | None]:
 
 
 def table_views(evidence: Evidence, reported: Reported) -> list[TableView]:
-    """Every table, in the order of tables.yaml."""
+    """Every table that was written, in the order of tables.yaml."""
     views = []
     for name in reported.short_names():
-        node = evidence.files.need(f"tables/{name}.json", "tables")
+        node = evidence.files.find(f"{evidence.files.results}/tables/{name}.json")
+        if node is None:  # of an earlier run, which did not know the table
+            continue
         grid, more = _grids(node)
         files, logs = _files(node, evidence, reported)
         views.append(
             TableView(
                 node=node,
+                models=[plain(model["name"]) for model in _models(node)],
                 grid=grid,
                 more=more,
                 footnotes=[plain(note) for note in node["footnotes"]],

@@ -15,6 +15,8 @@ from replication.report.tables.text import (
     TextGrid,
     evidence_text,
     has_deltas,
+    model_of,
+    models_text,
     recordings_of,
     score_grid,
     starred,
@@ -35,7 +37,8 @@ def markdown_grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown(data: Data) -> str:
     """The table with its heading and footnotes."""
-    about, parts = f"Scale `{data['scale']}`, family `{data['family']}`.", []
+    about = f"Scale `{data['scale']}`, family `{data['family']}`."
+    about, parts = " ".join(filter(None, [about, models_text(data)])), []
     if data["kind"] == "summary":
         grid = summary_grid(data)
         parts.append(markdown_grid(grid.heads, grid.rows) if grid.rows else f"{NOT_RUN}.")
@@ -118,6 +121,7 @@ def _score_lines(data: Data) -> Iterator[dict[str, Any]]:
             line = {
                 **_head(data),
                 **{key: row[key] for key in ("bits", "method", "role")},
+                "model": model_of(data, row["role"]),
                 "run": row["run"] or NONE,
                 "column": column["name"],
                 "standin": _lower(column["standin"]),
@@ -220,6 +224,10 @@ def _tex_tabular(grid: TextGrid) -> str:
     return "\n".join(lines)
 
 
+def _caption(data: Data) -> str:
+    return " ".join(filter(None, [f"{data['title']} (scale {data['scale']}).", models_text(data)]))
+
+
 def tex(data: Data) -> str:
     """A floating table with its footnotes, in LaTeX with booktabs."""
     if data["kind"] == "summary":
@@ -230,7 +238,7 @@ def tex(data: Data) -> str:
         "% Needs \\usepackage{booktabs,graphicx}.",
         r"\begin{table}[htbp]",
         r"\centering",
-        rf"\caption{{{tex_escape(data['title'])} (scale {tex_escape(data['scale'])}).}}",
+        rf"\caption{{{tex_escape(_caption(data))}}}",
         rf"\label{{tab:{data['short']}}}",
         "\n\n\\medskip\n".join(map(_tex_tabular, grids)),
         "",

@@ -12,6 +12,7 @@ from replication.base.scales import FULL_SCALE
 from replication.judge.claims import POWER
 from replication.judge.quantities import Sources
 from replication.paper import AVERAGE, CONTROL, OwnRow, ReportedRow, ReportedTable
+from replication.report.names import read_models
 from replication.report.tables.text import NOT_RUN, QUOTED
 from replication.results.elsewhere import Recording
 from replication.results.scores import NOT_IN_AVERAGE, RunScores
@@ -25,9 +26,9 @@ _STANDIN_NOTE = (
     "benchmark itself."
 )
 _REDUCED_NOTE = (
-    "Measured at scale {scale}: small models of the same classes, trained from scratch, named "
-    "after the models they stand for. The measured level says nothing about the reported level; "
-    "compare signs and order of the differences."
+    "Measured at scale {scale} on small models of the published classes, trained from scratch "
+    "(stand-ins). The measured level says nothing about the reported level; compare signs and "
+    "order of the differences."
 )
 _DELTA_NOTE = (
     "Δ is the difference from the row of role baseline, in the column's unit. Measured Δ with its "
@@ -334,6 +335,7 @@ def score_table(
         "source": table.source,
         "family": table.family,
         "scale": results.scale,
+        "models": read_models(results.results, results.scale, table.family).record(),
         "quantity": table.quantity,
         "interval_level": measured.level,
         "power": POWER,

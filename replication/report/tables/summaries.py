@@ -10,6 +10,7 @@ import numpy as np
 
 from replication.judge.quantities import Sources
 from replication.paper import AVERAGE, COMPONENTS, ReportedTable, Summary
+from replication.report.names import read_models
 from replication.report.tables.deployments import (
     bandwidths,
     deployment_reports,
@@ -71,11 +72,14 @@ def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
         "title": summary.title,
         "family": summary.family,
         "scale": sources.results.scale,
+        "models": {},
         "interval_level": sources.ledger.level,
         "has_reported": summary.id == "effects",
     }
     if summary.id == "deploy":
         return {**data, **_deploy(sources)}
+    results = sources.results
+    data["models"] = read_models(results.results, results.scale, summary.family).record()
     build = {"effects": _effects, "cost": _cost, "flips": _flips}[summary.id]
     return {**data, **build(summary, sources.reported.table(summary.table), sources)}
 

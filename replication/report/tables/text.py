@@ -105,10 +105,38 @@ def bits_text(row: Data) -> str:
     return "BF16" if row["bits"] == 16 else f"INT{row['bits']}"
 
 
-def method_text(row: Data) -> str:
-    if row["role"] in ("teacher", "baseline"):
+def models_of(data: Data) -> Data:
+    """Teacher and baseline that were measured, where these are not the published ones."""
+    models: Data = data.get("models", {})
+    return models
+
+
+def model_of(data: Data, role: str) -> str:
+    """The model that a row was measured on, or that its training started from."""
+    models = models_of(data)
+    return models.get(role, models["baseline"])["name"] if models else "published"
+
+
+def models_text(data: Data) -> str:
+    """Which models were measured, where these are not the published ones."""
+    names = [model["name"] for model in models_of(data).values()]
+    return f"Measured models (stand-ins): {'; '.join(names)}." if names else ""
+
+
+def size_text(data: Data) -> str:
+    """The mark of a column that was measured on stand-ins: ' (stand-in, 0.4 M parameters)'."""
+    models = models_of(data)
+    return f" (stand-in, {models['baseline']['size']})" if models else ""
+
+
+def method_text(data: Data, row: Data) -> str:
+    """A row's method; of teacher and baseline which model is reported and which is measured."""
+    if row["role"] not in ("teacher", "baseline"):
+        return f"{row['method']}{' †' if row['ours'] else ''}"
+    if row["role"] not in models_of(data):
         return f"{row['method']} ({row['role']})"
-    return f"{row['method']}{' †' if row['ours'] else ''}"
+    standin = models_of(data)[row["role"]]["name"]
+    return f"{row['method']} (reported); {standin}, stand-in (measured)"
 
 
 def _seeds(count: int) -> str:
@@ -177,7 +205,7 @@ class TextGrid:
 def score_grid(data: Data, *, delta: bool = False) -> TextGrid:
     """The scores of a table, or the differences of its other rows from the baseline."""
     recordings, labels = recordings_of(data), ("Bits", "Method")
-    sides = ["reported", "measured", *map(_recorded_head, recordings)]
+    sides = ["reported", f"measured{size_text(data)}", *map(_recorded_head, recordings)]
     if delta:
         sides = [f"Δ {side}" for side in sides]
     heads, groups = list(labels), []
@@ -192,7 +220,7 @@ def score_grid(data: Data, *, delta: bool = False) -> TextGrid:
             continue
         values = (score_values(data, row, c["name"], delta=delta) for c in data["columns"])
         texts = [value.text for cell in values for value in cell]
-        rows.append([bits_text(row), method_text(row), *texts])
+        rows.append([bits_text(row), method_text(data, row), *texts])
     below = (*labels, *sides * len(groups))
     return TextGrid(heads, rows, len(labels), tuple(groups), below)
 
