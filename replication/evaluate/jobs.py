@@ -14,36 +14,50 @@ from replication.evaluate.parts import Request, count_processes
 from replication.evaluate.results import PARAMETERS, Job, Place, evaluate_job
 from replication.evaluate.score import evaluation_dtype
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import Params
+from replication.settings.schema import KINDS, REGIMES, Params
 
 
 def jobs_of(params: Params, folder: str) -> list[Job]:
-    """The models of a folder: a family's teacher and baseline, or a group of runs."""
-    layout, family = Layout(params), params.family_of(folder)
-    if folder in params.families:
+    """The models of a folder: a pair's teacher and baseline, the map's, or a group of runs."""
+    layout, place = Layout(params), _place(params, folder)
+    if folder in params.pairs:
         return [
-            Job(folder, family, name, name, 16, {0: layout.model(folder, name)})
-            for name in ("teacher", "baseline")
+            Job(folder, *place, name, name, 16, {0: layout.model(folder, name)}) for name in KINDS
+        ]
+    if folder == REGIMES and params.regimes is not None:
+        return [
+            Job(folder, *place, name, model.like, 16, {0: layout.model(folder, name)})
+            for name, model in params.regimes.models.items()
         ]
     if folder in params.ptq.groups:
         return [
-            Job(folder, family, name, model.method, model.bits, {0: layout.model(folder, name)})
+            Job(folder, *place, name, model.method, model.bits, {0: layout.model(folder, name)})
             for name, model in params.ptq.groups[folder].models.items()
         ]
     jobs = []
     for name, run in params.group(folder).models.items():
         paths = {seed: layout.trained(folder, name, seed) for seed in run.seeds}
-        jobs.append(Job(folder, family, name, run.method, run.bits, paths))
+        jobs.append(Job(folder, *place, name, run.method, run.bits, paths))
     return jobs
 
 
-def questions_of(params: Params, names: list[str]) -> dict[str, Questions]:
-    """The questions of benchmarks: published ones where the parameters name data, else stand-ins.
+def _place(params: Params, folder: str) -> tuple[str, str, str]:
+    """Family, pair and world of a folder's results."""
+    return (
+        params.family_of(folder),
+        params.owner_of(folder),
+        params.pair(params.pair_of(folder)).world,
+    )
+
+
+def questions_of(params: Params, names: list[str], folder: str) -> dict[str, Questions]:
+    """The questions of benchmarks, of the world of a folder's models: published ones where the
+    parameters name data, else stand-ins.
 
     Raises:
         InputError: When they are missing, or cannot be fetched.
     """
-    layout = Layout(params)
+    layout = Layout(params, folder)
     if params.data is None:
         files = {name: layout.benchmarks / f"{name}.parquet" for name in names}
         return {n: Standins(str(needed(file, "standins").absolute())) for n, file in files.items()}
@@ -90,7 +104,7 @@ def evaluate_folder(params: Params, folder: str) -> None:
     for job in jobs:
         for path in job.paths.values():
             check_model_directory(path)
-    data = questions_of(params, params.evaluate.benchmarks[folder])
+    data = questions_of(params, params.evaluate.benchmarks[folder], folder)
     if params.scale == FULL_SCALE:
         for job in jobs:
             evaluate_one(params, job, data, count_processes(params.evaluate.processes))

@@ -108,7 +108,7 @@ def evaluate_checkpoint(
 
 def _job(checkpoint: Checkpoint, files: Files) -> Job:
     family, name = checkpoint.family, checkpoint.name
-    return Job(family, family, name, "grace", checkpoint.bits, {0: files.model})
+    return Job(family, family, family, "first", name, "grace", checkpoint.bits, {0: files.model})
 
 
 def _request(

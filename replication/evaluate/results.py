@@ -26,8 +26,10 @@ class Job:
     """One model to evaluate.
 
     Attributes:
-        folder: The folder of its results: its family's, or that of a group of runs.
+        folder: The folder of its results: its pair's, or that of a group of runs.
         family: Its family.
+        pair: The name that its results go by; see ``replication.results.scores``.
+        world: That its questions are of.
         name: Its name in the folder.
         method: The method that made it.
         bits: Of its weights.
@@ -36,6 +38,8 @@ class Job:
 
     folder: str
     family: str
+    pair: str
+    world: str
     name: str
     method: str
     bits: int
@@ -149,6 +153,8 @@ def _write(
     }
     record = {
         "family": job.family,
+        "pair": job.pair,
+        "world": job.world,
         "run": job.name,
         "method": job.method,
         "bits": job.bits,
@@ -171,4 +177,4 @@ def _write(
     write_scores(place.results, record, job.folder)
     for label, entry in seeds.items():
         rounded = {name: round(score["score"], 2) for name, score in entry["benchmarks"].items()}
-        print(f"{job.family}/{job.name}, seed {label}: {rounded}", file=sys.stderr)
+        print(f"{job.pair}/{job.name}, seed {label}: {rounded}", file=sys.stderr)

@@ -16,7 +16,7 @@ from grace.models import family_of, load_model, load_processor
 from grace.training import CachedTeacher, SupervisedForward
 from replication.results.measurements import gate_covariance
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import Params
+from replication.settings.schema import Params, section
 from replication.stats.bootstrap import generator
 from replication.train.fit import load_training_data
 from replication.train.runs import method_config
@@ -46,13 +46,12 @@ def measure_gate(params: Params, layout: Layout, family: str) -> dict[str, Any]:
     group, run = params.find_run(family, RUN)
     config = method_config(params.train, run).distillation
     assert config is not None
-    needed(layout.conversations, "standins")
-    needed(layout.features(family), "features")
     outputs = needed(layout.teacher_outputs(family), "teacher_outputs")
     path = needed(layout.trained(group, RUN, run.seeds[0]), "train")
     model: Any = load_model(path).eval()
     processor = load_processor(path)
-    data = load_training_data(layout, family, processor, model.config)
+    portion = section(params.methods, "methods")[family]
+    data = load_training_data(params, family, portion, processor, model.config)
     teacher = CachedTeacher(outputs, samples=len(data))
     settings = params.gate_covariance
     rng = generator(settings.seed, family)

@@ -84,7 +84,7 @@ def tune(params: Params, family: str) -> list[dict[str, Any]]:
     """
     layout = Layout(params)
     needed(layout.conversations, "standins")
-    needed(layout.model(family, "baseline"), "baseline")
+    needed(layout.model(family, "baseline"), "pairs")
     needed(layout.teacher_outputs(family), "teacher_outputs")
     full, group = with_candidates(params, family)
     seed = params.tuning.seed

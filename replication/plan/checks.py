@@ -99,7 +99,7 @@ def require(
 
     Args:
         params: all parameters.
-        stage: teacher, baseline and conversations need their source; train needs devices that hold
+        stage: pairs and conversations need their source; train needs devices that hold
             a rank of `family` and disk for a model; evaluate needs its benchmarks. Others need some
             disk.
         family: the stage's family; by default all.
@@ -120,9 +120,9 @@ def _required(params: Params, stage: str, family: str | None, machine: Machine) 
         return [check_disk(machine, FREE_DISK)]
     resources = load_resources()
     families = [family] if family else params.families
-    if stage in ("teacher", "baseline"):
-        settings = params.teacher if stage == "teacher" else params.baseline
-        chosen = [settings[name].source or "" for name in families]
+    if stage == "pairs":
+        models = (params.teacher, params.baseline)
+        chosen = [settings[name].source or "" for name in families for settings in models]
         need = sum(checkpoint_bytes(source, resources) for source in chosen)
         checks = [check_checkpoint(source, machine, resources) for source in chosen]
         return [check_disk(machine, need + FREE_DISK), *(one for found in checks for one in found)]

@@ -121,18 +121,19 @@ class Plan:
     memory: Mapping[str, Mapping[str, float]]
 
 
-def find_model(params: Params, family: str, name: str) -> Model:
+def find_model(params: Params, pair: str, name: str) -> Model:
     """The model behind a run's name.
 
     Raises:
         InputError: where no section of the parameters has it.
     """
+    family = params.pair(pair).family
     if name in PUBLISHED:
-        return Model(family, family, name, ())
+        return Model(family, pair, name, ())
     for folder, group in params.ptq.groups.items():
-        if group.family == family and name in group.models:
+        if group.pair == pair and name in group.models:
             return Model(family, folder, name, ())
-    folder, run = params.find_run(family, name)
+    folder, run = params.find_run(pair, name)
     return Model(family, folder, name, tuple(run.seeds), run, True)
 
 
@@ -143,12 +144,13 @@ def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
         models = tables.setdefault(table, [])
         if family not in params.families:
             continue
-        try:
-            model = find_model(params, family, name)
-        except InputError:
-            continue
-        if model not in models:
-            models.append(model)
+        for pair in params.pairs_of(family):
+            try:
+                model = find_model(params, pair, name)
+            except InputError:
+                continue
+            if model not in models:
+                models.append(model)
     return tables
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def answers_by_skill(
             for skill in np.unique(every)
             if np.count_nonzero(every == skill) > 1
         }
-        grouped.append(Answers(answers.seeds, groups))
+        grouped.append(replace(answers, values=groups))
     return grouped
 
 

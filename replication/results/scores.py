@@ -3,8 +3,11 @@
     <results>/<scale>/scores/<folder>/<run>.json       one run's scores, per seed and benchmark
     <results>/<scale>/outcomes/<folder>/<run>.parquet  one row per seed, benchmark and question
 
-A folder is that of a family (its teacher and baseline) or of a group of runs. The runs of a family
-have different names, whatever folder they lie in.
+A folder is that of a pair of teacher and baseline, or of a group of runs. The runs of a pair have
+different names, whatever folder they lie in. A family's first pair has the family's name, and the
+family's name stands for all of its pairs in the first world: answers to the same questions are
+pooled over them. A group of the map, whose runs are called as in its other groups, is a pair of its
+own here, with the folder's name.
 
 Scores are in the benchmark's own unit: percent for accuracies (0 to 100), points for MME. What is
 written is validated first, and written whole or not at all; what is read is validated again.
@@ -26,7 +29,7 @@ from grace.errors import InputError
 from replication.base.files import atomic_path, read_json, write_json_atomic
 from replication.base.scales import Scale, check_scale
 from replication.base.validation import Flag, Number, Positive, Text, record, validate
-from replication.stats.bootstrap import Answers
+from replication.stats.bootstrap import Answers, pool
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -163,6 +166,8 @@ class RunScores:
         provenance: where the numbers come from.
         origin: what they follow from.
         evidence: measured here, or recorded on another device.
+        pair: the model's; None for the family's first.
+        world: that the questions are of.
     """
 
     family: Text
@@ -178,6 +183,8 @@ class RunScores:
     provenance: dict[str, Any] = Field(repr=False)
     origin: dict[str, Any] = Field(default_factory=dict, repr=False)
     evidence: Evidence = "measured"
+    pair: Text | None = None
+    world: Literal["first", "second"] = "first"
 
     def __post_init__(self) -> None:
         sizes = [
@@ -189,6 +196,11 @@ class RunScores:
                 raise InputError(
                     f"seeds.{seed}: benchmarks or their n differ from the first seed's"
                 )
+
+    @property
+    def owner(self) -> str:
+        """The name of the pair."""
+        return self.family if self.pair is None else self.pair
 
     @property
     def seeds(self) -> dict[int, dict[str, BenchmarkScore]]:
@@ -407,7 +419,7 @@ class ResultSet:
         self._folders: dict[tuple[str, str], str] = {}
         for path in sorted((self.results / self.scale / "scores").glob("*/*.json")):
             scores = _read_scores(path)
-            key = (scores.family, scores.run)
+            key = (scores.owner, scores.run)
             if key in self._folders:
                 raise InputError(
                     f"{path}: the run {key[1]} of {key[0]} has scores in the folder "
@@ -416,42 +428,84 @@ class ResultSet:
             self._folders[key] = path.parent.name
             self._scores[key] = scores
 
-    def scores(self, family: str, run: str) -> RunScores | None:
-        """A run's scores, or None if the run has no score file."""
-        return self._scores.get((family, run))
+    def scores(self, pair: str, run: str) -> RunScores | None:
+        """A run's scores in one pair, or None if the run has no score file.
+
+        Args:
+            pair: its name; a family's name is that of its first pair.
+            run: its name; ``<pair>/<run>`` is that of another pair.
+        """
+        return self._scores.get(_key(pair, run))
+
+    def pairs(self, family: str, runs: Sequence[str] = (), world: str = "first") -> list[str]:
+        """The pairs that a name stands for and that have scores of some runs, the first one first.
+
+        Args:
+            family: a family's name stands for its pairs in the world; any other pair's for itself.
+            runs: that the pairs have, each of them.
+            world: of the family's pairs.
+        """
+        own = sorted(
+            {
+                owner
+                for (owner, run), scores in self._scores.items()
+                if run == "baseline" and (scores.family, scores.world) == (family, world)
+            },
+            key=lambda owner: (owner != family, owner),
+        )
+        return [
+            pair for pair in own or [family] if all(_key(pair, run) in self._scores for run in runs)
+        ]
+
+    def pooled(self, family: str, run: str) -> list[RunScores]:
+        """A run's scores in every pair that has it; see `pairs`."""
+        return [self._scores[_key(pair, run)] for pair in self.pairs(family, [run])]
 
     def all(self) -> list[RunScores]:
         """The scores of every run of every family."""
         return list(self._scores.values())
 
-    def outcomes_file(self, family: str, run: str) -> Path:
-        """Where a run's outcomes lie.
+    def outcomes_file(self, pair: str, run: str) -> Path:
+        """Where a run's outcomes in one pair lie.
 
         Raises:
             InputError: for a run without a score file.
         """
-        if (family, run) not in self._folders:
-            raise InputError(f"{family}/{run} has no scores at scale {self.scale}; evaluate it")
-        return outcomes_path(self.results, self.scale, self._folders[family, run], run)
+        key = _key(pair, run)
+        if key not in self._folders:
+            raise InputError(f"{'/'.join(key)} has no scores at scale {self.scale}; evaluate it")
+        return outcomes_path(self.results, self.scale, self._folders[key], key[1])
 
-    def runs(self, family: str) -> list[str]:
-        """Names of the family's runs that have a score file, sorted."""
-        return sorted(run for owner, run in self._folders if owner == family)
+    def runs(self, pair: str) -> list[str]:
+        """Names of the pair's runs that have a score file, sorted."""
+        return sorted(run for owner, run in self._folders if owner == pair)
 
-    def _run_outcomes(self, family: str, run: str) -> Outcomes:
+    def _run_outcomes(self, key: tuple[str, str]) -> Outcomes:
         """Outcomes that agree with the run's score file in seeds, benchmarks, n and score."""
-        key = (family, run)
         if key not in self._outcomes:
-            outcomes = read_outcomes(self.results, self.scale, family, run, self._folders[key])
-            where = f"{family}/{run} at scale {self.scale}"
+            family = self._scores[key].family
+            outcomes = read_outcomes(self.results, self.scale, family, key[1], self._folders[key])
+            where = f"{'/'.join(key)} at scale {self.scale}"
             _check_agreement(self._scores[key], outcomes.answers, where)
             self._outcomes[key] = outcomes
         return self._outcomes[key]
 
     def answers(
-        self, family: str, runs: Sequence[str], benchmarks: Sequence[str]
+        self,
+        family: str,
+        runs: Sequence[str],
+        benchmarks: Sequence[str],
+        *,
+        world: str = "first",
     ) -> list[Answers] | None:
         """The runs' answers on the benchmarks, checked to be to the same questions.
+
+        Args:
+            family: a family's name pools all its pairs that have all the runs; the name of a pair
+                other than a family's first stands for that pair alone.
+            runs: names; ``<pair>/<run>`` is that of another pair.
+            benchmarks: printed names.
+            world: of a family's pairs.
 
         Returns:
             None if a run has no score file, or its scores lack a benchmark: that comparison was
@@ -461,20 +515,33 @@ class ResultSet:
             InputError: if outcomes are missing, disagree with their score file, or the runs
                 answered different questions.
         """
-        outcomes = []
-        for run in runs:
-            scores = self.scores(family, run)
-            if scores is None or not set(benchmarks) <= set(scores.benchmarks):
-                return None
-            outcomes.append(self._run_outcomes(family, run))
-        for run, own in zip(runs, outcomes, strict=True):
-            for name in benchmarks:
-                if own.question_ids[name] != outcomes[0].question_ids[name]:
-                    raise InputError(
-                        f"{family} at scale {self.scale}: {run} and {runs[0]} answered different "
-                        f"questions of {name}; they cannot be compared pair by pair"
-                    )
-        return [own.answers for own in outcomes]
+        pairs = [
+            pair
+            for pair in self.pairs(family, runs, world)
+            if all(set(benchmarks) <= set(self._scores[_key(pair, run)].benchmarks) for run in runs)
+        ]
+        if not pairs:
+            return None
+        outcomes = [[self._run_outcomes(_key(pair, run)) for run in runs] for pair in pairs]
+        first = outcomes[0][0].question_ids
+        for pair, by_run in zip(pairs, outcomes, strict=True):
+            for run, own in zip(runs, by_run, strict=True):
+                for name in benchmarks:
+                    if own.question_ids[name] != first[name]:
+                        raise InputError(
+                            f"{pair} at scale {self.scale}: {run} and {runs[0]} of {pairs[0]} "
+                            f"answered different questions of {name}; they cannot be compared "
+                            "pair by pair"
+                        )
+        return [
+            pool(pairs, [own.answers for own in of_run]) for of_run in zip(*outcomes, strict=True)
+        ]
+
+
+def _key(pair: str, run: str) -> tuple[str, str]:
+    """Pair and run, where a run of another pair is named ``<pair>/<run>``."""
+    other, separator, name = run.rpartition("/")
+    return (other, name) if separator else (pair, run)
 
 
 def _check_agreement(scores: RunScores, answers: Answers, where: str) -> None:

@@ -1,7 +1,7 @@
 """What training logs say of cost and of the controller, read leniently: what is absent is None.
 
 <results>/<scale>/training/<folder>/<run>/seed<k>.json
-{"family": "qwen2_vl",
+{"family": "qwen2_vl", "pair": "qwen2_vl_pair2",
  "parameters": 905000,
  "history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
  "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000,
@@ -104,8 +104,15 @@ def logs_path(results: str | Path, scale: str, folder: str, run: str) -> Path:
     return Path(results) / check_scale(scale) / "training" / folder / run
 
 
-def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[int, dict[str, Any]]:
+def read_logs(results: str | Path, scale: str, pair: str, run: str) -> dict[int, dict[str, Any]]:
     """A run's training logs by seed, whatever folder they lie in; empty if there is none.
+
+    Args:
+        results: the folder of all scales.
+        scale: which of them.
+        pair: the name of the run's pair, as in `replication.results.scores`; a family's name is
+            that of its first pair.
+        run: its name.
 
     Raises:
         InputError: for a log that is not JSON or not a mapping.
@@ -118,7 +125,7 @@ def read_logs(results: str | Path, scale: str, family: str, run: str) -> dict[in
         log = read_json(path)
         if not isinstance(log, dict):
             raise InputError(f"{path}: a training log is a mapping")
-        if log.get("family") == family:
+        if log.get("pair", log.get("family")) == pair:
             logs[int(name[1])] = log
     return dict(sorted(logs.items()))
 

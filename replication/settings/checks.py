@@ -25,15 +25,17 @@ from replication.base.validation import validate
 from replication.benchmarks import BENCHMARKS
 from replication.settings.ptq_methods import check_method
 from replication.settings.schema import (
+    KINDS,
+    LANGUAGE_FAMILY,
     PARAMS_FILE,
     REDUCED_ONLY,
+    REGIMES,
+    Group,
     Params,
     Run,
     Train,
     section,
 )
-
-_KINDS = ("teacher", "baseline")
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:
@@ -72,11 +74,14 @@ def check_architectures(params: Params) -> None:
     from transformers import AutoConfig
 
     parts: list[tuple[str, dict[str, Any], Any]] = []
-    for family, vision in section(params.vision, "vision").items():
-        config = AutoConfig.for_model(family_of(family).model_type)
-        for kind, models in (("teacher", params.teacher), ("baseline", params.baseline)):
-            parts.append((f"{kind}.{family}.text", models[family].text, config.get_text_config()))
-        parts.append((f"vision.{family}.config", vision.config, config.vision_config))
+    towers = section(params.vision, "vision")
+    for name, pair in params.pairs.items():
+        config = AutoConfig.for_model(family_of(pair.family).model_type)
+        for kind in KINDS:
+            text = params.settings_of(name, kind).text
+            parts.append((f"{kind}.{name}.text", text, config.get_text_config()))
+        if name in towers:
+            parts.append((f"vision.{name}.config", towers[name].config, config.vision_config))
     for where, values, known in parts:
         names = [entry.name for entry in dataclasses.fields(known)]
         for key in values:
@@ -104,44 +109,107 @@ def _sections(params: Params) -> Iterator[str]:
             yield f"scale {params.scale} takes no section {name!r}; remove it"
 
 
-def _families(params: Params) -> Iterator[str]:
-    sections: dict[str, Collection[str] | None] = {
-        "vision": params.vision,
-        "baseline": params.baseline,
-        "world.teacher_gap": params.world.teacher_gap,
-    }
-    for name, families in sections.items():
-        if families is not None and list(families) != params.families:
-            yield (
-                f"{name} names the families {', '.join(families)}, teacher names "
-                f"{', '.join(params.families)}; name the same ones, in the same order"
-            )
+def _pairs(params: Params) -> Iterator[str]:
+    yield from _once("families", params.families)
     for family in params.families:
         if fault := _fault(family_of, family):
-            yield f"teacher.{family}: {fault}"
+            yield f"families: {fault}"
+        if family not in params.pairs or params.pairs[family].family != family:
+            yield f"pairs lacks {family!r}, the first pair of that family; add it"
+    for name, pair in params.pairs.items():
+        yield from _name("pairs", name, ["language", REGIMES])
+        if pair.family not in params.families:
+            yield unknown(f"pairs.{name}.family {pair.family!r}", pair.family, params.families)
+    sections: dict[str, Collection[str] | None] = {
+        "teacher": params.teacher,
+        "baseline": params.baseline,
+        "methods": params.methods,
+    }
+    for section_name, pairs in sections.items():
+        if pairs is not None and sorted(pairs) != sorted(params.pairs):
+            yield (
+                f"{section_name} names the pairs {', '.join(pairs)}, the section pairs names "
+                f"{', '.join(params.pairs)}; name the same ones"
+            )
     for name in params.language or ():
-        if name not in _KINDS:
-            yield unknown(f"language.{name}", name, _KINDS)
+        if name not in KINDS:
+            yield unknown(f"language.{name}", name, KINDS)
     yield from _once("internals.families", params.internals.families, params.families)
 
 
 def _starts(params: Params) -> Iterator[str]:
-    models = [f"{family}/{kind}" for family in params.families for kind in _KINDS]
-    models += [f"language/{kind}" for kind in params.language or ()]
-    for kind in _KINDS:
-        for family, settings in getattr(params, kind).items():
-            where, start = f"{kind}.{family}", settings.start
+    for kind in KINDS:
+        for name, settings in getattr(params, kind).items():
+            where = f"{kind}.{name}"
             if settings.source is not None:
                 continue
             if params.scale == FULL_SCALE:
                 yield f"{where} lacks the key 'source', a published checkpoint; add it"
-            if settings.steps < 1 or not settings.text or start is None:
+            if settings.steps < 1 or not settings.text:
                 yield (
-                    f"{where} has neither a 'source' nor 'start', 'steps' and 'text' to train it; "
-                    "give one of them"
+                    f"{where} has neither a 'source' nor 'steps' and 'text' to train it; give one "
+                    "of them"
                 )
-            if start not in models or start == f"{family}/{kind}":
-                yield unknown(f"{where}.start {start!r}", start, models)
+    if params.scale == FULL_SCALE:
+        return
+    towers = section(params.vision, "vision")
+    if LANGUAGE_FAMILY not in towers:
+        yield f"vision lacks {LANGUAGE_FAMILY!r}, whose words the language models have; add it"
+    for name, pair in params.pairs.items():
+        if pair.vision not in towers:
+            yield unknown(f"pairs.{name}.vision {pair.vision!r}", pair.vision, towers)
+        if pair.vision != name:
+            lender = params.pairs.get(pair.vision or "")
+            if lender is None or (lender.family, lender.world) != (pair.family, pair.world):
+                yield (
+                    f"pairs.{name}.vision {pair.vision!r} is of another family or world; choose a "
+                    "pair of its own"
+                )
+        others = ["language", *(other for other in params.pairs if other != name)]
+        if pair.start not in others:
+            yield unknown(f"pairs.{name}.start {pair.start!r}", pair.start, others)
+    for name in towers:
+        if name not in params.pairs:
+            yield unknown(f"vision.{name}", name, params.pairs)
+
+
+def _portions(params: Params) -> Iterator[str]:
+    """Rows of the training conversations that are there, and labels that were written."""
+    if params.standins is None:
+        return
+    asked = {f"methods.{name}": portion for name, portion in (params.methods or {}).items()}
+    everything: dict[str, Any] = {
+        **asked,
+        **{f"{kind}.{n}": model for kind in KINDS for n, model in getattr(params, kind).items()},
+        **{f"runs.{name}": group for name, group in params.runs.items()},
+    }
+    if params.regimes is not None:
+        models = params.regimes.models
+        everything |= {f"{REGIMES}.models.{name}": model for name, model in models.items()}
+    total = params.standins.train
+    for where, portion in everything.items():
+        if portion.records is not None:
+            first, end = portion.records
+            if not first < end <= total:
+                yield (
+                    f"{where}.records is {portion.records}; give the first row and the one after "
+                    f"the last, of {total} (standins.train)"
+                )
+        if portion.labels == "noisy" and params.standins.wrong_labels == 0:
+            yield (
+                f"{where}.labels is 'noisy' and standins.wrong_labels is 0; give a share of wrong "
+                "answers, or clean labels"
+            )
+
+
+def _regimes(params: Params) -> Iterator[str]:
+    regimes = params.regimes
+    if regimes is None:
+        return
+    if regimes.pair not in params.pairs:
+        yield unknown(f"{REGIMES}.pair {regimes.pair!r}", regimes.pair, params.pairs)
+    for name in regimes.models:
+        yield from _name(f"{REGIMES}.models", name, KINDS)
 
 
 def _training(params: Params) -> Iterator[str]:
@@ -193,7 +261,7 @@ def _data(params: Params) -> Iterator[str]:
 def _groups(params: Params) -> Iterator[str]:
     """Folders and runs have names of their own: no folder that of a family or another folder, and
     no run that of another of its family."""
-    folders = ["language", *params.families]
+    folders = ["language", REGIMES, *params.pairs]
     owners: dict[tuple[str, str], str] = {}
     sections: dict[str, Any] = {"runs": params.runs, "ptq.groups": params.ptq.groups}
     for section_name, groups in sections.items():
@@ -201,18 +269,43 @@ def _groups(params: Params) -> Iterator[str]:
             where = f"{section_name}.{folder}"
             yield from _name(section_name, folder, folders)
             folders.append(folder)
-            if group.family not in params.families:
-                yield unknown(f"{where}.family {group.family!r}", group.family, params.families)
+            known = [*params.pairs, *([REGIMES] if section_name == "runs" else [])]
+            if group.pair not in known:
+                yield unknown(f"{where}.pair {group.pair!r}", group.pair, known)
             if not group.models:
                 yield f"{where}.models is empty; name at least one run"
             for name in group.models:
-                yield from _name(f"{where}.models", name, _KINDS)
-                owner = owners.setdefault((group.family, name), folder)
+                yield from _name(f"{where}.models", name, KINDS)
+                owner = owners.setdefault((params.owner_of(folder), name), folder)
                 if owner != folder:
                     yield (
-                        f"{where}.models.{name}: the family {group.family} has a run of this name "
+                        f"{where}.models.{name}: the pair {group.pair} has a run of this name "
                         f"in {owner}; choose another name"
                     )
+
+
+def _cells(params: Params) -> Iterator[str]:
+    """A group of the map says which teacher and baseline it has; another one cannot."""
+    for folder, group in params.runs.items():
+        where = f"runs.{folder}"
+        if group.pair != REGIMES:
+            for key in (*KINDS, "records", "labels"):
+                if getattr(group, key) is not None:
+                    yield f"{where} takes no key {key!r}; only groups of the pair {REGIMES} do"
+            continue
+        if params.regimes is None:
+            yield f"{where}.pair is {REGIMES!r}, and there is no section of this name; add it"
+        for kind in KINDS:
+            yield from _cell_model(params, group, kind, where)
+
+
+def _cell_model(params: Params, group: Group, kind: str, where: str) -> Iterator[str]:
+    assert params.regimes is not None
+    pair, further = params.regimes.pair, params.regimes.models
+    known = [f"{pair}/{kind}", *(f"{REGIMES}/{n}" for n, m in further.items() if m.like == kind)]
+    named = getattr(group, kind)
+    if named not in known:
+        yield unknown(f"{where}.{kind} {named!r}", named, known)
 
 
 def _runs(params: Params) -> Iterator[str]:
@@ -290,8 +383,8 @@ def _internals(params: Params) -> Iterator[str]:
 
 
 _CHECKS: tuple[Callable[[Params], Iterable[str]], ...] = (
-    *(_sections, _families, _starts, _training, _data, _groups, _runs, _ptq, _evaluation),
-    *(_tuning, _internals),
+    *(_sections, _pairs, _starts, _portions, _regimes, _training, _data, _groups, _cells, _runs),
+    *(_ptq, _evaluation, _tuning, _internals),
 )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grace.errors import InputError
-from replication.settings.schema import Params
+from replication.settings.schema import REGIMES, Group, Params, section
 
 
 def needed(path: Path, stage: str) -> Path:
@@ -38,23 +38,47 @@ def reading(path: Path, stage: str) -> Iterator[None]:
         ) from error
 
 
+def teacher_outputs_of(params: Params, group: Group) -> Path:
+    """Directory of the outputs that a group's runs are taught by: those of the pair, or a set of
+    the map's own where the teacher or the data are others. Groups that ask the same share it."""
+    layout, portion = Layout(params), params.portion_of(group)
+    pair = section(params.regimes, REGIMES).pair if group.pair == REGIMES else group.pair
+    teacher = params.model_of(group, "teacher")
+    if teacher == (pair, "teacher") and portion == section(params.methods, "methods")[pair]:
+        return layout.teacher_outputs(pair)
+    rows = portion.records or ["all"]
+    return layout.teacher_outputs(REGIMES) / "-".join(map(str, [*teacher, *rows, portion.labels]))
+
+
 class Layout:
     """Paths of one scale's data, models and results.
 
-    Models lie in folders: a family's own holds its teacher and baseline, and a group of runs has
-    one of its own.
+    Models lie in folders: a pair's own holds its teacher and baseline, the folder "regimes" the
+    map's further ones, and a group of runs has one of its own.
+
+    Args:
+        params: all parameters.
+        folder: the pair, or other folder of models, whose world's conversations and questions are
+            meant; by default those of the first.
     """
 
-    def __init__(self, params: Params) -> None:
+    def __init__(self, params: Params, folder: str | None = None) -> None:
+        world = "first" if folder is None else params.pair(params.pair_of(folder)).world
         self.data = Path("data") / params.scale
         self.models = Path("models") / params.scale
         self.results = Path("results") / params.scale
         self.recorded = Path("recorded")
+        self.benchmarks = self.world(world)
+
+    def world(self, name: str) -> Path:
+        """Directory of a world: its training conversations and evaluation sets."""
+        first = self.data / "standins"
+        return first if name == "first" else first / name
 
     @property
     def conversations(self) -> Path:
         """Training conversations."""
-        return self.data / "standins" / "train.parquet"
+        return self.benchmarks / "train.parquet"
 
     @property
     def published(self) -> Path:
@@ -64,28 +88,24 @@ class Layout:
     @property
     def texts(self) -> Path:
         """Conversations without images, which decoders learn first."""
-        return self.data / "standins" / "language.parquet"
+        return self.benchmarks / "language.parquet"
 
-    @property
-    def benchmarks(self) -> Path:
-        """Directory of the evaluation sets."""
-        return self.data / "standins"
+    def processor(self, pair: str) -> Path:
+        """Tokenizer, image processor and chat template, by the pair that has them."""
+        return self.models / pair / "processor"
 
-    def processor(self, family: str) -> Path:
-        """Tokenizer, image processor and chat template of a family."""
-        return self.models / family / "processor"
+    def vision(self, pair: str) -> Path:
+        """Weights of a pretrained vision tower, by the pair that has it."""
+        return self.models / pair / "vision.safetensors"
 
-    def vision(self, family: str) -> Path:
-        """Weights of a family's pretrained vision tower."""
-        return self.models / family / "vision.safetensors"
+    def features(self, pair: str) -> Path:
+        """Frozen vision features of the training images, by the pair that has the tower."""
+        return self.data / pair / "features.npy"
 
-    def features(self, family: str) -> Path:
-        """Frozen vision features of the training images."""
-        return self.data / family / "features.npy"
-
-    def teacher_outputs(self, family: str) -> Path:
-        """Directory of the teacher's outputs on the training data."""
-        return self.data / family / "teacher_outputs"
+    def teacher_outputs(self, pair: str) -> Path:
+        """Directory of the outputs of a pair's teacher on the methods' data; of the pair "regimes"
+        one for each set that a group asks for."""
+        return self.data / pair / "teacher_outputs"
 
     def model(self, folder: str, name: str) -> Path:
         """Directory of a model: ``teacher``, ``baseline``, or a run (one directory a seed)."""

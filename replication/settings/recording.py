@@ -22,7 +22,7 @@ from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import outcomes_path, validate_scores, write_scores
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE, Params
+from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE, REGIMES, Params
 from replication.settings.workspace import alone, outdated, prepare, run_dvc
 
 HEADLINE = "_runs"
@@ -60,7 +60,7 @@ def recorded_params(
         raise InputError(f"scale {FULL_SCALE} cannot be recorded by this version; choose another")
     if seeds < 1:
         raise InputError(f"--seeds is {seeds}; give at least 1")
-    _keep_families(params, list(params["teacher"]) if families is None else list(families))
+    _keep_families(params, params["families"] if families is None else list(families))
     for name, group in params["runs"].items():
         if name.endswith(HEADLINE):
             for run in group["models"].values():
@@ -70,24 +70,30 @@ def recorded_params(
 
 
 def _keep_families(params: dict[str, Any], families: list[str]) -> None:
-    known = list(params["teacher"])
+    known = params["families"]
     for family in families:
         if family not in known:
             raise InputError(unknown(f"family {family!r}", family, known))
-        for kind in ("teacher", "baseline"):
-            start = params[kind][family]["start"].partition("/")[0]
-            start = LANGUAGE_FAMILY if start == "language" else start
-            if start not in families:
-                raise InputError(f"the {kind} of {family} starts from {start}; name it, too")
-    by_family = [params[name] for name in ("vision", "teacher", "baseline")]
-    for section in (*by_family, params["world"]["teacher_gap"]):
-        for family in set(known) - set(families):
-            del section[family]
+    pairs = {name: p for name, p in params["pairs"].items() if p["family"] in families}
+    for name, pair in pairs.items():
+        start = LANGUAGE_FAMILY if pair["start"] == "language" else pair["start"]
+        if start not in pairs:
+            raise InputError(f"the pair {name} starts from {start}; name its family, too")
+    params["families"] = [family for family in known if family in families]
+    for section in (params["vision"], params["teacher"], params["baseline"], params["methods"]):
+        for pair in set(section) - set(pairs):
+            del section[pair]
+    params["pairs"] = pairs
     observed = params["internals"]["families"]
     params["internals"]["families"] = [family for family in observed if family in families]
-    folders = set(families)
+    kept = {*pairs}
+    if params.get(REGIMES) is not None and params[REGIMES]["pair"] in pairs:
+        kept.add(REGIMES)
+    else:
+        params.pop(REGIMES, None)
+    folders = set(kept)
     for section in (params["runs"], params["ptq"]["groups"]):
-        for name in [name for name, group in section.items() if group["family"] not in families]:
+        for name in [name for name, group in section.items() if group["pair"] not in kept]:
             del section[name]
         folders |= set(section)
     evaluated = params["evaluate"]["benchmarks"]
@@ -98,9 +104,10 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
 def training_stages(params: Params) -> list[str]:
     """The stages that train, and those that need neither lmms-eval nor a quantizer's library."""
     language = [f"language@{name}" for name in params.language or ()]
-    by_family = ("teacher", "baseline", "gate_covariance")
-    models = [f"{stage}@{family}" for stage in by_family for family in params.families]
-    return [*language, *models, *(f"train@{group}" for group in params.runs)]
+    pairs = [f"pairs@{pair}" for pair in params.pairs]
+    regimes = [] if params.regimes is None else [REGIMES]
+    gates = [f"gate_covariance@{family}" for family in params.families]
+    return [*language, *pairs, *regimes, *gates, *(f"train@{group}" for group in params.runs)]
 
 
 def evaluation_stages(params: Params) -> list[str]:

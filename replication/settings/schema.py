@@ -23,7 +23,13 @@ PARAMS_FILE = Path("params.yaml")
 LANGUAGE_FAMILY = "qwen2_vl"
 """The family whose decoders are trained on text; other families' models start from its models."""
 
-REDUCED_ONLY = ("standins", "vision", "features", "language")
+REGIMES = "regimes"
+"""The section, and the folder, of the map's further models; a group may name it as its pair."""
+
+KINDS = ("teacher", "baseline")
+"""The two models of a pair."""
+
+REDUCED_ONLY = ("standins", "vision", "features", "language", "methods")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
@@ -31,6 +37,9 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 Preset = Literal["paper", "released"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["auto", "bfloat16", "float32"]
+World = Literal["first", "second"]
+Labels = Literal["clean", "noisy"]
+Records = Annotated[list[Natural], Field(min_length=2, max_length=2)]
 Optimizer = Literal["adamw_torch_fused", "adamw_bnb_8bit"]
 
 PRESETS: tuple[str, ...] = typing.get_args(Preset)
@@ -58,7 +67,7 @@ class Standins:
         clutter: grey dots in empty cells.
         poorest: how poor the poorest image is, from 0 (all are good) to 1.
         wrong_labels: share of wrong answers in the corpus's noisy column.
-        world: which things there are: "first" or "second".
+        world: which things there are. The stage writes every world that a pair sees.
         vocab_size: most words of the tokenizer.
     """
 
@@ -79,12 +88,43 @@ class Standins:
     vocab_size: Positive
     poorest: Share = 0.0
     wrong_labels: Share = 0.0
-    world: Literal["first", "second"] = "first"
+    world: World = "first"
+
+
+@record
+class Pair:
+    """One teacher and one baseline of a family, and the world they see.
+
+    Attributes:
+        family: of both. The pair that has its family's name is the family's first.
+        vision: the pair whose processor, vision tower and features they use.
+        start: where their decoders start: a pair, or "language".
+        world: "first", or "second": other shapes, colours, layouts and words.
+    """
+
+    family: Text
+    vision: Text | None = None
+    start: Text | None = None
+    world: World = "first"
+
+
+@record
+class Portion:
+    """What a model is trained on.
+
+    Attributes:
+        records: the first row of the training conversations, and the one after the last; None for
+            all.
+        labels: "clean", or "noisy": with wrong answers among them.
+    """
+
+    records: Records | None = None
+    labels: Labels = "clean"
 
 
 @record
 class Vision:
-    """Pretraining of a family's vision tower.
+    """Pretraining of a pair's vision tower.
 
     Attributes:
         seed: of weights and draws.
@@ -173,7 +213,7 @@ class Data:
 class Language:
     """Training of a decoder on text alone, before it meets images.
 
-    Its shape is that of the model of the same name in the family ``LANGUAGE_FAMILY``.
+    Its shape is that of the model of the same name in the pair ``LANGUAGE_FAMILY``.
 
     Attributes:
         seed: of weights and draws.
@@ -194,7 +234,7 @@ class Language:
 
 @record
 class Pretraining:
-    """A teacher or baseline: trained here (``start``, ``steps``, ``text``), or a ``source``.
+    """A teacher or baseline: trained here (``steps``, ``text``), or a ``source``.
 
     Attributes:
         seed: of weights and draws.
@@ -203,7 +243,9 @@ class Pretraining:
         learning_rate: at the highest.
         warmup_ratio: share of the steps in which the learning rate rises.
         weight_decay: of the optimizer.
-        start: the model whose decoder it starts from, as ``<folder>/<model>``.
+        records: the first row of the training conversations, and the one after the last; None for
+            all.
+        labels: "clean", or "noisy": with wrong answers among them.
         text: keys of the decoder's configuration class in transformers.
         source: a published checkpoint: a repository on the hub, or a local directory.
     """
@@ -214,14 +256,47 @@ class Pretraining:
     learning_rate: Amount = 0.0
     warmup_ratio: Share = 0.05
     weight_decay: Amount = 0.0
-    start: Text | None = None
+    records: Records | None = None
+    labels: Labels = "clean"
     text: dict[Text, Any] = field(default_factory=dict)
     source: Text | None = None
 
 
 @record
+class FurtherModel:
+    """A further teacher or baseline, for the map; what is None is as in the pair.
+
+    Attributes:
+        like: the model of the pair whose shape, start and settings it has.
+        records: as in `Pretraining`.
+        labels: as in `Pretraining`.
+        steps: optimizer steps.
+        seed: of weights and draws.
+    """
+
+    like: Literal["teacher", "baseline"]
+    records: Records | None = None
+    labels: Labels | None = None
+    steps: Positive | None = None
+    seed: Natural | None = None
+
+
+@record
+class Regimes:
+    """Teachers and baselines of other data than a pair's, for the map of regimes.
+
+    Attributes:
+        pair: whose shapes, starts and features they have.
+        models: by name.
+    """
+
+    pair: Text
+    models: dict[Text, FurtherModel]
+
+
+@record
 class TeacherOutputs:
-    """The teacher's outputs on the training data, computed once.
+    """A teacher's outputs on the methods' data, computed once.
 
     Attributes:
         batch_size: conversations in a forward pass.
@@ -326,15 +401,24 @@ class Run:
 
 @record
 class Group:
-    """Runs of one family that are trained, and evaluated, in one stage.
+    """Runs of one teacher and baseline that are trained, and evaluated, in one stage.
 
     Attributes:
-        family: of the models.
+        pair: whose teacher and baseline they are; or "regimes", and then ``teacher`` and
+            ``baseline`` say which, as ``<folder>/<model>``.
         models: runs by name.
+        teacher: in a regime alone.
+        baseline: in a regime alone.
+        records: in a regime alone: what the runs are trained on, in place of the section methods.
+        labels: in a regime alone, as ``records``.
     """
 
-    family: Text
+    pair: Text
     models: dict[Text, Run]
+    teacher: Text | None = None
+    baseline: Text | None = None
+    records: Records | None = None
+    labels: Labels | None = None
 
 
 @record
@@ -365,14 +449,14 @@ class PtqModel:
 
 @record
 class PtqGroup:
-    """Quantizations of one family's model ``baseline``, made and evaluated in one stage.
+    """Quantizations of a pair's model ``baseline``, made and evaluated in one stage.
 
     Attributes:
-        family: of the models.
+        pair: whose baseline it is.
         models: quantizations by name.
     """
 
-    family: Text
+    pair: Text
     models: dict[Text, PtqModel]
 
 
@@ -583,10 +667,15 @@ class Params:
 
     Attributes:
         scale: "smoke", "small" or "paper".
+        families: in order; each has a pair of its name.
+        pairs: by name.
+        methods: by pair, what the runs are trained on.
         arithmetic: what training computes in; "auto" is what the machine multiplies natively.
     """
 
     scale: Scale
+    families: list[Text]
+    pairs: dict[Text, Pair]
     teacher: dict[Text, Pretraining]
     baseline: dict[Text, Pretraining]
     teacher_outputs: TeacherOutputs
@@ -608,6 +697,8 @@ class Params:
     vision: dict[Text, Vision] | None = None
     features: Features | None = None
     language: dict[Text, Language] | None = None
+    methods: dict[Text, Portion] | None = None
+    regimes: Regimes | None = None
     data: Data | None = None
 
     def subset(self, *names: str) -> dict[str, Any]:
@@ -635,11 +726,6 @@ class Params:
             values[name] = value
         return values
 
-    @property
-    def families(self) -> list[str]:
-        """The model families, in order."""
-        return list(self.teacher)
-
     def group(self, name: str) -> Group:
         """A group of runs.
 
@@ -656,32 +742,50 @@ class Params:
         Raises:
             InputError: if it is not.
         """
-        if name not in self.teacher:
-            raise InputError(unknown(f"family {name!r}", name, self.teacher))
+        if name not in self.families:
+            raise InputError(unknown(f"family {name!r}", name, self.families))
         return name
 
-    def find_run(self, family: str, name: str) -> tuple[str, Run]:
-        """A family's run and the group it is in.
+    def pair(self, name: str) -> Pair:
+        """A pair by its name; for "regimes" the one that the further models resemble.
 
         Raises:
-            InputError: when no group of the family has it.
+            InputError: for an unknown name.
+        """
+        key = self.regimes.pair if name == REGIMES and self.regimes is not None else name
+        if key not in self.pairs:
+            raise InputError(unknown(f"pair {name!r}", name, self.pairs))
+        return self.pairs[key]
+
+    def pairs_of(self, family: str, world: str = "first") -> list[str]:
+        """The names of a family's pairs in a world, in order."""
+        of = ((pair.family, pair.world) for pair in self.pairs.values())
+        return [name for name, own in zip(self.pairs, of, strict=True) if own == (family, world)]
+
+    def find_run(self, pair: str, name: str) -> tuple[str, Run]:
+        """A pair's run and the group it is in.
+
+        Raises:
+            InputError: when no group of the pair has it.
         """
         for folder, group in self.runs.items():
-            if group.family == family and name in group.models:
+            if group.pair == pair and name in group.models:
                 return folder, group.models[name]
         raise InputError(
-            f"no group of runs of {family} has a run {name!r}; add it to the section runs"
+            f"no group of runs of {pair} has a run {name!r}; add it to the section runs"
         )
 
     @property
     def folders(self) -> dict[str, str]:
-        """Folders of models and their families: the families' own, and the groups'."""
+        """Folders of models and their pairs: the pairs' own, the groups', and that of the map's
+        further models, whose pair is "regimes"."""
         groups: dict[str, Any] = {**self.runs, **self.ptq.groups}
-        own = {family: family for family in self.families}
-        return own | {name: group.family for name, group in groups.items()}
+        own = {pair: pair for pair in self.pairs}
+        further = {} if self.regimes is None else {REGIMES: REGIMES}
+        return own | further | {name: group.pair for name, group in groups.items()}
 
-    def family_of(self, folder: str) -> str:
-        """The family of the models in a folder.
+    def pair_of(self, folder: str) -> str:
+        """The name of the pair of the models in a folder.
 
         Raises:
             InputError: for an unknown folder.
@@ -689,6 +793,55 @@ class Params:
         if folder not in self.folders:
             raise InputError(unknown(f"folder {folder!r}", folder, self.folders))
         return self.folders[folder]
+
+    def family_of(self, folder: str) -> str:
+        """The family of the models in a folder.
+
+        Raises:
+            InputError: for an unknown folder.
+        """
+        return self.pair(self.pair_of(folder)).family
+
+    def owner_of(self, folder: str) -> str:
+        """The name that a folder's results go by: its pair, in which a run's name is the only one
+        of its kind; the groups of the map, whose runs have the same names, go by their own."""
+        pair = self.pair_of(folder)
+        return folder if pair == REGIMES else pair
+
+    def model_of(self, group: Group, kind: str) -> tuple[str, str]:
+        """Folder and name of a group's teacher or baseline."""
+        named = group.teacher if kind == "teacher" else group.baseline
+        if named is None:
+            return group.pair, kind
+        folder, _, name = named.partition("/")
+        return folder, name
+
+    def settings_of(self, folder: str, name: str) -> Pretraining:
+        """How a pair's teacher or baseline, or a further model of the map, is trained.
+
+        Raises:
+            InputError: for an unknown model.
+        """
+        if folder == REGIMES and self.regimes is not None:
+            if name not in self.regimes.models:
+                raise InputError(unknown(f"regimes.models {name!r}", name, self.regimes.models))
+            model = self.regimes.models[name]
+            own = {
+                key: value
+                for key in ("records", "labels", "steps", "seed")
+                if (value := getattr(model, key)) is not None
+            }
+            return dataclasses.replace(self.settings_of(self.regimes.pair, model.like), **own)
+        models = self.teacher if name == "teacher" else self.baseline
+        if name not in KINDS or folder not in models:
+            raise InputError(unknown(f"model {folder}/{name}", folder, models))
+        return models[folder]
+
+    def portion_of(self, group: Group) -> Portion:
+        """What a group's runs are trained on."""
+        pair = section(self.regimes, REGIMES).pair if group.pair == REGIMES else group.pair
+        methods = section(self.methods, "methods")[pair]
+        return Portion(group.records or methods.records, group.labels or methods.labels)
 
 
 T = typing.TypeVar("T")

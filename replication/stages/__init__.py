@@ -24,6 +24,7 @@ NOT_AT_FULL_SCALE = {
     "features": "images are read and encoded while the student is trained",
     "language": "published checkpoints bring their own language model",
     "teacher_outputs": _LIVE,
+    "regimes": "its models are small",
     "gate_covariance": _LIVE,
     "examples": "it shows stand-in questions",
     "export": "it asks stand-in questions",
@@ -31,7 +32,7 @@ NOT_AT_FULL_SCALE = {
     "world": "it measures the small world",
 }
 """Stages that scale paper has no use for, and why."""
-_GUARDED = ("teacher", "baseline", "conversations", "train", "evaluate")
+_GUARDED = ("pairs", "conversations", "train", "evaluate")
 """Stages of hours, which are not begun where they could not end."""
 
 

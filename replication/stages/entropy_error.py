@@ -15,7 +15,7 @@ def main(params: Params, name: str) -> None:
     layout = Layout(params)
     teacher = layout.model(params.known_family(name), "teacher")
     check_model_directory(teacher)
-    questions = questions_of(params, [BENCHMARK])
+    questions = questions_of(params, [BENCHMARK], name)
     write_record(
         params,
         "entropy_error",

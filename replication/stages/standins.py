@@ -1,25 +1,35 @@
-"""Stage ``standins``: the training conversations and the evaluation sets of the small world.
+"""Stage ``standins``: the training conversations and the evaluation sets of the small world, and
+of the second one where a pair sees it.
 
 Training and evaluation share no scene: a scene's content decides its split.
 """
 
+import dataclasses
+from pathlib import Path
+
 from replication.data.world.benchmarks import SKILLS, write_benchmark
 from replication.data.world.corpus import drawing_of, write_language_set, write_training_set
 from replication.settings.paths import Layout
-from replication.settings.schema import Params, section
+from replication.settings.schema import Params, Standins, section
 from replication.stages import stage
 
 
 @stage
 def main(params: Params) -> None:
-    layout, world = Layout(params), section(params.standins, "standins")
-    layout.benchmarks.mkdir(parents=True, exist_ok=True)
-    write_language_set(layout.texts, world)
-    write_training_set(layout.conversations, world)
+    layout, settings = Layout(params), section(params.standins, "standins")
+    for name in dict.fromkeys(["first", *(pair.world for pair in params.pairs.values())]):
+        write_world(layout.world(name), dataclasses.replace(settings, world=name))
+
+
+def write_world(folder: Path, world: Standins) -> None:
+    """Write one world's training conversations and evaluation sets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_language_set(folder / "language.parquet", world)
+    write_training_set(folder / "train.parquet", world)
     for name in SKILLS:
         write_benchmark(
             name,
-            layout.benchmarks / f"{name}.parquet",
+            folder / f"{name}.parquet",
             split="evaluation",
             count=world.evaluation,
             seed=world.seed,

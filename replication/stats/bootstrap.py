@@ -6,6 +6,11 @@ over benchmarks is the mean of the benchmarks' means, whatever their sizes. Wher
 seeds, a resample also draws seeds (questions and seeds are crossed: every seed answered every
 question). Runs trained with the same seeds share the seed draw.
 
+Where the runs are of several pairs of teacher and baseline, the score is the mean over pairs of the
+mean over seeds, and a resample also draws pairs, the same for all runs, and in every pair that it
+drew its seeds. Two pairs are a sample of two: such an interval is wider than that of one pair and
+still too short where pairs differ much more than questions and seeds do.
+
 What makes it fast: answers take few values, so a benchmark's questions fall into few *patterns*
 (for two runs: both right, only the first, only the second, neither). A bootstrap resample of the
 questions is a multinomial draw of the patterns' counts, exactly.
@@ -23,7 +28,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,26 +50,64 @@ class Answers:
 
     Attributes:
         seeds: of the trainings, in the order of the rows.
-        values: by benchmark, an array (seeds, questions) of credits in [0, 1]. Question j of a
+        values: by benchmark, an array (trainings, questions) of credits in [0, 1]. Question j of a
             benchmark is the same question in every run that is compared.
+        pairs: that the trainings are of, in the order of the rows, those of a pair together; empty
+            where all are of one.
     """
 
     seeds: tuple[int, ...]
     values: Mapping[str, np.ndarray]
+    pairs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.seeds
+        assert not self.pairs or len(self.pairs) == len(self.seeds)
         for array in self.values.values():
             assert array.ndim == 2 and array.shape[0] == len(self.seeds)
             assert np.all(np.isfinite(array))
 
+    def rows(self) -> dict[str, slice]:
+        """The rows of every pair, by its name; "" where all are of one."""
+        if not self.pairs:
+            return {"": slice(0, len(self.seeds))}
+        names = list(dict.fromkeys(self.pairs))
+        starts = [self.pairs.index(name) for name in names]
+        return {
+            name: slice(start, start + self.pairs.count(name))
+            for name, start in zip(names, starts, strict=True)
+        }
+
+    def benchmark_score(self, benchmark: str) -> float:
+        """Mean over pairs of the mean over seeds and questions, in percent."""
+        values = self.values[benchmark]
+        return float(np.mean([100.0 * values[rows].mean() for rows in self.rows().values()]))
+
     def score(self, benchmarks: Sequence[str]) -> float:
-        """Mean over benchmarks of the mean over seeds and questions, in percent."""
-        return float(np.mean([100.0 * self.values[name].mean() for name in benchmarks]))
+        """The mean of several benchmarks' scores."""
+        return float(np.mean([self.benchmark_score(name) for name in benchmarks]))
 
     def seed_scores(self, benchmarks: Sequence[str]) -> np.ndarray:
-        """The same for each seed, (seeds,)."""
+        """Score of each training, (trainings,)."""
         return np.mean([100.0 * self.values[name].mean(axis=1) for name in benchmarks], axis=0)
+
+
+def pool(pairs: Sequence[str], answers: Sequence[Answers]) -> Answers:
+    """One run's answers in several pairs together, to the same questions; of one pair as they are.
+
+    Args:
+        pairs: their names.
+        answers: of each.
+    """
+    assert len(pairs) == len(answers) > 0
+    if len(pairs) == 1:
+        return answers[0]
+    shared = [name for name in answers[0].values if all(name in own.values for own in answers)]
+    return Answers(
+        tuple(seed for own in answers for seed in own.seeds),
+        {name: np.concatenate([own.values[name] for own in answers]) for name in shared},
+        tuple(pair for pair, own in zip(pairs, answers, strict=True) for _ in own.seeds),
+    )
 
 
 class Resamples(NamedTuple):
@@ -111,16 +154,57 @@ def _resampled_means(columns: np.ndarray, resamples: int, rng: np.random.Generat
     return np.concatenate(drawn)
 
 
-def _resampled_seeds(scores: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """Means over drawn seeds: of scores (resamples, seeds) and picks (resamples, seeds).
+def _spread(scores: np.ndarray) -> np.ndarray:
+    """Scores (..., count) with their deviations from the mean scaled by sqrt(count/(count-1)).
 
-    The seeds' deviations are scaled by sqrt(S/(S-1)), which makes their resampled variance the
-    unbiased one; without it, two seeds would show half of it.
+    It makes the variance of their resampled mean the unbiased one; without it, two of them would
+    show half of it.
     """
-    count = scores.shape[1]
-    centre = scores.mean(axis=1, keepdims=True)
-    spread = centre + (scores - centre) * math.sqrt(count / (count - 1))
-    return np.take_along_axis(spread, picks, axis=1).mean(axis=1)
+    count = scores.shape[-1]
+    centre = scores.mean(axis=-1, keepdims=True)
+    return centre + (scores - centre) * math.sqrt(count / (count - 1))
+
+
+class _Draws:
+    """Which pairs and seeds every resample takes; runs of the same pairs or seeds share them."""
+
+    def __init__(self, rng: np.random.Generator, resamples: int) -> None:
+        self._rng, self._resamples = rng, resamples
+        self._known: dict[tuple[Any, ...], np.ndarray] = {}
+
+    def picks(self, count: int, *key: Any) -> np.ndarray:
+        """Positions of a sample of `count` out of as many, (resamples, count)."""
+        if key not in self._known:
+            self._known[key] = self._rng.integers(count, size=(self._resamples, count))
+        return self._known[key]
+
+    def mean(self, scores: np.ndarray, run: Answers) -> np.ndarray:
+        """A run's resampled score, (resamples,), of its trainings' (resamples, trainings)."""
+        rows = run.rows()
+        if len(rows) == 1:
+            return self._seeds(scores, run.seeds)
+        own = {pair: scores[:, part] for pair, part in rows.items()}
+        means = np.stack([of_pair.mean(axis=1) for of_pair in own.values()], axis=1)
+        pairs = self.picks(len(own), tuple(own))
+        total = np.take_along_axis(_spread(means), pairs, axis=1)
+        for place in range(len(own)):  # every pair that was drawn draws its own seeds
+            drawn = np.stack(
+                [
+                    self._seeds(of_pair, run.seeds[rows[pair]], pair, place)
+                    for pair, of_pair in own.items()
+                ],
+                axis=1,
+            )
+            moved = np.take_along_axis(drawn - means, pairs[:, place : place + 1], axis=1)
+            total[:, place] += moved[:, 0]
+        return total.mean(axis=1)
+
+    def _seeds(self, scores: np.ndarray, seeds: tuple[int, ...], *key: Any) -> np.ndarray:
+        """Means over drawn seeds, (resamples,), of scores (resamples, seeds)."""
+        if len(seeds) == 1:
+            return scores[:, 0]
+        picks = self.picks(len(seeds), seeds, *key)
+        return np.take_along_axis(_spread(scores), picks, axis=1).mean(axis=1)
 
 
 def bootstrap_benchmarks(
@@ -131,9 +215,10 @@ def bootstrap_benchmarks(
 ) -> Resamples:
     """Paired, stratified, hierarchical bootstrap of several runs' scores on each benchmark.
 
-    With S > 1 seeds a resample draws S of them with replacement, the same for every benchmark. The
-    point is not affected. With very few seeds a percentile interval is still somewhat short. A run
-    of one seed contributes no spread over seeds.
+    With S > 1 seeds a resample draws S of them with replacement, the same for every benchmark, and
+    with P > 1 pairs P of them, and in each of these its seeds. The point is not affected. With very
+    few seeds or pairs a percentile interval is still somewhat short. A run of one seed contributes
+    no spread over seeds.
 
     Args:
         runs: answers to the same questions.
@@ -157,20 +242,15 @@ def bootstrap_benchmarks(
         columns = np.concatenate([run.values[name] for run in runs]).T.astype(np.float64)
         drawn.append(100.0 * _resampled_means(columns, resamples, rng))
 
-    picks: dict[tuple[int, ...], np.ndarray] = {}
+    draws = _Draws(rng, resamples)
     scores = np.empty((resamples, len(runs), len(benchmarks)))
     start = 0
     for index, run in enumerate(runs):
-        count = len(run.seeds)
-        if count > 1 and run.seeds not in picks:
-            picks[run.seeds] = rng.integers(count, size=(resamples, count))
+        end = start + len(run.seeds)
         for position, means in enumerate(drawn):
-            own = means[:, start : start + count]
-            scores[:, index, position] = (
-                own[:, 0] if count == 1 else _resampled_seeds(own, picks[run.seeds])
-            )
-        start += count
-    points = [[100.0 * run.values[name].mean() for name in benchmarks] for run in runs]
+            scores[:, index, position] = draws.mean(means[:, start:end], run)
+        start = end
+    points = [[run.benchmark_score(name) for name in benchmarks] for run in runs]
     return Resamples(np.array(points), scores)
 
 

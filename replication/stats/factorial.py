@@ -124,11 +124,17 @@ def seed_pairs(first: Answers, second: Answers) -> list[tuple[int, int]]:
     """Which rows of two runs' answers are compared.
 
     Equal seeds where both have the same seeds, otherwise every seed of the one with every seed of
-    the other.
+    the other; always of one pair of teacher and baseline.
     """
-    if first.seeds == second.seeds:
+    if (first.pairs, first.seeds) == (second.pairs, second.seeds):
         return [(index, index) for index in range(len(first.seeds))]
-    return [(i, j) for i in range(len(first.seeds)) for j in range(len(second.seeds))]
+    own, other = first.rows(), second.rows()
+    return [
+        (i, j)
+        for pair, rows in own.items()
+        for i in range(rows.start, rows.stop)
+        for j in range(other[pair].start, other[pair].stop)
+    ]
 
 
 def disagreement(run: Answers, against: Answers, benchmarks: Sequence[str]) -> Answers:
@@ -143,7 +149,9 @@ def disagreement(run: Answers, against: Answers, benchmarks: Sequence[str]) -> A
         name: np.stack([np.abs(run.values[name][i] - against.values[name][j]) for i, j in pairs])
         for name in benchmarks
     }
-    return Answers(tuple(range(len(pairs))), values)
+    return Answers(
+        tuple(range(len(pairs))), values, tuple(run.pairs[i] for i, _ in pairs if run.pairs)
+    )
 
 
 def worst_loss(

@@ -16,28 +16,66 @@ from transformers import TrainingArguments
 
 from grace import models
 from grace.data import Collator, ConversationDataset
+from grace.errors import InputError
 from grace.training import GraceTrainer, MethodConfig, Teacher, save_student
 from grace.training.distributed import load_weights, under_deepspeed
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
+from replication.settings.schema import Labels, Params, Portion
 
 ORIGIN_FILE = "origin.json"
 
 
 def load_training_data(
-    layout: Layout, family: str, processor: Any, config: Any
+    params: Params, pair: str, portion: Portion, processor: Any, config: Any
 ) -> ConversationDataset:
-    """The training conversations with a family's precomputed vision features.
+    """Training conversations of a pair's world with the precomputed vision features.
+
+    Args:
+        params: the parameters of a reduced scale.
+        pair: its name, or "regimes".
+        portion: which of the conversations, and with which labels.
+        processor: the model's.
+        config: the model's.
 
     Raises:
         InputError: when either is missing or they do not belong together.
     """
-    needed(layout.conversations, "standins")
-    path = layout.features(family)
+    layout = Layout(params, pair)
+    source = conversations(needed(layout.conversations, "standins"), portion.labels)
+    path = layout.features(str(params.pair(pair).vision))
     with reading(path, "features"):
         features = np.load(path, mmap_mode="c")
-    return ConversationDataset(layout.conversations, processor, config, vision_features=features)
+    rows = None if portion.records is None else range(*portion.records)
+    return ConversationDataset(source, processor, config, records=rows, vision_features=features)
+
+
+def conversations(path: Path, labels: Labels) -> Any:
+    """What `ConversationDataset` reads: the file itself, or its column of noisy conversations in
+    the place of the clean ones, beside the same images.
+
+    Raises:
+        InputError: when the file cannot be read, or has no noisy conversations.
+    """
+    if labels == "clean":
+        return path
+    import datasets
+    import pyarrow.parquet as pq
+
+    with reading(path, "standins"):
+        if "noisy" not in pq.read_schema(path).names:
+            raise InputError(
+                f"{str(path)!r} has no column 'noisy', which labels: noisy asks for; run the stage "
+                "standins again"
+            )
+        table = pq.read_table(path, columns=["id", "image", "noisy"])
+        state = path.stat()
+    mark = f"{path.resolve()} {state.st_size} {state.st_mtime_ns}"
+    return datasets.Dataset(
+        datasets.table.InMemoryTable(table.rename_columns(["id", "image", "conversations"])),
+        fingerprint=hashlib.sha256(mark.encode()).hexdigest(),
+    )
 
 
 def fit(
@@ -50,6 +88,7 @@ def fit(
     origin: dict[str, str],
     scratch: Path,
     log: Path,
+    pair: str | None = None,
     finish: Callable[[GraceTrainer], None] | None = None,
 ) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
@@ -71,6 +110,7 @@ def fit(
             ones among them (``parameters``), the controller's bounds, what of the published data
             did not fit (``data``), and what the training took (``cost``; None if it was
             interrupted).
+        pair: The name that the log goes by; see ``replication.results.training_logs``.
         finish: Called when training is complete, while its last checkpoint is still there.
 
     Returns:
@@ -84,7 +124,7 @@ def fit(
     )
     arguments = training_arguments(settings, scratch)
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    record = _record(model, data, method, settings)
+    record = _record(model, data, method, settings) | ({} if pair is None else {"pair": pair})
     last = _take_up(trainer, scratch, origin)
     if last is not None:
         state = json.loads((last / "trainer_state.json").read_text())

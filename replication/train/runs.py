@@ -1,4 +1,4 @@
-"""Training of the named runs: a group, every seed of each, from their family's baseline.
+"""Training of the named runs: a group, every seed of each, from their pair's baseline.
 
 What is there already and follows from the same parameters, data and code is kept: a changed run
 is trained again, and the others of its group are not.
@@ -13,12 +13,12 @@ import torch
 
 from grace.distillation import DistillationConfig
 from grace.errors import InputError
-from grace.models import check_model_directory, family_of, load_model, load_processor
+from grace.models import check_model_directory, load_model, load_processor
 from grace.quantization import QuantSpec
 from grace.training import TEACHER_METHODS
 from replication.base.code import code_hash
 from replication.base.workers import run_all
-from replication.settings.paths import Layout, needed
+from replication.settings.paths import Layout, needed, teacher_outputs_of
 from replication.settings.schema import Params, Run, Train
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
 
 
 def load_student(baseline: Path, method: "MethodConfig", seed: int) -> Any:
-    """A family's baseline, prepared for a method; all random draws follow from the seed."""
+    """A pair's baseline, prepared for a method; all random draws follow from the seed."""
     from grace.training import prepare_student
 
     torch.manual_seed(seed)
@@ -88,15 +88,16 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     from replication.train.shuffled_teacher import ShuffledTeacher
 
     layout, folder = Layout(params), params.group(group)
-    family, run = folder.family, folder.models[name]
+    run = folder.models[name]
     method = method_config(params.train, run)
-    path = layout.model(family, "baseline")
+    path = layout.model(*params.model_of(folder, "baseline"))
     processor = load_processor(path)
     model = load_student(path, method, seed)
-    data = load_training_data(layout, family, processor, model.config)
+    portion = params.portion_of(folder)
+    data = load_training_data(params, folder.pair, portion, processor, model.config)
     teacher: Any = None
     if method.needs_teacher:
-        teacher = CachedTeacher(layout.teacher_outputs(family), samples=len(data))
+        teacher = CachedTeacher(teacher_outputs_of(params, folder), samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
@@ -106,7 +107,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     target, log = layout.trained(group, name, seed), layout.training_log(group, name, f"seed{seed}")
     if log.is_file() and read_origin(target) == origin:
         return
-    with family_of(family).take_vision_features(model):
+    with data.family.take_vision_features(model):
         fit(
             model,
             data,
@@ -116,22 +117,24 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
             origin=origin,
             scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
             log=log,
+            pair=params.owner_of(group),
             finish=lambda _: save_trained(model, processor, target, method, origin),
         )
 
 
-def check_baseline(layout: Layout, family: str) -> None:
-    """Check that a family's baseline is there and of that family.
+def check_baseline(params: Params, group: str) -> None:
+    """Check that a group's baseline is there and of its family.
 
     Raises:
         InputError: saying which stage to run.
     """
-    baseline = layout.model(family, "baseline")
+    family, where = params.family_of(group), params.model_of(params.group(group), "baseline")
+    baseline = Layout(params).model(*where)
     config = check_model_directory(baseline)
     if config.get("model_type") != family:
         raise InputError(
             f"{str(baseline)!r} is of family {config.get('model_type')!r}, the parameters say "
-            f"{family!r}; run the stage baseline again"
+            f"{family!r}; run the stage pairs again"
         )
 
 
@@ -141,12 +144,12 @@ def train_group(params: Params, group: str) -> None:
     Raises:
         InputError: When something that the runs read is missing.
     """
-    layout, folder = Layout(params), params.group(group)
-    check_baseline(layout, folder.family)
+    layout, folder = Layout(params, group), params.group(group)
+    check_baseline(params, group)
     needed(layout.conversations, "standins")
-    needed(layout.features(folder.family), "features")
+    needed(layout.features(str(params.pair(folder.pair).vision)), "features")
     if any(run.method in TEACHER_METHODS for run in folder.models.values()):
-        needed(layout.teacher_outputs(folder.family), "teacher_outputs")
+        needed(teacher_outputs_of(params, folder), "teacher_outputs")
     run_all(
         train_one,
         [(params, group, name, seed) for name, run in folder.models.items() for seed in run.seeds],

@@ -1,6 +1,7 @@
-"""A frozen teacher's outputs on the training data, computed once for all runs of a family."""
+"""A frozen teacher's outputs on the methods' data, computed once for all runs that ask for them."""
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,28 +10,60 @@ from tqdm import tqdm
 from grace.data import Collator
 from grace.models import family_of, load_model, load_processor
 from grace.training import LiveTeacher, write_teacher_outputs
-from replication.settings.paths import Layout, needed
-from replication.settings.schema import Params
+from replication.base.workers import run_all
+from replication.settings.paths import Layout, needed, teacher_outputs_of
+from replication.settings.schema import REGIMES, Params, Portion, section
 from replication.train.fit import load_training_data
 
 
-def cache_teacher(params: Params, name: str) -> None:
-    """Write the directory that :class:`grace.training.CachedTeacher` reads.
+def cache_teacher(params: Params, pair: str) -> None:
+    """Write the outputs of a pair's teacher on what its methods are trained on.
 
     Args:
         params: The parameters of a reduced scale.
-        name: The family.
+        pair: The pair.
 
     Raises:
         InputError: When the data, the features or the teacher is missing or cannot be read.
     """
-    family, layout = family_of(params.known_family(name)), Layout(params)
-    needed(layout.conversations, "standins")
-    needed(layout.features(name), "features")
-    path = needed(layout.model(name, "teacher"), "teacher")
+    portion = section(params.methods, "methods")[pair]
+    write_outputs(params, (pair, "teacher"), portion, Layout(params).teacher_outputs(pair))
+
+
+def cache_regimes(params: Params) -> None:
+    """Write the outputs that groups of the map ask for and no pair has: each once, side by side."""
+    layout = Layout(params)
+    asked = {}
+    for group in params.runs.values():
+        target = teacher_outputs_of(params, group) if group.pair == REGIMES else None
+        if target is not None and target.parent == layout.teacher_outputs(REGIMES):
+            asked[target] = (params.model_of(group, "teacher"), params.portion_of(group))
+    folder = layout.teacher_outputs(REGIMES)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path not in asked:
+            shutil.rmtree(path)
+    run_all(write_outputs, [(params, *what, target) for target, what in asked.items()])
+
+
+def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, target: Path) -> None:
+    """Write a directory that :class:`grace.training.CachedTeacher` reads.
+
+    Args:
+        params: The parameters of a reduced scale.
+        teacher: Its folder and name.
+        portion: Of the training conversations.
+        target: The directory.
+
+    Raises:
+        InputError: As :func:`cache_teacher`.
+    """
+    folder, name = teacher
+    stage = REGIMES if folder == REGIMES else "pairs"
+    path = needed(Layout(params).model(folder, name), stage)
     model: Any = load_model(path)
-    processor = load_processor(path)
-    data = load_training_data(layout, name, processor, model.config)
+    family, processor = family_of(model.config), load_processor(path)
+    data = load_training_data(params, folder, portion, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     size = params.teacher_outputs.batch_size
     starts = tqdm(range(0, len(data), size), desc="teacher outputs")
@@ -38,7 +71,6 @@ def cache_teacher(params: Params, name: str) -> None:
         collate([data[index] for index in range(start, min(start + size, len(data)))])
         for start in starts
     )
-    target = layout.teacher_outputs(name)
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with family.take_vision_features(model):

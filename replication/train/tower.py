@@ -1,4 +1,4 @@
-"""A family's vision tower at reduced scale: pretrained on the scenes, and its output on them."""
+"""A pair's vision tower at reduced scale: pretrained on the scenes, and its output on them."""
 
 from collections.abc import Iterator
 
@@ -27,11 +27,11 @@ IMAGES_AT_ONCE = 500
 
 
 def train_tower(params: Params, name: str) -> dict[str, float]:
-    """Write a family's processor, and its vision tower after pretraining on the scenes.
+    """Write a pair's processor, and its vision tower after pretraining on the scenes.
 
     Args:
         params: The parameters of a reduced scale.
-        name: The family.
+        name: A pair that has a tower of its own.
 
     Returns:
         The accuracies of :func:`replication.data.world.vision.pretrain`.
@@ -40,15 +40,16 @@ def train_tower(params: Params, name: str) -> dict[str, float]:
         InputError: When the training data are missing or cannot be read, or the tower does not
             fit the scenes.
     """
-    family = family_of(params.known_family(name))
-    layout, settings = Layout(params), section(params.vision, "vision")[name]
+    kind = params.pair(name).family
+    family, layout = family_of(kind), Layout(params, name)
+    settings = section(params.vision, "vision")[name]
     needed(layout.conversations, "standins")
     check_architectures(params)
     with reading(layout.conversations, "standins"):
         table = pq.read_table(layout.conversations, columns=["conversations", "contents"])
     conversations = table["conversations"].slice(0, TOKENIZER_TEXTS).to_pylist()
     processor = build_processor(
-        name,
+        kind,
         (turn["value"] for turns in conversations for turn in turns),
         section(params.standins, "standins").vocab_size,
         settings.config,
@@ -56,14 +57,14 @@ def train_tower(params: Params, name: str) -> dict[str, float]:
     layout.processor(name).parent.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(layout.processor(name))
 
-    model = build_tower(name, processor, settings.config, settings.seed)
+    model = build_tower(kind, processor, settings.config, settings.seed)
     data = ConversationDataset(layout.conversations, processor, model.config, limit=settings.images)
     contents = np.array(table["contents"].slice(0, len(data)).to_pylist())
     accuracies = pretrain(
         family,
         model,
         tower_batches(data, contents, settings),
-        kinds=len(contents_of(LOOKS[section(params.standins, "standins").world])),
+        kinds=len(contents_of(LOOKS[params.pair(name).world])),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )
@@ -106,18 +107,19 @@ def write_features(params: Params, name: str) -> None:
 
     Args:
         params: The parameters of a reduced scale.
-        name: The family.
+        name: A pair that has a tower of its own.
 
     Raises:
         InputError: When the data, the processor or the tower is missing or cannot be read.
     """
-    family = family_of(params.known_family(name))
-    layout, vision = Layout(params), section(params.vision, "vision")[name]
+    kind = params.pair(name).family
+    family, layout = family_of(kind), Layout(params, name)
+    vision = section(params.vision, "vision")[name]
     batch_size = section(params.features, "features").batch_size
     needed(layout.conversations, "standins")
     processor = load_processor(needed(layout.processor(name), "vision"))
     with reading(layout.vision(name), "vision"):
-        model = load_tower(name, processor, vision.config, layout.vision(name))
+        model = load_tower(kind, processor, vision.config, layout.vision(name))
     data = ConversationDataset(layout.conversations, processor, model.config)
     target = layout.features(name)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,8 +16,9 @@ from replication.measure.inside.observing import observe_model
 from replication.measure.inside.questions import BENCHMARK, draw_questions
 from replication.measure.inside.record import OTHERS, STUDENT, intervals, rounded, scenes
 from replication.settings.paths import Layout, needed, reading
-from replication.settings.schema import Params
+from replication.settings.schema import Params, section
 from replication.stats.bootstrap import generator
+from replication.train.fit import conversations
 from replication.train.runs import method_config
 
 METHOD = (
@@ -98,7 +99,7 @@ def model_paths(params: Params, layout: Layout, family: str) -> dict[str, list[P
     params.find_run(family, STUDENT)
     for folder, group in params.runs.items():
         for name, run in group.models.items():
-            if group.family == family and name in (*OTHERS, STUDENT):
+            if group.pair == family and name in (*OTHERS, STUDENT):
                 paths[name] = [layout.trained(folder, name, seed) for seed in run.seeds]
     for path in (path for of_seeds in paths.values() for path in of_seeds):
         check_model_directory(path)
@@ -111,16 +112,18 @@ def _teacher_gates(
     """The gate at the supervised tokens of some conversations, and the number of conversations."""
     settings = params.internals
     path = layout.model(family, "baseline")
+    portion = section(params.methods, "methods")[family]
     with reading(layout.conversations, "standins"):
         total = pq.read_metadata(layout.conversations).num_rows
-    teacher = CachedTeacher(layout.teacher_outputs(family), samples=total)
-    count = min(settings.conversations, total)
+    rows = np.arange(*(portion.records or [total]))
+    teacher = CachedTeacher(layout.teacher_outputs(family), samples=len(rows))
+    count = min(settings.conversations, len(rows))
     rng = generator(settings.seed, f"{family} conversations")
-    samples = rng.choice(total, count, replace=False)
+    samples = rng.choice(len(rows), count, replace=False)
     data = ConversationDataset(
-        layout.conversations,
+        conversations(layout.conversations, portion.labels),
         load_processor(path),
         AutoConfig.from_pretrained(path),
-        records=samples,
+        records=rows[samples].tolist(),
     )
     return gates(teacher, samples, data.supervised, kappa), count

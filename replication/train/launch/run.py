@@ -67,10 +67,10 @@ def check(params: Params, group: str, name: str, seed: int) -> None:
         from grace.training import check_deepspeed
 
         check_deepspeed(deepspeed_config(config, launch.config), method)
-    check_baseline(layout, folder.family)
+    check_baseline(params, group)
     needed(layout.published, "conversations")
     if run.method in TEACHER_METHODS:
-        needed(layout.model(folder.family, "teacher"), "teacher")
+        needed(layout.model(folder.pair, "teacher"), "pairs")
         if launch.teacher_sharded and config["distributed_type"] != "FSDP":
             raise InputError(
                 "train.launch.teacher_sharded shards as FSDP2 does, and "
@@ -120,7 +120,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     run, launch = folder.models[name], section(params.train.launch, "train.launch")
     processes = _processes(launch)
     method = method_config(params.train, run)
-    baseline = layout.model(folder.family, "baseline")
+    baseline = layout.model(folder.pair, "baseline")
     processor = load_processor(baseline)
     student = partial(load_student, baseline, method, seed)
     model = student()
@@ -129,7 +129,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     )
     teacher: Any = None
     if method.needs_teacher:
-        path = layout.model(folder.family, "teacher")
+        path = layout.model(folder.pair, "teacher")
         teacher = load_teacher(
             path,
             load_processor(path),
@@ -162,6 +162,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
         origin=origin,
         scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
         log=log,
+        pair=params.owner_of(group),
         finish=finish,
     )
 

@@ -1,4 +1,4 @@
-"""A group of post-training quantizations of one family's baseline."""
+"""A group of post-training quantizations of one pair's baseline."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,9 @@ def quantize_group(params: Params, group: str) -> None:
     """
     folder = params.ptq.group(group)
     if any(model.method in CALIBRATED for model in folder.models.values()):
-        needed(_conversations(params), "standins" if params.data is None else "conversations")
+        needed(
+            _conversations(params, group), "standins" if params.data is None else "conversations"
+        )
     run_all(quantize_model, [(params, group, name) for name in folder.models])
 
 
@@ -31,9 +33,9 @@ def quantize_model(params: Params, group: str, name: str) -> None:
     calibration = None
     if model.method in CALIBRATED:
         draw = settings.calibration
-        calibration = Calibration(_conversations(params), draw.samples, draw.seed)
+        calibration = Calibration(_conversations(params, group), draw.samples, draw.seed)
     record = quantize(
-        layout.model(folder.family, "baseline"),
+        layout.model(folder.pair, "baseline"),
         layout.model(group, name),
         model.method,
         model.bits,
@@ -41,9 +43,9 @@ def quantize_model(params: Params, group: str, name: str) -> None:
         calibration=calibration,
     )
     write_json_atomic(layout.training_log(group, name, "ptq"), record)
-    print(f"{folder.family}/{name}: {record['seconds']:.1f} s", file=sys.stderr)
+    print(f"{folder.pair}/{name}: {record['seconds']:.1f} s", file=sys.stderr)
 
 
-def _conversations(params: Params) -> Path:
-    layout = Layout(params)
+def _conversations(params: Params, group: str) -> Path:
+    layout = Layout(params, group)
     return layout.conversations if params.data is None else layout.published
