@@ -51,7 +51,7 @@ def measure_gate(params: Params, layout: Layout, family: str) -> dict[str, Any]:
     model: Any = load_model(path).eval()
     processor = load_processor(path)
     portion = section(params.methods, "methods")[family]
-    data = load_training_data(params, family, portion, processor, model.config)
+    data = load_training_data(layout, family, portion, processor, model.config)
     teacher = CachedTeacher(outputs, samples=len(data))
     settings = params.gate_covariance
     rng = generator(settings.seed, family)

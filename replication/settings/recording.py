@@ -25,7 +25,7 @@ from replication.settings.scales import scale_params
 from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE, REGIMES, Params
 from replication.settings.workspace import alone, outdated, prepare, run_dvc
 
-HEADLINE = "_runs"
+HEADLINE = ("_controls", "_runs")
 """How the names of the groups end whose seeds a recording replaces."""
 
 PACKAGES = ("lmms_eval", "bitsandbytes", "llmcompressor", "compressed_tensors")

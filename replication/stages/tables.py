@@ -15,11 +15,13 @@ def main(params: Params) -> None:
     for table in build_tables(results, params.scale, layout.recorded):
         write(table, layout.results / "tables")
     plain = {}
-    everything = sorted(ResultSet(results, params.scale).all(), key=lambda one: one.run)
+    everything = sorted(
+        ResultSet(results, params.scale).all(), key=lambda one: (one.owner, one.run)
+    )
     for one in (one for family in params.families for one in everything if one.family == family):
         values = {name: one.score(name) for name in one.benchmarks}
         average = average_score({name: {"score": value} for name, value in values.items()})
-        plain[f"{one.family}-{one.run}"] = {**values, "average": average}
+        plain[f"{one.owner}-{one.run}"] = {**values, "average": average}
     write_json_atomic(layout.results / "scores.json", plain)
     averages = [{"model": name, "average": values["average"]} for name, values in plain.items()]
     write_json_atomic(layout.results / "averages.json", averages)

@@ -22,19 +22,19 @@ from grace.training.distributed import load_weights, under_deepspeed
 from replication.base import provenance
 from replication.base.files import write_json_atomic
 from replication.settings.paths import Layout, needed, reading
-from replication.settings.schema import Labels, Params, Portion
+from replication.settings.schema import Labels, Portion
 
 ORIGIN_FILE = "origin.json"
 
 
 def load_training_data(
-    params: Params, pair: str, portion: Portion, processor: Any, config: Any
+    layout: Layout, tower: str, portion: Portion, processor: Any, config: Any
 ) -> ConversationDataset:
-    """Training conversations of a pair's world with the precomputed vision features.
+    """Training conversations of a world with the precomputed vision features.
 
     Args:
-        params: the parameters of a reduced scale.
-        pair: its name, or "regimes".
+        layout: of the world.
+        tower: the pair whose vision features they are.
         portion: which of the conversations, and with which labels.
         processor: the model's.
         config: the model's.
@@ -42,9 +42,8 @@ def load_training_data(
     Raises:
         InputError: when either is missing or they do not belong together.
     """
-    layout = Layout(params, pair)
     source = conversations(needed(layout.conversations, "standins"), portion.labels)
-    path = layout.features(str(params.pair(pair).vision))
+    path = layout.features(tower)
     with reading(path, "features"):
         features = np.load(path, mmap_mode="c")
     rows = None if portion.records is None else range(*portion.records)

@@ -87,14 +87,15 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     from replication.train.fit import fit, load_training_data, origin_of, read_origin, save_trained
     from replication.train.shuffled_teacher import ShuffledTeacher
 
-    layout, folder = Layout(params), params.group(group)
+    layout, folder = Layout(params, group), params.group(group)
     run = folder.models[name]
     method = method_config(params.train, run)
     path = layout.model(*params.model_of(folder, "baseline"))
     processor = load_processor(path)
     model = load_student(path, method, seed)
     portion = params.portion_of(folder)
-    data = load_training_data(params, folder.pair, portion, processor, model.config)
+    tower = str(params.pair(folder.pair).vision)
+    data = load_training_data(layout, tower, portion, processor, model.config)
     teacher: Any = None
     if method.needs_teacher:
         teacher = CachedTeacher(teacher_outputs_of(params, folder), samples=len(data))

@@ -134,7 +134,7 @@ def train_model(params: Params, folder: str, name: str, start: str) -> None:
     other = layout.models / start
     warm_start(model, processor.tokenizer, load_model(other), load_processor(other).tokenizer)
     portion = Portion(settings.records, settings.labels)
-    data = load_training_data(params, folder, portion, processor, model.config)
+    data = load_training_data(layout, tower, portion, processor, model.config)
     log = layout.training_log(folder, name, "instruction")
     with family_of(family).take_vision_features(model):
         _finetune(params, settings, model, data, folder=folder, name=name, log=log)

@@ -60,10 +60,11 @@ def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, ta
     """
     folder, name = teacher
     stage = REGIMES if folder == REGIMES else "pairs"
-    path = needed(Layout(params).model(folder, name), stage)
+    layout, tower = Layout(params, folder), str(params.pair(folder).vision)
+    path = needed(layout.model(folder, name), stage)
     model: Any = load_model(path)
     family, processor = family_of(model.config), load_processor(path)
-    data = load_training_data(params, folder, portion, processor, model.config)
+    data = load_training_data(layout, tower, portion, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     size = params.teacher_outputs.batch_size
     starts = tqdm(range(0, len(data), size), desc="teacher outputs")

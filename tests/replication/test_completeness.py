@@ -43,9 +43,10 @@ def lacking_results(root, scale):
 def models_of(params):
     """The names of all models that a scale trains or makes."""
     return {
-        f"{job.family}-{job.name}"
+        f"{job.pair}-{job.name}"
         for folder in params.evaluate.benchmarks
         for job in jobs_of(params, folder)
+        if job.pair in FAMILIES
     }
 
 
@@ -67,7 +68,7 @@ def test_the_benchmarks_of_a_run_are_those_of_its_tables():
     asked = {}
     for folder, names in params.evaluate.benchmarks.items():
         for job in jobs_of(params, folder):
-            asked[job.family, job.name] = {PRINTED[name] for name in names}
+            asked[job.pair, job.name] = {PRINTED[name] for name in names}
     for table in (*REPORTED.tables.values(), *REPORTED.own_tables.values()):
         for run in table.runs:
             if table.family in params.families:

@@ -22,11 +22,13 @@ from replication.train.runs import method_config
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
 SECTIONS = sorted(
-    set(COMMITTED) - {"scale", "arithmetic", "runs", "teacher", "baseline", "vision", "language"}
+    set(COMMITTED)
+    - {"scale", "arithmetic", "families", "pairs", "methods", "runs"}
+    - {"teacher", "baseline", "vision", "language"}
 )
 BY_FAMILY = ("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher")
-RUNS = "runs.qwen2_vl_runs.models"
-QAT = COMMITTED["runs"]["qwen2_vl_runs"]["models"]["qat_int4"]
+RUNS = "runs.qwen2_vl_controls.models"
+QAT = COMMITTED["runs"]["qwen2_vl_controls"]["models"]["qat_int4"]
 
 
 def changed(path: str, value=..., base=None) -> dict:
@@ -70,7 +72,9 @@ def test_every_scale_has_valid_parameters(scale):
 
 
 @pytest.mark.parametrize(
-    "name", ["scale", "runs", "teacher", "baseline", "vision", "language", *SECTIONS]
+    "name",
+    ["scale", "families", "pairs", "runs", "teacher", "baseline", "vision", "language", "methods"]
+    + [name for name in SECTIONS if name != "regimes"],
 )
 def test_a_missing_section_is_named(name):
     assert repr(name) in refused(changed(name))
@@ -108,9 +112,9 @@ def test_an_unknown_key_is_named(section):
         ("standins.vocabsize", "vocab_size"),
         ("train.learning_rat", "learning_rate"),
         (f"{RUNS}.qat_int4.seed", "seeds"),
-        ("runs.gates.famly", "family"),
+        ("runs.gates.piar", "pair"),
         ("train.distillation.tua", "tau"),
-        (f"{RUNS}.grace_int4.distillation", None),
+        ("runs.qwen2_vl_runs.models.grace_int4.distillation", None),
         ("evaluates", "evaluate"),
     ],
 )
@@ -128,9 +132,29 @@ def test_the_nearest_name_is_offered(path, near):
         ("scale", 3, "3"),
         ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "the same ones"),
         ("baseline", {"llava": COMMITTED["baseline"]["qwen2_vl"]}, "the same ones"),
-        ("teacher.qwen2_vl.start", "language/teachr", "did you mean 'language/teacher'"),
-        ("teacher.qwen2_vl.start", "qwen2_vl/teacher", "'qwen2_vl/teacher'"),
-        ("teacher.qwen2_vl.start", None, "'start'"),
+        ("pairs.qwen2_vl.start", "languag", "did you mean 'language'"),
+        ("pairs.qwen2_vl.start", "qwen2_vl", "'qwen2_vl'"),
+        ("pairs.qwen2_vl.start", None, "start None"),
+        ("pairs.qwen2_vl.vision", "qwen3_vl", "of another family or world"),
+        ("pairs.qwen2_vl_pair2.world", "second", "of another family or world"),
+        ("pairs.qwen2_vl.world", "third", "'third'"),
+        ("pairs.qwen2_vl_pair2.family", "qwen2vl", "did you mean 'qwen2_vl'"),
+        ("pairs.qwen2_vl.family", "llava", "pairs lacks 'qwen2_vl'"),
+        ("families", ["llava", "llava"], "each once"),
+        ("families", ["llava", "qwen2vl"], "qwen2vl"),
+        ("teacher.qwen2_vl.records", [0, 28001], "of 28000"),
+        ("teacher.qwen2_vl.records", [5, 5], "give the first row"),
+        ("teacher.qwen2_vl.records", [0, 1, 2], "[0, 1, 2]"),
+        ("teacher.qwen2_vl.labels", "wrong", "'wrong'"),
+        ("standins.wrong_labels", 0.0, "labels is 'noisy' and standins.wrong_labels is 0"),
+        ("methods.qwen2_vl.records", [0, 99999], "methods.qwen2_vl.records"),
+        ("regimes.pair", "qwen2vl", "did you mean 'qwen2_vl'"),
+        ("regimes.models.teacher_noisy.like", "student", "'student'"),
+        ("regimes.models", {"teacher": {"like": "teacher"}}, "'teacher'"),
+        ("runs.gates.teacher", "qwen2_vl/teacher", "takes no key 'teacher'"),
+        ("runs.gates.records", [0, 4], "takes no key 'records'"),
+        ("runs.regime_all_clean_same.teacher", "regimes/baseline_all", "known: qwen2_vl/teacher"),
+        ("runs.regime_all_clean_same.baseline", None, "baseline None"),
         ("language", {"student": COMMITTED["language"]["teacher"]}, "language.student"),
         ("standins", None, "'standins'"),
         ("standins.seed", 1.5, "1.5"),
@@ -162,9 +186,9 @@ def test_the_nearest_name_is_offered(path, near):
         ("runs", {1: COMMITTED["runs"]["gates"]}, "key 1"),
         ("runs", {"../x": COMMITTED["runs"]["gates"]}, "'../x'"),
         ("runs", {"qwen2_vl": COMMITTED["runs"]["gates"]}, "'qwen2_vl'"),
-        ("runs.gates.family", "qwen2vl", "did you mean 'qwen2_vl'"),
+        ("runs.gates.pair", "qwen2vl", "did you mean 'qwen2_vl'"),
         ("runs.gates.models", {}, "runs.gates.models is empty"),
-        ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in qwen2_vl_runs"),
+        ("runs.gates.models", {"qat_int4": QAT}, "a run of this name in qwen2_vl_controls"),
         (RUNS, {"../x": QAT}, "'../x'"),
         (RUNS, {"teacher": QAT}, "'teacher'"),
         (f"{RUNS}.qat_int4.group_size", 48, "48"),
@@ -184,7 +208,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("evaluate.benchmarks.gates", ["mmbench", "mmbench"], "each once"),
         ("evaluate.benchmarks.gates", ["mmbensh"], "did you mean 'mmbench'"),
         ("evaluate.benchmarks.gate", ["mmbench"], "did you mean 'gates'"),
-        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava, qwen2_vl"),
+        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava, llava_pair2"),
         ("evaluate.dtype", "float23", "did you mean 'float32'"),
         ("internals.families", [], "at least one"),
         ("internals.families", ["llava", "llava"], "each once"),
@@ -275,7 +299,7 @@ def test_a_key_that_no_model_has_is_named(path, message):
 
 def test_an_unknown_name_names_the_nearest():
     params: Params = parse_params(COMMITTED)
-    assert params.group("gates").family == "qwen2_vl" == params.known_family("qwen2_vl")
+    assert params.group("gates").pair == "qwen2_vl" == params.known_family("qwen2_vl")
     assert params.family_of("qwen2_vl_ptq") == params.family_of("qwen2_vl") == "qwen2_vl"
     for ask in (params.group, params.family_of):
         with pytest.raises(InputError, match="did you mean 'gates'"):
@@ -363,10 +387,10 @@ def test_garbage_in_valid_parameters_is_refused_or_valid(changes):
 
 def test_a_subset_is_what_a_stage_reads():
     params = parse_params(COMMITTED)
-    names = ("compare.resamples", "runs.gates.family", "data.benchmarks", "train.distillation.tau")
+    names = ("compare.resamples", "runs.gates.pair", "data.benchmarks", "train.distillation.tau")
     assert params.subset(*names) == {
         "compare.resamples": 10000,
-        "runs.gates.family": "qwen2_vl",
+        "runs.gates.pair": "qwen2_vl",
         "data.benchmarks": None,
         "train.distillation.tau": 0.35,
     }

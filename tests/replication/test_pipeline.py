@@ -49,12 +49,11 @@ def test_every_stage_is_a_file_and_every_file_a_stage():
 def test_every_section_of_the_parameters_is_read_by_a_stage():
     sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
     named = {p.split(".")[0] for name in PIPELINE for p in names_of(name)}
-    assert sections == {name for name in named if "$" not in name} | {"scale", "tuning"}
-    stages_with_sections = sections & FILES
-    for name in stages_with_sections:
+    assert sections == {name for name in named if "$" not in name} | {"scale", "tuning", "families"}
+    for name in sections & FILES:
         own = [p for p in names_of(name) if p.split(".")[0] == name]
         assert own, f"stage {name} does not list its own section"
-    assert set(REDUCED_ONLY) <= FILES
+    assert set(REDUCED_ONLY) <= FILES | {"methods"}
     assert set(NOT_AT_FULL_SCALE) <= FILES
 
 
@@ -64,10 +63,10 @@ def test_runs_are_trained_and_evaluated(scale):
     assert PIPELINE["train"]["foreach"] == "${runs}"
     assert PIPELINE["evaluate"]["foreach"] == "${evaluate.benchmarks}"
     assert PIPELINE["ptq"]["foreach"] == "${ptq.groups}"
-    assert set(params.evaluate.benchmarks) == {*params.families, *params.runs, *params.ptq.groups}
+    assert set(params.evaluate.benchmarks) == set(params.folders)
     for name in set(params.runs) & set(PARAMS.runs):
         group = params.runs[name]
-        assert group.family == PARAMS.runs[name].family
+        assert group.pair == PARAMS.runs[name].pair
         for run, settings in group.models.items():
             known = PARAMS.runs[name].models[run]
             assert (settings.method, settings.bits) == (known.method, known.bits)
@@ -114,9 +113,9 @@ def test_the_layout_is_the_pipeline_s():
     assert outs("standins") == {str(layout.benchmarks)}
     assert outs("vision", "llava") == {str(layout.processor("llava")), str(layout.vision("llava"))}
     assert outs("features", "llava") == {str(layout.features("llava"))}
+    pair = {str(layout.model("llava", name)) for name in ("teacher", "baseline")}
+    assert outs("pairs", "llava") == {*pair, str(layout.training_logs("llava"))}
     for name in ("teacher", "baseline"):
-        log = layout.training_log("llava", name, "instruction").parent
-        assert outs(name, "llava") == {str(layout.model("llava", name)), str(log)}
         log = layout.training_log("language", name, "text").parent
         assert outs("language", name) == {str(layout.model("language", name)), str(log)}
     assert outs("teacher_outputs", "llava") == {str(layout.teacher_outputs("llava"))}
@@ -145,6 +144,10 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "evaluate": [*params.evaluate.benchmarks],
         "deploy": [*params.deploy.models],
         "internals": params.internals.families,
+        "vision": [*params.vision],
+        "features": [*params.vision],
+        "pairs": [*params.pairs],
+        "teacher_outputs": [*params.methods],
     }
     names = set()
     for name, stage in PIPELINE.items():

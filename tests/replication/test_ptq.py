@@ -492,8 +492,8 @@ def test_bad_parameters_are_refused(change, text):
 
 def test_a_group_has_a_family_and_names_of_its_own():
     content = with_ptq(some_ptq={"gptq_int3": GPTQ3})
-    content["ptq"]["groups"]["some_ptq"]["family"] = "qwen2vl"
-    with pytest.raises(InputError, match=r"ptq\.groups\.some_ptq\.family.*did you mean 'qwen2_vl'"):
+    content["ptq"]["groups"]["some_ptq"]["pair"] = "qwen2vl"
+    with pytest.raises(InputError, match=r"ptq\.groups\.some_ptq\.pair.*did you mean 'qwen2_vl'"):
         parse_params(content)
     with pytest.raises(InputError, match="'qwen2_vl_runs'"):
         parse_params(with_ptq(qwen2_vl_runs={"gptq_int3": GPTQ3}))

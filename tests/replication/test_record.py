@@ -55,14 +55,18 @@ def test_seeds_replace_those_of_the_headline_runs_alone():
     for name, group in params["runs"].items():
         for run, settings in group["models"].items():
             before = committed["runs"][name]["models"][run]["seeds"]
-            assert settings["seeds"] == ([0, 1, 2, 3, 4] if name.endswith("_runs") else before)
+            assert settings["seeds"] == (
+                [0, 1, 2, 3, 4] if name.endswith(("_controls", "_runs")) else before
+            )
             settings["seeds"] = before
     assert params == committed
 
 
 def test_families_left_out_are_left_out_everywhere():
     params = recording.recorded_params("small", 2, ["qwen2_vl", "llava"])
-    assert list(params["teacher"]) == list(params["vision"]) == ["llava", "qwen2_vl"]
+    assert params["families"] == ["llava", "qwen2_vl"]
+    assert {pair["family"] for pair in params["pairs"].values()} == {"llava", "qwen2_vl"}
+    assert set(params["teacher"]) == set(params["methods"]) == set(params["pairs"])
     assert "qwen3_vl" not in json.dumps([params["runs"], params["ptq"], params["evaluate"]])
     assert "llava_ptq" in params["ptq"]["groups"]
 

@@ -161,7 +161,11 @@ def test_what_is_unknown_is_one_line_and_exit_code_2(words, message, monkeypatch
 
 def test_a_table_runs_what_it_shows():
     params = parse_params(scale_params("small"))
-    table4 = ["evaluate@qwen2_vl", "evaluate@qwen2_vl_runs"]
+    table4 = [
+        f"evaluate@{pair}{part}"
+        for part in ("", "_controls", "_runs")
+        for pair in ("qwen2_vl", "qwen2_vl_pair2")
+    ]
     assert stages_of(params, find_table("table4")) == table4
     assert find_table("table4_quant_ablation_qwen2vl") == "table4"
     assert stages_of(params, "bits") == [*table4, "evaluate@bit_widths", "evaluate@qwen2_vl_ptq"]

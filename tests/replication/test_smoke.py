@@ -78,15 +78,15 @@ def test_every_result_is_there_and_valid(replication):
     shown = set()
     for folder, names in params.evaluate.benchmarks.items():
         for job in jobs_of(params, folder):
-            shown.add(f"{job.family}-{job.name}")
-            scores = results.scores(job.family, job.name)
+            shown.add(f"{job.pair}-{job.name}")
+            scores = results.scores(job.pair, job.name)
             assert list(scores.seeds) == list(job.paths)
             assert scores.standin
             assert set(scores.benchmarks) == {PRINTED[name] for name in names}
             for name in scores.benchmarks:
                 assert scores.questions(name) == params.standins.evaluation
             assert scores.provenance["seeds"] == list(job.paths)
-            assert results.answers(job.family, [job.name, "baseline"], scores.benchmarks)
+            assert results.answers(job.pair, [job.name], list(scores.benchmarks))
     for folder, group in params.runs.items():
         for run, settings in group.models.items():
             for seed in settings.seeds:
@@ -95,10 +95,11 @@ def test_every_result_is_there_and_valid(replication):
                 assert log["history"][-1]["step"] == params.train.steps
                 assert log["cost"]["steps"] == params.train.steps
                 assert ("gdkd" in log["history"][0]) == (settings.method in ("kd", "grace"))
-    for family in params.families:
+    for pair in params.pairs:
         for name in ("teacher", "baseline"):
-            logs = replication / "results" / "smoke" / "training" / family / name
+            logs = replication / "results" / "smoke" / "training" / pair / name
             assert json.loads((logs / "instruction.json").read_text())["history"]
+    for family in params.families:
         for name in ("entropy_error", "gate_covariance", "export"):
             found = read_measurement(replication / "results", "smoke", f"{name}-{family}")
             assert found.n

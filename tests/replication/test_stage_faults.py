@@ -40,7 +40,7 @@ def params():
         compare={"resamples": 200},
     )
     quantized = {"rtn_int4": {"method": "rtn", "bits": 4}}
-    found["ptq"]["groups"] = {QUANTIZED: {"family": FAMILY, "models": quantized}}
+    found["ptq"]["groups"] = {QUANTIZED: {"pair": FAMILY, "models": quantized}}
     found["ptq"]["group_size"] = 32
     found["evaluate"]["benchmarks"][QUANTIZED] = ["mmbench"]
     found["deploy"]["models"] = {DEPLOYED: ["bf16", "int4"]}

@@ -29,33 +29,43 @@ from replication.results.measurements import read_measurement
 from replication.settings.checks import load_params, parse_params
 from replication.settings.paths import Layout
 from replication.settings.scales import merge, scale_params
+from replication.settings.schema import Portion
 from replication.train.fit import fit, last_checkpoint, load_training_data, origin_of
 from replication.train.runs import method_config
 
 RUN, GROUP, FAMILY = "grace_int4", "small_runs", "qwen2_vl"
 BUILT = (
     *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language teacher"),
-    *("language baseline", f"teacher {FAMILY}", f"baseline {FAMILY}"),
-    *(f"teacher_outputs {FAMILY}", f"train {GROUP}"),
+    *("language baseline", f"pairs {FAMILY}", f"teacher_outputs {FAMILY}", f"train {GROUP}"),
 )
 STEPS = {"steps": 2, "batch_size": 8}
-OTHERS = {"llava": None, "qwen3_vl": None}
-RUNS = {GROUP: {"family": FAMILY, "models": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}}}}
+PORTION = Portion([8, 40])
+OTHERS = dict.fromkeys(
+    ["llava", "llava_pair2", "qwen2_vl_pair2", "qwen2_vl_world2", "qwen3_vl", "qwen3_vl_pair2"]
+)
+RUNS = {GROUP: {"pair": FAMILY, "models": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}}}}
 TINY = {
     "scale": "smoke",
     "standins": {"train": 48, "language": 40, "evaluation": 30, "turns": 2, "vocab_size": 400},
+    "families": [FAMILY],
+    "pairs": OTHERS,
+    "methods": {**OTHERS, FAMILY: {"records": [8, 40]}},
+    "regimes": None,
     "vision": {
         **OTHERS,
         FAMILY: {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
     },
     "language": {"teacher": STEPS, "baseline": STEPS},
-    "teacher": {**OTHERS, FAMILY: {**STEPS, "text": {**TEXT, "num_hidden_layers": 3}}},
-    "baseline": {**OTHERS, FAMILY: {**STEPS, "text": TEXT}},
+    "teacher": {
+        **OTHERS,
+        FAMILY: {**STEPS, "records": [0, 40], "text": {**TEXT, "num_hidden_layers": 3}},
+    },
+    "baseline": {**OTHERS, FAMILY: {**STEPS, "records": [0, 24], "text": TEXT}},
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
     "evaluate": {"batch_size": 30},
     "internals": {"families": [FAMILY], "scenes": 2, "samples": 3, "conversations": 20},
     "tuning": {"questions": 10, "benchmarks": ["mmbench"]},
-    "world": {"asserted": False, "teacher_gap": OTHERS},
+    "world": {"asserted": False, "teacher_gap": {"llava": None, "qwen3_vl": None}},
 }
 
 
@@ -260,7 +270,7 @@ def test_the_cached_outputs_are_the_teacher_s(built):
     layout = _layout(built)
     path = layout.model(FAMILY, "teacher")
     model, processor = load_model(path), load_processor(path)
-    data = load_training_data(layout, FAMILY, processor, model.config)
+    data = load_training_data(layout, FAMILY, PORTION, processor, model.config)
     family = family_of(FAMILY)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     batch = collate([data[index] for index in range(8)])
@@ -344,13 +354,11 @@ def train_set(folder):
     return data(folder, "standins", "train.parquet")
 
 
-PER_FAMILY = [
-    f"{name} {FAMILY}" for name in ("vision", "features", "teacher", "baseline", "teacher_outputs")
-]
+PER_FAMILY = [f"{name} {FAMILY}" for name in ("vision", "features", "pairs", "teacher_outputs")]
 CASES = {
     "unknown group": ("train small_rums", lambda w: None, "did you mean 'small_runs'"),
     "unknown folder": ("evaluate small_rums", lambda w: None, "did you mean 'small_runs'"),
-    "unknown family": ("teacher qwen2vl", lambda w: None, "did you mean 'qwen2_vl'"),
+    "unknown family": ("pairs qwen2vl", lambda w: None, "did you mean 'qwen2_vl'"),
     "unknown language model": ("language student", lambda w: None, "'student'"),
     **{
         f"no data set: {name}": (name, lambda w: remove(train_set(w)), "run the stage standins")
@@ -358,7 +366,7 @@ CASES = {
     },
     "corrupt data set": (f"features {FAMILY}", lambda w: truncate(train_set(w)), "train.parquet"),
     "no start": (
-        f"teacher {FAMILY}",
+        f"pairs {FAMILY}",
         lambda w: remove(w / "models" / "smoke" / "language" / "teacher"),
         "does not exist",
     ),
@@ -373,12 +381,12 @@ CASES = {
         "run the stage vision",
     ),
     "no tower": (
-        f"baseline {FAMILY}",
+        f"pairs {FAMILY}",
         lambda w: remove(models(w, "vision.safetensors")),
         "stage vision",
     ),
     "corrupt tower": (
-        f"teacher {FAMILY}",
+        f"pairs {FAMILY}",
         lambda w: truncate(models(w, "vision.safetensors")),
         "run the stage vision",
     ),
@@ -391,7 +399,7 @@ CASES = {
     "no teacher": (
         f"teacher_outputs {FAMILY}",
         lambda w: remove(models(w, "teacher")),
-        "stage teacher",
+        "stage pairs",
     ),
     "no model": (f"evaluate {GROUP}", lambda w: remove(trained(w)), "does not exist"),
     "no text": (
@@ -510,8 +518,9 @@ def test_scale_paper_begins_nothing_that_cannot_end(tmp_path, monkeypatch, stage
 def test_a_published_checkpoint_can_be_a_local_directory(built, tmp_path, stage):
     params = scale_params("paper")
     params["teacher"][FAMILY]["source"] = str(models(built, "teacher"))
+    params["baseline"][FAMILY]["source"] = str(models(built, "baseline"))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    code, said = stage(tmp_path, "teacher", FAMILY)
+    code, said = stage(tmp_path, "pairs", FAMILY)
     assert code == 0, said
     taken = tmp_path / "models" / "paper" / FAMILY / "teacher" / "model.safetensors"
     assert taken.read_bytes() == models(built, "teacher", "model.safetensors").read_bytes()
@@ -548,7 +557,7 @@ def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, 
     params = parse_params(tiny_params())
     student = load_model(models(built, "baseline"))
     own = load_processor(models(built, "baseline"))
-    dataset = load_training_data(_layout(built), FAMILY, own, student.config)
+    dataset = load_training_data(_layout(built), FAMILY, PORTION, own, student.config)
     other = copy.deepcopy(own.tokenizer)
     other.add_tokens(["<extra>"])
     family = family_of(FAMILY)
@@ -605,7 +614,7 @@ def _fit(built, folder, stop_after=None, **changes):
     method = method_config(params.train, params.group(GROUP).models[RUN])
     prepare_student(model, method)
     processor = load_processor(layout.model(FAMILY, "baseline"))
-    dataset = load_training_data(layout, FAMILY, processor, model.config)
+    dataset = load_training_data(layout, FAMILY, PORTION, processor, model.config)
     kind = CachedTeacher if stop_after is None else _Interrupting
     teacher = kind(layout.teacher_outputs(FAMILY), samples=len(dataset))
     teacher.left = stop_after
