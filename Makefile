@@ -17,6 +17,8 @@ FAMILY ?= qwen2_vl
 BENCH ?=
 RELEASED ?=
 
+VERIFY ?=
+
 DOCTOR ?=
 
 MUTATE ?=
@@ -29,7 +31,7 @@ help:
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper] [TABLE=table4]  rebuild every table, or one"
 	@echo "make report [SCALE=...]               the page of results, from the results that there are"
-	@echo "make verify-claims [SCALE=...]        compare what was measured with what was reported"
+	@echo "make verify-claims [SCALE=...] [VERIFY='--long|--strict']  what was measured against what was reported"
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
@@ -79,7 +81,7 @@ report: setup
 	$(BIN)/python -m replication.scale "$(SCALE)" repro --single-item report
 
 verify-claims: setup
-	$(BIN)/python -m replication.verify --scale "$(SCALE)"
+	$(BIN)/python -m replication.verify --scale "$(SCALE)" $(VERIFY)
 
 rehearsal: setup
 	$(BIN)/python -m replication.rehearsal

@@ -194,7 +194,7 @@ class Judge:
             cell,
             tolerance,
             rule,
-            verdict.judge(interval, rule, tolerance, Status.REPRODUCED),
+            verdict.judge(interval, rule, tolerance, full=True),
             interval,
             sum(scores[0].questions(name) for name in cell.benchmarks),
             {run.run: list(run.seeds) for run in scores},

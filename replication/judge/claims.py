@@ -1,17 +1,15 @@
-"""The verdict on every claim: what was measured, judged by the ledger's rules, as data."""
+"""The verdict on every claim: what was measured, judged by the ledger's rules."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from replication.base.scales import FULL_SCALE
-from replication.judge.cells import CellResult, cells_data
+from replication.judge.devices import deployments
 from replication.judge.quantities import Measured, Sources, measure
-from replication.paper import Claim, Ledger, Part, Reported, load_ledger, load_tables
+from replication.paper import Claim, Explanation, Ledger, Part, Reported, load_ledger, load_tables
 from replication.paper.bands import quantity_band
 from replication.results.scores import ResultSet
 from replication.stats import verdict
@@ -36,7 +34,7 @@ class PartResult:
         resolvable: the smallest difference that would have been told from none.
         mcnemar: the exact test of a single pair of runs on one benchmark.
         note: what a reader should know.
-        failed: contradicted, and the ledger does not excuse it.
+        explanation: of a failure, where the ledger has one.
     """
 
     part: Part
@@ -48,21 +46,43 @@ class PartResult:
     resolvable: float | None = None
     mcnemar: McNemar | None = None
     note: str = ""
-    failed: bool = False
+    explanation: Explanation | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it fails without an explanation: that is not on record."""
+        return self.status.fails and self.explanation is None
 
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """The verdict on a claim, from those on its parts."""
+    """The verdict on a claim, from those on its parts.
+
+    Attributes:
+        claim: the claim.
+        status: the verdict.
+        parts: the verdicts on its parts.
+        note: what a reader should know.
+        further: what was measured besides, and is not judged.
+        under: of a claim about GRACE, the verdict under each set of coefficients; `status` is that
+            of the launcher's where these were run, else that of the code's.
+    """
 
     claim: Claim
     status: Status
     parts: tuple[PartResult, ...]
     note: str
+    further: tuple[PartResult, ...] = ()
+    under: dict[str, Status] = field(default_factory=dict)
+
+    @property
+    def deciding(self) -> list[PartResult]:
+        """The parts that decide: of a part and its twin, the twin where it was run."""
+        return _deciding(self.parts)
 
     @property
     def failed(self) -> bool:
-        """Whether any part of it is contradicted without an excuse."""
+        """Whether any part of it fails without an explanation."""
         return any(part.failed for part in self.parts)
 
 
@@ -72,46 +92,39 @@ def _band(part: Part, interval: Interval | None, sources: Sources) -> Band | Non
     if not part.of_cells or interval is None or sources.results.scale != FULL_SCALE:
         return part.band
     return quantity_band(
-        part.quantity, part.benchmarks, sources.reported, standard_error=interval.standard_error
+        (part.twin or part).quantity,
+        part.benchmarks,
+        sources.reported,
+        standard_error=interval.standard_error,
     )
 
 
 def _status(part: Part, measured: Measured, band: Band | None, scale: str) -> Status:
     rule = part.rule(scale)
-    if measured.interval is None or rule is None or part.expected[scale].outcome == "undecidable":
+    judged = part.expected[scale].outcome != "undecidable"
+    if measured.interval is None or rule is None or measured.open or not judged:
         return Status.INCONCLUSIVE
     full = scale == FULL_SCALE or part.scale_free
-    holds = Status.REPRODUCED if full else Status.DIRECTION_HOLDS
-    status = verdict.judge(measured.interval, rule, band, holds)
-    return Status.INCONCLUSIVE if measured.undecided and not status.holds else status
+    status = verdict.judge(measured.interval, rule, band, full=full)
+    return Status.INCONCLUSIVE if measured.undecided and status.fails else status
 
 
 def _remark(part: Part, measured: Measured, status: Status, scale: str) -> str:
     """What the ledger's expectation says of a status; "" where there is nothing to say."""
     expected = part.expected[scale]
-    known = expected.outcome == "known_deviation"
-    if status is Status.CONTRADICTED and known:
-        excuse = f"known deviation: {expected.reason}"
-        return excuse if measured.excusable else "not the deviation that is known"
-    if status.holds and known:
-        return "the ledger lists a deviation that no longer shows: update it"
+    if status.fails and not measured.excusable:
+        return "not what the ledger explains"
     if expected.outcome == "undecidable":
         return f"not judged at scale {scale}: {expected.reason}"
     if status is not Status.INCONCLUSIVE:
         return ""
-    if measured.undecided:
-        return measured.undecided
+    if reason := measured.open or measured.undecided:
+        return reason
     return expected.reason if expected.outcome == "inconclusive-ok" else "was expected to hold"
 
 
-def evaluate_part(part: Part, sources: Sources) -> PartResult:
-    """The verdict on one part at the results' scale; NOT RUN where results are missing.
-
-    Raises:
-        InputError: for results that are wrong.
-    """
+def _judged(part: Part, measured: Measured, sources: Sources) -> PartResult:
     scale = sources.results.scale
-    measured = measure(part, sources)
     if measured.missing:
         return PartResult(part, Status.NOT_RUN, part.band, note=measured.missing)
     resolvable = None
@@ -121,7 +134,7 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
         )
     band = _band(part, measured.interval, sources)
     status = _status(part, measured, band, scale)
-    excused = part.expected[scale].outcome == "known_deviation" and measured.excusable
+    explained = status.fails and measured.excusable
     return PartResult(
         part=part,
         status=status,
@@ -132,29 +145,119 @@ def evaluate_part(part: Part, sources: Sources) -> PartResult:
         resolvable=resolvable,
         mcnemar=measured.mcnemar,
         note="; ".join(filter(None, (measured.note, _remark(part, measured, status, scale)))),
-        failed=status is Status.CONTRADICTED and not excused,
+        explanation=sources.ledger.explanation(part.id, scale) if explained else None,
     )
+
+
+def evaluate_part(part: Part, sources: Sources) -> list[PartResult]:
+    """The verdict on one part at the results' scale; NOT RUN where results are missing.
+
+    A part of a published architecture has one verdict for every device that it was measured on.
+
+    Raises:
+        InputError: for results that are wrong.
+    """
+    if part.kind == "repeats":
+        return [_judged(part, _repeats(part, sources), sources)]
+    if part.kind != "deployment":
+        return [_judged(part, measure(part, sources), sources)]
+    return [
+        _judged(replace(part, id=f"{part.id}{suffix}"), measured, sources)
+        for suffix, measured in deployments(part, sources)
+    ]
+
+
+def _combined(claim: Claim, statuses: Sequence[Status]) -> Status:
+    return (verdict.combine_all if claim.combine == "all" else verdict.combine_each)(statuses)
+
+
+def _deciding(parts: Sequence[PartResult]) -> list[PartResult]:
+    twins = {
+        part.part.twin.id: part
+        for part in parts
+        if part.part.twin is not None and part.status is not Status.NOT_RUN
+    }
+    return [twins.get(part.part.id, part) for part in parts if part.part.twin is None]
+
+
+def _under(claim: Claim, parts: Sequence[PartResult]) -> dict[str, Status]:
+    """The verdict under each set of coefficients; the parts that no set changes decide both."""
+    twins = [part for part in parts if part.part.twin is not None]
+    if not twins:
+        return {}
+    own = [part.status for part in parts if part.part.twin is None]
+    run = any(part.status is not Status.NOT_RUN for part in twins)
+    return {
+        "launcher": _combined(claim, [part.status for part in _deciding(parts)])
+        if run
+        else Status.NOT_RUN,
+        "code": _combined(claim, own),
+    }
 
 
 def evaluate_claim(claim: Claim, sources: Sources) -> ClaimResult:
     """The verdict on a claim: that on each of its parts at this scale, combined."""
+    scale = sources.results.scale
     parts = tuple(
-        evaluate_part(part, sources) for part in claim.parts if sources.results.scale in part.scales
+        result
+        for part in claim.parts
+        if scale in part.scales
+        for result in evaluate_part(part, sources)
     )
-    statuses = [part.status for part in parts]
-    combine = verdict.combine_all if claim.combine == "all" else verdict.combine_each
-    status = combine(statuses)
+    return ClaimResult(
+        claim,
+        _combined(claim, [part.status for part in _deciding(parts)]),
+        parts,
+        _claim_note(parts),
+        tuple(_shown(part, sources) for part in claim.further),
+        _under(claim, parts),
+    )
+
+
+def _claim_note(parts: Sequence[PartResult]) -> str:
     notes = []
-    run = [status for status in statuses if status is not Status.NOT_RUN]
-    if run and len(run) < len(parts):
+    own = [part.status for part in parts if part.part.twin is None]
+    run = [status for status in own if status is not Status.NOT_RUN]
+    if run and len(run) < len(own):
         held = sum(status.holds for status in run)
-        notes.append(f"parts run: {len(run)} of {len(parts)}; holding: {held}")
-    failed = [part.part.id for part in parts if part.failed]
-    if failed:
-        notes.append("contradicted: " + ", ".join(failed))
-    elif status is Status.CONTRADICTED:
-        notes.append("known deviation")
-    return ClaimResult(claim, status, parts, "; ".join(notes))
+        notes.append(f"parts run: {len(run)} of {len(own)}; holding: {held}")
+    if failed := [part.part.id for part in parts if part.failed]:
+        notes.append("failing without an explanation: " + ", ".join(failed))
+    if repeated := [part.interval.point for part in parts
+                    if part.part.kind == "repeats" and part.interval is not None]:  # fmt: skip
+        notes.append(f"{sum(repeated):.0f} of {len(repeated)} verdicts repeat")
+    return "; ".join(notes)
+
+
+def _shown(part: Part, sources: Sources) -> PartResult:
+    """Further evidence: measured, and not judged."""
+    measured = measure(part, sources)
+    status = Status.NOT_RUN if measured.missing else Status.INCONCLUSIVE
+    note = measured.missing or measured.note
+    return PartResult(part, status, None, measured.interval, note=note)
+
+
+def _repeats(part: Part, sources: Sources) -> Measured:
+    """Whether a claim has the same verdict with a second world's pair of teacher and baseline."""
+    family, pair = part.quantity["family"], part.quantity["pair"]
+    claim = next(one for one in sources.ledger.claims if one.id == part.quantity["claim"])
+    own = tuple(one for one in claim.parts if one.quantity.get("family") == family)
+    if not own:
+        return Measured(missing=f"{claim.id} has no part of {family}, whose classes {pair} has")
+    moved = tuple(replace(one, quantity={**one.quantity, "family": pair}) for one in own)
+    first, second = (
+        evaluate_claim(replace(claim, parts=parts, further=()), sources).status
+        for parts in (own, moved)
+    )
+    note = f"{first.value} in the first world, {second.value} in the second"
+    if Status.NOT_RUN in (first, second):
+        return Measured(missing=note)
+    same, decided = first is second, first is not Status.INCONCLUSIVE is not second
+    return Measured(
+        Interval.exact(float(same)),
+        note=note,
+        open="" if decided else "one of the two is inconclusive",
+    )
 
 
 def verify(
@@ -162,7 +265,9 @@ def verify(
     scale: str,
     ledger: Ledger | None = None,
     reported: Reported | None = None,
+    *,
     only: Iterable[str] | None = None,
+    recorded: str | Path | None = None,
 ) -> list[ClaimResult]:
     """Judge every claim of the ledger.
 
@@ -172,81 +277,18 @@ def verify(
         ledger: default: the project's.
         reported: default: the paper's tables.
         only: ids of the claims; default: all.
+        recorded: the folder of results recorded on other devices, if there is one.
 
     Raises:
         InputError: for an unknown scale, or results that are wrong in themselves.
     """
     ledger = load_ledger() if ledger is None else ledger
     reported = load_tables() if reported is None else reported
-    sources = Sources(ResultSet(results, scale), ledger, reported)
+    folder = None if recorded is None else Path(recorded)
+    sources = Sources(ResultSet(results, scale), ledger, reported, folder)
     chosen = None if only is None else set(only)
     return [
         evaluate_claim(claim, sources)
         for claim in ledger.claims
         if chosen is None or claim.id in chosen
     ]
-
-
-# --- as data --------------------------------------------------------------------------------------
-
-
-def _part_data(result: PartResult, scale: str) -> dict[str, Any]:
-    part, mcnemar = result.part, result.mcnemar
-    rule, expected = part.rule(scale), part.expected.get(scale)
-    return {
-        "id": part.id,
-        "text": part.text,
-        "quantity": dict(part.quantity),
-        "benchmarks": list(part.benchmarks),
-        "unit": part.unit,
-        "reported": part.reported,
-        "measured": result.interval and asdict(result.interval),
-        "band": result.band and asdict(result.band),
-        "rule": rule and asdict(rule),
-        "questions": result.questions,
-        "seeds": result.seeds,
-        "smallest_resolvable_difference": result.resolvable,
-        "mcnemar": mcnemar
-        and {
-            "only_run_right": mcnemar.only_first,
-            "only_against_right": mcnemar.only_second,
-            "p_value": mcnemar.p_value,
-        },
-        "expected": expected and asdict(expected),
-        "status": result.status.value,
-        "failed": result.failed,
-        "note": result.note,
-    }
-
-
-def document(
-    claims: Sequence[ClaimResult], cells: Sequence[CellResult], scale: str, ledger: Ledger
-) -> dict[str, Any]:
-    """The verdicts as the content of claims.json: the claims and, at full scale, the cells."""
-    counts = Counter(result.status for result in claims)
-    return {
-        "scale": scale,
-        "bootstrap": {
-            "seed": ledger.seed,
-            "resamples": ledger.resamples,
-            "level": ledger.level,
-            "power_of_smallest_resolvable_difference": POWER,
-        },
-        "summary": {status.value: counts.get(status, 0) for status in Status},
-        "failed": [result.claim.id for result in claims if result.failed],
-        "claims": [
-            {
-                "id": result.claim.id,
-                "text": result.claim.text,
-                "where": result.claim.where,
-                "reported": result.claim.reported,
-                "combine": result.claim.combine,
-                "status": result.status.value,
-                "failed": result.failed,
-                "note": result.note,
-                "parts": [_part_data(part, scale) for part in result.parts],
-            }
-            for result in claims
-        ],
-        **(cells_data(cells) if scale == FULL_SCALE else {}),
-    }

@@ -72,7 +72,8 @@ class Measured:
         interval: None where there is no value.
         note: what a reader should know of the value.
         missing: what was not run; "": nothing is missing.
-        undecided: why an interval outside the rule contradicts nothing.
+        undecided: why an interval outside the rule refutes nothing.
+        open: why nothing is decided, wherever the interval lies.
         excusable: of counted errors: whether all of them are listed.
         resolves: whether a smallest resolvable difference applies.
         questions: how many were answered.
@@ -84,6 +85,7 @@ class Measured:
     note: str = ""
     missing: str = ""
     undecided: str = ""
+    open: str = ""
     excusable: bool = True
     resolves: bool = False
     questions: int | None = None
@@ -312,23 +314,6 @@ def _measurement(part: Part, sources: Sources) -> Measured:
     return Measured(measurement.values[value], note=counts)
 
 
-def _deployment(part: Part, sources: Sources) -> Measured:
-    """A ratio that was measured on a published architecture, built whole."""
-    model, value = part.quantity["model"], part.quantity["value"]
-    measurement = read_measurement(
-        sources.results.results, sources.results.scale, f"deploy-{model}"
-    )
-    if measurement is None:
-        return Measured(missing=f"{model} was not measured")
-    data = measurement.data
-    if data.get("layers") is not None:
-        return Measured(missing=f"only {data['layers']} layers were built")
-    if value not in measurement.values:
-        return Measured(missing=f"no {value} was measured: {data.get('missing', 'not run')}")
-    note = f"{measurement.evidence} on {data['device']}"
-    return Measured(measurement.values[value], note=note)
-
-
 def _consistency(part: Part, sources: Sources) -> Measured:
     """Number of printed figures that do not follow from the others."""
     reported, quantity = sources.reported, part.quantity
@@ -351,6 +336,5 @@ _OTHERS: dict[str, Callable[[Part, Sources], Measured]] = {
     "controller": _controller,
     "measurement": _measurement,
     "counted": _measurement,
-    "deployment": _deployment,
     "internal_consistency": _consistency,
 }

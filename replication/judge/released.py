@@ -57,7 +57,7 @@ def judge(attempt: Attempt, results: ResultSet) -> list[Cell]:
             cells.append(Cell(column, reported, None, None, Status.NOT_RUN, reason))
             continue
         tolerance = band(printed, row, column)
-        status = verdict.judge(measured, Rule(within_band=True), tolerance, Status.REPRODUCED)
+        status = verdict.judge(measured, Rule(within_band=True), tolerance, full=True)
         cells.append(Cell(column, reported, measured, tolerance, status, tolerance.reason))
     return cells
 

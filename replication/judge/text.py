@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -14,6 +15,7 @@ from replication.base.terminal import table
 from replication.judge.cells import CellResult
 from replication.judge.claims import ClaimResult, PartResult
 from replication.judge.quantities import signed
+from replication.judge.record import BY
 from replication.paper import Part
 from replication.stats.verdict import Interval, Rule, Status
 
@@ -21,6 +23,7 @@ _STYLES = {
     Status.REPRODUCED: "green",
     Status.DIRECTION_HOLDS: "green",
     Status.INCONCLUSIVE: "yellow",
+    Status.DIRECTION_FAILS: "bold red",
     Status.CONTRADICTED: "bold red",
     Status.NOT_RUN: "dim",
 }
@@ -30,11 +33,13 @@ _STYLES = {
 
 
 def _is_count(part: Part) -> bool:
-    return part.exact or part.kind == "seeds" or part.unit == "steps"
+    return part.exact or part.kind in ("seeds", "repeats") or part.unit == "steps"
 
 
 def format_number(part: Part, value: float) -> str:
     """A number in the part's own notation: signed points, a fraction, percent, or a count."""
+    if part.kind == "repeats":
+        return "the same" if value else "another"
     if _is_count(part):
         return f"{value:.0f}"
     if part.kind in ("gap_closed", "cost_ratio", "controller", "deployment"):
@@ -95,7 +100,28 @@ def _row(name: str, status: Status, pieces: Iterable[str], note: str) -> Iterato
         yield "", Text(), note
 
 
-def _claim_rows(result: ClaimResult, abstract: bool) -> Iterator[_Row]:
+def _expectations(parts: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What was expected of a claim's parts, with its date and commit; each once."""
+    found: dict[tuple[str, ...], None] = {}
+    for part in parts:
+        if (one := part["expected"]) is not None:
+            kind = one["written"].replace("not recorded", "expectation")
+            when = f"{one['date']}, {one['commit']}" if one["commit"] else "date not recorded"
+            found[kind, when, one["outcome"], one["reason"]] = None
+    for kind, when, outcome, reason in found:
+        yield f"{kind} ({when}): {outcome}: {reason}"
+
+
+def _further(result: ClaimResult) -> Iterator[str]:
+    for one in result.further:
+        shown = one.note if one.interval is None else format_interval(one.part, one.interval)
+        note = f" ({one.note})" if one.interval is not None and one.note else ""
+        yield f"further evidence, not judged: {one.part.text}: {shown}{note}"
+
+
+def _claim_rows(
+    result: ClaimResult, abstract: bool, data: Mapping[str, Any], numbers: Mapping[str, int]
+) -> Iterator[_Row]:
     claim, parts = result.claim, result.parts
     run = [part for part in parts if part.status is not Status.NOT_RUN]
     measured = " / ".join(_measured(part) for part in run) or "not run"
@@ -105,12 +131,27 @@ def _claim_rows(result: ClaimResult, abstract: bool) -> Iterator[_Row]:
     pieces += [f"| measured {measured}", f"| band {band}"]
     if len(parts) == 1:
         pieces += [f"| {text}" for text in _resolvable(parts[0])]
+        pieces += _explained(parts[0], numbers)
         yield from _row(claim.id, result.status, pieces, parts[0].note or result.note)
-        return
-    yield from _row(claim.id, result.status, pieces, result.note)
-    for part in parts:
+    else:
+        yield from _row(claim.id, result.status, pieces, result.note)
+    for part in parts if len(parts) > 1 else ():
         name = "  " + part.part.id.removeprefix(f"{claim.id}.")
-        yield from _row(name, part.status, _part_pieces(part), part.note)
+        pieces = [*_part_pieces(part), *_explained(part, numbers)]
+        yield from _row(name, part.status, pieces, part.note)
+    for line in (*_further(result), *_expectations(data["parts"])):
+        yield "", Text(), line
+
+
+def _explained(part: PartResult, numbers: Mapping[str, int]) -> list[str]:
+    return [f"[{numbers[part.explanation.text]}]"] if part.explanation else []
+
+
+def explanations(results: Iterable[ClaimResult]) -> dict[str, int]:
+    """The explanations of what fails, numbered."""
+    parts = (part for result in results for part in result.parts)
+    texts = dict.fromkeys(part.explanation.text for part in parts if part.explanation)
+    return {text: number for number, text in enumerate(texts, 1)}
 
 
 def _part_pieces(result: PartResult) -> list[str]:
@@ -136,32 +177,57 @@ def _count(statuses: Iterable[Status], what: str = "") -> Text:
     return Text(what).append_text(Text(", ").join(words))
 
 
+def head(document: Mapping[str, Any]) -> list[str]:
+    """What the scale can decide, and which world and coefficients the verdicts are of."""
+    scale, world = document["scale"], document["world"]
+    lines = [f"Claims at scale {scale}, with 95 % intervals."]
+    if scale != FULL_SCALE:
+        lines[0] += " Small models on stand-ins: a direction holds or fails here, a number cannot."
+        commit = f"{world['commit']} ({world['date']})" if world["commit"] else "not recorded"
+        lines.append(f"The commit that fixed the world, before any run of GRACE in it: {commit}.")
+    return lines
+
+
+def verdict_lines(document: Mapping[str, Any], failed: Sequence[str]) -> list[str]:
+    """Whether all is as recorded, and what is not."""
+    lines = []
+    if stale := document["stale_explanations"]:
+        lines.append(f"Explained, and does not fail: {'; '.join(stale)}")
+    if failed:
+        lines.append(f"Not as recorded: failing without an explanation: {', '.join(failed)}")
+    else:
+        lines.append("As recorded: every failure has an explanation.")
+    return lines
+
+
 def claims_text(
-    results: Sequence[ClaimResult], scale: str, abstract: bool = False
+    results: Sequence[ClaimResult], document: Mapping[str, Any], abstract: bool = False
 ) -> list[RenderableType]:
-    """The verdicts on claims, for `replication.base.terminal.write`.
+    """The verdicts on claims and all of their parts, for `replication.base.terminal.write`.
 
     Args:
         results: the verdicts.
-        scale: at which they were reached.
+        document: the same as data (`replication.judge.record`).
         abstract: each claim in the abstract's words.
     """
-    what = "The abstract's figures" if abstract else "Claims"
     lines: list[RenderableType] = [
-        f"{what} at scale {scale}. Measured values carry their 95 % intervals; 'resolves' is the "
-        "smallest true difference that they would have told from none with probability 0.8."
+        *head(document),
+        "'resolves' is the smallest true difference that would have been told from none with "
+        "probability 0.8.",
+        document["coefficients"],
     ]
-    if scale != FULL_SCALE:
-        lines.append(
-            "Reduced scale: small models on stand-in benchmarks. A direction can hold here; a "
-            "reported value cannot be reproduced: the bands are those of the full scale."
-        )
-    rows = [row for result in results for row in _claim_rows(result, abstract)]
-    lines += ["", table([], rows), "", _count(result.status for result in results)]
-    failed = [result.claim.id for result in results if result.failed]
-    if failed:
-        lines.append(f"Contradicted, and not a known deviation: {', '.join(failed)}")
-    return lines
+    numbers = explanations(results)
+    rows = [
+        row
+        for result, data in zip(results, document["claims"], strict=True)
+        for row in _claim_rows(result, abstract, data, numbers)
+    ]
+    lines += ["", table([], rows), ""]
+    lines += [f"[{number}] explanation: {text}" for text, number in numbers.items()]
+    for by, words in BY.items():
+        if own := [result.status for result in results if result.claim.by == by]:
+            lines.append(_count(own, f"{words}: "))
+    return [*lines, *verdict_lines(document, document["failed"])]
 
 
 def _cell_pieces(result: CellResult) -> list[str]:

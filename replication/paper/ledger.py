@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required
 
@@ -51,6 +51,7 @@ QUANTITIES = {
     "measurement": {"name", "value"},
     "counted": {"name", "value"},
     "deployment": {"model", "value"},
+    "repeats": {"claim", "family", "pair"},
     "internal_consistency": {"check"},
 }
 """The keys that a quantity of each kind needs; claims.yaml says what the kinds are."""
@@ -81,14 +82,54 @@ UNITS = {
 
 @record
 class Expectation:
-    """What is expected of a claim at a scale, and why.
+    """What is expected of a claim at a scale before it is measured, and why.
 
     Attributes:
         outcome: claims.yaml says what each means.
         reason: why.
     """
 
-    outcome: Literal["holds", "inconclusive-ok", "known_deviation", "undecidable"]
+    outcome: Literal["holds", "inconclusive-ok", "undecidable"]
+    reason: Text
+
+
+@record
+class Explanation:
+    """Why parts fail, written after they were measured.
+
+    Attributes:
+        of: ids of parts, or what these begin with: a claim's id stands for all of its parts.
+        text: why.
+        scales: at which.
+    """
+
+    of: Annotated[tuple[Text, ...], Field(min_length=1)]
+    text: Text
+    scales: tuple[Scale, ...] = SCALES
+
+    def explains(self, part: str, scale: str) -> bool:
+        """Whether it is of that part at that scale."""
+        return scale in self.scales and any(_begins(part, name) for name in self.of)
+
+
+def _begins(part: str, name: str) -> bool:
+    return part == name or part.startswith((f"{name}.", f"{name}@"))
+
+
+By = Literal["paper", "reviewers", "repository"]
+"""Whose a claim is: the paper's, a wish of its reviewers, a property of this repository."""
+
+
+@record
+class Coefficients:
+    """The runs that train with other coefficients of GRACE, and why they decide.
+
+    Attributes:
+        launcher: by a run with the code's defaults, the one with the launcher's coefficients.
+        reason: why these decide where they were run.
+    """
+
+    launcher: dict[Text, Text]
     reason: Text
 
 
@@ -105,10 +146,11 @@ class Part:
         reported: the printed number.
         band: the tolerance band.
         of_cells: whether the band is that of the printed cells, as long as nothing was measured.
-        full: the rule at full scale.
+        full: the rule at full scale; None of further evidence, which is not judged.
         reduced: the rule at the other scales.
         scales: at which it is judged.
         expected: by scale.
+        twin: of a part under the launcher's coefficients, the same under the code's.
     """
 
     id: str
@@ -119,10 +161,11 @@ class Part:
     reported: float | None
     band: Band | None
     of_cells: bool
-    full: Rule
+    full: Rule | None
     reduced: Rule | None
     scales: tuple[str, ...]
     expected: Mapping[str, Expectation]
+    twin: Part | None = None
 
     @property
     def exact(self) -> bool:
@@ -165,18 +208,22 @@ class Claim:
         text: what is claimed.
         where: in the paper, or the reviews.
         reported: the printed numbers, as text.
+        by: whose it is.
         combine: "all" (a conjunction) or "each" (separate findings).
         abstract: the abstract's words, of a claim that it makes.
         parts: what decides it.
+        further: what is measured besides, and not judged.
     """
 
     id: str
     text: str
     where: str
     reported: str
+    by: By
     combine: str
     abstract: str | None
     parts: tuple[Part, ...]
+    further: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,16 +235,24 @@ class Ledger:
         resamples: of every bootstrap.
         level: of every interval.
         claims: in the file's order.
+        explanations: of parts that fail.
+        coefficients: the two sets that GRACE is judged under.
     """
 
     seed: int
     resamples: int
     level: float
     claims: tuple[Claim, ...]
+    explanations: tuple[Explanation, ...]
+    coefficients: Coefficients
+
+    def explanation(self, part: str, scale: str) -> Explanation | None:
+        """What is written of a part that fails at a scale."""
+        return next((one for one in self.explanations if one.explains(part, scale)), None)
 
     def named_runs(self, reported: Reported) -> Iterator[tuple[str, str, str]]:
         """(part, family, run) for every run that a part needs."""
-        for part in (part for claim in self.claims for part in claim.parts):
+        for part in (part for claim in self.claims for part in claim.parts if not part.twin):
             for run in part.runs(reported):
                 yield part.id, part.quantity["family"], run
 
@@ -228,6 +283,8 @@ class _Quantity(TypedDict, total=False):
     value: Text
     unit: Text
     model: Text
+    claim: Text
+    pair: Text
 
 
 def _check_quantity(quantity: Mapping[str, Any]) -> None:
@@ -342,12 +399,30 @@ class _Part:
 
 
 @record
+class _Further:
+    text: Text
+    quantity: _Quantity
+
+    def __post_init__(self) -> None:
+        _check_quantity(self.quantity)
+
+    def part(self, name: str) -> Part:
+        quantity = self.quantity
+        return Part(
+            name, self.text, quantity["kind"], quantity, (), None, None, False, None, None, (), {}
+        )
+
+
+@record
 class _Claim:
     id: Text
+    by: By
     text: Text
     where: Text
     reported: Text
     parts: Annotated[list[_Part], Field(min_length=1)]
+    coefficients: Literal["code", "both"] = "code"
+    further: list[_Further] = field(default_factory=list)
     combine: Literal["all", "each"] = "all"
     expected: _Expected = field(default_factory=dict)
     abstract: Text | None = None
@@ -364,7 +439,9 @@ class _Bootstrap:
 class _Ledger:
     bootstrap: _Bootstrap
     claims: Annotated[list[_Claim], Field(min_length=1)]
+    coefficients: Coefficients
     expected: _Expected = field(default_factory=dict)
+    explanations: tuple[Explanation, ...] = ()
 
 
 def _benchmarks(quantity: Mapping[str, Any], reported: Reported) -> tuple[str, ...]:
@@ -421,6 +498,37 @@ def _parts(
         )
 
 
+def _twins(part: Part, launcher: Mapping[str, str]) -> Iterator[Part]:
+    """The part, and the same of the launcher's runs if it is of one of the code's."""
+    yield part
+    named = [part.quantity[key] for key in ("run", "against") if key in part.quantity]
+    if any(run.startswith("grace_") and run not in launcher for run in named):
+        return  # it compares with a run that there is under one set of coefficients alone
+    quantity = {
+        key: launcher.get(value, value) if key in ("run", "against") else value
+        for key, value in part.quantity.items()
+    }
+    if quantity != part.quantity:
+        yield replace(
+            part,
+            id=f"{part.id}.launcher",
+            text=f"{part.text}, the launcher's coefficients",
+            quantity=quantity,
+            twin=part,
+        )
+
+
+def _check_names(ledger: Ledger, source: str) -> None:
+    """Refuse ids that appear twice, and explanations of what is not there."""
+    parts = [part.id for claim in ledger.claims for part in claim.parts]
+    for name, count in Counter([*(claim.id for claim in ledger.claims), *parts]).items():
+        if count > 1:
+            raise InputError(f"{source}: {name!r} appears twice")
+    for name in (name for one in ledger.explanations for name in one.of):
+        if not any(_begins(part, name) for part in parts):
+            raise InputError(f"{source}: explanations: {unknown(f'part {name!r}', name, parts)}")
+
+
 def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") -> Ledger:
     """The content of claims.yaml; a best run is expanded into its pairs.
 
@@ -448,24 +556,34 @@ def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") 
                 own += _parts(claim.id, part, expected, reported)
             except InputError as error:
                 raise InputError(f"{source}: {claim.id}.{part.id}: {error}") from error
+        launcher = data.coefficients.launcher if claim.coefficients == "both" else {}
         claims.append(
             Claim(
                 id=claim.id,
                 text=claim.text,
                 where=claim.where,
                 reported=claim.reported,
+                by=claim.by,
                 combine=claim.combine,
                 abstract=claim.abstract,
-                parts=tuple(own),
+                parts=tuple(twin for part in own for twin in _twins(part, launcher)),
+                further=tuple(
+                    one.part(f"{claim.id}.further{number}")
+                    for number, one in enumerate(claim.further, 1)
+                ),
             )
         )
-    parts = [part for claim in claims for part in claim.parts]
-    names = [*(claim.id for claim in claims), *(part.id for part in parts)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise InputError(f"{source}: {name!r} appears twice")
     settings = data.bootstrap
-    return Ledger(settings.seed, settings.resamples, settings.level, tuple(claims))
+    ledger = Ledger(
+        settings.seed,
+        settings.resamples,
+        settings.level,
+        tuple(claims),
+        data.explanations,
+        data.coefficients,
+    )
+    _check_names(ledger, source)
+    return ledger
 
 
 def load_ledger(path: str | Path = FOLDER / "claims.yaml") -> Ledger:

@@ -51,8 +51,8 @@ def ratios(variants: Mapping[str, Any], name: str = "int4") -> dict[str, Ratio]:
     Returns:
         What both sides were measured for: "throughput" (decoded tokens a second at batch 1),
         "throughput_4", "throughput_16"; "prefill" (rate of reading the prompt, image included);
-        "memory_reduction" (percent less of the process's peak); "weight_reduction" (percent less
-        of stored weights).
+        "memory_reduction" (percent less of the process's peak at batch 1), "memory_reduction_4",
+        "memory_reduction_16"; "weight_reduction" (percent less of stored weights).
     """
     before, after = variants.get(BASELINE, {}), variants.get(name, {})
     if any("not_run" in part or not part for part in (before, after)):
@@ -64,9 +64,11 @@ def ratios(variants: Mapping[str, Any], name: str = "int4") -> dict[str, Ratio]:
             label = "throughput" if batch == "1" else f"throughput_{batch}"
             result[label] = quotient(decoded["tokens_per_second"], baseline["tokens_per_second"])
     result["prefill"] = quotient(before["time_to_first_token"], after["time_to_first_token"])
-    peaks = peak(before), peak(after)
-    if None not in peaks:
-        result["memory_reduction"] = _reduction(*peaks)  # type: ignore[arg-type]
+    for batch in after["decode"]:
+        peaks = peak(before, int(batch)), peak(after, int(batch))
+        if None not in peaks:
+            label = "memory_reduction" if batch == "1" else f"memory_reduction_{batch}"
+            result[label] = _reduction(*peaks)  # type: ignore[arg-type]
     result["weight_reduction"] = _reduction(before["weight_bytes"], after["weight_bytes"])
     return result
 

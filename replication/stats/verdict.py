@@ -20,17 +20,22 @@ LEVEL = 0.95
 class Status(StrEnum):
     """What can be said of a claim.
 
+    Small models cannot contradict a claim about published ones: at reduced scale its direction
+    holds or fails.
+
     Attributes:
-        REPRODUCED: at full scale, or of an exact claim: the interval lies in the band.
-        DIRECTION_HOLDS: at reduced scale: the interval is on the claimed side.
+        REPRODUCED: full scale, an exact claim or the published architecture: within the band.
+        DIRECTION_HOLDS: reduced scale: the whole interval is on the claimed side.
         INCONCLUSIVE: the interval allows both answers.
-        CONTRADICTED: the interval is on the wrong side, or outside the band.
+        DIRECTION_FAILS: reduced scale: the whole interval is on the other side.
+        CONTRADICTED: full scale, an exact claim or the published architecture: outside the band.
         NOT_RUN: an input is missing.
     """
 
     REPRODUCED = "REPRODUCED"
     DIRECTION_HOLDS = "DIRECTION HOLDS"
     INCONCLUSIVE = "INCONCLUSIVE"
+    DIRECTION_FAILS = "DIRECTION FAILS"
     CONTRADICTED = "CONTRADICTED"
     NOT_RUN = "NOT RUN"
 
@@ -38,6 +43,11 @@ class Status(StrEnum):
     def holds(self) -> bool:
         """Whether the claim holds, as far as the scale can tell."""
         return self in (Status.REPRODUCED, Status.DIRECTION_HOLDS)
+
+    @property
+    def fails(self) -> bool:
+        """Whether the claim fails, as far as the scale can tell."""
+        return self in (Status.CONTRADICTED, Status.DIRECTION_FAILS)
 
 
 @dataclass(frozen=True)
@@ -134,18 +144,19 @@ class Rule:
             raise InputError(f"a rule's 'above' {self.above} is not less than 'below' {self.below}")
 
 
-def judge(interval: Interval, rule: Rule, band: Band | None, holds: Status) -> Status:
+def judge(interval: Interval, rule: Rule, band: Band | None, *, full: bool) -> Status:
     """The status of an interval under a rule.
 
     Args:
         interval: an interval that only touches `above` or `below` does not satisfy it.
         rule: the conditions.
         band: needed by a rule with `within_band`.
-        holds: the status if every condition holds.
+        full: whether the thing itself was measured (full scale, an exact claim, the published
+            architecture), and not a direction at reduced scale.
 
     Returns:
-        CONTRADICTED if the whole interval violates any condition, `holds` if it satisfies all of
-        them, otherwise INCONCLUSIVE.
+        CONTRADICTED or DIRECTION FAILS if the whole interval violates any condition, REPRODUCED or
+        DIRECTION HOLDS if it satisfies all of them, otherwise INCONCLUSIVE.
     """
     satisfied, violated = [], []
     if rule.above is not None:
@@ -159,8 +170,10 @@ def judge(interval: Interval, rule: Rule, band: Band | None, holds: Status) -> S
         satisfied.append(band.contains(interval))
         violated.append(band.excludes(interval))
     if any(violated):
-        return Status.CONTRADICTED
-    return holds if all(satisfied) else Status.INCONCLUSIVE
+        return Status.CONTRADICTED if full else Status.DIRECTION_FAILS
+    if all(satisfied):
+        return Status.REPRODUCED if full else Status.DIRECTION_HOLDS
+    return Status.INCONCLUSIVE
 
 
 def combine_all(statuses: Sequence[Status]) -> Status:
@@ -170,12 +183,13 @@ def combine_all(statuses: Sequence[Status]) -> Status:
     an intersection-union test, of the parts' own level.
 
     Returns:
-        CONTRADICTED if any part is (that is enough), otherwise NOT RUN if any part is, the weaker
-        of the parts' statuses if all hold, otherwise INCONCLUSIVE.
+        CONTRADICTED or else DIRECTION FAILS if any part is (that is enough), otherwise NOT RUN if
+        any part is, the weaker of the parts' statuses if all hold, otherwise INCONCLUSIVE.
     """
     assert statuses
-    if Status.CONTRADICTED in statuses:
-        return Status.CONTRADICTED
+    for failure in (Status.CONTRADICTED, Status.DIRECTION_FAILS):
+        if failure in statuses:
+            return failure
     if Status.NOT_RUN in statuses:
         return Status.NOT_RUN
     if all(status.holds for status in statuses):
@@ -194,4 +208,5 @@ def combine_each(statuses: Sequence[Status]) -> Status:
     run = [status for status in statuses if status is not Status.NOT_RUN]
     if not run or len(run) == len(statuses):
         return combine_all(statuses)
-    return Status.CONTRADICTED if Status.CONTRADICTED in run else Status.INCONCLUSIVE
+    combined = combine_all(run)
+    return combined if combined.fails else Status.INCONCLUSIVE

@@ -75,7 +75,7 @@ def test_claims_hold_at_any_scale_when_measured(tmp_path):
     assert throughput.interval.point == pytest.approx(3.2)
     assert throughput.interval.low == pytest.approx(3.2 * 0.99 / 1.01)
     assert memory.interval.point == pytest.approx(60)
-    assert throughput.note == "measured on a processor, 2 cores"
+    assert throughput.note == "measured on a processor, 2 cores, AVX2: batch 1 3.20 [3.14, 3.26] ×"
 
 
 @pytest.mark.parametrize("faster", [1.9, 5.6])
@@ -90,6 +90,30 @@ def test_memory_outside_of_the_band_is_contradicted(tmp_path, memory):
 
 def test_an_interval_across_the_end_of_the_band_decides_nothing(tmp_path):
     assert verdicts(tmp_path, report_of(faster=2.4))["C09"].status is Status.INCONCLUSIVE
+
+
+def test_a_batch_at_which_int4_is_slower_is_not_hidden(tmp_path):
+    report = report_of()
+    for name, speed in (("bf16", 20.0), ("int4", 16.0)):
+        decode = report["models"][MODEL]["variants"][name]["decode"]
+        decode["16"] = {**decode["1"], "tokens_per_second": spread([speed])}
+    (part,) = verdicts(tmp_path, report)["C09"].parts
+    assert part.status is Status.INCONCLUSIVE
+    assert part.interval.point == pytest.approx(3.2)  # batch 1 alone would hold
+    assert "batch 16 0.80 ×; nothing is gained at batch 16" in part.note
+
+
+def test_every_device_has_a_status_of_its_own(tmp_path):
+    write_measurement(tmp_path, deployment_record(report_of(), MODEL, "small"))
+    other = {**report_of(faster=1.5, evidence="recorded"), "device": "another"}
+    write(tmp_path / "recorded" / "another", f"deploy/{MODEL}/deploy.json", other)
+    (claim,) = verify(tmp_path, "small", only=["C09"], recorded=tmp_path / "recorded")
+    assert {part.part.id: part.status for part in claim.parts} == {
+        "C09.throughput": Status.REPRODUCED,
+        "C09.throughput@another": Status.CONTRADICTED,
+    }
+    assert claim.status is Status.CONTRADICTED
+    assert "recorded on another, AVX2" in claim.parts[1].note
 
 
 def test_smoke_does_not_judge(tmp_path):

@@ -25,7 +25,8 @@ from synthetic_results import GOOD, write_results
 
 from grace.errors import InputError
 from replication.base.files import write_json_atomic
-from replication.judge.claims import document, verify
+from replication.judge.claims import verify
+from replication.judge.record import document
 from replication.paper import load_ledger, load_tables
 from replication.report.page import build
 from replication.report.page.bars import Axis, bar

@@ -15,10 +15,11 @@ from replication.stats.verdict import (
     judge,
 )
 
-R, H, U, C, N = (
+R, H, U, F, C, N = (
     Status.REPRODUCED,
     Status.DIRECTION_HOLDS,
     Status.INCONCLUSIVE,
+    Status.DIRECTION_FAILS,
     Status.CONTRADICTED,
     Status.NOT_RUN,
 )
@@ -67,13 +68,17 @@ MARGIN = Rule(above=-1, below=1)
     ],
 )
 def test_a_status_comes_from_the_interval_and_not_from_the_point(rule, low, high, status):
+    reduced = {C: F, H: H, U: U}[status]
+    full = {C: C, H: R, U: U}[status]
     for point in (low, high):
-        assert judge(Interval(point, low, high), rule, Band(1, 3, "a reason"), H) is status
+        interval, band = Interval(point, low, high), Band(1, 3, "a reason")
+        assert judge(interval, rule, band, full=False) is reduced
+        assert judge(interval, rule, band, full=True) is full
 
 
 def test_a_rule_with_a_band_needs_one():
     with pytest.raises(AssertionError):
-        judge(Interval(1, 0, 2), BAND, None, H)
+        judge(Interval(1, 0, 2), BAND, None, full=True)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +92,9 @@ def test_a_rule_with_a_band_needs_one():
         ([H, N], N, U),
         ([N, N], N, N),
         ([C, N], C, C),
+        ([F, N], F, F),
+        ([R, F], F, F),
+        ([F, C], C, C),
         ([U, N], N, U),
     ],
 )
@@ -125,6 +133,8 @@ def test_what_is_counted_has_no_width():
 
 def test_statuses_are_those_of_the_evidence_vocabulary():
     assert [status.value for status in Status] == [
-        *("REPRODUCED", "DIRECTION HOLDS", "INCONCLUSIVE", "CONTRADICTED", "NOT RUN")
+        *("REPRODUCED", "DIRECTION HOLDS", "INCONCLUSIVE"),
+        *("DIRECTION FAILS", "CONTRADICTED", "NOT RUN"),
     ]
     assert [status for status in Status if status.holds] == [R, H]
+    assert [status for status in Status if status.fails] == [F, C]

@@ -56,19 +56,24 @@ def headline(table: Mapping[str, Any]) -> str:
 
 
 def ledger_summary(verdicts: Mapping[str, Any]) -> str:
-    """The claims of each status, and how many parts of claims have it.
+    """The paper's claims and its reviewers' wishes of each status.
 
     Args:
         verdicts: The content of claims.json.
     """
-    statuses = [part["status"] for claim in verdicts["claims"] for part in claim["parts"]]
     rows = []
     for status in Status:
-        claims = [claim["id"] for claim in verdicts["claims"] if claim["status"] == status.value]
-        count = statuses.count(status.value)
-        if claims or count:
-            rows.append((status.value, ", ".join(claims) or "none", f"{count}"))
-    return markdown_table(("status", "claims", "parts of claims"), rows)
+        found = [
+            [
+                claim["id"]
+                for claim in verdicts["claims"]
+                if claim["status"] == status.value and claim["by"] == by
+            ]
+            for by in ("paper", "reviewers")
+        ]
+        if any(found):
+            rows.append((status.value, *(", ".join(own) or "none" for own in found)))
+    return markdown_table(("status", "claims of the paper", "wishes of its reviewers"), rows)
 
 
 def deployment(record: Mapping[str, Any]) -> str:

@@ -21,16 +21,18 @@ from replication.report.page.sources import Node, absent, plain, quoted
 from replication.stats.verdict import Status
 
 MEANING = {
-    Status.REPRODUCED: "the interval lies in the tolerance band",
-    Status.DIRECTION_HOLDS: "the whole interval is on the claimed side; the size is not judged",
+    Status.REPRODUCED: "full scale, exact, or the published architecture: within the band",
+    Status.DIRECTION_HOLDS: "small models: the whole interval is on the claimed side",
     Status.INCONCLUSIVE: "the interval allows both answers",
-    Status.CONTRADICTED: "the interval is on the wrong side, or outside the band",
+    Status.DIRECTION_FAILS: "small models: the whole interval is on the other side",
+    Status.CONTRADICTED: "full scale, exact, or the published architecture: outside the band",
     Status.NOT_RUN: "a needed result is missing",
 }
 PHRASES = {
     Status.REPRODUCED: "reproduced",
     Status.DIRECTION_HOLDS: "with the claimed direction only",
     Status.INCONCLUSIVE: "inconclusive",
+    Status.DIRECTION_FAILS: "with the direction failing",
     Status.CONTRADICTED: "contradicted",
     Status.NOT_RUN: "not run",
 }
@@ -82,8 +84,14 @@ class ClaimView:
         return Status(self.node["status"].value)
 
     @property
-    def known_deviation(self) -> bool:
-        return self.status is Status.CONTRADICTED and not self.node["failed"].value
+    def explained(self) -> bool:
+        """Whether it fails, and the ledger says why."""
+        return self.status.fails and not self.node["failed"].value
+
+    @property
+    def under(self) -> list[tuple[str, Status]]:
+        """The verdict under each set of GRACE's coefficients."""
+        return [(name, Status(one)) for name, one in (self.node["under"].value or {}).items()]
 
     @property
     def brief(self) -> list[PartView]:
@@ -216,18 +224,31 @@ def _evidence(part: Part, scale: str) -> str:
 
 def _notes(claim: Node) -> list[Markup]:
     """What is to be said of a claim's parts, each remark once."""
-    parts_of: dict[str, list[Node]] = {}
+    parts_of: dict[str, list[tuple[Node, Node]]] = {}
     for part in claim["parts"]:
         if part["note"].value:
-            parts_of.setdefault(part["note"].value, []).append(part)
-    notes = []
-    for parts in parts_of.values():
-        text = plain(parts[0]["note"])
+            parts_of.setdefault(part["note"].value, []).append((part, part["note"]))
+        if part["explanation"].value:
+            text = part["explanation"]["text"]
+            parts_of.setdefault(text.value, []).append((part, text))
+    notes = [_further(one) for one in claim["further"]]
+    for found in parts_of.values():
+        parts, text = [part for part, _ in found], plain(found[0][1])
         if len(parts_of) > 1:
             names = ", ".join(one["id"].value.partition(".")[2] for one in parts)
             text = Markup('<span class="of">{}:</span> {}').format(names, text)
         notes.append(text)
     return notes
+
+
+def _further(node: Node) -> Markup:
+    """Evidence that is shown and not judged."""
+    words = Markup('<span class="of">Further evidence, not judged:</span> {}: {}')
+    measured = node["measured"]
+    if measured.value is None:
+        return words.format(plain(node["text"]), plain(node["note"]))
+    value = "{point:.3g} [{low:.3g}, {high:.3g}]".format(**measured.value)
+    return words.format(plain(node["text"]), quoted(measured, value, "point", "low", "high"))
 
 
 def _n(node: Node) -> Markup:
@@ -297,7 +318,7 @@ def claim_views(claims: Node, ledger: Ledger, evidence: Evidence) -> list[ClaimV
 def _claim_view(claim: Node, known: Mapping[str, Part], evidence: Evidence) -> ClaimView:
     pairs = []
     for node in claim["parts"]:
-        name = node["id"].value
+        name = node["id"].value.partition("@")[0]  # one of a published architecture, by device
         if name not in known:
             raise InputError(f"{node.ref}: {name} is in no ledger; run the stage claims again")
         pairs.append((known[name], node))

@@ -42,8 +42,9 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """A status with the claims that have it."""
+    """A status with the claims that have it, of the paper or of its reviewers."""
 
+    by: str
     status: Status
     count: Node
     claims: list[ClaimView]
@@ -51,9 +52,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Overview:
-    """The first section."""
+    """The first section: the paper's claims, and apart from them its reviewers' wishes."""
 
     outcomes: list[Outcome]
+    wishes: list[Outcome]
+    statuses: list[Status]
     headlines: list[tuple[str, ClaimView]]
     models: Node
     origins: list[Origin]
@@ -65,19 +68,25 @@ def overview(claims: Node, views: list[ClaimView], evidence: Evidence) -> Overvi
     """The summary, from claims.json, scores.json and the score files."""
     files = evidence.files
     by_id = {view.id: view for view in views}
-    outcomes = [
-        Outcome(status, count, [view for view in views if view.status is status])
-        for status in Status
-        if (count := claims["summary"][status.value]).value
-    ]
     return Overview(
-        outcomes=outcomes,
+        outcomes=_outcomes("paper", claims, views),
+        wishes=_outcomes("reviewers", claims, views),
+        statuses=[status for status in Status if any(view.status is status for view in views)],
         headlines=[(words, by_id[name]) for name, words in HEADLINES.items() if name in by_id],
         models=files.need("scores.json", "tables"),
         origins=origins(evidence.all_scores()),
         limits=SCALES[files.scale],
         failing=[name.value for name in claims["failed"]],
     )
+
+
+def _outcomes(by: str, claims: Node, views: list[ClaimView]) -> list[Outcome]:
+    own = [view for view in views if view.node["by"].value == by]
+    return [
+        Outcome(by, status, count, [view for view in own if view.status is status])
+        for status in Status
+        if (count := claims["summary"][by][status.value]).value
+    ]
 
 
 # --- controls -------------------------------------------------------------------------------------

@@ -1,0 +1,98 @@
+"""When a sentence was written: the first commit of a file that has it, by git."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from grace.files import read_yaml
+from replication.base.files import ROOT
+
+
+@dataclass(frozen=True)
+class Written:
+    """A commit, and its day.
+
+    Attributes:
+        commit: abbreviated.
+        date: as in 2026-11-20.
+    """
+
+    commit: str
+    date: str
+
+
+def _git(*arguments: str, root: Path = ROOT) -> str:
+    """What git says; "" where there is no git, no repository or no such commit."""
+    command = ["git", *arguments]
+    try:
+        return subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True, errors="replace"
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+class History:
+    """The commits of a file, under all names that it has had.
+
+    Args:
+        path: the file.
+        root: the folder of the repository.
+    """
+
+    def __init__(self, path: Path, root: Path = ROOT) -> None:
+        log = _git("log", "--follow", "-p", "--format=%x00%h %cs", "--", str(path), root=root)
+        self._root = root
+        self._added: list[tuple[Written, str]] = []
+        for entry in reversed(log.split("\0")[1:]):  # the oldest first
+            head, _, diff = entry.partition("\n")
+            added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
+            self._added.append((Written(*head.split()), "\n".join(added)))
+
+    @property
+    def last(self) -> Written | None:
+        """The commit that changed the file last; None where git knows none."""
+        return self._added[-1][0] if self._added else None
+
+    def first(self, text: str) -> Written | None:
+        """The first commit whose version has the text on one line; None where git knows none."""
+        quoted = text.replace('"', '\\"')
+        return next((written for written, added in self._added if quoted in added), None)
+
+    def precedes(self, written: Written, later: Iterable[str]) -> bool | None:
+        """Whether a commit is among the ancestors of all of these; None where git cannot tell."""
+        known = [ancestors(commit, self._root) for commit in later]
+        if not known or not all(known):
+            return None
+        return all(any(one.startswith(written.commit) for one in own) for own in known)
+
+
+@cache
+def ancestors(commit: str, root: Path = ROOT) -> frozenset[str]:
+    """A commit's own hash and those of its ancestors; none of a commit that git does not know."""
+    return frozenset(_git("rev-list", commit, root=root).split())
+
+
+@cache
+def ledger_history(path: Path) -> History:
+    """The history of a ledger file, read once."""
+    return History(path)
+
+
+def world_commit(root: Path = ROOT) -> Written | None:
+    """The commit that fixed the world that the runs were judged in, before the first of them.
+
+    It is the one that changed the calibration's rows last, or that the file names itself.
+    """
+    found = sorted(root.glob("replication/**/calibration.yaml"))
+    if not found:
+        return None
+    named = (read_yaml(found[0]) or {}).get("world_commit")
+    if not named:
+        return History(found[0], root).last
+    shown = _git("log", "-1", "--format=%h %cs", str(named), root=root).split()
+    return Written(*shown) if shown else Written(str(named), "not recorded")
