@@ -23,9 +23,14 @@ from grace.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("grace", "replication")
 
-_OUTSIDE = ("replication.doctor", "replication.plan.checks", "replication.settings.checks")
-"""Modules that are not followed, nor what lies below them: they may refuse to start a stage or
-print something, but they never change a result."""
+_OUTSIDE = (
+    "replication.base.warm",
+    "replication.doctor",
+    "replication.plan.checks",
+    "replication.settings.checks",
+)
+"""Modules that are not followed, nor what lies below them: they may refuse to start a stage, start
+it elsewhere or print something, but they never change a result."""
 
 _DEPTH = 3
 """So many imports deep a file's hash looks. With one, two ``__init__.py`` that do nothing but

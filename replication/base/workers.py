@@ -2,9 +2,18 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from typing import Any
+
+from replication.base import warm
 
 
 def cores() -> int:
@@ -33,18 +42,72 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
     workers = min(cores(), len(jobs))
     if workers < 2 or torch.cuda.is_available():
         return [function(*job) for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
-        done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+    processes = _Forks(workers) if warm.is_fork() else _Spawned(workers)
+    with processes.pool as pool:
+        futures = [processes.submit(_with_one_thread, function, *job) for job in jobs]
+        try:
+            done, pending = wait(futures, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.interrupt()
+            raise
         failed = [future for future in futures if future in done and future.exception()]
         if pending:
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - others:
-                child.terminate()
+            processes.terminate()
         for future in failed:
             future.result()
         return [future.result() for future in futures]
+
+
+def _with_one_thread(function: Callable[..., Any], *job: Any) -> Any:
+    import torch
+
+    torch.set_num_threads(1)
+    return function(*job)
+
+
+class _Spawned:
+    """Processes that import all that they need."""
+
+    def __init__(self, workers: int) -> None:
+        self._others = set(multiprocessing.active_children())
+        context = multiprocessing.get_context("spawn")
+        self.pool: Executor = ProcessPoolExecutor(workers, mp_context=context)
+        self.submit = self.pool.submit
+
+    def interrupt(self) -> None:
+        """Nothing: a terminal interrupts every process."""
+
+    def terminate(self) -> None:
+        for child in set(multiprocessing.active_children()) - self._others:
+            child.terminate()
+
+
+class _Forks:
+    """A fork of the server for every job, and a thread that waits for it."""
+
+    def __init__(self, workers: int) -> None:
+        self.pool: Executor = ThreadPoolExecutor(workers)
+        self._calls: set[warm.Call] = set()
+
+    def submit(self, *call: Any) -> Any:
+        return self.pool.submit(self._wait_for, *call)
+
+    def _wait_for(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        call = warm.Call(f"{function.__module__}:{function.__qualname__}", arguments)
+        self._calls.add(call)
+        try:
+            return call.value()
+        finally:
+            self._calls.discard(call)
+
+    def _signal(self, number: int) -> None:
+        for call in list(self._calls):
+            call.signal(number)
+
+    def interrupt(self) -> None:
+        self._signal(signal.SIGINT)
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grace.errors import InputError
+from replication.base import warm
 from replication.base.code import stage_hashes
 from replication.base.files import ROOT, atomic_path, write_text_atomic
 from replication.base.scales import COMMITTED, FULL_SCALE
@@ -119,7 +120,8 @@ def run_dvc(
     lock: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run dvc in a workspace.
+    """Run dvc in a workspace. Stages that it runs are forks of a process which has imported what
+    they need (:mod:`replication.base.warm`); on an accelerator each is a process of its own.
 
     Args:
         folder: the workspace.
@@ -130,12 +132,22 @@ def run_dvc(
     Returns:
         Its exit code.
     """
-    return subprocess.call(
-        [sys.executable, "-m", "dvc", *words],
-        cwd=folder,
-        env=_environment() | dict(environment or {}),
-        pass_fds=() if lock is None else (lock,),
-    )
+    variables = _environment() | dict(environment or {})
+    stages = words[:1] == ("repro",) and not {"-n", "--dry"} & set(words)
+    with warm.server(folder, variables) if stages and _can_fork() else nullcontext({}) as found:
+        return subprocess.call(
+            [sys.executable, "-m", "dvc", *words],
+            cwd=folder,
+            env=variables | found,
+            pass_fds=() if lock is None else (lock,),
+        )
+
+
+def _can_fork() -> bool:
+    """Whether a process that has imported torch may be forked."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
 
 
 def outdated(folder: Path, stages: Sequence[str]) -> list[str]:

@@ -1,38 +1,27 @@
-"""Stages as processes of their own that start at once: forks of one process that has imported all.
+"""Stages as forks of `replication.base.warm`'s server, with faults put into them.
 
-    with Server() as server:
-        done = server.run(folder, "train small_runs", fault=Fault("kill", at=0))
-
-Run as a program, it reads a job a line and answers with how the job's process ended.
+with Server() as server:
+    done = server.run(folder, "train small_runs", fault=Fault("kill", at=0))
 """
 
 import errno
-import importlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import faults
+import torch
+
+from replication.base import warm
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-IMPORTED_LATE = (
-    *(
-        "replication.train.fit",
-        "grace.evaluation.lmms",
-        "lmms_eval.evaluator",
-        "lmms_eval.tasks",
-    ),
-    *("datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "compressed_tensors"),
-)
-"""What stages import when they run, and what takes seconds."""
 _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
 
 
@@ -58,27 +47,25 @@ class Done:
 
 class Server:
     def __enter__(self) -> "Server":
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"},
-        )
+        path = f"{ROOT}{os.pathsep}{TESTS}{os.pathsep}{Path(__file__).parent}"
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+        self._context = warm.server(ROOT, environment)
+        self._address = self._context.__enter__()[warm.ADDRESS]
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
 
     def run(self, folder: Path, words: str, fault: Fault | None = None) -> Done:
-        job = {"folder": str(folder), "words": words.split(), "fault": fault and asdict(fault)}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return Done(**json.loads(self._process.stdout.readline()))
+        with tempfile.TemporaryDirectory() as scratch:
+            said, told = Path(scratch, "said"), Path(scratch, "told")
+            job = (folder, words.split(), fault, said, told)
+            code = warm.Call("stage_server:run", job, self._address).ended()
+            text = said.read_text(errors="replace")[-4000:]
+            return Done(code, text, told.read_text().splitlines())
 
 
-def _changes(told: Any, fault: dict[str, Any] | None) -> Callable[[str], None]:
+def _changes(told: Any, fault: Fault | None) -> Callable[[str], None]:
     """What is called before every change: it tells of it, and disturbs it if that is its turn."""
     count, full, folder = -1, False, Path.cwd()
 
@@ -91,8 +78,8 @@ def _changes(told: Any, fault: dict[str, Any] | None) -> Callable[[str], None]:
         told.flush()
         if fault is None:
             return
-        if fault["at"] in (count, what):
-            if fault["kind"] == "kill":
+        if fault.at in (count, what):
+            if fault.kind == "kill":
                 with faults.unwatched():
                     if opened is not None and not opened.exists():
                         opened.touch()
@@ -112,59 +99,16 @@ def _made_up(module: str, arguments: dict[str, Any], **_: Any) -> dict[str, Any]
     return dict(found["models"][model]["variants"][arguments["name"]])
 
 
-def _run(job: dict[str, Any], said: Path, told: Path) -> int:
-    """A job, in this process: the stage's exit code."""
+def run(folder: Path, words: list[str], fault: Fault | None, said: Path, told: Path) -> None:
+    """A stage, in this process, a fork of the server; it ends with the stage's exit code."""
     from replication.measure import harness
 
     harness.measure_in_process = _made_up
     os.sched_getaffinity = lambda _: {0}  # one process, this one
-    os.chdir(job["folder"])
-    sys.argv = list(job["words"])
+    os.chdir(folder)
     with said.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    module = importlib.import_module(f"replication.stages.{sys.argv[0]}")
-    with told.open("w") as log, faults.watched(Path.cwd(), _changes(log, job["fault"])):
-        try:
-            module.main()
-        except SystemExit as end:
-            return end.code if isinstance(end.code, int) else bool(end.code)
-    return 0
-
-
-def serve() -> None:
-    import tempfile
-    import traceback
-
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    for path in sorted((ROOT / "replication" / "stages").glob("[a-z]*.py")):
-        importlib.import_module(f"replication.stages.{path.stem}")
-    for name in IMPORTED_LATE:
-        importlib.import_module(name)
-    import torch
-
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        said, told = Path(scratch, "said"), Path(scratch, "told")
-        for line in sys.stdin:
-            told.write_text("")
-            child = os.fork()
-            if child == 0:
-                code = 1
-                try:
-                    code = _run(json.loads(line), said, told)
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    sys.stderr.flush()
-                    os._exit(code)
-            _, status = os.waitpid(child, 0)
-            text = said.read_text(errors="replace")[-4000:]
-            found = Done(os.waitstatus_to_exitcode(status), text, told.read_text().splitlines())
-            answers.write(json.dumps(asdict(found)) + "\n")
-            answers.flush()
-
-
-if __name__ == "__main__":
-    serve()
+    with told.open("w") as log, faults.watched(folder, _changes(log, fault)):
+        warm.run_stage(f"replication.stages.{words[0]}", *words[1:])
