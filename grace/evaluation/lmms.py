@@ -81,6 +81,7 @@ class ChatModel(lmms):
 
     Attributes:
         entropies: Entropy in nats of the first token of every answer, by task and row.
+        confidences: Probability of that token, likewise.
 
     Raises:
         InputError: For a processor without a chat template or an end token.
@@ -107,6 +108,7 @@ class ChatModel(lmms):
         self.max_new_tokens = max_new_tokens
         self.stream = stream or sys.stderr
         self.entropies: dict[tuple[str, int], float] = {}
+        self.confidences: dict[tuple[str, int], float] = {}
         tokenizer = processor.tokenizer
         if getattr(processor, "chat_template", None) is None:
             raise InputError("the processor has no chat template: save one beside the model")
@@ -135,8 +137,10 @@ class ChatModel(lmms):
             bar.close()
             self.model.train(was_training)
         answers = [""] * len(requests)
-        for texts_of, entropies in self.share.gather((own, self.entropies)):
+        kept = (own, self.entropies, self.confidences)
+        for texts_of, entropies, confidences in self.share.gather(kept):
             self.entropies |= entropies
+            self.confidences |= confidences
             for i, text in texts_of.items():
                 answers[i] = text
         return answers
@@ -161,7 +165,7 @@ class ChatModel(lmms):
 
     def _answer(self, requests: list[Instance], budget: int) -> list[str]:
         inputs = self._inputs(requests)
-        first = _FirstEntropy(self.model)
+        first = _FirstToken(self.model)
         with torch.no_grad():
             output = self.model.generate(
                 **inputs,
@@ -177,9 +181,12 @@ class ChatModel(lmms):
                 eos_token_id=sorted(self.eos),
                 pad_token_id=self.processor.tokenizer.pad_token_id,
             )
-        for request, entropy in zip(requests, first.values, strict=True):
+        for request, entropy, confidence in zip(
+            requests, first.entropies, first.confidences, strict=True
+        ):
             _, _, _, row, task, _ = request.args
             self.entropies[task, row] = entropy
+            self.confidences[task, row] = confidence
         rows = output[:, inputs["input_ids"].shape[1] :].tolist()
         texts = self.processor.tokenizer.batch_decode(
             [self._up_to_eos(row) for row in rows], skip_special_tokens=True
@@ -262,18 +269,22 @@ class Grace(ChatModel):
         self.accelerator = accelerator
 
 
-class _FirstEntropy(LogitsProcessor):
-    """Changes nothing and keeps the entropies of the first step, whose logits have to be finite."""
+class _FirstToken(LogitsProcessor):
+    """Changes nothing and keeps entropies and highest probabilities of the first step, whose logits
+    have to be finite."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self.values: list[float] = []
+        self.entropies: list[float] = []
+        self.confidences: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not self.values:
+        if not self.entropies:
             if torch.isnan(scores).any():
                 raise InputError(not_finite(self.model))
-            self.values = torch.distributions.Categorical(logits=scores.float()).entropy().tolist()
+            first = torch.distributions.Categorical(logits=scores.float())
+            self.entropies = first.entropy().tolist()
+            self.confidences = first.probs.max(dim=-1).values.tolist()
         return scores
 
 

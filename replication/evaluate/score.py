@@ -62,12 +62,14 @@ class Evaluation:
         outcomes: One row per question, of the columns :data:`COLUMNS`.
         settings: How the model was asked.
         entropies: By benchmark: entropy in nats of the first token of every answer, by row.
+        confidences: By benchmark: probability of that token, by row.
     """
 
     scores: dict[str, dict[str, Any]]
     outcomes: "pd.DataFrame"
     settings: dict[str, Any]
     entropies: dict[str, list[float]]
+    confidences: dict[str, list[float]]
 
     def write_outcomes(self, path: str | os.PathLike) -> None:
         """Write the outcomes as parquet: all of them, or nothing."""
@@ -224,15 +226,18 @@ def _evaluate(
         "decoding": "greedy",
         "lmms_eval": official_version(),
     }
-    entropies = {
-        b.name: [
-            value
-            for (task, _), value in sorted(chat.entropies.items())
-            if task == tasks[b.name].config.task
-        ]
-        for b in benchmarks
-    }
-    return Evaluation(scores, pd.concat(frames, ignore_index=True), settings, entropies)
+    doubts = [
+        {
+            b.name: [
+                value
+                for (task, _), value in sorted(values.items())
+                if task == tasks[b.name].config.task
+            ]
+            for b in benchmarks
+        }
+        for values in (chat.entropies, chat.confidences)
+    ]
+    return Evaluation(scores, pd.concat(frames, ignore_index=True), settings, *doubts)
 
 
 def _run(chat: "ChatModel", tasks: list[Any], limit: int | None) -> dict[str, Any]:

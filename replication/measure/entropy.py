@@ -1,6 +1,7 @@
-"""Does the teacher's entropy predict its error (Figure 2)?
+"""Does the teacher's entropy predict its error (Figure 2), and does it know how sure it may be?
 
-Measured on the questions of ScienceQA: the entropy of the first token of the teacher's answer.
+Measured on the questions of ScienceQA: the entropy of the first token of the teacher's answer, and
+that token's probability.
 """
 
 from pathlib import Path
@@ -15,17 +16,18 @@ from replication.stats.bootstrap import generator
 
 BENCHMARK = "scienceqa"
 METHOD = (
-    f"entropy of the first answer token against whether the answer is wrong, {BENCHMARK}; "
+    f"entropy, and probability, of the first answer token against whether the answer is wrong, "
+    f"{BENCHMARK}; "
     "bootstrap over questions"
 )
 
 
-def measure_entropy(params: Params, family: str, teacher: Path, questions: Any) -> dict[str, Any]:
+def measure_entropy(params: Params, pair: str, teacher: Path, questions: Any) -> dict[str, Any]:
     """Ask a teacher all questions of the benchmark, and compare entropy and error.
 
     Args:
         params: the sections evaluate, entropy_error and compare are read.
-        family: names the random generator.
+        pair: names the random generator.
         teacher: the teacher's directory.
         questions: where the benchmark's questions are; see
             `replication.evaluate.score.evaluate_model`.
@@ -50,7 +52,8 @@ def measure_entropy(params: Params, family: str, teacher: Path, questions: Any) 
     return entropy_error(
         np.array(evaluation.entropies[BENCHMARK]),
         wrong,
-        generator(settings.seed, family),
+        generator(settings.seed, pair),
+        confidence=np.array(evaluation.confidences[BENCHMARK]),
         bins=settings.bins,
         resamples=params.compare.resamples,
     )

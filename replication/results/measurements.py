@@ -145,6 +145,7 @@ def entropy_error(
     wrong: np.ndarray,
     rng: np.random.Generator,
     *,
+    confidence: np.ndarray | None = None,
     clusters: np.ndarray | None = None,
     bins: int = BINS,
     resamples: int = RESAMPLES,
@@ -155,12 +156,13 @@ def entropy_error(
         entropy: (items,), the teacher's entropy at each item (a token, or a question), any unit.
         wrong: (items,), 1 where the teacher's most likely answer is wrong, else 0.
         rng: where the draws of the bootstrap come from.
+        confidence: (items,), the probability of that answer, for its calibration error.
         clusters: (items,), the image or question of each item.
         bins: of equal count.
         resamples: of the bootstrap.
 
     Returns:
-        The parts n, values ("pearson_r" and "binned_r2") and data (the bins' means) of a
+        The parts n, values ("pearson_r", "binned_r2" and "calibration_error") and data (the bins' means) of a
         measurement.
 
     Raises:
@@ -172,6 +174,9 @@ def entropy_error(
         "pearson_r": association.pearson(entropy, wrong, clusters),
         "binned_r2": association.binned_r2(entropy, wrong, clusters, bins),
     }
+    if confidence is not None:
+        error = association.calibration_error(confidence, 1 - wrong, clusters, bins)
+        statistics["calibration_error"] = error
     means = association.binned_means(entropy, wrong, bins)
     return {
         "n": {"items": wrong.size, "clusters": _count(wrong, clusters), "bins": bins},

@@ -438,13 +438,16 @@ class ResultSet:
         return self._scores.get(_key(pair, run))
 
     def pairs(self, family: str, runs: Sequence[str] = (), world: str = "first") -> list[str]:
-        """The pairs that a name stands for and that have scores of some runs, the first one first.
+        """The pairs that a name stands for and that have scores of some runs, the first one first;
+        the name alone where every run says of which pair it is.
 
         Args:
             family: a family's name stands for its pairs in the world; any other pair's for itself.
             runs: that the pairs have, each of them.
             world: of the family's pairs.
         """
+        if runs and all("/" in run for run in runs):
+            return [family] if all(_key(family, run) in self._scores for run in runs) else []
         own = sorted(
             {
                 owner

@@ -2,7 +2,7 @@
 
 <results>/<scale>/training/<folder>/<run>/seed<k>.json
 {"family": "qwen2_vl", "pair": "qwen2_vl_pair2",
- "parameters": 905000,
+ "parameters": 905000, "teacher": {"entropy": 0.71, "gate": 0.92},
  "history": [{"step": 50, "epoch": 0.2, "beta": 1.1, "ema": 0.6, ...}, ...],
  "cost": {"seconds": 61.0, "steps": 800, "tokens": 1210000,
           "peak_memory_bytes": 731000000, "trained_parameters": 512000, "threads": 2,

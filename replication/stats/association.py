@@ -197,3 +197,42 @@ def gate_covariance(
 
     sums = _by_cluster([np.ones_like(gates), gates, losses, gates * losses], clusters)
     return ClusterStatistic(sums, change)
+
+
+def mean(values: np.ndarray, clusters: np.ndarray | None = None) -> ClusterStatistic:
+    """The mean of some items' values.
+
+    Args:
+        values: (items,), finite.
+        clusters: (items,), the cluster of each item; None: every item is its own.
+    """
+    values, _, clusters = _paired(values, values, clusters)
+    sums = _by_cluster([np.ones_like(values), values], clusters)
+    return ClusterStatistic(sums, lambda totals: totals[..., 1] / totals[..., 0])
+
+
+def calibration_error(
+    confidence: np.ndarray,
+    right: np.ndarray,
+    clusters: np.ndarray | None = None,
+    bins: int = BINS,
+) -> ClusterStatistic:
+    """The expected calibration error: how far confidence and accuracy lie apart, on average.
+
+    Mean over items of the difference of mean confidence and accuracy in the item's bin, of bins of
+    equal width from 0 to 1. It cannot be negative, so that a resample's is higher than the
+    sample's on average.
+
+    Args:
+        confidence: (items,), the probability of the answer that was given, 0 to 1.
+        right: (items,), 1 where that answer is right, else 0.
+        clusters: (items,), the cluster of each item; None: every item is its own.
+        bins: how many.
+    """
+    confidence, right, clusters = _paired(confidence, right, clusters)
+    number = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    columns = [np.where(number == index, confidence - right, 0.0) for index in range(bins)]
+    sums = _by_cluster([np.ones_like(right), *columns], clusters)
+    return ClusterStatistic(
+        sums, lambda totals: np.abs(totals[..., 1:]).sum(axis=-1) / totals[..., 0]
+    )

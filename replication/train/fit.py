@@ -5,7 +5,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -87,7 +87,7 @@ def fit(
     origin: dict[str, str],
     scratch: Path,
     log: Path,
-    pair: str | None = None,
+    about: Mapping[str, Any] | None = None,
     finish: Callable[[GraceTrainer], None] | None = None,
 ) -> GraceTrainer:
     """Train ``model`` in place; an interrupted run goes on from its last complete checkpoint.
@@ -109,7 +109,7 @@ def fit(
             ones among them (``parameters``), the controller's bounds, what of the published data
             did not fit (``data``), and what the training took (``cost``; None if it was
             interrupted).
-        pair: The name that the log goes by; see ``replication.results.training_logs``.
+        about: Further entries of the log; see ``replication.results.training_logs``.
         finish: Called when training is complete, while its last checkpoint is still there.
 
     Returns:
@@ -123,7 +123,7 @@ def fit(
     )
     arguments = training_arguments(settings, scratch)
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
-    record = _record(model, data, method, settings) | ({} if pair is None else {"pair": pair})
+    record = _record(model, data, method, settings) | dict(about or {})
     last = _take_up(trainer, scratch, origin)
     if last is not None:
         state = json.loads((last / "trainer_state.json").read_text())

@@ -17,6 +17,7 @@ from grace.models import check_model_directory, load_model, load_processor
 from grace.quantization import QuantSpec
 from grace.training import TEACHER_METHODS
 from replication.base.code import code_hash
+from replication.base.files import read_json
 from replication.base.workers import run_all
 from replication.settings.paths import Layout, needed, teacher_outputs_of
 from replication.settings.schema import Params, Run, Train
@@ -84,6 +85,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     """Train one seed of a run and write its model directory, values on the grid, with the integer
     codes and scales beside them. A model that is there already, of the same origin, is kept."""
     from grace.training import CachedTeacher, Identity, check_teacher
+    from replication.train.doubt import DOUBT_FILE
     from replication.train.fit import fit, load_training_data, origin_of, read_origin, save_trained
     from replication.train.shuffled_teacher import ShuffledTeacher
 
@@ -97,9 +99,11 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     tower = str(params.pair(folder.pair).vision)
     data = load_training_data(layout, tower, portion, processor, model.config)
     teacher: Any = None
+    about: dict[str, Any] = {"pair": params.owner_of(group)}
     if method.needs_teacher:
         teacher = CachedTeacher(teacher_outputs_of(params, folder), samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
+        about["teacher"] = read_json(teacher_outputs_of(params, folder) / DOUBT_FILE)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
     settings = run_settings(params, run, seed)
@@ -118,7 +122,7 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
             origin=origin,
             scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
             log=log,
-            pair=params.owner_of(group),
+            about=about,
             finish=lambda _: save_trained(model, processor, target, method, origin),
         )
 

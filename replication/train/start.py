@@ -168,7 +168,7 @@ def _finetune(
         origin=origin,
         scratch=layout.checkpoints(folder, name),
         log=log,
-        pair=folder,
+        about={"pair": folder},
     )
     save_trained(model, data.processor, target, method, origin)
 

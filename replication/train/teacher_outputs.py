@@ -10,9 +10,11 @@ from tqdm import tqdm
 from grace.data import Collator
 from grace.models import family_of, load_model, load_processor
 from grace.training import LiveTeacher, write_teacher_outputs
+from replication.base.files import write_json_atomic
 from replication.base.workers import run_all
 from replication.settings.paths import Layout, needed, teacher_outputs_of
 from replication.settings.schema import REGIMES, Params, Portion, section
+from replication.train.doubt import DOUBT_FILE, doubt_of
 from replication.train.fit import load_training_data
 
 
@@ -81,5 +83,6 @@ def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, ta
             temporary,
             lengths=np.asarray(data.supervised).tolist(),
         )
+    write_json_atomic(temporary / DOUBT_FILE, doubt_of(temporary))
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

@@ -27,8 +27,8 @@ SECTIONS = sorted(
     - {"teacher", "baseline", "vision", "language"}
 )
 BY_FAMILY = ("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher")
-RUNS = "runs.qwen2_vl_controls.models"
-QAT = COMMITTED["runs"]["qwen2_vl_controls"]["models"]["qat_int4"]
+RUNS = "runs.llava_controls.models"
+QAT = COMMITTED["runs"]["llava_controls"]["models"]["qat_int4"]
 
 
 def changed(path: str, value=..., base=None) -> dict:
@@ -314,7 +314,7 @@ def test_a_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"params\.yaml', line 2: the key 'scale' appears twice"):
         load_params(path)
     path.write_text("scale: small\n")
-    with pytest.raises(InputError, match=r"params\.yaml: the file lacks the key 'teacher'"):
+    with pytest.raises(InputError, match=r"params\.yaml: the file lacks the key 'families'"):
         load_params(path)
 
 

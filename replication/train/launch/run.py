@@ -162,7 +162,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
         origin=origin,
         scratch=layout.checkpoints(group, f"{name}-seed{seed}"),
         log=log,
-        pair=params.owner_of(group),
+        about={"pair": params.owner_of(group)},
         finish=finish,
     )
 
