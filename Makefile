@@ -24,12 +24,13 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup try lock doctor repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
 	@echo "make doctor [SCALE=...]               what this machine lacks, and what every table costs"
 	@echo "make repro [SCALE=smoke|small|paper] [TABLE=table4]  rebuild every table, or one"
+	@echo "make calibrate [FAMILY=...]           train and judge the rows that are not GRACE alone"
 	@echo "make report [SCALE=...]               the page of results, from the results that there are"
 	@echo "make verify-claims [SCALE=...] [VERIFY='--long|--strict']  what was measured against what was reported"
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
@@ -93,6 +94,9 @@ verify-released: setup
 bench: setup
 	$(BIN)/python -m replication.bench speed $(BENCH)
 	$(BIN)/python -m replication.bench method
+
+calibrate: setup
+	$(BIN)/python -m replication.calibrate "$(SCALE)" $(if $(filter file,$(origin FAMILY)),,$(FAMILY))
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

@@ -6,8 +6,8 @@
     python -m replication.record --import FOLDER                      # here: into recorded/
 
 A recording has a workspace of its own (:mod:`replication.settings.workspace`), in which dvc runs
-the stages that train, evaluate and measure; what only reads results (world, tables, claims) runs
-where the results are brought to. An interrupted recording goes on with the same command.
+the stages that train, evaluate and measure; what only reads results (calibration, tables, claims)
+runs where the results are brought to. An interrupted recording goes on with the same command.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from replication.paper.calibration import CalibrationRow, FamilyCalibration
+from replication.results.calibration import MET, NOT_MET, NOT_RUN
 from replication.results.measurements import read_measurement
 from replication.results.scores import NOT_IN_AVERAGE, ResultSet
 from replication.settings.paths import Layout
@@ -17,7 +18,8 @@ from replication.stats.bootstrap import bootstrap_scores, difference, generator,
 from replication.stats.verdict import Interval
 from replication.train.doubt import token_doubts
 
-MET, NOT_MET, NOT_RUN = "met", "not met", "not run"
+SETTINGS = ("compare", "methods", "standins.train", "train.batch_size", "train.steps")
+"""Dotted names of the parameters that are read."""
 
 
 class PairCalibration:

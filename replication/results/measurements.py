@@ -162,8 +162,8 @@ def entropy_error(
         resamples: of the bootstrap.
 
     Returns:
-        The parts n, values ("pearson_r", "binned_r2" and "calibration_error") and data (the bins' means) of a
-        measurement.
+        The parts n, values ("pearson_r", "binned_r2"; with confidences "calibration_error") and
+        data (the bins' means) of a measurement.
 
     Raises:
         InputError: for quantities that do not vary, or too few of them.

@@ -117,7 +117,8 @@ def evaluation_stages(params: Params) -> list[str]:
 
 def measuring_stages(params: Params) -> list[str]:
     """The stages that evaluate and measure what was trained."""
-    by_family = [f"{stage}@{f}" for stage in ("entropy_error", "export") for f in params.families]
+    by_family = [f"export@{family}" for family in params.families]
+    by_family += [f"entropy_error@{pair}" for pair in params.pairs]
     internals = [f"internals@{family}" for family in params.internals.families]
     return [*evaluation_stages(params), *by_family, *internals]
 

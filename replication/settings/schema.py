@@ -596,23 +596,6 @@ class Tuning:
 
 
 @record
-class World:
-    """What the small world must fulfil.
-
-    Attributes:
-        teacher_gap: points that the teacher must be ahead of the baseline on average, by family.
-        above_chance: points that the baseline must be above chance, on every benchmark.
-        plateau: points that further plain fine-tuning of the baseline must not gain.
-        asserted: fail the stage where one of them does not hold.
-    """
-
-    teacher_gap: dict[Text, Amount]
-    above_chance: Amount
-    plateau: Amount
-    asserted: Flag
-
-
-@record
 class Deploy:
     """Which published architectures are built with random weights, and how they are measured.
 
@@ -684,7 +667,6 @@ class Params:
     ptq: Ptq
     evaluate: Evaluate
     tuning: Tuning
-    world: World
     entropy_error: EntropyError
     gate_covariance: GateCovariance
     internals: Internals

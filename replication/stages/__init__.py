@@ -29,7 +29,7 @@ NOT_AT_FULL_SCALE = {
     "examples": "it shows stand-in questions",
     "export": "it asks stand-in questions",
     "internals": "it asks stand-in questions",
-    "world": "it measures the small world",
+    "calibration": "it measures the small world",
 }
 """Stages that scale paper has no use for, and why."""
 _GUARDED = ("pairs", "conversations", "train", "evaluate")

@@ -13,7 +13,7 @@ from replication.stages import stage
 @stage
 def main(params: Params, name: str) -> None:
     layout = Layout(params)
-    teacher = layout.model(params.known_family(name), "teacher")
+    teacher = layout.model(name, "teacher")
     check_model_directory(teacher)
     questions = questions_of(params, [BENCHMARK], name)
     write_record(

@@ -1,4 +1,4 @@
-"""How sure a teacher is at the supervised tokens: its entropy, and the gate that follows from it."""
+"""How sure a teacher is at the supervised tokens: its entropy, and the gate of it."""
 
 from pathlib import Path
 
@@ -44,6 +44,6 @@ def token_doubts(outputs: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def doubt_of(outputs: Path) -> dict[str, float]:
-    """The mean "entropy" in nats and "gate" over all supervised tokens; errors of `token_doubts`."""
+    """The mean "entropy" in nats and "gate" over all supervised tokens."""
     entropies, gates, _ = token_doubts(outputs)
     return {"entropy": float(entropies.mean()), "gate": float(gates.mean())}

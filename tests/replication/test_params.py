@@ -216,7 +216,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("internals.samples", 3, "the first 4"),
         ("internals.scenes", 0, "at least 1"),
         ("internals.bins", 0, "at least 1"),
-        ("world.asserted", "yes", "'yes'; it must be true or false"),
+        ("train.gradient_factor", "yes", "'yes'; it must be true or false"),
         ("evaluate.processes", "al", "did you mean 'all'"),
         ("evaluate.processes", 0, "at least 1 or 'all'"),
         ("tuning.benchmarks", ["mmbench", 3], "tuning.benchmarks[1] is 3; it must be text"),

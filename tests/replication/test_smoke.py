@@ -17,6 +17,7 @@ from replication.benchmarks import PRINTED
 from replication.evaluate.jobs import jobs_of
 from replication.paper import load_tables
 from replication.report.figures import FIGURES
+from replication.results.calibration import read_calibrations
 from replication.results.measurements import read_measurement
 from replication.results.scores import ResultSet
 from replication.settings.checks import parse_params
@@ -117,8 +118,10 @@ def test_every_result_is_there_and_valid(replication):
     averages = json.loads((replication / "results" / "smoke" / "averages.json").read_text())
     plain = json.loads((replication / "results" / "smoke" / "scores.json").read_text())
     assert {entry["model"] for entry in averages} == set(plain) == shown
-    world = json.loads((replication / "results" / "smoke" / "world.json").read_text())
-    assert set(world) == set(params.families)
+    calibrated = read_calibrations(replication / "results", "smoke")
+    assert set(calibrated) == set(params.pairs)
+    rows = {row.name: row for row in calibrated["qwen2_vl"].rows}
+    assert all(row.measured for row in rows.values())
     assert not list((replication / ".scales").rglob("*.tmp"))
 
 
@@ -198,7 +201,7 @@ def test_what_is_committed_is_untouched(replication, tmp_path):
 def test_dvc_shows_metrics_and_plots(replication):
     shown = json.loads(dvc(replication, "metrics", "show", "--json"))
     files = shown[""]["data"]
-    assert {name.rpartition("/")[2] for name in files} == {"scores.json", "world.json"}
+    assert {name.rpartition("/")[2] for name in files} == {"scores.json"}
     dvc(replication, "plots", "show", "-o", "plots")
     page = replication / ".scales" / "smoke" / "plots" / "index.html"
     assert "qwen2_vl-grace_int4" in page.read_text()

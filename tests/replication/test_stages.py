@@ -65,7 +65,6 @@ TINY = {
     "evaluate": {"batch_size": 30},
     "internals": {"families": [FAMILY], "scenes": 2, "samples": 3, "conversations": 20},
     "tuning": {"questions": 10, "benchmarks": ["mmbench"]},
-    "world": {"asserted": False, "teacher_gap": {"llava": None, "qwen3_vl": None}},
 }
 
 
@@ -438,7 +437,6 @@ CASES = {
         lambda w: write(w, tiny_params(internals={"samples": 31})),
         "has 30 questions",
     ),
-    "nothing to judge": ("world", lambda w: None, "must be evaluated"),
 }
 
 

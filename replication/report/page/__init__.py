@@ -27,10 +27,10 @@ from replication.report.page.ledger import (
 from replication.report.page.overview import (
     CONTROLS,
     SCALING,
+    calibration_grid,
     growth_grid,
     overview,
     training_grid,
-    world_grid,
 )
 from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
 from replication.report.page.sources import Files, counted, plain, shortened
@@ -49,15 +49,15 @@ def build(root: Path, scale: str) -> str:
 
     Raises:
         InputError: for an unknown scale, and for result files that are missing or wrong in
-            themselves. A figure, a gallery, or the checks of the small world may be missing; the
-            page says so.
+            themselves. A figure, a gallery, or the calibration of the small world may be missing;
+            the page says so.
     """
     files, reported = Files(root, check_scale(scale)), load_tables()
     evidence = Evidence(files, reported)
     verdicts = files.need("claims.json", "claims")
     claims = claim_views(verdicts, load_ledger(), evidence)
     tables = table_views(evidence, reported)
-    world, scaling = files.find(f"{files.results}/world.json"), files.find(SCALING)
+    calibrated, scaling = files.matching("calibration/*.json"), files.find(SCALING)
     speed = files.find(PERFORMANCE)
     return _render(
         scale=scale,
@@ -70,7 +70,7 @@ def build(root: Path, scale: str) -> str:
         figures=figure_views(files),
         galleries=galleries(files),
         controls=[claim for claim in claims if claim.id in CONTROLS],
-        world=None if world is None else world_grid(world),
+        world=calibration_grid(calibrated) if calibrated else None,
         training=training_grid(evidence),
         growth=None if scaling is None else growth_grid(scaling),
         scaling=scaling,

@@ -1,4 +1,4 @@
-"""What was tried and what held, in one screen; the small world's checks; what training took."""
+"""What was tried and what held, in one screen; how the world was calibrated; what training took."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from replication.judge.quantities import signed
-from replication.report.names import FAMILIES
-from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
-from replication.report.page.grids import Cell, Grid, heads, stacked
+from replication.report.page.grids import Cell, Grid, heads
 from replication.report.page.ledger import ClaimView
 from replication.report.page.sources import Node, absent, quoted, scaled
 from replication.stats.verdict import Status
@@ -89,61 +86,44 @@ def _outcomes(by: str, claims: Node, views: list[ClaimView]) -> list[Outcome]:
     ]
 
 
-# --- controls -------------------------------------------------------------------------------------
-
-_CHECKS = {
-    "teacher_is_better": "the teacher is clearly better than the baseline",
-    "baseline_is_above_chance": "the baseline is above chance on every benchmark",
-    "baseline_is_at_its_plateau": "further plain training gains next to nothing",
-}
-_DIFFERENCES = {
-    "teacher_minus_baseline": "Teacher − baseline, points",
-    "continued_sft_minus_baseline": "Further training − baseline, points",
-}
+# --- calibration ----------------------------------------------------------------------------------
 
 
-def _points(node: Node) -> Markup:
-    value, low, high = (signed(node.value[key]) for key in ("value", "low", "high"))
-    return quoted(node, f"{value} [{low}, {high}]", "value", "low", "high")
+def _asked(asked: Node) -> Markup:
+    """A value and its tolerance, or bounds."""
+    if asked["value"].value is not None:
+        text = f"{asked['value'].value:g} ± {asked['tolerance'].value:g}"
+        return quoted(asked, text, "value", "tolerance")
+    ends = {"low": "at least", "high": "at most"}
+    given = {key: words for key, words in ends.items() if asked[key].value is not None}
+    text = ", ".join(f"{words} {asked[key].value:g}" for key, words in given.items())
+    return quoted(asked, text, *given)
 
 
-def _check(name: str, passed: bool) -> Markup:
-    word = "passed" if passed else "missed"
-    text = _CHECKS.get(name, name.replace("_", " "))
-    return Markup('<span class="check {0}">{0}</span> {1}').format(word, text)
+def _measured(interval: Node) -> Markup:
+    if interval.value is None:
+        return absent("not run")
+    point, low, high = (f"{interval.value[key]:.2f}" for key in ("point", "low", "high"))
+    return quoted(interval, f"{point} [{low}, {high}]", "point", "low", "high")
 
 
-def world_grid(world: Node) -> Grid:
-    """Is the small world fit to judge in? What was measured, and the checks."""
-    ends = ("value", "low", "high")
-    axis = Axis.over(
-        family[name].value[end] for family in world for name in _DIFFERENCES for end in ends
-    )
+def calibration_grid(pairs: list[Node]) -> Grid:
+    """Is the small world fit to judge in? What the rows that are not GRACE had to show, and did."""
     rows = []
-    for key, family in world.items():
-        differences = [family[name] for name in _DIFFERENCES]
-        bars = [bar(axis, *(one.value[end] for end in ends)) for one in differences]
-        name, least = min(
-            family["baseline_minus_chance"].items(), key=lambda one: one[1].value["value"]
-        )
-        checks = (_check(name, node.value) for name, node in family["checks"].items())
-        rows.append(
-            [
-                *heads("words", FAMILIES.get(key, key)),
-                *(
-                    Cell(stacked(_points(one), drawn), "num")
-                    for one, drawn in zip(differences, bars, strict=True)
-                ),
-                Cell(stacked(_points(least), name), "num"),
-                Cell(stacked(*checks), "words small checks"),
-            ]
-        )
-    head = [
-        *heads("words", "Family"),
-        *heads("num", *_DIFFERENCES.values(), "Least lead over chance, points"),
-        *heads("words", "Checks"),
-    ]
-    return Grid("Checks of the small world", [head], rows)
+    for pair in pairs:
+        for row in pair["rows"]:
+            status = row["status"].value
+            css = {"met": "passed", "not met": "missed"}.get(status, "absent")
+            rows.append(
+                [
+                    *heads("words", pair["pair"].value.replace("_", " "), row["name"].value),
+                    Cell(_asked(row["asked"]), "num"),
+                    Cell(_measured(row["measured"]), "num"),
+                    Cell(Markup('<span class="check {}">{}</span>').format(css, status), "words"),
+                ]
+            )
+    head = [*heads("words", "Pair", "Row"), *heads("num", "Asked", "Measured"), *heads("words", "")]
+    return Grid("Calibration of the small world", [head], rows)
 
 
 # --- costs ----------------------------------------------------------------------------------------
