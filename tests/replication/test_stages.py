@@ -27,16 +27,24 @@ from replication.base.workers import run_all
 from replication.evaluate.jobs import jobs_of
 from replication.results.measurements import read_measurement
 from replication.settings.checks import load_params, parse_params
-from replication.settings.paths import Layout
+from replication.settings.paths import Layout, teacher_outputs_of
 from replication.settings.scales import merge, scale_params
 from replication.settings.schema import Portion
-from replication.train.fit import fit, last_checkpoint, load_training_data, origin_of
+from replication.train.fit import (
+    conversations,
+    fit,
+    last_checkpoint,
+    load_training_data,
+    origin_of,
+    read_origin,
+)
 from replication.train.runs import method_config
 
-RUN, GROUP, FAMILY = "grace_int4", "small_runs", "qwen2_vl"
+RUN, GROUP, FAMILY, CELL = "grace_int4", "small_runs", "qwen2_vl", "regime_cell"
 BUILT = (
     *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language teacher"),
     *("language baseline", f"pairs {FAMILY}", f"teacher_outputs {FAMILY}", f"train {GROUP}"),
+    *("regimes", f"train {CELL}"),
 )
 STEPS = {"steps": 2, "batch_size": 8}
 PORTION = Portion([8, 40])
@@ -44,13 +52,17 @@ OTHERS = dict.fromkeys(
     ["llava", "llava_pair2", "qwen2_vl_pair2", "qwen2_vl_world2", "qwen3_vl", "qwen3_vl_pair2"]
 )
 RUNS = {GROUP: {"pair": FAMILY, "models": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}}}}
+RUNS[CELL] = {
+    **{"pair": "regimes", "teacher": "regimes/little", "baseline": "regimes/noisy"},
+    **{"records": [0, 16], "labels": "noisy"},
+    "models": {"kd": {"method": "kd", "bits": 16, "seeds": [0]}},
+}
 TINY = {
     "scale": "smoke",
     "standins": {"train": 48, "language": 40, "evaluation": 30, "turns": 2, "vocab_size": 400},
     "families": [FAMILY],
     "pairs": OTHERS,
     "methods": {**OTHERS, FAMILY: {"records": [8, 40]}},
-    "regimes": None,
     "vision": {
         **OTHERS,
         FAMILY: {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
@@ -72,7 +84,14 @@ def tiny_params(**changes) -> dict:
     params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
     params["ptq"]["groups"] = {}
     params["tuning"]["candidates"] = {"qat": [{}], "kd": [{"distillation": {"weight": 0.5}}]}
-    params["evaluate"]["benchmarks"] = {FAMILY: ["mmbench"], GROUP: ["mmbench"]}
+    params["regimes"] = {
+        "pair": FAMILY,
+        "models": {
+            "little": {"like": "teacher", "records": [0, 16]},
+            "noisy": {"like": "baseline", "labels": "noisy"},
+        },
+    }
+    params["evaluate"]["benchmarks"] = dict.fromkeys([FAMILY, GROUP, "regimes", CELL], ["mmbench"])
     return merge({**params, "runs": RUNS}, changes)
 
 
@@ -262,6 +281,57 @@ def test_what_is_in_trained_models_is_measured_and_measured_alike(spoilt, stage,
     assert len(first) < 250_000
     assert stage(spoilt, "internals", FAMILY)[0] == 0
     assert path.read_bytes() == first
+
+
+@pytest.mark.slow
+def test_a_cell_of_the_map_is_taught_by_its_teacher_on_its_data(built):
+    params = parse_params(tiny_params())
+    outputs = built / teacher_outputs_of(params, params.runs[CELL])
+    assert outputs.name == "regimes-little-0-16-noisy"
+    assert [path.name for path in outputs.parent.iterdir()] == [outputs.name]
+    layout = _layout(built)
+    path = layout.model("regimes", "noisy")
+    assert read_origin(path)["data"] != read_origin(layout.model(FAMILY, "baseline"))["data"]
+    data = load_training_data(
+        layout, FAMILY, Portion([0, 16], "noisy"), load_processor(path), load_model(path).config
+    )
+    assert np.diff(np.load(outputs / "offsets.npy")).tolist() == list(data.supervised)
+    log = json.loads(layout.training_log(CELL, "kd", "seed0").read_text())
+    assert log["pair"] == CELL
+    logits = np.load(outputs / "logits.npy").astype(np.int32) << 16  # bfloat16
+    logits = logits.view(np.float32).astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    entropies = -(shares * np.log(shares)).sum(axis=1)
+    assert log["teacher"]["entropy"] == pytest.approx(entropies.mean(), rel=1e-4)
+    gates = np.exp(-entropies / np.log(logits.shape[1]))
+    assert log["teacher"]["gate"] == pytest.approx(gates.mean(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_noisy_conversations_show_the_same_images(built):
+    layout = _layout(built)
+    processor = load_processor(layout.model(FAMILY, "baseline"))
+    config = load_model(layout.model(FAMILY, "baseline")).config
+    clean, noisy = (
+        load_training_data(layout, FAMILY, Portion([4, 9], labels), processor, config)
+        for labels in ("clean", "noisy")
+    )
+    assert clean.ids == noisy.ids
+    np.testing.assert_array_equal(clean.vision_features, noisy.vision_features)
+    features = np.load(layout.features(FAMILY))
+    np.testing.assert_array_equal(clean.vision_features, features[4:9])
+    table = pq.read_table(layout.conversations)
+    for index in range(5):
+        (words, _), (others, _) = clean.tokens(index), noisy.tokens(index)
+        same = table["conversations"][4 + index] == table["noisy"][4 + index]
+        assert (words.tolist() == others.tolist()) == same
+    old = table.drop_columns(["noisy"])
+    target = layout.conversations.with_name("old.parquet")
+    pq.write_table(old, target)
+    with pytest.raises(InputError, match="no column 'noisy'.*run the stage standins again"):
+        conversations(target, "noisy")
+    target.unlink()
 
 
 @pytest.mark.slow

@@ -16,12 +16,13 @@ row has one cell per column. Of a table of scores (kind "scores"):
     delta_reported, delta_measured      row − baseline (null for the baseline itself, and where
                                         either number is missing)
     delta_low, delta_high               the measured difference's 95 % interval: paired bootstrap
-                                        over questions, and over seeds where there are several
+                                        over questions, seeds and pairs
     resolvable                          smallest difference that these questions and seeds would
                                         have resolved, with the file's "power"
     measured_low, measured_high         of retention: its 95 % interval
-    seed_spread                         standard deviation over seeds (null for one seed)
+    seed_spread                         standard deviation over seeds, within pairs (null for one)
     n, seeds                            questions and seeds behind `measured`
+    pairs                               of teacher and baseline, whose mean `measured` is (in JSON)
 
 Where results of another device were recorded (`replication.results.elsewhere`), and only there,
 the table has "recordings", one entry a device ("id", "device", "standin", "seeds", the smallest and

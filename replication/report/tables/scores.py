@@ -32,8 +32,9 @@ _REDUCED_NOTE = (
 )
 _DELTA_NOTE = (
     "Δ is the difference from the row of role baseline, in the column's unit. Measured Δ with its "
-    "95 % interval: paired bootstrap over questions, stratified by benchmark, and over seeds where "
-    "there are several."
+    "95 % interval: paired bootstrap over questions, stratified by benchmark, and over seeds, and "
+    "pairs of teacher and baseline, where there are several. A level is the mean over pairs and "
+    "seeds, Δ the mean over pairs of the difference from the pair's own baseline."
 )
 _RETENTION_NOTE = (
     "Measured retention with its 95 % interval: paired bootstrap over questions, and over seeds "
@@ -101,6 +102,11 @@ _NO_INTERVAL = ("measured_low", "measured_high", "delta_measured", "delta_low", 
                 "resolvable")  # fmt: skip
 
 
+def _mean_score(scores: Sequence[RunScores], name: str) -> float:
+    """Mean over pairs of a benchmark's score."""
+    return float(np.mean([own.score(name) for own in scores]))
+
+
 class _Measurements:
     """The measured numbers of one table."""
 
@@ -110,14 +116,14 @@ class _Measurements:
         self.level = comparisons.sources.ledger.level
         self.baseline = table.baseline
 
-    def scores(self, run: str | None, column: str) -> RunScores | None:
-        """The run's scores if it was measured on everything the column needs."""
+    def scores(self, run: str | None, column: str, *others: str) -> list[RunScores]:
+        """The run's scores in every pair that has it, and other runs, on all the column needs."""
         if run is None:
-            return None
-        scores = self.results.scores(self.table.family, run)
-        if scores is None or not set(_benchmarks(self.table, column)) <= set(scores.benchmarks):
-            return None
-        return scores
+            return []
+        needed = set(_benchmarks(self.table, column))
+        pairs = self.results.pairs(self.table.family, [run, *others])
+        found = [self.results.scores(pair, run) for pair in pairs]
+        return [one for one in found if one is not None and needed <= set(one.benchmarks)]
 
     def cell(self, run: str | None, column: str) -> dict[str, Any]:
         """Everything measured of a cell."""
@@ -126,23 +132,29 @@ class _Measurements:
         return {**self.value(run, column), **self.delta(run, column)}
 
     def value(self, run: str | None, column: str) -> dict[str, Any]:
-        """measured, seed_spread, n, seeds, evidence of a cell; what compares it is still null."""
+        """measured, seed_spread, n, pairs, seeds and evidence of a cell: the mean over pairs of the
+        mean over seeds, and the spread within pairs. What compares it is still null."""
         empty = dict.fromkeys(("measured", "seed_spread", "n", *_NO_INTERVAL))
         scores = self.scores(run, column)
-        if scores is None:
-            return {**empty, "seeds": [], "evidence": NOT_RUN}
+        if not scores:
+            return {**empty, "pairs": [], "seeds": [], "evidence": NOT_RUN}
         names = _benchmarks(self.table, column)
-        by_seed = [
-            float(np.mean([entries[name]["score"] for name in names]))
-            for entries in scores.seeds.values()
+        trainings = [
+            [
+                float(np.mean([entries[name]["score"] for name in names]))
+                for entries in own.seeds.values()
+            ]
+            for own in scores
         ]
+        spreads = [np.var(own, ddof=1) for own in trainings if len(own) > 1]
         return {
             **empty,
-            "measured": float(np.mean(by_seed)),
-            "seed_spread": float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else None,
-            "n": sum(scores.questions(name) for name in names),
-            "seeds": list(scores.seeds),
-            "evidence": scores.evidence,
+            "measured": float(np.mean([np.mean(own) for own in trainings])),
+            "seed_spread": float(np.sqrt(np.mean(spreads))) if spreads else None,
+            "n": sum(scores[0].questions(name) for name in names),
+            "pairs": [own.owner for own in scores],
+            "seeds": sorted({seed for own in scores for seed in own.seeds}),
+            "evidence": scores[0].evidence,
         }
 
     def _pair(self, run: str, against: str, column: str) -> Resamples:
@@ -155,12 +167,15 @@ class _Measurements:
         """The measured difference from the baseline, with its paired interval."""
         if self.baseline is None or run is None or run == self.baseline:
             return {}
-        first, second = self.scores(run, column), self.scores(self.baseline, column)
-        if first is None or second is None:
+        first = self.scores(run, column, self.baseline)
+        second = self.scores(self.baseline, column, run)
+        if not first or not second:
             return {}
         names = _benchmarks(self.table, column)
         if set(names) & NOT_IN_AVERAGE:  # no mean of right answers: no paired interval
-            difference = float(np.mean([first.score(n) - second.score(n) for n in names]))
+            difference = float(
+                np.mean([_mean_score(first, n) - _mean_score(second, n) for n in names])
+            )
             return {"delta_measured": difference}
         pair = self._pair(run, self.baseline, column)
         interval = compare.interval(pair, compare.difference, self.level)
@@ -176,13 +191,16 @@ class _Measurements:
     def retention(self, run: str | None, column: str) -> dict[str, Any]:
         """A retention cell: percent of the baseline, with its interval."""
         cell = {**self.value(run, column), "seed_spread": None}
-        first, second = self.scores(run, column), self.scores("baseline", column)
-        if run is None or first is None or second is None:
-            return {**cell, "measured": None, "n": None, "seeds": [], "evidence": NOT_RUN}
+        first = self.scores(run, column, "baseline")
+        second = self.scores("baseline", column, *([] if run is None else [run]))
+        if run is None or not first or not second:
+            none = {"pairs": [], "seeds": [], "evidence": NOT_RUN}
+            return {**cell, "measured": None, "n": None, **none}
         name = self.table.benchmark(column)
-        if second.score(name) == 0:  # nothing to retain
+        base = _mean_score(second, name)
+        if base == 0:  # nothing to retain
             return {**cell, "measured": None}
-        cell["measured"] = 100.0 * first.score(name) / second.score(name)
+        cell["measured"] = 100.0 * _mean_score(first, name) / base
         if name in NOT_IN_AVERAGE:
             return cell
         interval = compare.find_interval(
@@ -246,6 +264,7 @@ class _Rows:
             "ours": self.table.printed and isinstance(row, OwnRow),
             "run": row.run,
             "evidence": min(kinds, default=QUOTED if row.run is None else NOT_RUN),
+            "pairs": sorted({pair for cell in cells.values() for pair in cell["pairs"]}),
             "seeds": sorted({seed for cell in cells.values() for seed in cell["seeds"]}),
             "note": _note(self.table, row),
             "cells": cells,

@@ -150,6 +150,8 @@ def evidence_text(data: Data, row: Data) -> str:
     text = NOT_RUN
     if row["evidence"] != NOT_RUN:
         text = f"{row['evidence']}, {_seeds(len(row['seeds']))}"
+        if len(row["pairs"]) > 1:
+            text += f" of {len(row['pairs'])} pairs"
     for recording in recordings_of(data):
         cells = [cell["recorded"][recording["id"]] for cell in row["cells"].values()]
         if count := max(len(cell["seeds"]) for cell in cells):
