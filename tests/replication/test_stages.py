@@ -91,7 +91,8 @@ def tiny_params(**changes) -> dict:
             "noisy": {"like": "baseline", "labels": "noisy"},
         },
     }
-    params["evaluate"]["benchmarks"] = dict.fromkeys([FAMILY, GROUP, "regimes", CELL], ["mmbench"])
+    folders = [FAMILY, GROUP, "regimes", CELL]
+    params["evaluate"]["benchmarks"] = {folder: ["mmbench"] for folder in folders}
     return merge({**params, "runs": RUNS}, changes)
 
 
@@ -329,7 +330,7 @@ def test_noisy_conversations_show_the_same_images(built):
     old = table.drop_columns(["noisy"])
     target = layout.conversations.with_name("old.parquet")
     pq.write_table(old, target)
-    with pytest.raises(InputError, match="no column 'noisy'.*run the stage standins again"):
+    with pytest.raises(InputError, match=r"no column 'noisy'.*run the stage standins again"):
         conversations(target, "noisy")
     target.unlink()
 
