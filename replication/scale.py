@@ -48,9 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = run_dvc(folder, *words, lock=lock)
         if table is not None and code == 0 and not {"-n", "--dry"} & set(words):
             from replication.report.tables.files import build_table, write
+            from replication.report.tables.regimes import regimes_of
 
-            layout = Layout(params)
-            built = build_table(table, folder / "results", scale, folder / layout.recorded)
+            layout, cells = Layout(params), regimes_of(params)
+            recorded = folder / layout.recorded
+            built = build_table(table, folder / "results", scale, recorded, cells)
             write(built, folder / layout.results / "tables")
             print(built.markdown())
         publish(folder, scale)

@@ -287,8 +287,9 @@ class Discrepancy:
     mismatches: tuple[Mismatch, ...] = ()
 
 
-_SummaryName = Literal["effects", "cost", "flips", "deploy"]
+_SummaryName = Literal["regimes", "effects", "cost", "flips", "deploy"]
 _SUMMARY_KEYS = {
+    "regimes": set(),
     "effects": {"table"},
     "cost": {"table", "runs", "against"},
     "flips": {"table", "pairs"},
@@ -307,7 +308,7 @@ class Summary:
         runs: those it speaks of.
         against: the run that costs are compared with ("": none).
         pairs: of runs whose answers are compared.
-        id: "effects", "cost", "flips" or "deploy".
+        id: "regimes", "effects", "cost", "flips" or "deploy".
     """
 
     family: Text

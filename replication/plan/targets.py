@@ -4,7 +4,7 @@ from grace.errors import InputError
 from replication.base.messages import unknown
 from replication.paper import load_tables
 from replication.plan.needs import needs
-from replication.settings.schema import Params
+from replication.settings.schema import REGIMES, Params
 
 DEPLOYMENTS = "deploy"
 """The table of speed and memory, which shows no trained model."""
@@ -39,6 +39,10 @@ def stages_of(params: Params, table: str) -> list[str]:
     """
     if table == DEPLOYMENTS:
         return [f"deploy@{model}" for model in params.deploy.models]
+    if table == REGIMES and params.regimes is not None:
+        own = {REGIMES, params.regimes.pair}
+        cells = [folder for folder, pair in params.folders.items() if pair == REGIMES]
+        return [f"evaluate@{folder}" for folder in params.folders if folder in {*own, *cells}]
     folders = {model.folder for model in needs(params, load_tables()).get(table, ())}
     if not folders:
         raise InputError(

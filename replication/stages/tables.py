@@ -2,6 +2,7 @@
 
 from replication.base.files import write_json_atomic
 from replication.report.tables.files import build_tables, write
+from replication.report.tables.regimes import regimes_of
 from replication.results.scores import ResultSet, average_score
 from replication.settings.paths import Layout
 from replication.settings.schema import Params
@@ -12,7 +13,7 @@ from replication.stages import stage
 def main(params: Params) -> None:
     layout = Layout(params)
     results = layout.results.parent
-    for table in build_tables(results, params.scale, layout.recorded):
+    for table in build_tables(results, params.scale, layout.recorded, regimes_of(params)):
         write(table, layout.results / "tables")
     plain = {}
     everything = sorted(

@@ -49,8 +49,9 @@ def write_run(
     scale: str,
     family: str,
     standin: bool,
+    pair: str | None = None,
 ) -> None:
-    """Both files of a run with these credits, by seed and benchmark."""
+    """Both files of a run with these credits, by seed and benchmark; in its pair's folder."""
     columns: dict[str, list] = {name: [] for name in files.OUTCOME_COLUMNS}
     entries: dict[str, dict] = {}
     for seed, by_benchmark in credits.items():
@@ -67,7 +68,7 @@ def write_run(
             columns["credit"] += values.astype(float).tolist()
         entries[str(seed)] = {"benchmarks": scores}
     method, _, width = run.partition("_")
-    files.write_outcomes(root, scale, family, run, columns)
+    files.write_outcomes(root, scale, family, run, columns, folder=pair)
     files.write_scores(
         root,
         {
@@ -79,7 +80,9 @@ def write_run(
             "standin": standin,
             "seeds": entries,
             "provenance": {"commit": "0" * 40, "dirty": False},
+            **({} if pair is None else {"pair": pair}),
         },
+        pair,
     )
 
 

@@ -23,6 +23,7 @@ from replication.report.figures import (
     entropy_error,
     flips,
     pareto,
+    regimes,
     similarity,
 )
 from replication.report.figures.figure import Figure, NotRun, write, write_not_run
@@ -31,6 +32,7 @@ from replication.report.figures.reading import Inputs
 __all__ = ["FIGURES", "Figure", "Inputs", "NotRun", "draw_all"]
 
 _MODULES = (
+    regimes,
     *(pareto, entropy_error, attention, similarity, deployment),
     *(controller, bits, effects, flips, distributions),
 )

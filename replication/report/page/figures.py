@@ -1,4 +1,4 @@
-"""The ten figures and the gallery of answers that change, each from its own JSON file."""
+"""The figures and the gallery of answers that change, each from its own JSON file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 from grace.errors import InputError
 from replication.report.page.sources import Files, Node
 
+MAP = "regimes"
+"""The figure of the page's first section."""
 FIGURES = {
+    MAP: "When does the method help?",
     "pareto": "Accuracy against throughput and memory",
     "entropy_error": "The teacher's entropy and its errors",
     "attention": "Attention of the answer over the image",

@@ -49,6 +49,7 @@ from replication.base.scales import check_scale
 from replication.judge.quantities import Sources
 from replication.paper import load_ledger, load_tables
 from replication.report.tables import forms
+from replication.report.tables.regimes import Regime
 from replication.report.tables.scores import Comparisons, Recorded, score_table
 from replication.report.tables.summaries import summary_table
 from replication.results.elsewhere import read_recordings
@@ -104,15 +105,24 @@ def _recorded(sources: Sources) -> list[Recorded]:
     ]
 
 
-def _build(name: str, comparisons: Comparisons, recorded: Sequence[Recorded]) -> Table:
+def _build(
+    name: str,
+    comparisons: Comparisons,
+    recorded: Sequence[Recorded],
+    cells: Sequence[Regime],
+) -> Table:
     reported = comparisons.sources.reported
     if name in reported.summaries:
-        return Table(summary_table(reported.summaries[name], comparisons))
+        return Table(summary_table(reported.summaries[name], comparisons, cells))
     return Table(score_table(reported.table(name), comparisons, recorded))
 
 
 def build_table(
-    table_id: str, results_dir: str | Path, scale: str, recorded: str | Path | None = None
+    table_id: str,
+    results_dir: str | Path,
+    scale: str,
+    recorded: str | Path | None = None,
+    cells: Sequence[Regime] = (),
 ) -> Table:
     """One table with everything measured at a scale.
 
@@ -122,6 +132,7 @@ def build_table(
             missing there are "not run".
         scale: The scale's name.
         recorded: The folder of recorded results, if they are to be shown.
+        cells: Of the map of regimes, see `replication.report.tables.regimes.regimes_of`.
 
     Raises:
         InputError: for an unknown table or scale, or result files that are wrong in themselves.
@@ -131,13 +142,17 @@ def build_table(
     if table_id not in known:
         raise InputError(unknown(f"table {table_id!r}", table_id, known))
     sources = _sources(results_dir, scale, recorded)
-    return _build(table_id, Comparisons(sources), _recorded(sources))
+    return _build(table_id, Comparisons(sources), _recorded(sources), cells)
 
 
 def build_tables(
-    results_dir: str | Path, scale: str, recorded: str | Path | None = None
+    results_dir: str | Path,
+    scale: str,
+    recorded: str | Path | None = None,
+    cells: Sequence[Regime] = (),
 ) -> list[Table]:
     """All tables, as `build_table` makes them one by one, each result file read once."""
     sources = _sources(results_dir, scale, recorded)
     comparisons, recordings = Comparisons(sources), _recorded(sources)
-    return [_build(name, comparisons, recordings) for name in sources.reported.short_names()]
+    names = sources.reported.short_names()
+    return [_build(name, comparisons, recordings, cells) for name in names]

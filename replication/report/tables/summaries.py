@@ -17,6 +17,8 @@ from replication.report.tables.deployments import (
     floor_seconds,
     ordered,
 )
+from replication.report.tables.grids import cell, column, row
+from replication.report.tables.regimes import Regime, regimes
 from replication.report.tables.scores import Comparisons, standin_notes
 from replication.results.deployment import BASELINE, Ratio, peak, ratios
 from replication.results.question_types import answers_by_skill, flips
@@ -29,41 +31,16 @@ _NAMES = {"gdkd": "GDKD", "rcka": "RCKA", "ib": "IB"}
 _MIB, _GIB = 2**20, 2**30
 
 
-def cell(
-    measured: float | None = None,
-    interval: Interval | None = None,
-    *,
-    reported: float | None = None,
-    seed_spread: float | None = None,
-) -> dict[str, float | None]:
-    """One cell of a summary. An interval brings its point."""
-    return {
-        "reported": reported,
-        "measured": measured if interval is None else interval.point,
-        "low": None if interval is None else interval.low,
-        "high": None if interval is None else interval.high,
-        "seed_spread": seed_spread,
-    }
-
-
-def _column(
-    name: str, unit: str = "", *, places: int = 1, signed: bool = False, standin: bool = False
+def summary_table(
+    summary: Summary, comparisons: Comparisons, cells: Sequence[Regime] = ()
 ) -> dict[str, Any]:
-    return {"name": name, "unit": unit, "places": places, "signed": signed, "standin": standin}
+    """The content of a summary with everything measured at the results' scale.
 
-
-def _row(
-    columns: Iterable[Mapping[str, Any]], labels: Sequence[Any], cells: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A row whose other cells are empty."""
-    return {
-        "labels": [*labels],
-        "cells": {c["name"]: cells.get(c["name"], cell()) for c in columns},
-    }
-
-
-def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
-    """The content of a summary with everything measured at the results' scale."""
+    Args:
+        summary: Which one.
+        comparisons: Of the results.
+        cells: Of the map of regimes.
+    """
     sources = comparisons.sources
     data = {
         "kind": "summary",
@@ -80,6 +57,8 @@ def summary_table(summary: Summary, comparisons: Comparisons) -> dict[str, Any]:
         return {**data, **_deploy(sources)}
     results = sources.results
     data["models"] = read_models(results.results, results.scale, summary.family).record()
+    if summary.id == "regimes":
+        return {**data, **regimes(sources, cells)}
     build = {"effects": _effects, "cost": _cost, "flips": _flips}[summary.id]
     return {**data, **build(summary, sources.reported.table(summary.table), sources)}
 
@@ -128,19 +107,19 @@ def _measured_effects(
 def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str, Any]:
     standin, _ = _is_standin(table.family, table.design().values(), sources)
     columns = [
-        _column(name, "points", places=2, signed=True, standin=standin) for name in table.columns
+        column(name, "points", places=2, signed=True, standin=standin) for name in table.columns
     ]
     measured = {column: _measured_effects(table, column, sources) for column in table.columns}
     rows = []
     for effect in designs.all_effects(COMPONENTS):
         cells = {
-            column: cell(
-                interval=measured[column].get(effect),
-                reported=printed_effect(table, column, effect),
+            name: cell(
+                interval=measured[name].get(effect),
+                reported=printed_effect(table, name, effect),
             )
-            for column in table.columns
+            for name in table.columns
         }
-        rows.append(_row(columns, [" × ".join(_NAMES[one] for one in effect)], cells))
+        rows.append(row(columns, [" × ".join(_NAMES[one] for one in effect)], cells))
     notes = standin_notes(standin, any(measured.values()), sources.results.scale)
     notes += [
         "Full two-level design of eight runs. A main effect is the mean of the four runs with the "
@@ -184,12 +163,12 @@ def _cost(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str,
         "Trained parameters": ("trained_parameters", 1.0),
     }
     columns = [
-        _column("Wall time", "s"),
-        _column("Time a step", "ms"),
-        _column(ratio, "×", places=2),
-        _column("Tokens", "1/s", places=0),
-        _column("Peak memory", "MiB", places=0),
-        _column("Trained parameters", places=0),
+        column("Wall time", "s"),
+        column("Time a step", "ms"),
+        column(ratio, "×", places=2),
+        column("Tokens", "1/s", places=0),
+        column("Peak memory", "MiB", places=0),
+        column("Trained parameters", places=0),
     ]
     if reference := _costs(summary, summary.against, sources):
         base = float(np.mean([cost.seconds_per_step for cost in reference]))
@@ -204,7 +183,7 @@ def _cost(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str,
             for name, (key, scale) in quantities.items()
             if costs
         }
-        rows.append(_row(columns, [run, len(costs)], cells))
+        rows.append(row(columns, [run, len(costs)], cells))
     notes = [
         "Means over seeds; ± is the standard deviation over seeds. Padding counts as no token.",
         "Post-training quantization trains nothing and is not listed.",
@@ -224,17 +203,17 @@ def _cost(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str,
 def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str, Any]:
     standin, measured = _is_standin(summary.family, sorted(summary.named), sources)
     columns = [
-        _column("Questions", places=0),
-        _column("Right → wrong"),
-        _column("Wrong → right"),
-        _column("Change", "points", signed=True, standin=standin),
+        column("Questions", places=0),
+        column("Right → wrong"),
+        column("Wrong → right"),
+        column("Change", "points", signed=True, standin=standin),
     ]
     rows = []
     for first, second in summary.pairs:
         pair, names = f"{first} → {second}", table.averaged_benchmarks
         answers = answers_by_skill(sources.results, summary.family, [first, second], names)
         if answers is None:
-            rows.append(_row(columns, [pair, "all"], {}))
+            rows.append(row(columns, [pair, "all"], {}))
             continue
         before, after = answers
         for skill in before.values:
@@ -247,7 +226,7 @@ def _flips(summary: Summary, table: ReportedTable, sources: Sources) -> dict[str
                 "Wrong → right": cell(counts.gained),
                 "Change": cell(interval=change),
             }
-            rows.append(_row(columns, [pair, skill], cells))
+            rows.append(row(columns, [pair, skill], cells))
     notes = standin_notes(standin, measured, sources.results.scale)
     notes += [
         f"Questions of {', '.join(table.averaged_benchmarks)}, those of one type together. A "
@@ -272,14 +251,14 @@ def _deploy(sources: Sources) -> dict[str, Any]:
     reports = deployment_reports(results.results, results.scale, sources.recorded)
     parts = [p for r in reports for m in r["models"].values() for p in m["variants"].values()]
     columns = [
-        _column("Weights", "GiB", places=2),
-        _column("Peak memory", "GiB", places=2),
-        _column("First token", "s", places=2),
+        column("Weights", "GiB", places=2),
+        column("Peak memory", "GiB", places=2),
+        column("First token", "s", places=2),
     ]
     for batch in sorted({int(batch) for part in parts for batch in part.get("decode", {})}):
         columns += [
-            _column(f"Decoding, batch {batch}", "tokens/s", places=2),
-            _column(f"Of the floor, batch {batch}", "%", places=0),
+            column(f"Decoding, batch {batch}", "tokens/s", places=2),
+            column(f"Of the floor, batch {batch}", "%", places=0),
         ]
     best = bandwidths(reports)
     rows, notes = [], []
@@ -290,7 +269,7 @@ def _deploy(sources: Sources) -> dict[str, Any]:
             variants = ordered(content["variants"])
             for part in variants.values():
                 cells = {} if "not_run" in part else _deployed(part, best[report["device"]])
-                rows.append(_row(columns, [name, part["label"], report["evidence"]], cells))
+                rows.append(row(columns, [name, part["label"], report["evidence"]], cells))
             notes += _model_notes(name, variants)
         place = f"{report['evidence'].capitalize()} on {report['device']}."
         if place not in notes:
