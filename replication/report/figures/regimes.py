@@ -86,10 +86,10 @@ def _caption(table: Mapping[str, Any], inputs: Inputs) -> str:
         "the student has seen. Columns: whether a fifth of the labels is wrong, and whether the "
         "methods train on the student's own data or on fresh ones. Above a panel: what its "
         "intervals say of GRACE with the code's coefficients at 16 bits, which also is the colour "
-        "of its ground; under the intervals the accuracies of teacher / baseline. Framed in black: the cell "
-        "whose controls (gap, SFT, QAT at 4 bits, KD) are nearest to the paper's. Framed by a "
-        "dashed line: the capacity-bound cell, of a student that has seen all that a sure teacher "
-        "has. Hollow marks: other settings of the method with the same mark. "
+        "of its ground; under the intervals the accuracies of teacher / baseline. Framed in black: "
+        "the cell whose controls (gap, SFT, QAT at 4 bits, KD) are nearest to the paper's. Framed "
+        "by a dashed line: the capacity-bound cell, of a student that has seen all that a sure "
+        "teacher has. Hollow marks: other settings of the method with the same mark. "
         + inputs.reservations(is_standin(table))
     )
 
@@ -172,11 +172,11 @@ def _panel(axes: Axes, row: Cell | None) -> None:
     axes.axvline(0, color=style.INK, linewidth=1)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    levels = [None if row is None else row["cells"][name] for name in ("Teacher", "Baseline")]
-    if all(level is not None and level["measured"] is not None for level in levels):
-        _words(
-            axes, len(_LOOKS) + 0.1, " / ".join(f"{one['measured']:.0f}" for one in levels) + " %"
-        )
+    names = ("Teacher", "Baseline")
+    levels = [] if row is None else [row["cells"][name]["measured"] for name in names]
+    if levels and None not in levels:
+        text = " / ".join(f"{level:.0f}" for level in levels)
+        _words(axes, len(_LOOKS) + 0.1, f"{text} %")
     for place, (run, (method, _, filled)) in enumerate(_LOOKS.items()):
         cell = None if row is None else row["cells"][RUNS[run]]
         if cell is None or cell["measured"] is None:

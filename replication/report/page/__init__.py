@@ -13,9 +13,10 @@ from typing import Any
 
 from replication.base.scales import check_scale
 from replication.paper import load_ledger, load_tables
+from replication.paper.calibration import load_calibration
 from replication.report.names import FAMILIES
 from replication.report.page.evidence import Evidence
-from replication.report.page.figures import figure_views, galleries
+from replication.report.page.figures import MAP, figure_views, galleries
 from replication.report.page.ledger import (
     MEANING,
     PAPER,
@@ -58,7 +59,7 @@ def build(root: Path, scale: str) -> str:
     claims = claim_views(verdicts, load_ledger(), evidence)
     tables = table_views(evidence, reported)
     calibrated, scaling = files.matching("calibration/*.json"), files.find(SCALING)
-    speed = files.find(PERFORMANCE)
+    speed, figures = files.find(PERFORMANCE), figure_views(files)
     return _render(
         scale=scale,
         verdicts=verdicts,
@@ -67,9 +68,12 @@ def build(root: Path, scale: str) -> str:
         printed=[table for table in tables if table.printed],
         own=[table for table in tables if not table.printed and table.name not in _COSTS],
         costs=[table for table in tables if table.name in _COSTS],
-        figures=figure_views(files),
+        regimes=files.find(f"{files.results}/tables/{MAP}.json"),
+        map=next(figure for figure in figures if figure.name == MAP),
+        figures=[figure for figure in figures if figure.name != MAP],
         galleries=galleries(files),
         controls=[claim for claim in claims if claim.id in CONTROLS],
+        fixed=load_calibration().world_commit,
         world=calibration_grid(calibrated) if calibrated else None,
         training=training_grid(evidence),
         growth=None if scaling is None else growth_grid(scaling),

@@ -37,13 +37,23 @@ class Evidence:
     def __init__(self, files: Files, reported: Reported) -> None:
         self.files, self.reported = files, reported
         self._scores = {
-            (node["family"].value, node["run"].value): node
-            for node in files.matching("scores/*/*.json")
+            (_pair_of(node), node["run"].value): node for node in files.matching("scores/*/*.json")
         }
 
+    def pairs(self, family: str) -> list[str]:
+        """The pairs that a name stands for: a family's in the first world, or the one so named."""
+        own = [
+            pair
+            for (pair, run), node in self._scores.items()
+            if run == "baseline"
+            and (node["family"].value, node.value.get("world", "first")) == (family, "first")
+        ]
+        return own or [family]
+
     def scores(self, family: str, runs: Iterable[str]) -> list[Node]:
-        """The score files of runs, those that there are."""
-        return [self._scores[family, run] for run in runs if (family, run) in self._scores]
+        """The score files of runs, those that there are, in every pair of a family."""
+        keys = [(pair, run) for run in runs for pair in self.pairs(family)]
+        return [self._scores[key] for key in keys if key in self._scores]
 
     def all_scores(self) -> list[Node]:
         return list(self._scores.values())
@@ -54,7 +64,7 @@ class Evidence:
             log
             for run in dict.fromkeys(runs)
             for log in self.files.matching(f"training/*/{run}/seed*.json")
-            if log.value.get("family") == family
+            if log.value.get("pair", log.value.get("family")) == family
         ]
 
     def measurement(self, name: str) -> list[Node]:
@@ -80,6 +90,11 @@ class Evidence:
         return " ".join(
             ["python -m replication.scale", self.files.scale, "repro", *sorted(stages), last]
         )
+
+
+def _pair_of(node: Node) -> str:
+    """The name that a score file's run goes by; see `replication.results.scores`."""
+    return str(node.value.get("pair") or node["family"].value)
 
 
 def stage_of(node: Node) -> str:

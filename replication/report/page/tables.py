@@ -3,8 +3,9 @@ come from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -13,6 +14,7 @@ from replication.report.page.bars import Axis, bar
 from replication.report.page.evidence import Evidence, Origin, origins
 from replication.report.page.grids import Cell, Grid, heads, stacked
 from replication.report.page.sources import Node, absent, counted, plain, quoted
+from replication.report.tables.regimes import RUNS
 from replication.report.tables.text import (
     Value,
     bits_text,
@@ -217,6 +219,11 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
     return Grid(title, head, rows, wide=True, marked=_marked(node))
 
 
+def _axis_name(column: Mapping[str, Any]) -> str:
+    """Columns of one name are drawn on one axis."""
+    return str(column.get("axis", column["name"]))
+
+
 class _Summary:
     """A table that holds no scores."""
 
@@ -229,7 +236,13 @@ class _Summary:
             name = column["name"].value
             cells = [row["cells"][name] for row in node["rows"].value]
             ends = ("reported", "measured", "low", "high")
-            over = Axis.over(cell[end] for cell in cells for end in ends)
+            shared = [
+                one["name"]
+                for one in node["columns"].value
+                if _axis_name(one) == _axis_name(column.value)
+            ]
+            drawn = [row["cells"][one] for row in node["rows"].value for one in shared]
+            over = Axis.over(cell[end] for cell in drawn for end in ends)
             self.axes[name] = over if column["signed"].value else None
             kinds = (("low", "range"), ("seed_spread", "spread"))
             known = [pad for key, pad in kinds if any(cell[key] is not None for cell in cells)]
@@ -290,6 +303,9 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
         return evidence.scores(family, runs), []
     if name == "deploy":
         return evidence.files.matching("deploy/*/deploy.json"), []
+    if name == "regimes":
+        groups = [group for group, *_ in node["cells"].value]
+        return [one for group in groups for one in evidence.scores(group, RUNS)], []
     summary = reported.summaries[name]
     runs = sorted(summary.named)
     if name == "cost":
