@@ -8,6 +8,7 @@ and the place in it (``data-source``). It loads nothing, and needs no JavaScript
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from replication.report.page.overview import (
     training_grid,
 )
 from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
-from replication.report.page.sources import Files, counted, plain, shortened
+from replication.report.page.real_cell import logits_grid, scores_grid
+from replication.report.page.sources import Files, counted, plain, scaled, shortened
 from replication.report.page.tables import table_views
+from replication.results.real_cell import RESULT
 
 _FOLDER = Path(__file__).resolve().parent
 _COSTS = ("cost", "deploy")  # tables that stand in the section of costs
@@ -59,6 +62,7 @@ def build(root: Path, scale: str) -> str:
     claims = claim_views(verdicts, load_ledger(), evidence)
     tables = table_views(evidence, reported)
     calibrated, scaling = files.matching("calibration/*.json"), files.find(SCALING)
+    real = files.find(f"results/{RESULT.as_posix()}")
     speed, figures = files.find(PERFORMANCE), figure_views(files)
     return _render(
         scale=scale,
@@ -68,6 +72,9 @@ def build(root: Path, scale: str) -> str:
         printed=[table for table in tables if table.printed],
         own=[table for table in tables if not table.printed and table.name not in _COSTS],
         costs=[table for table in tables if table.name in _COSTS],
+        real=real,
+        real_scores=None if real is None else scores_grid(real),
+        real_logits=None if real is None else logits_grid(real),
         regimes=files.find(f"{files.results}/tables/{MAP}.json"),
         map=next(figure for figure in figures if figure.name == MAP),
         figures=[figure for figure in figures if figure.name != MAP],
@@ -95,6 +102,7 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     tools = {"badge": badge, "slug": slug, "plain": plain, "counted": counted, "short": shortened}
+    tools["millions"] = partial(scaled, scale=1e-6, places=0)
     names = {**FAMILIES, PAPER: "the paper's own numbers"}
     known = {"meaning": MEANING, "phrases": PHRASES, "families": names}
     assets = {
