@@ -193,7 +193,10 @@ def _panel(axes: Axes, row: Cell | None) -> None:
 def _words(axes: Axes, place: float, words: str, **look: Any) -> None:
     """A line of words under the intervals."""
     across = axes.get_yaxis_transform()
-    axes.text(0.04, place, words, transform=across, va="center", fontsize=8.5, **look)
+    ground = {"facecolor": axes.get_facecolor(), "edgecolor": "none", "pad": 0.8}
+    axes.text(
+        0.04, place, words, transform=across, va="center", fontsize=8.5, bbox=ground, **look
+    )  # fmt: skip
 
 
 def _mark(axes: Axes, group: str, table: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 GRACE, KD = "GRACE, code's coefficients", "KD"
 OVER_KD, OVER_QAT = "GRACE − KD", "GRACE − QAT, 4 bits"
-_SHOWN = 4  # cells that a sentence names
+_SHOWN = 2  # cells that a sentence names
 _LEAST = 5  # cells that a relation needs
 _Z = 1.96
 
