@@ -10,6 +10,8 @@ import yaml
 from grace.errors import InputError
 from replication import calibrate
 from replication.base import provenance
+from replication.base.terminal import as_text
+from replication.base.validation import validate
 from replication.measure.calibration import PairCalibration
 from replication.paper import calibration, load_tables
 from replication.paper.calibration import Asked, CalibrationRow, load_calibration
@@ -67,7 +69,7 @@ def test_what_is_asked_has_bounds(asked, bounds):
 )
 def test_half_a_demand_is_refused(asked):
     with pytest.raises(InputError, match="give a value and its tolerance"):
-        Asked(**asked)
+        validate(Asked, asked, "asked")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,9 @@ def test_half_a_demand_is_refused(asked):
 )
 def test_a_row_has_the_keys_of_its_quantity(row, told):
     with pytest.raises(InputError, match=told):
-        CalibrationRow(asked=Asked(low=1.0), source="x", reason="y", **row)
+        validate(
+            CalibrationRow, {"asked": {"low": 1.0}, "source": "x", "reason": "y", **row}, "row"
+        )
 
 
 def make(root, pair, run, accuracies, *, family="qwen2_vl", folder=None, seeds=(0,), chance=25.0):
@@ -207,8 +211,6 @@ def test_a_file_comes_back_and_a_wrong_one_is_refused(tmp_path):
 
 def test_the_table_shows_what_was_asked_and_measured(tmp_path):
     write_calibration(tmp_path, "small", content())
-    from replication.base.terminal import as_text
-
     text = as_text(calibrate.family_table(read_calibrations(tmp_path, "small").values()))
     assert "80.3 ± 5" in text
     assert "78.00 [77.00, 79.00]" in text
