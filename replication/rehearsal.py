@@ -26,7 +26,8 @@ from replication.settings.workspace import alone, prepare, run_dvc
 FOLDER = Path(".scales") / "rehearsal"
 RUNS = {
     "llava_runs": ("grace_int4",),
-    "qwen2_vl_runs": ("sft_bf16", "grace_int4"),
+    "qwen2_vl_controls": ("sft_bf16",),
+    "qwen2_vl_runs": ("grace_int4",),
     "qwen3_vl_runs": ("grace_int4",),
 }
 

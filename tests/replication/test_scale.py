@@ -159,20 +159,22 @@ def test_what_is_unknown_is_one_line_and_exit_code_2(words, message, monkeypatch
     assert printed.out == ""
 
 
+TABLE4 = [
+    f"evaluate@{pair}{part}"
+    for part in ("", "_controls", "_runs")
+    for pair in ("qwen2_vl", "qwen2_vl_pair2")
+]
+
+
 def test_a_table_runs_what_it_shows():
     params = parse_params(scale_params("small"))
-    table4 = [
-        f"evaluate@{pair}{part}"
-        for part in ("", "_controls", "_runs")
-        for pair in ("qwen2_vl", "qwen2_vl_pair2")
-    ]
-    assert stages_of(params, find_table("table4")) == table4
+    assert stages_of(params, find_table("table4")) == TABLE4
     assert find_table("table4_quant_ablation_qwen2vl") == "table4"
-    assert stages_of(params, "bits") == [*table4, "evaluate@bit_widths", "evaluate@qwen2_vl_ptq"]
+    assert stages_of(params, "bits") == [*TABLE4, "evaluate@bit_widths", "evaluate@qwen2_vl_ptq"]
     assert stages_of(params, "deploy")[0] == "deploy@llava-1.5-7b"
     for name in load_tables().short_names():
         assert stages_of(params, name)
-    llava = dataclasses.replace(params, teacher={"llava": params.teacher["llava"]})
+    llava = dataclasses.replace(params, families=["llava"])
     with pytest.raises(InputError, match="scale small runs nothing of table table4"):
         stages_of(llava, "table4")
 
@@ -184,7 +186,7 @@ def test_one_table_is_written_and_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scale, "publish", lambda folder, name: None)
     monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: ran.append(words) or 0)
     assert scale.main(["--table", "table4", "smoke", "repro"]) == 0
-    assert ran == [("repro", "evaluate@qwen2_vl", "evaluate@qwen2_vl_runs")]
+    assert ran == [("repro", *TABLE4)]
     text = (tmp_path / "results/smoke/tables/table4.md").read_text()
     assert text in capsys.readouterr().out
     monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: 3)

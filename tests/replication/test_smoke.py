@@ -219,15 +219,16 @@ def test_a_run_s_parameter_re_runs_that_run_and_what_follows(replication):
     scale = replication / "replication" / "settings" / "values" / "smoke.yaml"
     before = scale.read_text()
     changed = "      kd_int4: {seeds: [0], distillation: {temperature: 3.0}}"
-    models = replication / ".scales" / "smoke" / "models" / "smoke" / "qwen2_vl_runs"
+    models = replication / ".scales" / "smoke" / "models" / "smoke" / "qwen2_vl_controls"
     times = {path: path.stat().st_mtime_ns for path in models.glob("*/*/model.safetensors")}
     assert "      kd_int4: {seeds: [0]}" in before
     try:
         scale.write_text(before.replace("      kd_int4: {seeds: [0]}", changed))
         status = json.loads(dvc(replication, "status", "--json", timeout=300))
-        assert "train@qwen2_vl_runs" in status
-        assert set(status) <= {"train@qwen2_vl_runs", "evaluate@qwen2_vl_runs"}
-        dvc(replication, "repro", "train@qwen2_vl_runs", timeout=600)
+        assert "train@qwen2_vl_controls" in status
+        following = {"evaluate@qwen2_vl_controls", "regimes"}
+        assert set(status) <= {"train@qwen2_vl_controls", *following}
+        dvc(replication, "repro", "train@qwen2_vl_controls", timeout=600)
         now = {path: path.stat().st_mtime_ns for path in models.glob("*/*/model.safetensors")}
         assert now.keys() == times.keys()
         assert {path.parts[-3] for path in now if now[path] != times[path]} == {"kd_int4"}
