@@ -169,8 +169,8 @@ def _finetune(
         scratch=layout.checkpoints(folder, name),
         log=log,
         about={"pair": folder},
+        finish=lambda _: save_trained(model, data.processor, target, method, origin),
     )
-    save_trained(model, data.processor, target, method, origin)
 
 
 def _publish(params: Params, pair: str, name: str) -> None:
