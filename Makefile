@@ -24,7 +24,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench fetch-smollm2 real-cell tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
@@ -36,6 +36,8 @@ help:
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
+	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
+	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
 	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make lock                             renew requirements/lock.txt: the newest versions that fit"
@@ -97,6 +99,14 @@ bench: setup
 
 calibrate: setup
 	$(BIN)/python -m replication.calibrate "$(SCALE)" $(if $(filter file,$(origin FAMILY)),,$(FAMILY))
+
+# GGUF is the format of the file that it comes in.
+fetch-smollm2: setup
+	$(PIP) gguf
+	$(BIN)/python -m replication.real_cell fetch
+
+real-cell: setup
+	$(BIN)/python -m replication.real_cell run
 
 tune: setup
 	$(BIN)/python -m replication.tuning $(FAMILY)

@@ -119,7 +119,7 @@ def fit(
         # on a CPU in bfloat16 the fused kernel's backward is several times slower than this
         model.set_attn_implementation("eager")
     collator = Collator(
-        data.family, model.config.image_token_id, data.processor.tokenizer.pad_token_id
+        data.family, data.family.image_token_id(model.config), data.processor.tokenizer.pad_token_id
     )
     arguments = training_arguments(settings, scratch)
     trainer = GraceTrainer(model, arguments, data, collator, method=method, teacher=teacher)
