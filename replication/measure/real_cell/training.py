@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,13 @@ def train_run(
 def _origin(
     student: Any, texts: Texts, method: MethodConfig, values: dict[str, Any], teacher: Any
 ) -> dict[str, str]:
-    code = code_hash("replication.measure.real_cell.training")
-    return origin_of(student, texts, method, values, teacher, code=code)  # type: ignore[arg-type]
+    data: Any = texts
+    return origin_of(student, data, method, values, teacher, code=_code())
+
+
+@cache
+def _code() -> str:
+    return code_hash("replication.measure.real_cell.training")
 
 
 def _is_of(folder: Path, origin: dict[str, str]) -> bool:
