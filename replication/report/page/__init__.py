@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from replication.base.scales import check_scale
+from replication.base.scales import FULL_SCALE, check_scale
 from replication.paper import load_ledger, load_tables
 from replication.paper.calibration import load_calibration
-from replication.report.names import FAMILIES
+from replication.report.names import FAMILIES, classes_text
 from replication.report.page.evidence import Evidence
 from replication.report.page.figures import MAP, figure_views, galleries
 from replication.report.page.ledger import (
@@ -102,12 +102,14 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     tools = {"badge": badge, "slug": slug, "plain": plain, "counted": counted, "short": shortened}
-    tools["millions"] = partial(scaled, scale=1e-6, places=0)
-    names = {**FAMILIES, PAPER: "the paper's own numbers"}
+    millions = partial(scaled, scale=1e-6, places=0)
+    published = content["scale"] == FULL_SCALE
+    named = FAMILIES if published else {name: classes_text(name) for name in FAMILIES}
+    names = {**named, PAPER: "the paper's own numbers"}
     known = {"meaning": MEANING, "phrases": PHRASES, "families": names}
     assets = {
         "css": (_FOLDER / "page.css").read_text(encoding="utf-8"),
         "js": (_FOLDER / "page.js").read_text(encoding="utf-8"),
     }
     page = environment.get_template("page.html")
-    return page.render(**content, **tools, **known, assets=assets)
+    return page.render(**content, **tools, millions=millions, **known, assets=assets)

@@ -229,8 +229,8 @@ def _notes(claim: Node) -> list[Markup]:
         if part["note"].value:
             parts_of.setdefault(part["note"].value, []).append((part, part["note"]))
         if part["explanation"].value:
-            text = part["explanation"]["text"]
-            parts_of.setdefault(text.value, []).append((part, text))
+            why = part["explanation"]["text"]
+            parts_of.setdefault(why.value, []).append((part, why))
     notes = [_further(one) for one in claim["further"]]
     for found in parts_of.values():
         parts, text = [part for part, _ in found], plain(found[0][1])
