@@ -175,10 +175,10 @@ def test_a_run():
     (name,) = added
     group, run = params.find_run("qwen2_vl", name)
     assert group == "gates"
-    method = method_config(params.train, run)
+    method = method_config(params, run)
     assert method.distillation is not None
     assert (method.method, method.bits, method.distillation.kappa) == ("grace", 4, 8.0)
-    base = method_config(params.train, params.find_run("qwen2_vl", "grace_int4")[1])
+    base = method_config(params, params.find_run("qwen2_vl", "grace_int4")[1])
     assert base.distillation is not None
     assert base.distillation.kappa == 1.0
     assert base.quantization == method.quantization

@@ -44,7 +44,7 @@ def measure_gate(params: Params, layout: Layout, family: str) -> dict[str, Any]:
         InputError: where a stage that comes before has not run.
     """
     group, run = params.find_run(family, RUN)
-    config = method_config(params.train, run).distillation
+    config = method_config(params, run).distillation
     assert config is not None
     outputs = needed(layout.teacher_outputs(family), "teacher_outputs")
     path = needed(layout.trained(group, RUN, run.seeds[0]), "train")

@@ -33,6 +33,7 @@ def with_candidates(params: Params, family: str) -> tuple[Params, str]:
                 bits=tuning.bits,
                 seeds=[tuning.seed],
                 learning_rate=candidate.learning_rate,
+                coefficients=candidate.coefficients,
                 distillation=candidate.distillation,
             )
     name = f"{family}_tuning"

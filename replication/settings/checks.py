@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from graphlib import CycleError
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from replication.settings.schema import (
     Group,
     Params,
     Run,
-    Train,
     section,
 )
+
+_QUANTIZE = ("qat", "qad")
 
 
 def load_params(path: str | Path = PARAMS_FILE) -> Params:
@@ -214,6 +216,13 @@ def _regimes(params: Params) -> Iterator[str]:
 
 def _training(params: Params) -> Iterator[str]:
     train, launch = params.train, params.train.launch
+    for name, chosen in params.coefficients.items():
+        if fault := _fault(DistillationConfig.from_dict, chosen.distillation):
+            yield f"coefficients.{name}.distillation: {fault}"
+    if train.coefficients not in params.coefficients:
+        yield unknown(
+            f"train.coefficients {train.coefficients!r}", train.coefficients, params.coefficients
+        )
     if (train.steps > 0) == (train.epochs is not None):
         yield (
             f"train.steps is {train.steps} and train.epochs is {train.epochs}; give exactly one of "
@@ -311,22 +320,50 @@ def _cell_model(params: Params, group: Group, kind: str, where: str) -> Iterator
 def _runs(params: Params) -> Iterator[str]:
     for folder, group in params.runs.items():
         for name, run in group.models.items():
-            yield from _run(params.train, run, f"runs.{folder}.models.{name}")
+            yield from _run(params, run, f"runs.{folder}.models.{name}")
+        yield from _order(group, f"runs.{folder}.models")
 
 
-def _run(train: Train, run: Run, where: str) -> Iterator[str]:
+def _order(group: Group, where: str) -> Iterator[str]:
+    """What a run starts from is there before it: a run of its group and seeds, at 16 bits."""
+    for name, run in group.models.items():
+        if run.start is None:
+            continue
+        if run.start not in group.models:
+            yield unknown(f"{where}.{name}.start {run.start!r}", run.start, group.models)
+        start = group.models[run.start]
+        if start.bits != 16:
+            yield (
+                f"{where}.{name}.start {run.start!r} has {start.bits} bits; name a run of 16, "
+                "whose weights are on no grid"
+            )
+        if missing := sorted(set(run.seeds) - set(start.seeds)):
+            yield f"{where}.{name}.seeds: {run.start}, its start, lacks {missing}; add them there"
+    try:
+        group.rounds()
+    except CycleError as error:
+        yield f"{where}: {' and '.join(error.args[1])} start from each other; break the circle"
+
+
+def _run(params: Params, run: Run, where: str) -> Iterator[str]:
+    train = params.train
     yield from _once(f"{where}.seeds", run.seeds)
-    methods = [method for method in METHODS if method != "qad"]  # the paper has no such run
-    if run.method not in methods:
-        yield unknown(f"{where}.method {run.method!r}", run.method, methods)
-    if (run.method == "sft" and run.bits != 16) or (run.method == "qat" and run.bits == 16):
-        yield f"{where}: method {run.method!r} at {run.bits} bits; sft is for 16, qat for fewer"
-    for key in ("distillation", "shuffled_teacher"):
+    if run.method not in METHODS:
+        yield unknown(f"{where}.method {run.method!r}", run.method, METHODS)
+    if (run.method == "sft" and run.bits != 16) or (run.method in _QUANTIZE and run.bits == 16):
+        yield (
+            f"{where}: method {run.method!r} at {run.bits} bits; sft is for 16, qat and qad are "
+            "for fewer"
+        )
+    for key in ("coefficients", "distillation", "shuffled_teacher"):
         if getattr(run, key) and run.method not in TEACHER_METHODS:
             yield f"{where}: method {run.method!r} takes no key {key!r}; remove it"
     if run.group_size is not None and run.bits == 16:
         yield f"{where}: 16 bits have no groups; remove the key 'group_size'"
-    distillation = {**train.distillation, **run.distillation}
+    name = run.coefficients or train.coefficients
+    if name not in params.coefficients:
+        yield unknown(f"{where}.coefficients {name!r}", name, params.coefficients)
+    distillation = {**params.coefficients[name].distillation, **run.distillation}
     if fault := _fault(DistillationConfig.from_dict, distillation):
         yield f"{where}.distillation: {fault}"
     size = train.group_size if run.group_size is None else run.group_size
@@ -368,9 +405,10 @@ def _tuning(params: Params) -> Iterator[str]:
                 bits=tuning.bits,
                 seeds=[tuning.seed],
                 learning_rate=candidate.learning_rate,
+                coefficients=candidate.coefficients,
                 distillation=candidate.distillation,
             )
-            yield from _run(params.train, run, f"tuning.candidates.{method}[{index}]")
+            yield from _run(params, run, f"tuning.candidates.{method}[{index}]")
 
 
 def _internals(params: Params) -> Iterator[str]:

@@ -8,6 +8,7 @@ stage's code does not change with a registry that the checks look into.
 import dataclasses
 import typing
 from dataclasses import field
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,7 @@ REDUCED_ONLY = ("standins", "vision", "features", "language", "methods")
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
+Length = Annotated[float, Strict(), Field(gt=0, le=1000, allow_inf_nan=False)]
 Preset = Literal["paper", "released"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Arithmetic = Literal["auto", "bfloat16", "float32"]
@@ -327,12 +329,27 @@ class Launch:
 
 
 @record
+class Coefficients:
+    """A set of weights of the distillation losses, and of the controller's settings.
+
+    Attributes:
+        distillation: keys of ``grace.distillation.DistillationConfig``.
+        steps: of the training that they were set for: a run of another number of steps warms its
+            losses up over the same share of them. None: over as many steps as they say.
+    """
+
+    distillation: dict[Text, Any]
+    steps: Positive | None = None
+
+
+@record
 class Train:
     """What all runs share.
 
     Attributes:
         batch_size: conversations in a forward pass of one device.
         learning_rate: at the highest.
+        coefficients: the name of those of the distillation losses, in the section of that name.
         steps: optimizer steps; or give ``epochs``.
         epochs: passes over the data, at scale paper alone.
         devices: of all machines together. An optimizer step takes
@@ -351,11 +368,11 @@ class Train:
         init: how the scales are found before training; see ``grace.quantization.QuantSpec``.
         gradient_factor: scale the step sizes' gradients as LSQ does.
         scale_lr_multiplier: the step sizes' learning rate, in multiples of ``learning_rate``.
-        distillation: keys of ``grace.distillation.DistillationConfig``.
     """
 
     batch_size: Positive
     learning_rate: Amount
+    coefficients: Text
     steps: Natural = 0
     epochs: Amount | None = None
     devices: Positive = 1
@@ -373,7 +390,6 @@ class Train:
     init: Text = "mse"
     gradient_factor: Flag = False
     scale_lr_multiplier: Amount = 10.0
-    distillation: dict[Text, Any] = field(default_factory=dict)
 
 
 @record
@@ -381,20 +397,27 @@ class Run:
     """One named run: a method at a bit width, over seeds.
 
     Attributes:
-        method: "sft", "qat", "kd" or "grace".
+        method: "sft", "qat", "kd", "grace" or "qad".
         bits: of the weights; 16 is no quantization.
         seeds: each is trained and evaluated.
+        start: the run of the same group, at 16 bits, whose model of the same seed it starts from;
+            None for the baseline.
+        length: of the training, in multiples of that of `Train`.
         learning_rate: in place of that of `Train`.
         group_size: in place of that of `Train`.
-        distillation: before the values of `Train`.
+        coefficients: in place of those of `Train`.
+        distillation: before the values of the coefficients.
         shuffled_teacher: a control: the teacher's outputs are those on other samples.
     """
 
     method: Text
     bits: Natural
     seeds: list[Natural]
+    start: Text | None = None
+    length: Length = 1.0
     learning_rate: Amount | None = None
     group_size: Natural | Text | None = None
+    coefficients: Text | None = None
     distillation: dict[Text, Any] = field(default_factory=dict)
     shuffled_teacher: Flag = False
 
@@ -419,6 +442,21 @@ class Group:
     baseline: Text | None = None
     records: Records | None = None
     labels: Labels | None = None
+
+    def rounds(self) -> list[list[str]]:
+        """The runs' names in rounds: a run comes in one after that of the run it starts from.
+
+        Raises:
+            graphlib.CycleError: when runs start from each other.
+        """
+        starts = {name: [run.start] if run.start else [] for name, run in self.models.items()}
+        order, rounds = TopologicalSorter(starts), []
+        order.prepare()
+        while order.is_active():
+            ready = order.get_ready()
+            rounds.append([name for name in self.models if name in ready])
+            order.done(*ready)
+        return rounds
 
 
 @record
@@ -569,10 +607,12 @@ class Candidate:
 
     Attributes:
         learning_rate: in place of that of `Train`.
-        distillation: before the values of `Train`.
+        coefficients: in place of those of `Train`.
+        distillation: before the values of the coefficients.
     """
 
     learning_rate: Amount | None = None
+    coefficients: Text | None = None
     distillation: dict[Text, Any] = field(default_factory=dict)
 
 
@@ -662,6 +702,7 @@ class Params:
     teacher: dict[Text, Pretraining]
     baseline: dict[Text, Pretraining]
     teacher_outputs: TeacherOutputs
+    coefficients: dict[Text, Coefficients]
     train: Train
     runs: dict[Text, Group]
     ptq: Ptq

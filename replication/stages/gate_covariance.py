@@ -18,7 +18,7 @@ def main(params: Params, name: str) -> None:
         measure_gate(params, Layout(params), name),
         method=METHOD,
         seeds=run.seeds[:1],
-        settings=["compare.resamples", "gate_covariance", "train.distillation", f"runs.{group}"],
+        settings=["compare.resamples", "gate_covariance", "coefficients", f"runs.{group}"],
         device=device_description(),
     )
 

@@ -1,4 +1,5 @@
-"""Training of the named runs: a group, every seed of each, from their pair's baseline.
+"""Training of the named runs: a group, every seed of each, from their pair's baseline, or from the
+model of another run.
 
 What is there already and follows from the same parameters, data and code is kept: a changed run
 is trained again, and the others of its group are not.
@@ -20,7 +21,7 @@ from replication.base.code import code_hash
 from replication.base.files import read_json
 from replication.base.workers import run_all
 from replication.settings.paths import Layout, needed, teacher_outputs_of
-from replication.settings.schema import Params, Run, Train
+from replication.settings.schema import Params, Run
 
 if TYPE_CHECKING:
     from grace.training import MethodConfig
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
 # that starts them.
 
 
-def method_config(settings: Train, run: Run) -> "MethodConfig":
+def method_config(params: Params, run: Run) -> "MethodConfig":
     """The method of a run: the shared settings, with the run's own on top.
 
     Raises:
         InputError: for settings that do not go together.
     """
-    from grace.training import NAIVE_KD, MethodConfig
+    from grace.training import NAIVE_KD, QAD, MethodConfig
 
-    quantization = None
+    settings, quantization = params.train, None
     if run.bits != 16:
         quantization = QuantSpec(
             bits=run.bits,
@@ -47,7 +48,7 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
         )
     distillation = None
     if run.method in TEACHER_METHODS:
-        chosen = settings.distillation | (NAIVE_KD if run.method == "kd" else {})
+        chosen = _coefficients(params, run) | {"kd": NAIVE_KD, "qad": QAD}.get(run.method, {})
         distillation = DistillationConfig.from_dict({**chosen, **run.distillation})
     return MethodConfig(
         run.method,
@@ -58,6 +59,16 @@ def method_config(settings: Train, run: Run) -> "MethodConfig":
     )
 
 
+def _coefficients(params: Params, run: Run) -> dict[str, Any]:
+    """A run's coefficients, their warm-ups in its own steps."""
+    chosen = params.coefficients[run.coefficients or params.train.coefficients]
+    steps, values = round(params.train.steps * run.length), dict(chosen.distillation)
+    if chosen.steps is not None and steps > 0:  # full scale counts epochs
+        for key in ("distill_warmup_steps", "rcka_warmup_steps"):
+            values[key] = round(values.get(key, 0) * steps / chosen.steps)
+    return values
+
+
 def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
     """The settings of :func:`replication.train.fit.fit` for one seed of a run."""
     from grace.arithmetic import arithmetic_name
@@ -66,17 +77,31 @@ def run_settings(params: Params, run: Run, seed: int) -> dict[str, Any]:
         "seed": seed,
         "arithmetic": arithmetic_name(params.arithmetic),
     }
+    del settings["coefficients"]  # the method has the run's own
+    settings["steps"] = round(params.train.steps * run.length)
+    if params.train.epochs is not None:
+        settings["epochs"] = params.train.epochs * run.length
     if run.learning_rate is not None:
         settings["learning_rate"] = run.learning_rate
     return settings
 
 
-def load_student(baseline: Path, method: "MethodConfig", seed: int) -> Any:
-    """A pair's baseline, prepared for a method; all random draws follow from the seed."""
+def start_of(params: Params, group: str, name: str, seed: int) -> Path:
+    """Directory of the model that a run starts from."""
+    layout, folder = Layout(params), params.group(group)
+    start = folder.models[name].start
+    if start is None:
+        return layout.model(*params.model_of(folder, "baseline"))
+    return layout.trained(group, start, seed)
+
+
+def load_student(start: Path, method: "MethodConfig", seed: int) -> Any:
+    """The model that a run starts from, prepared for a method; all random draws follow from the
+    seed."""
     from grace.training import prepare_student
 
     torch.manual_seed(seed)
-    model: Any = load_model(baseline)
+    model: Any = load_model(start)
     prepare_student(model, method)
     return model
 
@@ -91,8 +116,8 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
 
     layout, folder = Layout(params, group), params.group(group)
     run = folder.models[name]
-    method = method_config(params.train, run)
-    path = layout.model(*params.model_of(folder, "baseline"))
+    method = method_config(params, run)
+    path = start_of(params, group, name, seed)
     processor = load_processor(path)
     model = load_student(path, method, seed)
     portion = params.portion_of(folder)
@@ -155,10 +180,11 @@ def train_group(params: Params, group: str) -> None:
     needed(layout.features(str(params.pair(folder.pair).vision)), "features")
     if any(run.method in TEACHER_METHODS for run in folder.models.values()):
         needed(teacher_outputs_of(params, folder), "teacher_outputs")
-    run_all(
-        train_one,
-        [(params, group, name, seed) for name, run in folder.models.items() for seed in run.seeds],
-    )
+    for names in folder.rounds():
+        run_all(
+            train_one,
+            [(params, group, name, seed) for name in names for seed in folder.models[name].seeds],
+        )
     remove_others(params, group)
 
 

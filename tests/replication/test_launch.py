@@ -17,6 +17,7 @@ from accelerate.utils import DeepSpeedPlugin
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from launched import ranks
 
+from grace.distillation import DistillationConfig
 from grace.errors import InputError
 from grace.models import load_model
 from grace.training import check_deepspeed
@@ -277,7 +278,7 @@ def test_what_accelerate_makes_of_the_deepspeed_configurations(stage, monkeypatc
     assert content["bf16"] == content["fp16"] == {"enabled": False}
     assert content["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
     params = parse_params(scale_params("paper"))
-    check_deepspeed(content, method_config(params.train, params.runs[GROUP].models[RUN]))
+    check_deepspeed(content, method_config(params, params.runs[GROUP].models[RUN]))
 
 
 @pytest.mark.parametrize(
@@ -346,11 +347,14 @@ def test_presets_differ_in_what_the_launcher_sets_otherwise():
     folder = ROOT / "replication" / "settings" / "values" / "presets"
     assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(PRESETS)
     paper, released = (yaml.safe_load((folder / f"{n}.yaml").read_text()) for n in PRESETS)
-    flat = [{**p["train"], **p["train"]["distillation"]} for p in (paper, released)]
-    assert flat[0].keys() == flat[1].keys()
-    differ = {key for key in flat[0] if flat[0][key] != flat[1][key]} - {"distillation"}
-    assert differ == {
-        *("epochs", "scale_lr_multiplier", "tau", "eta", "beta_max"),
-        *("rcka_weight", "rcka_warmup_steps"),
+    assert paper["train"].keys() == released["train"].keys()
+    differ = {key for key in paper["train"] if paper["train"][key] != released["train"][key]}
+    assert differ == {"coefficients", "epochs", "scale_lr_multiplier"}
+    sets = scale_params("paper")["coefficients"]
+    code, launcher = sets["code"]["distillation"], sets["launcher"]["distillation"]
+    assert code.keys() == launcher.keys()
+    assert {key: value for key, value in launcher.items() if value != code[key]} == {
+        **{"tau": 3.0, "eta": 0.003, "beta_max": 1.0},
+        **{"rcka_weight": 3.0, "rcka_warmup_steps": 400},
     }
-    assert scale_params("paper")["train"]["distillation"] == paper["train"]["distillation"]
+    assert DistillationConfig.from_dict(code) == DistillationConfig()

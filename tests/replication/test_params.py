@@ -21,13 +21,16 @@ from replication.settings.schema import Params
 from replication.train.runs import method_config
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
-SECTIONS = sorted(
-    set(COMMITTED)
-    - {"scale", "arithmetic", "families", "pairs", "methods", "runs"}
-    - {"teacher", "baseline", "vision", "language"}
+BY_NAME = (
+    *("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher"),
+    "coefficients.code",
 )
-BY_FAMILY = ("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher")
+NAMED = {name.partition(".")[0] for name in BY_NAME}
+SECTIONS = sorted(
+    set(COMMITTED) - {"scale", "arithmetic", "families", "pairs", "methods", "runs", *NAMED}
+)
 RUNS = "runs.llava_controls.models"
+GRACE = "runs.qwen2_vl_runs.models"
 QAT = COMMITTED["runs"]["llava_controls"]["models"]["qat_int4"]
 
 
@@ -66,15 +69,14 @@ def test_every_scale_has_valid_parameters(scale):
     assert params.scale == scale
     for group in params.runs.values():
         for run in group.models.values():
-            assert method_config(params.train, run).bits == run.bits
+            assert method_config(params, run).bits == run.bits
     if scale != "paper":
         check_architectures(params)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["scale", "families", "pairs", "runs", "teacher", "baseline", "vision", "language", "methods"]
-    + [name for name in SECTIONS if name != "regimes"],
+    sorted({"scale", "families", "pairs", "methods", "runs", *NAMED, *SECTIONS} - {"regimes"}),
 )
 def test_a_missing_section_is_named(name):
     assert repr(name) in refused(changed(name))
@@ -90,7 +92,7 @@ def required(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [f"{n}.{key}" for n in (*SECTIONS, *BY_FAMILY) for key in required(n)]
+    "path", [f"{n}.{key}" for n in (*SECTIONS, *BY_NAME) for key in required(n)]
 )
 def test_a_missing_key_is_named(path):
     section, _, key = path.rpartition(".")
@@ -99,7 +101,7 @@ def test_a_missing_key_is_named(path):
     assert repr(key) in text
 
 
-@pytest.mark.parametrize("section", ["", "runs.gates", f"{RUNS}.qat_int4", *SECTIONS, *BY_FAMILY])
+@pytest.mark.parametrize("section", ["", "runs.gates", f"{RUNS}.qat_int4", *SECTIONS, *BY_NAME])
 def test_an_unknown_key_is_named(section):
     text = refused(changed(f"{section}.sede".lstrip("."), 1))
     assert "'sede'" in text
@@ -113,8 +115,8 @@ def test_an_unknown_key_is_named(section):
         ("train.learning_rat", "learning_rate"),
         (f"{RUNS}.qat_int4.seed", "seeds"),
         ("runs.gates.piar", "pair"),
-        ("train.distillation.tua", "tau"),
-        ("runs.qwen2_vl_runs.models.grace_int4.distillation", None),
+        ("coefficients.code.distillation.tua", "tau"),
+        (f"{GRACE}.grace_int4.distillation", None),
         ("evaluates", "evaluate"),
     ],
 )
@@ -181,7 +183,9 @@ def test_the_nearest_name_is_offered(path, near):
         ("train.group_size", "rows", "'rows'"),
         ("train.init", "mean", "'mean'"),
         ("train.gradient_checkpointing", 1, "1"),
-        ("train.distillation.tau", "low", "'low'"),
+        ("coefficients.code.distillation.tau", "low", "'low'"),
+        ("train.coefficients", "cod", "did you mean 'code'"),
+        ("coefficients.launcher.steps", 0, "at least 1"),
         ("runs", [], "[]"),
         ("runs", {1: COMMITTED["runs"]["gates"]}, "key 1"),
         ("runs", {"../x": COMMITTED["runs"]["gates"]}, "'../x'"),
@@ -204,6 +208,12 @@ def test_the_nearest_name_is_offered(path, near):
         (f"{RUNS}.qat_int4.seeds", [-1], "-1"),
         (f"{RUNS}.qat_int4.seeds", 0, "0"),
         (f"{RUNS}.qat_int4.distillation", {"tau": 0.1}, "'qat'"),
+        (f"{RUNS}.qat_int4.coefficients", "launcher", "'coefficients'"),
+        (f"{GRACE}.grace_int4.coefficients", "launchr", "did you mean 'launcher'"),
+        (f"{GRACE}.grace_int4.length", 0, "more than 0"),
+        (f"{GRACE}.grace_int4.start", "grace_bf15", "did you mean 'grace_bf16'"),
+        (f"{GRACE}.grace_int4.start", "grace_int8", "name a run of 16"),
+        (f"{GRACE}.grace_bf16.start", "grace_bf16", "start from each other"),
         ("evaluate.benchmarks.gates", [], "[]"),
         ("evaluate.benchmarks.gates", ["mmbench", "mmbench"], "each once"),
         ("evaluate.benchmarks.gates", ["mmbensh"], "did you mean 'mmbench'"),
@@ -387,12 +397,12 @@ def test_garbage_in_valid_parameters_is_refused_or_valid(changes):
 
 def test_a_subset_is_what_a_stage_reads():
     params = parse_params(COMMITTED)
-    names = ("compare.resamples", "runs.gates.pair", "data.benchmarks", "train.distillation.tau")
+    names = ("compare.resamples", "runs.gates.pair", "data.benchmarks", "train.coefficients")
     assert params.subset(*names) == {
         "compare.resamples": 10000,
         "runs.gates.pair": "qwen2_vl",
         "data.benchmarks": None,
-        "train.distillation.tau": 0.35,
+        "train.coefficients": "code",
     }
     before = params.subset("entropy_error", "evaluate.dtype")
     other = parse_params(changed("evaluate.batch_size", 3))

@@ -77,11 +77,11 @@ def test_every_change_of_a_scale_is_in_its_parameters(repository, name):
 def test_another_preset_is_one_word(repository):
     path = repository / "replication" / "settings" / "values" / "paper.yaml"
     text = path.read_text()
-    assert scale_params("paper", repository)["train"]["distillation"]["tau"] == 0.35
+    assert scale_params("paper", repository)["train"]["coefficients"] == "code"
     try:
         path.write_text(text.replace("preset: paper", "preset: released"))
         train = scale_params("paper", repository)["train"]
-        assert (train["epochs"], train["distillation"]["tau"]) == (1.0, 3.0)
+        assert (train["epochs"], train["coefficients"]) == (1.0, "launcher")
         assert train["launch"]["processes"] == train["devices"] == 16
         path.write_text(text.replace("preset: paper", "preset: papers"))
         with pytest.raises(InputError, match=r"papers.*paper"):

@@ -1,6 +1,7 @@
 """Stages as commands: bad input is one clear line and exit code 2, and leaves nothing behind."""
 
 import copy
+import dataclasses
 import importlib
 import json
 import os
@@ -220,6 +221,55 @@ def test_what_still_follows_is_not_trained_again(built, spoilt, stage):
 
 
 @pytest.mark.slow
+def test_a_second_stage_starts_from_the_first_one_s_model(spoilt, stage):
+    """The first in the file comes second: without steps of its own it ends as the other does."""
+    still = {"method": "sft", "bits": 16, "seeds": [0], "start": "first", "learning_rate": 0.0}
+    first = {"method": "sft", "bits": 16, "seeds": [0], "length": 2}
+    runs = {GROUP: {"models": {RUN: None, "second": still, "first": first}}}
+    write(spoilt, tiny_params(runs=runs))
+    assert stage(spoilt, "train", GROUP)[0] == 0
+    folder = spoilt / "models" / "smoke" / GROUP
+    made = {name: folder / name / "seed0" / "model.safetensors" for name in ("first", "second")}
+    assert made["second"].read_bytes() == made["first"].read_bytes()
+    baseline = models(spoilt, "baseline", "model.safetensors")
+    assert made["first"].read_bytes() != baseline.read_bytes()
+    logs = spoilt / "results" / "smoke" / "training" / GROUP
+    steps = {name: json.loads((logs / name / "seed0.json").read_text())["cost"] for name in made}
+    assert {name: cost["steps"] for name, cost in steps.items()} == {"first": 4, "second": 2}
+    before = made["second"].read_bytes()
+    first["learning_rate"] = 0.1
+    write(spoilt, tiny_params(runs=runs))
+    assert stage(spoilt, "train", GROUP)[0] == 0
+    assert made["second"].read_bytes() == made["first"].read_bytes() != before
+
+
+def test_warm_ups_are_a_share_of_a_run_s_own_steps():
+    """400 of the launcher's 1,299 steps; without that number they are what they say."""
+    coefficients = {"own": {"distillation": {"rcka_warmup_steps": 3}}}
+    params = parse_params(tiny_params(train={"steps": 300}, coefficients=coefficients))
+    run = params.group(GROUP).models[RUN]
+    found = {
+        (name, length): method_config(
+            params, dataclasses.replace(run, coefficients=name, length=length)
+        ).distillation.rcka_warmup_steps
+        for name in ("code", "launcher", "own")
+        for length in (1.0, 2.0)
+    }
+    expected = {("code", 1.0): 0, ("launcher", 1.0): 300 * 400 / 1299, ("own", 1.0): 3}
+    expected |= {("code", 2.0): 0, ("launcher", 2.0): 600 * 400 / 1299, ("own", 2.0): 3}
+    assert found == {key: round(value) for key, value in expected.items()}
+
+
+def test_self_distillation_has_no_component_and_no_temperature():
+    params = parse_params(tiny_params(runs=run_changes(method="qad")))
+    method = method_config(params, params.group(GROUP).models[RUN])
+    chosen = method.distillation
+    assert not method.cross_entropy
+    assert (chosen.decoupled, chosen.adaptive, chosen.temperature) == (False, False, 1.0)
+    assert (chosen.kappa, chosen.rcka_weight) == (0.0, 0.0)
+
+
+@pytest.mark.slow
 def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
     results = spoilt / "results" / "smoke"
     scores = results / "scores" / GROUP / f"{RUN}.json"
@@ -368,20 +418,20 @@ def test_a_shuffled_teacher_changes_the_run(spoilt, stage):
 def test_a_run_s_own_settings_come_before_the_shared_ones():
     own = run_changes(distillation={"tau": 0.77, "kappa": 0.0}, group_size=64)
     params = parse_params(tiny_params(runs=own))
-    method = method_config(params.train, params.group(GROUP).models[RUN])
+    method = method_config(params, params.group(GROUP).models[RUN])
     chosen = method.distillation
     assert method.quantization.group_size == 64
     assert (chosen.tau, chosen.kappa) == (0.77, 0.0)
-    assert chosen.eta == params.train.distillation["eta"]
-    shared = parse_params(tiny_params(train={"distillation": {"tau": 0.11}}))
-    method = method_config(shared.train, shared.group(GROUP).models[RUN])
+    assert chosen.eta == params.coefficients["code"].distillation["eta"]
+    shared = parse_params(tiny_params(coefficients={"code": {"distillation": {"tau": 0.11}}}))
+    method = method_config(shared, shared.group(GROUP).models[RUN])
     assert method.distillation.tau == 0.11
     assert method.quantization.group_size == shared.train.group_size
 
 
 def test_naive_distillation_has_none_of_the_components():
     params = parse_params(tiny_params(runs=run_changes(method="kd")))
-    method = method_config(params.train, params.group(GROUP).models[RUN])
+    method = method_config(params, params.group(GROUP).models[RUN])
     chosen = method.distillation
     assert (chosen.decoupled, chosen.adaptive, chosen.kappa, chosen.rcka_weight) == (
         False,
@@ -630,7 +680,7 @@ def test_a_live_teacher_is_checked_by_the_trainer(make_model, processor, built, 
     other = copy.deepcopy(own.tokenizer)
     other.add_tokens(["<extra>"])
     family = family_of(FAMILY)
-    method = method_config(params.train, params.group(GROUP).models[RUN])
+    method = method_config(params, params.group(GROUP).models[RUN])
     prepare_student(student, method)
     teacher = LiveTeacher(make_model(9), family, relational=True, tokenizer=other)
     with pytest.raises(InputError, match="tokenizer has"):
@@ -680,7 +730,7 @@ def _fit(built, folder, stop_after=None, **changes):
     layout = _layout(built)
     params = parse_params(tiny_params())
     model = load_model(layout.model(FAMILY, "baseline"))
-    method = method_config(params.train, params.group(GROUP).models[RUN])
+    method = method_config(params, params.group(GROUP).models[RUN])
     prepare_student(model, method)
     processor = load_processor(layout.model(FAMILY, "baseline"))
     dataset = load_training_data(layout, FAMILY, PORTION, processor, model.config)

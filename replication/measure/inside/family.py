@@ -27,7 +27,7 @@ METHOD = (
     "visual tokens at the penultimate decoder layer; bootstrap over questions and seeds"
 )
 SETTINGS = (
-    *("compare.resamples", "train.distillation"),
+    *("compare.resamples", "coefficients"),
     *(f"internals.{name}" for name in ("bins", "conversations", "samples", "scenes", "seed")),
 )
 """Dotted names of the parameters that are read."""
@@ -51,7 +51,7 @@ def look_inside(params: Params, layout: Layout, family: str) -> dict[str, Any]:
     settings = params.internals
     models = model_paths(params, layout, family)
     _, run = params.find_run(family, STUDENT)
-    method = method_config(params.train, run)
+    method = method_config(params, run)
     assert method.distillation is not None
     assert method.quantization is not None
     kappa = method.distillation.kappa

@@ -1,6 +1,7 @@
 """Start a launched run, and train it in each of the processes."""
 
 import importlib.util
+import itertools
 import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from replication.train.runs import (
     method_config,
     remove_others,
     run_settings,
+    start_of,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +37,9 @@ def launch_group(params: Params, group: str) -> None:
     Raises:
         InputError: Before anything is started, as :func:`check`; later as :func:`run_launched`.
     """
-    jobs = [(name, seed) for name, run in params.group(group).models.items() for seed in run.seeds]
+    folder = params.group(group)
+    names = itertools.chain.from_iterable(folder.rounds())
+    jobs = [(name, seed) for name in names for seed in folder.models[name].seeds]
     for name, seed in jobs:
         check(params, group, name, seed)
     for name, seed in jobs:
@@ -60,7 +64,7 @@ def check(params: Params, group: str, name: str, seed: int) -> None:
             f"run {name} of group {group}: a shuffled teacher needs cached teacher outputs, and "
             "this scale has none; remove the run"
         )
-    method = method_config(params.train, run)
+    method = method_config(params, run)
     launch = section(params.train.launch, "train.launch")
     config = read_launch_config(launch)
     if config["distributed_type"] == "DEEPSPEED":
@@ -119,10 +123,10 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     layout, folder = Layout(params), params.group(group)
     run, launch = folder.models[name], section(params.train.launch, "train.launch")
     processes = _processes(launch)
-    method = method_config(params.train, run)
-    baseline = layout.model(folder.pair, "baseline")
-    processor = load_processor(baseline)
-    student = partial(load_student, baseline, method, seed)
+    method = method_config(params, run)
+    start = start_of(params, group, name, seed)
+    processor = load_processor(start)
+    student = partial(load_student, start, method, seed)
     model = student()
     data = load_conversations(
         layout.published, processor, model.config, max_length=params.train.max_length
