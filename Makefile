@@ -38,7 +38,7 @@ help:
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
-	@echo "make tune [FAMILY=...]                every method's grid on validation questions"
+	@echo "make tune [FAMILY=...] [SCALE=...]    the best of every method's candidates, on validation questions"
 	@echo "make readme                           write the README's results from the result files"
 	@echo "make lock                             renew requirements/lock.txt: the newest versions that fit"
 	@echo "make docs                             build the documents and the API pages into site/"
@@ -109,7 +109,7 @@ real-cell: setup
 	$(BIN)/python -m replication.real_cell run
 
 tune: setup
-	$(BIN)/python -m replication.tuning $(FAMILY)
+	$(BIN)/python -m replication.scale "$(SCALE)" repro tuning@$(FAMILY)
 
 readme: setup
 	$(BIN)/python -m replication.report.documents.readme

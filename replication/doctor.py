@@ -116,7 +116,10 @@ def _about_times(
     """Lines on where the times are from."""
     if scale != FULL_SCALE:
         logged = plan.total.train_seconds is not None
-        text = f"training: by the committed logs (results/{scale}/training); nothing else is timed"
+        text = (
+            f"training: steps at the rates of the committed logs (results/{scale}/training); "
+            "nothing else is timed"
+        )
         return [text] if logged else []
     if name is None:
         return ["hours and durations: name a device, as in make doctor DOCTOR='--rate A100'"]

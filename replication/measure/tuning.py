@@ -1,52 +1,72 @@
-"""The same tuning budget for every method: a small grid, chosen on questions of its own.
+"""The best of every method's candidates, on validation questions of their own.
 
-Every candidate of the section ``tuning`` is trained from the family's baseline, once each, and
-scored on the validation split, whose scenes are in neither the training set nor the benchmarks.
+A candidate is a run, trained as every other. The questions are of scenes that are in neither the
+training set nor the benchmarks. The best one's results are kept a second time, under the name of
+the method's tuned row.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 from replication.base import provenance
-from replication.base.files import write_json_atomic, write_text_atomic
+from replication.base.files import atomic_path, read_json
 from replication.base.workers import run_all
+from replication.benchmarks import PRINTED
 from replication.data.world.benchmarks import write_benchmark
 from replication.data.world.corpus import drawing_of
 from replication.evaluate.score import evaluate_model, evaluation_dtype
+from replication.results.scores import outcomes_path, scores_path, write_scores
+from replication.results.tuning import tuned_name, tuning_path, write_tuning
 from replication.settings.paths import Layout, needed
-from replication.settings.schema import Group, Params, Run, section
-from replication.train.runs import train_one
+from replication.settings.schema import Params, Run, section
 
-DOCS = Path("docs/tuning")
-SECTIONS = ("standins", "train", "evaluate", "tuning")
-"""Sections of the parameters that a grid follows from."""
+SECTIONS = ("standins", "evaluate", "tuning")
+"""Sections of the parameters that the choice follows from."""
 
 
-def with_candidates(params: Params, family: str) -> tuple[Params, str]:
-    """The parameters with one more group, in which every candidate is a run; and its name."""
-    models, tuning = {}, params.tuning
-    for method, candidates in tuning.candidates.items():
-        for index, candidate in enumerate(candidates):
-            models[f"{method}_{index}"] = Run(
-                method=method,
-                bits=tuning.bits,
-                seeds=[tuning.seed],
-                learning_rate=candidate.learning_rate,
-                coefficients=candidate.coefficients,
-                distillation=candidate.distillation,
-            )
-    name = f"{family}_tuning"
-    runs = {**params.runs, name: Group(family, models)}
-    return dataclasses.replace(params, runs=runs), name
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A run to choose from.
+
+    Attributes:
+        folder: the group that it is in.
+        name: its name.
+        run: its settings.
+    """
+
+    folder: str
+    name: str
+    run: Run
 
 
-def write_questions(params: Params) -> Path:
-    """Write the validation questions; returns their folder."""
-    world, tuning = section(params.standins, "standins"), params.tuning
-    folder = Layout(params).data / "validation"
+def candidates_of(params: Params, pair: str) -> list[Candidate]:
+    """A pair's candidates, method by method."""
+    found = []
+    for names in section(params.tuning, "tuning").candidates.values():
+        for name in names:
+            folder, run = params.find_run(pair, name)
+            found.append(Candidate(folder, name, run))
+    return found
+
+
+def settings_of(params: Params, run: Run) -> str:
+    """How a run differs from the shared settings, in words."""
+    own = [f"{key} {value:g}" for key, value in run.distillation.items()]
+    if run.learning_rate is not None:
+        own.append(f"learning rate {run.learning_rate:g}")
+    if run.coefficients not in (None, params.train.coefficients):
+        own.append(f"coefficients of the {run.coefficients}")
+    return ", ".join(own) or "as in the other tables"
+
+
+def write_questions(params: Params, pair: str, names: list[str]) -> Path:
+    """Write the validation questions of benchmarks; returns their folder."""
+    world, tuning = section(params.standins, "standins"), section(params.tuning, "tuning")
+    folder = Layout(params, pair).data / "validation" / pair
     folder.mkdir(parents=True, exist_ok=True)
-    for name in tuning.benchmarks:
+    for name in names:
         write_benchmark(
             name,
             folder / f"{name}.parquet",
@@ -58,12 +78,12 @@ def write_questions(params: Params) -> Path:
     return folder
 
 
-def score(params: Params, path: Path, questions: Path) -> float:
+def score(params: Params, path: Path, names: list[str], questions: Path) -> float:
     """Average score of a model directory on the validation questions, in percent."""
     settings = params.evaluate
     evaluation = evaluate_model(
         path,
-        params.tuning.benchmarks,
+        names,
         questions,
         batch_size=settings.batch_size,
         max_new_tokens=settings.max_new_tokens,
@@ -73,103 +93,75 @@ def score(params: Params, path: Path, questions: Path) -> float:
     return sum(scores) / len(scores)
 
 
-def tune(params: Params, family: str) -> list[dict[str, Any]]:
-    """Train and score every candidate that is not done already.
+def choose(methods: list[str], scores: list[float]) -> list[bool]:
+    """Which candidates are their method's best; of equal ones the first."""
+    best: dict[str, int] = {}
+    for index, method in enumerate(methods):
+        if method not in best or scores[index] > scores[best[method]]:
+            best[method] = index
+    return [index in best.values() for index in range(len(methods))]
+
+
+def tune(params: Params, pair: str) -> Path:
+    """Score a pair's candidates, write what was found, and the results of each method's best.
 
     Returns:
-        For every candidate, in the order of the grid, its "method", "learning_rate",
-        "distillation" settings and "score" in percent.
+        The path of the record.
 
     Raises:
         InputError: where a stage that comes before has not run.
     """
-    layout = Layout(params)
-    needed(layout.conversations, "standins")
-    needed(layout.model(family, "baseline"), "pairs")
-    needed(layout.teacher_outputs(family), "teacher_outputs")
-    full, group = with_candidates(params, family)
-    seed = params.tuning.seed
-    run_all(train_one, [(full, group, name, seed) for name in full.runs[group].models])
-    questions = write_questions(params)
-    paths = [layout.trained(group, name, seed) for name in full.runs[group].models]
-    scores = run_all(score, [(params, path, questions) for path in paths])
-    grid = [(m, one) for m, candidates in params.tuning.candidates.items() for one in candidates]
-    return [
-        {
-            "method": method,
-            "learning_rate": candidate.learning_rate or params.train.learning_rate,
-            "distillation": candidate.distillation,
-            "score": points,
-        }
-        for (method, candidate), points in zip(grid, scores, strict=True)
+    layout, candidates = Layout(params), candidates_of(params, pair)
+    names = params.evaluate.benchmarks[f"{pair}_tuning"]
+    paths = [
+        needed(layout.trained(one.folder, one.name, one.run.seeds[0]), "train")
+        for one in candidates
     ]
-
-
-def best(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The candidate with the highest score of every method; of equal ones the first."""
-    methods = dict.fromkeys(record["method"] for record in records)
-    return {
-        method: max(
-            (record for record in records if record["method"] == method),
-            key=lambda record: record["score"],
-        )
-        for method in methods
-    }
-
-
-def describe(params: Params, family: str, records: list[dict[str, Any]]) -> str:
-    """The page on a family's grid."""
-    tuning, chosen = params.tuning, best(records)
-    lines = [
-        f"# Tuning of {family}, scale {params.scale}",
-        "",
-        f"INT{tuning.bits}, {params.train.steps} steps, seed {tuning.seed}; average of "
-        f"{', '.join(tuning.benchmarks)} over {tuning.questions} validation questions each. Every "
-        "method has the same number of candidates. What is not named is the shared setting of "
-        "`train`. The best of each method is marked.",
-        "",
-        "| method | learning rate | distillation | score | |",
-        "|---|---|---|---|---|",
-    ]
-    for record in records:
-        own = ", ".join(f"{k} {v}" for k, v in record["distillation"].items()) or "as published"
-        if record["method"] not in ("kd", "grace"):
-            own = "none"
-        mark = "best" if record is chosen[record["method"]] else ""
-        lines.append(
-            f"| {record['method']} | {record['learning_rate']:g} | {own} | "
-            f"{record['score']:.2f} | {mark} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def write_grid(params: Params, family: str) -> str:
-    """Train and score a family's grid and write its page and records into `DOCS`.
-
-    Args:
-        params: all parameters.
-        family: the family's name.
-
-    Returns:
-        The page's text.
-
-    Raises:
-        InputError: where a stage that comes before has not run.
-    """
-    candidates = tune(params, family)
-    page = describe(params, family, candidates)
-    origin = provenance.collect(
-        params.subset(*SECTIONS),
-        [params.tuning.seed],
-        f"python -m replication.tuning {family}",
-        device=provenance.device_description(),
-    )
-    content = {
+    questions = write_questions(params, pair, names)
+    scores = run_all(score, [(params, path, names, questions) for path in paths])
+    chosen = choose([one.run.method for one in candidates], scores)
+    best = [one for one, kept in zip(candidates, chosen, strict=True) if kept]
+    _keep_tuned(layout, params.scale, pair, best)
+    record = {
         "scale": params.scale,
-        "family": family,
-        "candidates": candidates,
-        "provenance": origin,
+        "pair": pair,
+        "bits": candidates[0].run.bits,
+        "benchmarks": [PRINTED[name] for name in names],
+        "questions": section(params.tuning, "tuning").questions,
+        "candidates": [
+            {
+                "method": one.run.method,
+                "run": one.name,
+                "settings": settings_of(params, one.run),
+                "score": points,
+                "chosen": kept,
+            }
+            for one, points, kept in zip(candidates, scores, chosen, strict=True)
+        ],
+        "provenance": provenance.collect(
+            params.subset(*SECTIONS),
+            [candidates[0].run.seeds[0]],
+            f"python -m replication.stages.tuning {pair}",
+            device=provenance.device_description(),
+        ),
     }
-    write_json_atomic(DOCS / f"{family}.json", content)
-    write_text_atomic(DOCS / f"{family}.md", page)
-    return page
+    path = tuning_path(layout.results.parent, params.scale, pair)
+    write_tuning(path, record)
+    return path
+
+
+def _keep_tuned(layout: Layout, scale: str, pair: str, chosen: list[Candidate]) -> None:
+    """The scores and outcomes of the chosen runs once more, under the names of the tuned rows."""
+    results, folder = layout.results.parent, f"{pair}_tuned"
+    for stale in (layout.scores(folder), layout.outcomes(folder)):
+        shutil.rmtree(stale, ignore_errors=True)
+    for one in chosen:
+        name = tuned_name(one.run.method, one.run.bits)
+        record: dict[str, Any] = read_json(
+            needed(scores_path(results, scale, one.folder, one.name), "evaluate")
+        )
+        write_scores(results, {**record, "run": name}, folder)
+        copy = outcomes_path(results, scale, folder, name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(copy) as temporary:
+            shutil.copyfile(outcomes_path(results, scale, one.folder, one.name), temporary)

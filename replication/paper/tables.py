@@ -287,12 +287,14 @@ class Discrepancy:
     mismatches: tuple[Mismatch, ...] = ()
 
 
-_SummaryName = Literal["regimes", "effects", "cost", "flips", "deploy"]
+_SummaryName = Literal["regimes", "effects", "cost", "flips", "contrasts", "tuned", "deploy"]
 _SUMMARY_KEYS = {
     "regimes": set(),
     "effects": {"table"},
     "cost": {"table", "runs", "against"},
     "flips": {"table", "pairs"},
+    "contrasts": {"table", "pairs"},
+    "tuned": {"runs"},
     "deploy": set(),
 }
 
@@ -302,13 +304,13 @@ class Summary:
     """A table of our own that holds no scores.
 
     Attributes:
-        family: of its runs.
+        family: of its runs; several with a comma between them.
         title: what it shows.
         table: the table of scores it is computed from ("": none).
         runs: those it speaks of.
         against: the run that costs are compared with ("": none).
         pairs: of runs whose answers are compared.
-        id: "regimes", "effects", "cost", "flips" or "deploy".
+        id: "regimes", "effects", "cost", "flips", "contrasts", "tuned" or "deploy".
     """
 
     family: Text
@@ -401,8 +403,9 @@ class Reported:
                 yield table.short, table.family, run
         for summary in self.summaries.values():
             runs = self.table(summary.table).runs if summary.table else ()
-            for run in sorted({*summary.named, *runs}):
-                yield summary.id, summary.family, run
+            for family in summary.family.split(", "):
+                for run in sorted({*summary.named, *runs}):
+                    yield summary.id, family, run
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@
     for table in plan.tables.values(): ...
 
 Sizes and times are estimates from `replication.plan.costs` and `resources.yaml`, except at a
-reduced scale, where the seconds are those of the committed training logs.
+reduced scale, where the seconds are steps at the rates of the committed training logs.
 """
 
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from grace.errors import InputError
 from grace.training import TEACHER_METHODS
@@ -29,6 +30,7 @@ from replication.plan.costs import (
     training_seconds,
 )
 from replication.plan.resources import PATH, Corpus, Device, Resources
+from replication.results.tuning import tuned_name
 from replication.settings.schema import Params, Run
 
 PUBLISHED = ("teacher", "baseline")
@@ -137,21 +139,46 @@ def find_model(params: Params, pair: str, name: str) -> Model:
     return Model(family, folder, name, tuple(run.seeds), run, True)
 
 
+def find_models(params: Params, pair: str, name: str) -> list[Model]:
+    """The models behind a run's name: of a method's tuned row, all its candidates.
+
+    Raises:
+        InputError: as :func:`find_model`.
+    """
+    tuning = params.tuning
+    if tuning is not None and pair in tuning.pairs:
+        for method, names in tuning.candidates.items():
+            candidates = [find_model(params, pair, one) for one in names]
+            if name in (tuned_name(method, one.run.bits) for one in candidates if one.run):
+                return candidates
+    return [find_model(params, pair, name)]
+
+
 def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
     """The models of every table, each once; what this scale does not run is left out."""
     tables: dict[str, list[Model]] = {}
+    asked: dict[tuple[str, str], list[str]] = {}
     for table, family, name in reported.named_runs():
-        models = tables.setdefault(table, [])
-        if family not in params.families:
-            continue
-        for pair in params.pairs_of(family):
-            try:
-                model = find_model(params, pair, name)
-            except InputError:
-                continue
-            if model not in models:
-                models.append(model)
+        tables.setdefault(table, [])
+        asked.setdefault((table, family), []).append(name)
+    for (table, family), names in asked.items():
+        for pair in params.pairs_of(family) if family in params.families else ():
+            models = tables[table]
+            models += [one for one in _models_of(params, pair, names) if one not in models]
     return tables
+
+
+def _models_of(params: Params, pair: str, names: Iterable[str]) -> list[Model]:
+    """The models that a pair has of some names; a further pair without a run of them is not shown,
+    so that its teacher and baseline are not needed either."""
+    found = []
+    for name in names:
+        try:
+            found += find_models(params, pair, name)
+        except InputError:
+            continue
+    further = pair != params.pair(pair).family
+    return [] if further and all(one.name in PUBLISHED for one in found) else found
 
 
 def corpus_of(params: Params, resources: Resources) -> Corpus:
@@ -236,15 +263,16 @@ def _train_seconds(params: Params, model: Model, resources: Resources, device: D
     assert model.run is not None
     corpus = corpus_of(params, resources)
     train = params.train
-    samples = corpus.samples * (train.epochs or 0)
+    samples = corpus.samples * (train.epochs or 0) * model.run.length
     taught = model.run.method in TEACHER_METHODS
+    teacher = "baseline" if model.run.method == "qad" else "teacher"
     return model.copies * training_seconds(
         shape_of(_source(params, model.family, "baseline")),
         training_load(params, model.family, resources),
         samples,
         device,
         batch=train.batch_size * train.accumulation * train.devices,
-        teacher=shape_of(_source(params, model.family, "teacher")) if taught else None,
+        teacher=shape_of(_source(params, model.family, teacher)) if taught else None,
         relational=model.run.method == "grace",
         quantized=model.run.bits < 16,
         checkpointing=train.gradient_checkpointing,
@@ -286,7 +314,8 @@ def _downloads(params: Params, models: Iterable[Model], resources: Resources) ->
     models = list(models)
     sizes: dict[str, float] = {}
     for model in models:
-        trained_under = model.run is not None and model.run.method in TEACHER_METHODS
+        method = None if model.run is None else model.run.method
+        trained_under = method in TEACHER_METHODS and method != "qad"  # taught by itself
         for which in PUBLISHED:
             if model.name == which or trained_under or (which == "baseline" and model.run):
                 source = _source(params, model.family, which)
@@ -301,15 +330,36 @@ def _downloads(params: Params, models: Iterable[Model], resources: Resources) ->
     return sum(sizes.values())
 
 
-def _logged_seconds(models: Iterable[Model], logs: Path) -> float | None:
-    """Seconds that the committed logs report for the training of models; None if none does."""
-    seconds = [
-        cost["seconds"]
-        for model in models
-        for path in sorted((logs / model.folder / model.name).glob("*.json"))
-        if (cost := read_json(path).get("cost"))
-    ]
-    return sum(seconds) if seconds else None
+def _costs(folder: Path) -> list[dict[str, Any]]:
+    """What the trainings of a folder's models took, as their logs say."""
+    logs = (read_json(path) for path in sorted(folder.rglob("*.json")))
+    return [cost for log in logs if (cost := log.get("cost"))]
+
+
+def _step_seconds(params: Params, logs: Path) -> dict[str, float]:
+    """Mean seconds of a step by method, of the trainings that were logged."""
+    found: dict[str, list[float]] = {}
+    for folder, group in params.runs.items():
+        for name, run in group.models.items():
+            rates = [cost["seconds"] / cost["steps"] for cost in _costs(logs / folder / name)]
+            found.setdefault(run.method, []).extend(rates)
+    return {method: sum(rates) / len(rates) for method, rates in found.items() if rates}
+
+
+def _logged_seconds(params: Params, models: Iterable[Model], logs: Path) -> float | None:
+    """Seconds of the training of models: a run's steps at the rate of its method, and what the log
+    of a teacher or baseline says. None if nothing was logged; a method without a log counts as the
+    slowest."""
+    rates, seconds = _step_seconds(params, logs), 0.0
+    if not rates:
+        return None
+    for model in models:
+        if model.run is None:
+            seconds += sum(cost["seconds"] for cost in _costs(logs / model.folder / model.name))
+        else:
+            steps = model.copies * params.train.steps * model.run.length
+            seconds += steps * rates.get(model.run.method, max(rates.values()))
+    return seconds
 
 
 def make_plan(
@@ -342,7 +392,7 @@ def make_plan(
         if full:
             table.download_bytes = _downloads(params, table.models, resources)
         elif logs is not None:
-            table.train_seconds = _logged_seconds(table.models, logs)
+            table.train_seconds = _logged_seconds(params, table.models, logs)
         if full and device is not None:
             table.train_seconds = sum(
                 _train_seconds(params, model, resources, device)

@@ -8,6 +8,8 @@ from replication.settings.schema import REGIMES, Params
 
 DEPLOYMENTS = "deploy"
 """The table of speed and memory, which shows no trained model."""
+TUNED = "tuned"
+"""The table whose rows are chosen from candidates."""
 
 
 def find_table(name: str) -> str:
@@ -48,4 +50,7 @@ def stages_of(params: Params, table: str) -> list[str]:
         raise InputError(
             f"scale {params.scale} runs nothing of table {table}; choose another table or scale"
         )
-    return [f"evaluate@{folder}" for folder in params.folders if folder in folders]
+    stages = [f"evaluate@{folder}" for folder in params.folders if folder in folders]
+    if table == TUNED and params.tuning is not None:
+        stages += [f"tuning@{pair}" for pair in params.tuning.pairs]
+    return stages

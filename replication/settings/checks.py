@@ -322,6 +322,16 @@ def _runs(params: Params) -> Iterator[str]:
         for name, run in group.models.items():
             yield from _run(params, run, f"runs.{folder}.models.{name}")
         yield from _order(group, f"runs.{folder}.models")
+        own = [name for name, run in group.models.items() if run.method == "qad"]
+        kept = params.scale == FULL_SCALE or group.pair in params.teacher_outputs.baselines
+        if own and not kept:
+            yield (
+                f"runs.{folder}.models.{own[0]}: method 'qad' is taught by the baseline; add "
+                f"{group.pair!r} to teacher_outputs.baselines"
+            )
+    for name in params.teacher_outputs.baselines:
+        if name not in params.pairs:
+            yield unknown(f"teacher_outputs.baselines names {name!r}, which", name, params.pairs)
 
 
 def _order(group: Group, where: str) -> Iterator[str]:
@@ -331,6 +341,8 @@ def _order(group: Group, where: str) -> Iterator[str]:
             continue
         if run.start not in group.models:
             yield unknown(f"{where}.{name}.start {run.start!r}", run.start, group.models)
+        if run.method == "qad":
+            yield f"{where}.{name}: method 'qad' starts from its teacher; remove the key 'start'"
         start = group.models[run.start]
         if start.bits != 16:
             yield (
@@ -390,25 +402,37 @@ def _evaluation(params: Params) -> Iterator[str]:
 
 def _tuning(params: Params) -> Iterator[str]:
     tuning = params.tuning
-    for name in tuning.benchmarks:
-        if name not in BENCHMARKS:
-            yield unknown(f"tuning.benchmarks names {name!r}, which", name, BENCHMARKS)
-    counts = {method: len(candidates) for method, candidates in tuning.candidates.items()}
+    if tuning is None:
+        return
+    counts = {method: len(names) for method, names in tuning.candidates.items()}
     if len(set(counts.values())) != 1:
         yield (
             f"tuning.candidates: the methods have {counts} candidates; give each the same number"
         )
-    for method, candidates in tuning.candidates.items():
-        for index, candidate in enumerate(candidates):
-            run = Run(
-                method=method,
-                bits=tuning.bits,
-                seeds=[tuning.seed],
-                learning_rate=candidate.learning_rate,
-                coefficients=candidate.coefficients,
-                distillation=candidate.distillation,
-            )
-            yield from _run(params, run, f"tuning.candidates.{method}[{index}]")
+    if tuning.pairs:
+        yield from _once("tuning.pairs", tuning.pairs, params.pairs)
+    for pair in tuning.pairs:
+        folder = f"{pair}_tuning"
+        if folder not in params.runs or params.runs[folder].pair != pair:
+            yield f"tuning.pairs names {pair!r}, and runs has no group {folder} of it; add one"
+        for method, names in tuning.candidates.items():
+            where = f"tuning.candidates.{method}"
+            yield from _once(where, names)
+            for name in names:
+                yield from _candidate(params, pair, name, method, where)
+        runs = [params.find_run(pair, n)[1] for names in tuning.candidates.values() for n in names]
+        if len({(run.bits, run.seeds[0]) for run in runs}) > 1:
+            yield f"tuning.candidates: runs of {pair} differ in bits or first seed; name equal ones"
+
+
+def _candidate(params: Params, pair: str, name: str, method: str, where: str) -> Iterator[str]:
+    groups = [group for group in params.runs.values() if group.pair == pair]
+    known = {name for group in groups for name in group.models}
+    if name not in known:
+        yield unknown(f"{where}: {name!r}, a run of {pair}, which", name, sorted(known))
+    run = params.find_run(pair, name)[1]
+    if run.method != method:
+        yield f"{where}: {name!r} has the method {run.method!r}; name runs of {method!r}"
 
 
 def _internals(params: Params) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from grace.errors import InputError
-from replication.settings.schema import REGIMES, Group, Params, section
+from replication.settings.schema import REGIMES, Group, Params, Run, section
 
 
 def needed(path: Path, stage: str) -> Path:
@@ -38,10 +38,13 @@ def reading(path: Path, stage: str) -> Iterator[None]:
         ) from error
 
 
-def teacher_outputs_of(params: Params, group: Group) -> Path:
-    """Directory of the outputs that a group's runs are taught by: those of the pair, or a set of
-    the map's own where the teacher or the data are others. Groups that ask the same share it."""
+def teacher_outputs_of(params: Params, group: Group, run: Run) -> Path:
+    """Directory of the outputs that a run is taught by: those of the pair, or a set of the map's
+    own where the teacher or the data are others; of self-distillation, those of the baseline. Runs
+    that ask the same share it."""
     layout, portion = Layout(params), params.portion_of(group)
+    if run.method == "qad":
+        return layout.baseline_outputs(group.pair)
     pair = section(params.regimes, REGIMES).pair if group.pair == REGIMES else group.pair
     teacher = params.model_of(group, "teacher")
     if teacher == (pair, "teacher") and portion == section(params.methods, "methods")[pair]:
@@ -106,6 +109,10 @@ class Layout:
         """Directory of the outputs of a pair's teacher on the methods' data; of the pair "regimes"
         one for each set that a group asks for."""
         return self.data / pair / "teacher_outputs"
+
+    def baseline_outputs(self, pair: str) -> Path:
+        """Directory of the outputs of a pair's baseline on the methods' data."""
+        return self.teacher_outputs(pair) / "baseline"
 
     def model(self, folder: str, name: str) -> Path:
         """Directory of a model: ``teacher``, ``baseline``, or a run (one directory a seed)."""

@@ -30,7 +30,7 @@ REGIMES = "regimes"
 KINDS = ("teacher", "baseline")
 """The two models of a pair."""
 
-REDUCED_ONLY = ("standins", "vision", "features", "language", "methods")
+REDUCED_ONLY = ("standins", "vision", "features", "language", "methods", "tuning")
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
@@ -302,9 +302,12 @@ class TeacherOutputs:
 
     Attributes:
         batch_size: conversations in a forward pass.
+        baselines: pairs whose baseline's own outputs are kept too: its runs of self-distillation
+            are taught by them.
     """
 
     batch_size: Positive
+    baselines: list[Text] = field(default_factory=list)
 
 
 @record
@@ -602,37 +605,21 @@ class Examples:
 
 
 @record
-class Candidate:
-    """One point of a method's grid.
-
-    Attributes:
-        learning_rate: in place of that of `Train`.
-        coefficients: in place of those of `Train`.
-        distillation: before the values of the coefficients.
-    """
-
-    learning_rate: Amount | None = None
-    coefficients: Text | None = None
-    distillation: dict[Text, Any] = field(default_factory=dict)
-
-
-@record
 class Tuning:
-    """The grid of every method, and the validation questions that choose from it.
+    """Runs to choose from, and the validation questions that choose.
 
     Attributes:
-        seed: of training and of the questions.
+        pairs: whose runs; each has a group of runs ``<pair>_tuning``, whose benchmarks are asked.
+            Of none, nothing is chosen.
+        seed: of the questions.
         questions: of every benchmark.
-        bits: of all candidates.
-        benchmarks: whose average decides.
-        candidates: points of the grid by method, the same number of each.
+        candidates: names of runs by method, the same number of each; all at the same bits.
     """
 
+    pairs: list[Text]
     seed: Natural
     questions: Positive
-    bits: Natural
-    benchmarks: list[Text]
-    candidates: dict[Text, list[Candidate]]
+    candidates: dict[Text, list[Text]]
 
 
 @record
@@ -707,7 +694,6 @@ class Params:
     runs: dict[Text, Group]
     ptq: Ptq
     evaluate: Evaluate
-    tuning: Tuning
     entropy_error: EntropyError
     gate_covariance: GateCovariance
     internals: Internals
@@ -722,6 +708,7 @@ class Params:
     language: dict[Text, Language] | None = None
     methods: dict[Text, Portion] | None = None
     regimes: Regimes | None = None
+    tuning: Tuning | None = None
     data: Data | None = None
 
     def subset(self, *names: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ NOT_AT_FULL_SCALE = {
     "language": "published checkpoints bring their own language model",
     "teacher_outputs": _LIVE,
     "regimes": "its models are small",
+    "tuning": "it asks stand-in questions",
     "gate_covariance": _LIVE,
     "examples": "it shows stand-in questions",
     "export": "it asks stand-in questions",

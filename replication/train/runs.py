@@ -126,9 +126,9 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     teacher: Any = None
     about: dict[str, Any] = {"pair": params.owner_of(group)}
     if method.needs_teacher:
-        teacher = CachedTeacher(teacher_outputs_of(params, folder), samples=len(data))
+        teacher = CachedTeacher(teacher_outputs_of(params, folder, run), samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
-        about["teacher"] = read_json(teacher_outputs_of(params, folder) / DOUBT_FILE)
+        about["teacher"] = read_json(teacher_outputs_of(params, folder, run) / DOUBT_FILE)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
     settings = run_settings(params, run, seed)
@@ -178,8 +178,9 @@ def train_group(params: Params, group: str) -> None:
     check_baseline(params, group)
     needed(layout.conversations, "standins")
     needed(layout.features(str(params.pair(folder.pair).vision)), "features")
-    if any(run.method in TEACHER_METHODS for run in folder.models.values()):
-        needed(teacher_outputs_of(params, folder), "teacher_outputs")
+    for run in folder.models.values():
+        if run.method in TEACHER_METHODS:
+            needed(teacher_outputs_of(params, folder, run), "teacher_outputs")
     for names in folder.rounds():
         run_all(
             train_one,

@@ -19,7 +19,8 @@ from replication.train.fit import load_training_data
 
 
 def cache_teacher(params: Params, pair: str) -> None:
-    """Write the outputs of a pair's teacher on what its methods are trained on.
+    """Write the outputs of a pair's teacher on what its methods are trained on, and where its
+    baseline teaches itself, those of its baseline.
 
     Args:
         params: The parameters of a reduced scale.
@@ -28,8 +29,11 @@ def cache_teacher(params: Params, pair: str) -> None:
     Raises:
         InputError: When the data, the features or the teacher is missing or cannot be read.
     """
-    portion = section(params.methods, "methods")[pair]
-    write_outputs(params, (pair, "teacher"), portion, Layout(params).teacher_outputs(pair))
+    layout, portion = Layout(params), section(params.methods, "methods")[pair]
+    write_outputs(params, (pair, "teacher"), portion, layout.teacher_outputs(pair))
+    if pair in params.teacher_outputs.baselines:
+        own = layout.baseline_outputs(pair)
+        write_outputs(params, (pair, "baseline"), portion, own, relational=False)
 
 
 def cache_regimes(params: Params) -> None:
@@ -37,9 +41,10 @@ def cache_regimes(params: Params) -> None:
     layout = Layout(params)
     asked = {}
     for group in params.runs.values():
-        target = teacher_outputs_of(params, group) if group.pair == REGIMES else None
-        if target is not None and target.parent == layout.teacher_outputs(REGIMES):
-            asked[target] = (params.model_of(group, "teacher"), params.portion_of(group))
+        for run in group.models.values() if group.pair == REGIMES else ():
+            target = teacher_outputs_of(params, group, run)
+            if target.parent == layout.teacher_outputs(REGIMES):
+                asked[target] = (params.model_of(group, "teacher"), params.portion_of(group))
     folder = layout.teacher_outputs(REGIMES)
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
@@ -48,7 +53,14 @@ def cache_regimes(params: Params) -> None:
     run_all(write_outputs, [(params, *what, target) for target, what in asked.items()])
 
 
-def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, target: Path) -> None:
+def write_outputs(
+    params: Params,
+    teacher: tuple[str, str],
+    portion: Portion,
+    target: Path,
+    *,
+    relational: bool = True,
+) -> None:
     """Write a directory that :class:`grace.training.CachedTeacher` reads.
 
     Args:
@@ -56,6 +68,7 @@ def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, ta
         teacher: Its folder and name.
         portion: Of the training conversations.
         target: The directory.
+        relational: Keep what the relational loss compares, too.
 
     Raises:
         InputError: As :func:`cache_teacher`.
@@ -78,7 +91,7 @@ def write_outputs(params: Params, teacher: tuple[str, str], portion: Portion, ta
     shutil.rmtree(temporary, ignore_errors=True)
     with family.take_vision_features(model):
         write_teacher_outputs(
-            LiveTeacher(model, family, relational=True, tokenizer=processor.tokenizer),
+            LiveTeacher(model, family, relational=relational, tokenizer=processor.tokenizer),
             batches,
             temporary,
             lengths=np.asarray(data.supervised).tolist(),

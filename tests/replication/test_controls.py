@@ -40,7 +40,7 @@ GATES = {
     "grace_int4_gate4": 0.76,
     "grace_int4_gate16": 0.77,
     "grace_int4_inverted": 0.69,
-    "grace_int4_tuned": 0.76,
+    **{"grace_int4_tuned": 0.76, "qat_int4_tuned": 0.6},
 }
 ALL = {**GOOD, **COMPONENTS, **BITS, **GATES, "grace_bf16": 0.79, "shuffled_int4": 0.575}
 SWEEP = ("eta0_01", "eta0_1", "eta1_0", "beta0_5", "beta2_0")
@@ -127,7 +127,7 @@ WRONG_LABELS = [
     ("R01", exchange("grace_bf16", "grace_int4"), [FAMILY]),
     ("R02", exchange("grace_bf16", "sft_bf16"), [f"{FAMILY}.bf16"]),
     ("R02", exchange("grace_int4", "qat_int4"), [f"{FAMILY}.int4"]),
-    ("R02", exchange("grace_int4_tuned", "qat_int4"), [f"{FAMILY}.tuned"]),
+    ("R02", exchange("grace_int4_tuned", "qat_int4_tuned"), [f"{FAMILY}.tuned"]),
     ("R09", exchange("grace_int4_inverted", "grace_int4"), ["gate", "inverted"]),
 ]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import socket
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from replication.plan.checks import (
 from replication.plan.machine import Gpu, Machine, hub_reachable, pins, probe
 from replication.plan.needs import find_model, make_plan, needs, questions, shape_of
 from replication.plan.resources import Resources, load_resources
+from replication.plan.targets import stages_of
 from replication.plan.text import duration, size
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
@@ -182,6 +184,41 @@ def test_a_run_is_found_in_its_section():
     with pytest.raises(InputError, match="no group of runs"):
         find_model(small, "llava", "grace_int5")
     assert set(needs(small, load_tables())) >= {"table1", "table3", "cost"}
+
+
+def test_seconds_at_a_reduced_scale_are_steps_at_the_rate_of_their_method(tmp_path):
+    def log(place, seconds, steps):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cost": {"seconds": seconds, "steps": steps}}))
+
+    log("qwen2_vl_runs/grace_int4/seed0.json", 90.0, 300)
+    log("qwen2_vl_runs/grace_int4/seed1.json", 150.0, 300)
+    log("bit_widths/qat_int2/seed0.json", 20.0, 100)
+    log("qwen2_vl/teacher/instruction.json", 1000.0, 8000)
+    small = params("small")
+    small = dataclasses.replace(small, train=dataclasses.replace(small.train, steps=100))
+    plan = make_plan(small, load_tables(), load_resources(), None, logs=tmp_path)
+    found = {}
+    for model in plan.tables["stages"].models:
+        if model.run is not None and model.folder == "qwen2_vl_runs":
+            found[model.name] = model.copies * 100 * 0.4  # the mean of 0.3 and 0.5
+    assert set(found) >= {"grace_bf16", "grace_int4_long", "grace_int4_two_stages"}
+    found["grace_int4_long"] *= 2
+    found["grace_int8_long"] *= 2
+    others = [m for m in plan.tables["stages"].models if m.run and m.folder != "qwen2_vl_runs"]
+    expected = 1000 + sum(found.values()) + sum(40 * model.copies for model in others)
+    assert plan.tables["stages"].train_seconds == pytest.approx(expected)
+    models = plan.tables["tuned"].models
+    assert {model.name for model in models if model.folder.startswith("llava")} == {
+        *("baseline", "qat_int4", "qat_int4_rate0_3", "qat_int4_rate3", "grace_launcher_int4"),
+        *("kd_int4", "kd_int4_weight3", "kd_int4_weight10", "grace_int4", "grace_int4_nckd1"),
+    }
+    assert {model.folder for model in models if model.name == "baseline"} == set(small.families)
+    stages = stages_of(small, "tuned")
+    assert {"tuning@llava", "tuning@qwen2_vl", "tuning@qwen3_vl"} <= set(stages)
+    assert "evaluate@components" not in stages
+    assert "evaluate@self_distillation" in stages_of(small, "qad")
 
 
 def test_small_scale_takes_its_seconds_from_the_logs(tmp_path):

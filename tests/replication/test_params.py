@@ -229,9 +229,15 @@ def test_the_nearest_name_is_offered(path, near):
         ("train.gradient_factor", "yes", "'yes'; it must be true or false"),
         ("evaluate.processes", "al", "did you mean 'all'"),
         ("evaluate.processes", 0, "at least 1 or 'all'"),
-        ("tuning.benchmarks", ["mmbench", 3], "tuning.benchmarks[1] is 3; it must be text"),
-        ("tuning.candidates.qat", [{"learning_rte": 1.0}], "qat[0]: key 'learning_rte'"),
+        (
+            "tuning.candidates.qat",
+            ["qat_int4", 3],
+            "qat[1] is 3; it must be text",
+        ),
         ("tuning.candidates.qat", [], "the same number"),
+        ("teacher_outputs.baselines", [], "add 'qwen2_vl' to teacher_outputs.baselines"),
+        ("teacher_outputs.baselines", ["qwen2_vl", "qwen2vl"], "did you mean 'qwen2_vl'"),
+        ("runs.self_distillation.models.qad_int4.start", "qad_int8", "remove the key 'start'"),
         ("data", {"training": {"files": ["a"], "images": "b"}, "benchmarks": {}}, "'data'"),
     ],
 )

@@ -49,7 +49,7 @@ def test_every_stage_is_a_file_and_every_file_a_stage():
 def test_every_section_of_the_parameters_is_read_by_a_stage():
     sections = set(yaml.safe_load((ROOT / "params.yaml").read_text()))
     named = {p.split(".")[0] for name in PIPELINE for p in names_of(name)}
-    assert sections == {name for name in named if "$" not in name} | {"scale", "tuning", "families"}
+    assert sections == {name for name in named if "$" not in name} | {"scale", "families"}
     for name in sections & FILES:
         own = [p for p in names_of(name) if p.split(".")[0] == name]
         assert own, f"stage {name} does not list its own section"

@@ -77,14 +77,14 @@ TINY = {
     "train": {"steps": 2, "batch_size": 8, "logging_steps": 1, "save_steps": 1},
     "evaluate": {"batch_size": 30},
     "internals": {"families": [FAMILY], "scenes": 2, "samples": 3, "conversations": 20},
-    "tuning": {"questions": 10, "benchmarks": ["mmbench"]},
+    "tuning": {"questions": 10, "pairs": []},
+    "teacher_outputs": {"baselines": []},
 }
 
 
 def tiny_params(**changes) -> dict:
     params = merge(yaml.safe_load((ROOT / "params.yaml").read_text()), TINY)
     params["ptq"]["groups"] = {}
-    params["tuning"]["candidates"] = {"qat": [{}], "kd": [{"distillation": {"weight": 0.5}}]}
     params["regimes"] = {
         "pair": FAMILY,
         "models": {
@@ -292,21 +292,63 @@ def test_what_still_follows_is_not_evaluated_again(spoilt, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.weekly
-def test_every_method_s_grid_is_trained_and_scored(spoilt, monkeypatch, capsys):
-    monkeypatch.chdir(spoilt)
-    monkeypatch.setattr(sys, "argv", ["tuning", FAMILY])
-    importlib.import_module("replication.tuning").main()
-    page = (spoilt / "docs" / "tuning" / f"{FAMILY}.md").read_text()
-    found = json.loads((spoilt / "docs" / "tuning" / f"{FAMILY}.json").read_text())["candidates"]
-    assert sorted(entry["method"] for entry in found) == ["kd", "qat"]
-    assert all(0 <= entry["score"] <= 100 for entry in found)
-    assert page.count("| best |") == 2
-    asked = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["question"].to_pylist()
+def test_the_best_candidate_s_results_are_kept_under_the_tuned_name(spoilt, stage):
+    other = {"method": "grace", "bits": 4, "seeds": [0], "learning_rate": 0.1}
+    group = f"{FAMILY}_tuning"
+    candidates = {"qat": None, "kd": None, "grace": [RUN, "other"]}
+    changes = {
+        "runs": {group: {"pair": FAMILY, "models": {"other": other}}},
+        "evaluate": {"benchmarks": {group: ["mmbench"]}},
+        "tuning": {"pairs": [FAMILY], "candidates": candidates},
+    }
+    write(spoilt, tiny_params(**changes))
+    for words in (("train", group), ("evaluate", GROUP), ("evaluate", group), ("tuning", FAMILY)):
+        assert stage(spoilt, *words)[0] == 0
+    results = spoilt / "results" / "smoke"
+    found = json.loads((results / "tuning" / f"{FAMILY}.json").read_text())["candidates"]
+    assert [entry["run"] for entry in found] == [RUN, "other"]
+    scores = [entry["score"] for entry in found]
+    [best] = [entry["run"] for entry in found if entry["chosen"]]
+    assert best == found[scores.index(max(scores))]["run"]
+    folder = GROUP if best == RUN else group
+    name = "grace_int4_tuned"
+    kept, own = (
+        json.loads((results / "scores" / place / f"{run}.json").read_text())
+        for place, run in ((f"{FAMILY}_tuned", name), (folder, best))
+    )
+    assert kept == {**own, "run": name}
+    answers = results / "outcomes" / folder / f"{best}.parquet"
+    copy = results / "outcomes" / f"{FAMILY}_tuned" / f"{name}.parquet"
+    assert copy.read_bytes() == answers.read_bytes()
+    asked = data(spoilt, "validation", FAMILY, "mmbench.parquet")
     used = pq.read_table(data(spoilt, "standins", "mmbench.parquet"))["image"].to_pylist()
-    seen = pq.read_table(data(spoilt, "validation", "mmbench.parquet"))["image"].to_pylist()
-    assert len(asked) == 10
+    seen = pq.read_table(asked)["image"].to_pylist()
+    assert len(seen) == 10
     assert not {image["bytes"] for image in seen} & {image["bytes"] for image in used}
+
+
+@pytest.mark.slow
+def test_self_distillation_is_taught_by_the_baseline(spoilt, stage):
+    """By its own logits: without quantization the loss would start at zero, and does nearly so."""
+    runs = run_changes(method="qad", bits=8)
+    write(spoilt, tiny_params(runs=runs, teacher_outputs={"baselines": [FAMILY]}))
+    assert stage(spoilt, "teacher_outputs", FAMILY)[0] == 0
+    layout, params = _layout(spoilt), parse_params(tiny_params())
+    path, family = layout.model(FAMILY, "baseline"), family_of(FAMILY)
+    model, processor = load_model(path), load_processor(path)
+    dataset = load_training_data(params, FAMILY, PORTION, processor, model.config)
+    collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
+    batch = collate([dataset[index] for index in range(8)])
+    inputs = {name: batch[name] for name in family.model_inputs if name in batch}
+    with torch.no_grad(), family.take_vision_features(model):
+        whole = model(**inputs).logits
+    cached = CachedTeacher(layout.baseline_outputs(FAMILY), samples=len(dataset)).outputs(batch)
+    expected = whole[batch["token_rows"], batch["token_columns"]]
+    torch.testing.assert_close(cached.logits.float(), expected, rtol=2**-8, atol=1e-3)
+    assert stage(spoilt, "train", GROUP)[0] == 0
+    logs = spoilt / "results" / "smoke" / "training" / GROUP
+    log = json.loads((logs / RUN / "seed0.json").read_text())
+    assert log["history"][0]["loss"] < 0.01
 
 
 @pytest.mark.slow
@@ -337,7 +379,7 @@ def test_what_is_in_trained_models_is_measured_and_measured_alike(spoilt, stage,
 @pytest.mark.slow
 def test_a_cell_of_the_map_is_taught_by_its_teacher_on_its_data(built):
     params = parse_params(tiny_params())
-    outputs = built / teacher_outputs_of(params, params.runs[CELL])
+    outputs = built / teacher_outputs_of(params, params.runs[CELL], params.runs[CELL].models["kd"])
     assert outputs.name == "regimes-little-0-16-noisy"
     assert [path.name for path in outputs.parent.iterdir()] == [outputs.name]
     layout = _layout(built)

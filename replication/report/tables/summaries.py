@@ -11,6 +11,7 @@ import numpy as np
 from replication.judge.quantities import Sources
 from replication.paper import AVERAGE, COMPONENTS, ReportedTable, Summary
 from replication.report.names import read_models
+from replication.report.tables.contrasts import contrasts
 from replication.report.tables.deployments import (
     bandwidths,
     deployment_reports,
@@ -20,6 +21,7 @@ from replication.report.tables.deployments import (
 from replication.report.tables.grids import cell, column, row
 from replication.report.tables.regimes import Regime, regimes
 from replication.report.tables.scores import Comparisons, standin_notes
+from replication.report.tables.tuned import tuned
 from replication.results.deployment import BASELINE, Ratio, peak, ratios
 from replication.results.question_types import answers_by_skill, flips
 from replication.results.training_logs import Cost, cost_of, read_logs
@@ -55,11 +57,15 @@ def summary_table(
     }
     if summary.id == "deploy":
         return {**data, **_deploy(sources)}
+    if summary.id == "tuned":
+        return {**data, **tuned(sources)}
     results = sources.results
     data["models"] = read_models(results.results, results.scale, summary.family).record()
     if summary.id == "regimes":
         return {**data, **regimes(sources, cells)}
-    build = {"effects": _effects, "cost": _cost, "flips": _flips}[summary.id]
+    build = {"effects": _effects, "cost": _cost, "flips": _flips, "contrasts": contrasts}[
+        summary.id
+    ]
     return {**data, **build(summary, sources.reported.table(summary.table), sources)}
 
 

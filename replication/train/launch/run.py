@@ -133,7 +133,7 @@ def train_launched(params: Params, group: str, name: str, seed: int) -> None:
     )
     teacher: Any = None
     if method.needs_teacher:
-        path = layout.model(folder.pair, "teacher")
+        path = start if run.method == "qad" else layout.model(folder.pair, "teacher")
         teacher = load_teacher(
             path,
             load_processor(path),
