@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 from replication.paper import COMPONENTS, Ledger, Part, Reported, consistency
 from replication.results.measurements import read_measurement
 from replication.results.question_types import answers_by_skill
+from replication.results.real_cell import Course, read_real_cell
 from replication.results.scores import ResultSet
 from replication.results.training_logs import (
     Trajectory,
@@ -22,6 +23,7 @@ from replication.results.training_logs import (
     cost_ratio,
     read_logs,
     settled_epoch,
+    sits_on_bound,
     steps_out_of_bounds,
     trajectory_of,
 )
@@ -31,6 +33,7 @@ from replication.stats.verdict import Interval
 
 __all__ = ["Measured", "Sources", "measure", "signed"]
 
+ON_BOUND = "β sits on its bound: nothing is shown of the controller"
 EPOCHS = 5.0
 """Within which a rebuttal says that beta settles."""
 
@@ -131,8 +134,12 @@ def _from_answers(part: Part, sources: Sources) -> Measured:
     if answers is None:
         return Measured(missing=_missing(part, sources.results, runs))
     groups = list(answers[0].values) if part.kind == "worst_skill" else part.benchmarks
+    measured = _FROM_ANSWERS[part.kind](part, answers, sources)
+    pairs = len(answers[0].rows())
+    pooled = f"pooled over {pairs} pairs of teacher and baseline" if pairs > 1 else ""
     return replace(
-        _FROM_ANSWERS[part.kind](part, answers, sources),
+        measured,
+        note="; ".join(filter(None, (measured.note, pooled))),
         questions=sum(answers[0].values[name].shape[1] for name in groups),
         seeds={run: list(own.seeds) for run, own in zip(runs, answers, strict=True)},
         resolves=part.kind not in ("value", "disagreement"),
@@ -200,8 +207,14 @@ def _main_effect(part: Part, answers: list[Answers], sources: Sources) -> Measur
 
 
 def _sweep_spread(part: Part, answers: list[Answers], sources: Sources) -> Measured:
+    """Of runs of the controller whose multipliers all sit on a bound it shows nothing of it."""
     scores = sources.resample(answers, part.benchmarks, part.id)
-    return Measured(factorial.spread_interval(scores, sources.ledger.level))
+    family, runs = part.quantity["family"], part.runs(sources.reported)
+    courses = [course for run in runs for course in _courses(sources, family, run).values()]
+    return Measured(
+        factorial.spread_interval(scores, sources.ledger.level),
+        open=ON_BOUND if courses and all(map(sits_on_bound, courses)) else "",
+    )
 
 
 def _disagreement(part: Part, answers: list[Answers], sources: Sources) -> Measured:
@@ -269,14 +282,21 @@ def _cost_ratio(part: Part, sources: Sources) -> Measured:
 
 def _controller(part: Part, sources: Sources) -> Measured:
     family, (run,) = part.quantity["family"], part.runs(sources.reported)
-    logs = read_logs(sources.results.results, sources.results.scale, family, run)
-    courses: dict[int, Trajectory] = {
-        seed: course for seed, log in logs.items() if (course := trajectory_of(log)) is not None
-    }
+    courses = _courses(sources, family, run)
     if not courses:
         return Measured(missing=f"no training log of {family}-{run} holds the controller's course")
-    check = _CONTROLLER[part.quantity["check"]]
-    return replace(check(list(courses.values())), seeds={run: list(courses)})
+    found = list(courses.values())
+    return replace(
+        _CONTROLLER[part.quantity["check"]](found),
+        seeds={run: list(courses)},
+        open=ON_BOUND if all(map(sits_on_bound, found)) else "",
+    )
+
+
+def _courses(sources: Sources, family: str, run: str) -> dict[int, Trajectory]:
+    """The controller's course in a run's training logs, by seed."""
+    logs = read_logs(sources.results.results, sources.results.scale, family, run)
+    return {seed: course for seed, log in logs.items() if (course := trajectory_of(log))}
 
 
 def _bounds(trajectories: list[Trajectory]) -> Measured:
@@ -314,6 +334,33 @@ def _measurement(part: Part, sources: Sources) -> Measured:
     return Measured(measurement.values[value], note=counts)
 
 
+def _real_cell(part: Part, sources: Sources) -> Measured:
+    """What was measured on a pretrained language model: on text, without images."""
+    cell = read_real_cell(sources.results.results)
+    if cell is None:
+        return Measured(missing="not run: make real-cell")
+    section, name, value = part.quantity["section"], part.quantity["name"], part.quantity["value"]
+    if section == "courses":
+        return _real_course(cell.courses.get(name, {}))
+    measured = getattr(cell, section).get(name)
+    if measured is None or value not in measured.values:
+        return Measured(missing=f"the cell has no {value} of {name}")
+    counts = ", ".join(f"{count:,} {what}" for what, count in measured.n.items())
+    return Measured(measured.values[value].interval(), note=counts)
+
+
+def _real_course(courses: Mapping[str, Course]) -> Measured:
+    """The excess of the controller's moving average over its budget, and where beta ended."""
+    found = [course for course in courses.values() if course.tau and course.bounds and course.ema]
+    if not found:
+        return Measured(missing="the cell has no such course of the controller")
+    excess = [(course.ema[-1] - course.tau) / course.tau for course in found]  # type: ignore[operator]
+    betas = ", ".join(f"{course.beta[-1]:.3g}" for course in found)
+    low, high = found[0].bounds or (0.0, 0.0)
+    note = f"β ends at {betas}, bounds {low:g} and {high:g}"
+    return Measured(Interval(float(np.mean(excess)), min(excess), max(excess)), note=note)
+
+
 def _consistency(part: Part, sources: Sources) -> Measured:
     """Number of printed figures that do not follow from the others."""
     reported, quantity = sources.reported, part.quantity
@@ -335,6 +382,7 @@ _OTHERS: dict[str, Callable[[Part, Sources], Measured]] = {
     "cost_ratio": _cost_ratio,
     "controller": _controller,
     "measurement": _measurement,
+    "real_cell": _real_cell,
     "counted": _measurement,
     "internal_consistency": _consistency,
 }

@@ -13,7 +13,7 @@ from replication.base.scales import FULL_SCALE
 from replication.judge.cells import CellResult, cells_data
 from replication.judge.claims import POWER, ClaimResult, PartResult
 from replication.paper import FOLDER, Ledger
-from replication.paper.history import History, Written, ledger_history, world_commit
+from replication.paper.history import History, Written, ledger_history, precedes, world_commit
 from replication.stats.verdict import Status
 
 BY = {
@@ -52,7 +52,7 @@ def _expected(part: PartResult, scale: str, history: History, measured: Sequence
     if expected is None:
         return None
     when = history.first(expected.reason)
-    before = None if when is None else history.precedes(when, measured)
+    before = None if when is None else precedes(when, measured)
     # an expectation is written before measuring; what was written afterwards explains
     kind = {True: "expectation", False: "explanation", None: "not recorded"}[before]
     return {**asdict(expected), **written(when), "written": kind}
@@ -136,10 +136,10 @@ def document(
         ledger: that they follow.
         measured: the commits of the results.
     """
-    history = ledger_history(FOLDER / "claims.yaml")
+    history, world = ledger_history(FOLDER / "claims.yaml"), world_commit()
     return {
         "scale": scale,
-        "world": written(world_commit()),
+        "world": {**written(world), "before_results": world and precedes(world, measured)},
         "coefficients": ledger.coefficients.reason,
         "bootstrap": {
             "seed": ledger.seed,

@@ -113,7 +113,7 @@ def summary_text(
             lines += ["", _cut(f"{words.capitalize()}: {', '.join(texts)}")]
             lines += [line for result in own for line in _claim(result, numbers)]
     end = [*_cells(cells), *verdict_lines(document, document["failed"])]
-    end = [line for text in end for line in textwrap.wrap(text, WIDTH)]
+    end = [line for text in end for line in _wrapped(text, "")]
     why = [
         line
         for text, number in numbers.items()

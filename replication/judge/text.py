@@ -44,7 +44,7 @@ def format_number(part: Part, value: float) -> str:
         return f"{value:.0f}"
     if part.kind in ("gap_closed", "cost_ratio", "controller", "deployment"):
         return f"{value:.2f}".replace("-", "−")
-    if part.kind == "measurement":
+    if part.kind in ("measurement", "real_cell"):
         return f"{value:.3g}".replace("-", "−")
     if part.kind in ("ratio", "value", "disagreement"):
         return f"{value:.1f}"
@@ -184,7 +184,9 @@ def head(document: Mapping[str, Any]) -> list[str]:
     if scale != FULL_SCALE:
         lines[0] += " Small models on stand-ins: a direction holds or fails here, a number cannot."
         commit = f"{world['commit']} ({world['date']})" if world["commit"] else "not recorded"
-        lines.append(f"The commit that fixed the world, before any run of GRACE in it: {commit}.")
+        order = {True: ", before the runs", False: ", AFTER runs in it"}
+        when = order.get(world["before_results"], "")
+        lines.append(f"Commit that fixed the world: {commit}{when}.")
     return lines
 
 

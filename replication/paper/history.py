@@ -10,6 +10,7 @@ from pathlib import Path
 
 from grace.files import read_yaml
 from replication.base.files import ROOT
+from replication.paper.tables import FOLDER
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,24 @@ class History:
 
     def __init__(self, path: Path, root: Path = ROOT) -> None:
         log = _git("log", "--follow", "-p", "--format=%x00%h %cs", "--", str(path), root=root)
-        self._root = root
         self._added: list[tuple[Written, str]] = []
         for entry in reversed(log.split("\0")[1:]):  # the oldest first
             head, _, diff = entry.partition("\n")
             added = [line[1:] for line in diff.splitlines() if line.startswith("+")]
             self._added.append((Written(*head.split()), "\n".join(added)))
 
-    @property
-    def last(self) -> Written | None:
-        """The commit that changed the file last; None where git knows none."""
-        return self._added[-1][0] if self._added else None
-
     def first(self, text: str) -> Written | None:
         """The first commit whose version has the text on one line; None where git knows none."""
         quoted = text.replace('"', '\\"')
         return next((written for written, added in self._added if quoted in added), None)
 
-    def precedes(self, written: Written, later: Iterable[str]) -> bool | None:
-        """Whether a commit is among the ancestors of all of these; None where git cannot tell."""
-        known = [ancestors(commit, self._root) for commit in later]
-        if not known or not all(known):
-            return None
-        return all(any(one.startswith(written.commit) for one in own) for own in known)
+
+def precedes(written: Written, later: Iterable[str], root: Path = ROOT) -> bool | None:
+    """Whether a commit is an ancestor of all of these; None where git cannot tell."""
+    known = [ancestors(commit, root) for commit in later]
+    if not known or not all(known):
+        return None
+    return all(any(one.startswith(written.commit) for one in own) for own in known)
 
 
 @cache
@@ -83,16 +79,14 @@ def ledger_history(path: Path) -> History:
     return History(path)
 
 
-def world_commit(root: Path = ROOT) -> Written | None:
-    """The commit that fixed the world that the runs were judged in, before the first of them.
+def world_commit(path: Path = FOLDER / "calibration.yaml", root: Path = ROOT) -> Written | None:
+    """The commit that fixed the world of the runs, which the calibration names.
 
-    It is the one that changed the calibration's rows last, or that the file names itself.
+    Returns:
+        None as long as it names none; a commit that git does not know has no date.
     """
-    found = sorted(root.glob("replication/**/calibration.yaml"))
-    if not found:
-        return None
-    named = (read_yaml(found[0]) or {}).get("world_commit")
+    named = (read_yaml(path) or {}).get("world_commit") if path.exists() else None
     if not named:
-        return History(found[0], root).last
+        return None
     shown = _git("log", "-1", "--format=%h %cs", str(named), root=root).split()
-    return Written(*shown) if shown else Written(str(named), "not recorded")
+    return Written(*shown) if shown else Written(str(named), "date not recorded")

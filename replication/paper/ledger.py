@@ -51,11 +51,13 @@ QUANTITIES = {
     "measurement": {"name", "value"},
     "counted": {"name", "value"},
     "deployment": {"model", "value"},
+    "real_cell": {"section", "name", "value"},
     "repeats": {"claim", "family", "pair"},
     "internal_consistency": {"check"},
 }
 """The keys that a quantity of each kind needs; claims.yaml says what the kinds are."""
 _OPTIONAL = {
+    "real_cell": {"unit"},
     "measurement": {"unit"},
     "counted": {"unit"},
     "deployment": {"unit"},
@@ -182,7 +184,7 @@ class Part:
         """Of the quantity."""
         if self.kind == "controller":
             return CONTROLLER_UNITS[self.quantity["check"]]
-        if self.kind in ("measurement", "counted", "deployment"):
+        if self.kind in ("measurement", "counted", "deployment", "real_cell"):
             return str(self.quantity.get("unit", ""))
         return UNITS.get(self.kind, "points")
 
@@ -285,6 +287,7 @@ class _Quantity(TypedDict, total=False):
     model: Text
     claim: Text
     pair: Text
+    section: Literal["entropy_error", "gate_covariance", "courses"]
 
 
 def _check_quantity(quantity: Mapping[str, Any]) -> None:

@@ -173,6 +173,9 @@ def entropy_error(
     statistics = {
         "pearson_r": association.pearson(entropy, wrong, clusters),
         "binned_r2": association.binned_r2(entropy, wrong, clusters, bins),
+        # what is left without the one bin in which most of the errors are
+        "binned_r2_without_last": association.binned_r2(entropy, wrong, clusters, bins, last=False),
+        "rank_correlation": association.rank_correlation(entropy, wrong, clusters),
     }
     if confidence is not None:
         error = association.calibration_error(confidence, 1 - wrong, clusters, bins)

@@ -38,6 +38,8 @@ SETTLED_BY = 0.8
 _TAIL = 0.1
 """The share of the logged steps that the end is the mean of."""
 _SLACK = 1e-9
+_AT_BOUND = 1e-6
+"""How near to a bound beta stands at it, as a share of the upper one: logs are rounded."""
 
 
 _Seconds = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
@@ -279,6 +281,14 @@ def budget_excess(trajectories: Sequence[Trajectory]) -> tuple[Interval, str]:
            for course in above):  # fmt: skip
         return interval, "the moving average was still falling when training ended"
     return interval, ""
+
+
+def sits_on_bound(trajectory: Trajectory) -> bool:
+    """Whether beta stands at one of its bounds from the middle of the training to its end."""
+    later = trajectory.step >= trajectory.step[-1] / 2
+    beta, reach = trajectory.beta[later], _AT_BOUND * trajectory.beta_max
+    bounds = (trajectory.beta_min, trajectory.beta_max)
+    return any(bool((np.abs(beta - bound) <= reach).all()) for bound in bounds)
 
 
 def settled_epoch(trajectory: Trajectory) -> float | None:

@@ -119,6 +119,18 @@ def pearson(x: np.ndarray, y: np.ndarray, clusters: np.ndarray | None = None) ->
     return ClusterStatistic(sums, _correlation, float(pearsonr(x, y).statistic))
 
 
+def rank_correlation(
+    x: np.ndarray, y: np.ndarray, clusters: np.ndarray | None = None
+) -> ClusterStatistic:
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing theirs.
+
+    The ranks are the whole sample's in every resample. Arguments and errors are those of `pearson`.
+    """
+    from scipy.stats import rankdata  # slow to import
+
+    return pearson(rankdata(x), rankdata(y), clusters)
+
+
 def equal_bins(x: np.ndarray, bins: int = BINS) -> np.ndarray:
     """The bin, from 0, of each value: bins of equal count in the order of the values.
 
@@ -144,9 +156,14 @@ def binned_means(x: np.ndarray, y: np.ndarray, bins: int = BINS) -> tuple[np.nda
 
 
 def binned_r2(
-    x: np.ndarray, y: np.ndarray, clusters: np.ndarray | None = None, bins: int = BINS
+    x: np.ndarray,
+    y: np.ndarray,
+    clusters: np.ndarray | None = None,
+    bins: int = BINS,
+    *,
+    last: bool = True,
 ) -> ClusterStatistic:
-    """R² of the straight line through the bins' means.
+    """R² of the straight line through the bins' means, or through all but the last one's.
 
     It is the squared correlation of the mean of y with the mean of x over bins of equal count. The
     bins are those of the whole sample in every resample; a bin that a resample leaves empty is
@@ -159,12 +176,13 @@ def binned_r2(
     number = equal_bins(x, bins)
     a, b = x - x.mean(), y - y.mean()
     parts = []
-    for index in range(bins):
+    used = bins if last else bins - 1
+    for index in range(used):
         inside = (number == index).astype(np.float64)
         parts += [inside, inside * a, inside * b]
 
     def r2(totals: np.ndarray) -> np.ndarray:
-        cells = totals.reshape(*totals.shape[:-1], bins, 3)
+        cells = totals.reshape(*totals.shape[:-1], used, 3)
         filled = cells[..., 0] > 0
         weight = np.where(filled, cells[..., 0], 1.0)
         mean_x = np.where(filled, cells[..., 1] / weight, 0.0)

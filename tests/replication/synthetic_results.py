@@ -80,7 +80,11 @@ def write_run(
             "standin": standin,
             "seeds": entries,
             "provenance": {"commit": "0" * 40, "dirty": False},
-            **({} if pair is None else {"pair": pair}),
+            **(
+                {}
+                if pair is None
+                else {"pair": pair, "world": "second" if pair.endswith("world2") else "first"}
+            ),
         },
         pair,
     )
@@ -97,8 +101,9 @@ def write_results(
     seeds: Mapping[str, Sequence[int]] | None = None,
     benchmarks: Sequence[str] = BENCHMARKS,
     standin: bool = True,
+    pair: str | None = None,
 ) -> Path:
-    """Files of one family's runs at the given accuracies; returns `root`."""
+    """Files of one pair's runs at the given accuracies; returns `root`."""
     world = np.random.default_rng([seed, 0])
     difficulty = {name: world.uniform(size=n) for name in benchmarks}
     for index, (run, accuracy) in enumerate(accuracies.items()):
@@ -107,7 +112,7 @@ def write_results(
             own: {name: correct_answers(rng, accuracy, difficulty[name]) for name in benchmarks}
             for own in (seeds or {}).get(run, (0,))
         }
-        write_run(root, run, credits, scale=scale, family=family, standin=standin)
+        write_run(root, run, credits, scale=scale, family=family, standin=standin, pair=pair)
     return Path(root)
 
 

@@ -177,7 +177,7 @@ def test_r04_equal_runs_hold_and_a_run_that_stands_out_fails(copy):
         relabel(copy, "grace_int4", f"grace_int4_{name}")
     assert statuses(copy, "R04") == {
         **{"eta": HOLDS, "beta": HOLDS},
-        **{f"settles.{eta}": NOT_RUN for eta in SWEEP[:3]},
+        **{f"settles.{run}": NOT_RUN for run in (*SWEEP[:3], "inside")},
     }
     relabel(copy, "qat_int4", "grace_int4_eta0_1")
     found = statuses(copy, "R04")
@@ -380,7 +380,8 @@ def test_c12_has_the_covariance_s_sign(tmp_path):
 
 def test_c13_a_budget_that_is_kept_holds_and_steps_outside_the_bounds_do_not(tmp_path):
     log(tmp_path, "grace_int4", controller=CONTROLLER, ema=np.linspace(1.0, 0.33, 100))
-    assert statuses(tmp_path, "C13") == {"bounds": HOLDS, "budget": HOLDS}
+    inside = {"inside.bounds": NOT_RUN, "inside.budget": NOT_RUN}
+    assert statuses(tmp_path, "C13") == {"bounds": HOLDS, "budget": HOLDS, **inside}
     log(tmp_path, "grace_int4", seed=1, controller=CONTROLLER, beta=np.linspace(1.0, 5.1, 100))
     assert statuses(tmp_path, "C13")["bounds"] is WRONG
 
@@ -399,6 +400,92 @@ def test_c13_a_budget_that_is_missed_fails_unless_that_is_not_the_controller(tmp
         assert note in parts["budget"].note
     log(tmp_path, "grace_int4", ema=high)
     assert statuses(tmp_path, "C13")["budget"] is NOT_RUN  # the log lacks the settings
+
+
+@pytest.mark.parametrize("bound", [0.1, 5.0])
+def test_c13_a_multiplier_on_its_bound_shows_nothing_and_one_that_moves_inside_does(
+    tmp_path, bound
+):
+    """Neither a kept budget nor a missed one; the run in which beta moves has its own status."""
+    travelled = np.concatenate([np.linspace(1.0, bound, 40), np.full(60, bound)])
+    for ema in (0.3, 0.7):
+        course = {"controller": CONTROLLER, "beta": travelled, "ema": np.full(100, ema)}
+        log(tmp_path, "grace_int4", **course)
+        log(tmp_path, "grace_int4_inside", controller=CONTROLLER, beta=np.linspace(2.0, 1.0, 100))
+        claim, parts = judged(tmp_path, "C13")
+        assert {name: part.status for name, part in parts.items()} == {
+            **{"bounds": OPEN, "budget": OPEN},
+            **{"inside.bounds": HOLDS, "inside.budget": HOLDS},
+        }
+        assert "sits on its bound" in parts["budget"].note
+        assert claim.status is OPEN
+
+
+def test_r04_beta_that_settles_on_its_bound_shows_nothing(tmp_path):
+    pinned = np.concatenate([np.linspace(1.0, 5.0, 20), np.full(80, 5.0)])
+    log(tmp_path, "grace_int4_eta0_1", beta=pinned, controller=CONTROLLER)
+    settled = np.concatenate([np.linspace(1.0, 3.0, 20), np.full(80, 3.0)])
+    log(tmp_path, "grace_int4_eta1_0", beta=settled, controller=CONTROLLER)
+    found = statuses(tmp_path, "R04")
+    assert (found["settles.eta0_1"], found["settles.eta1_0"]) == (OPEN, HOLDS)
+
+
+@pytest.mark.slow
+def test_r04_a_spread_of_multipliers_on_their_bounds_shows_nothing(copy):
+    for name in SWEEP:
+        relabel(copy, "grace_int4", f"grace_int4_{name}")
+        log(copy, f"grace_int4_{name}", beta=np.full(100, 5.0), controller=CONTROLLER)
+    found = statuses(copy, "R04")
+    assert (found["eta"], found["beta"]) == (OPEN, OPEN)
+    log(copy, "grace_int4_eta0_1", beta=np.linspace(1.0, 2.0, 100), controller=CONTROLLER)
+    assert statuses(copy, "R04")["eta"] is HOLDS
+
+
+# --- R10: a second world
+
+
+def second_world(root, accuracies):
+    """Results of the second world's pair, with other answers."""
+    return write_results(root, accuracies, seed=23, n=900, pair="qwen2_vl_world2")
+
+
+@pytest.mark.slow
+def test_r10_verdicts_repeat_or_not_and_what_was_not_run_is_said(copy):
+    assert set(statuses(copy, "R10").values()) == {NOT_RUN}
+    headline = ("baseline", "teacher", "qat_int4", "grace_int4", "kd_int4")
+    second_world(copy, {name: ALL[name] for name in headline})
+    claim, parts = judged(copy, "R10")
+    assert parts["C02"].status is parts["C03"].status is HOLDS
+    assert parts["C06"].status is NOT_RUN  # without runs at 8 bits
+    assert "DIRECTION HOLDS in the first world, DIRECTION HOLDS in the second" in parts["C02"].note
+    assert "verdicts repeat" in claim.note
+    second_world(copy, {**{name: ALL[name] for name in headline}, "grace_int4": 0.5})
+    claim, parts = judged(copy, "R10")
+    assert parts["C02"].status is WRONG
+    assert "DIRECTION FAILS in the second" in parts["C02"].note
+    assert claim.status is WRONG
+
+
+# --- the launcher's coefficients
+
+
+@pytest.mark.slow
+def test_the_launcher_s_coefficients_decide_where_they_were_run(copy):
+    """GRACE gains under the code's coefficients and loses under the launcher's."""
+    (claim,) = verify(copy, "small", strict_ledger(), only=["C02"])
+    assert (claim.status, claim.under) == (HOLDS, {"launcher": NOT_RUN, "code": HOLDS})
+    write_results(copy, {**ALL, "grace_launcher_int4": 0.5}, seed=11, n=900)
+    (claim,) = verify(copy, "small", strict_ledger(), only=["C02"])
+    assert (claim.status, claim.under) == (WRONG, {"launcher": WRONG, "code": HOLDS})
+    assert [part.part.id for part in claim.deciding] == ["C02.difference.launcher"]
+
+
+def test_a_part_without_its_counterpart_has_no_twin():
+    parts = {part.id for claim in strict_ledger().claims for part in claim.parts}
+    assert {"C14.qwen2_vl.launcher", "C13.budget.launcher", "R08.holds.int4.launcher"} <= parts
+    for name in ("R08.quantized.grace_int2", "R02.qwen2_vl.tuned", "C06.kd_int4"):
+        assert name in parts
+        assert f"{name}.launcher" not in parts
 
 
 # --- C17: retention

@@ -259,7 +259,7 @@ def test_claims_json_is_complete_and_deterministic(good, tmp_path):
     data = json.loads(paths[0].read_text())
     assert data["scale"] == "small"
     counts = {by: sum(own.values()) for by, own in data["summary"].items()}
-    assert counts == {"paper": 17, "reviewers": 8, "repository": 1}
+    assert counts == {"paper": 17, "reviewers": 9, "repository": 1}
     part = data["claims"][1]["parts"][0]
     assert part["id"] == "C02.difference"
     assert part["measured"]["low"] < part["measured"]["point"] < part["measured"]["high"]

@@ -77,7 +77,7 @@ class Evidence:
             return self.measurement(quantity["name"])
         if part.kind == "deployment":
             return self.measurement(f"deploy-{quantity['model']}")
-        if part.kind == "internal_consistency":
+        if part.kind in ("internal_consistency", "repeats"):
             return []
         runs = part.runs(self.reported)
         if part.kind in ("controller", "cost_ratio"):
