@@ -54,15 +54,16 @@ def _claim(result: ClaimResult, numbers: Mapping[str, int]) -> Iterator[str]:
     why = ",".join(str(numbers[text]) for text in texts)
     yield _line(
         result.claim.id,
-        result.claim.text,
+        result.claim.short,
         result.status.value,
         *under,
         _measured(result),
         f"[{why}]" if why else "",
     )
-    for part in result.parts:
-        if part.part.kind == "deployment" and part.status is not Status.NOT_RUN:
-            yield from _wrapped(f"{part.status.value}: {part.note}")
+    devices = [part for part in result.parts if part.part.kind == "deployment"]
+    for part in devices:
+        if part.status is not Status.NOT_RUN:
+            yield from _wrapped(f"{part.status.value}: {part.note}" if devices[1:] else part.note)
     further = [
         f"{one.part.text}: {format_interval(one.part, one.interval)}"
         for one in result.further
@@ -124,6 +125,8 @@ def summary_text(
 
 def _fitting(lines: list[str], why: list[str], end: list[str]) -> list[str]:
     """All of it in at most `LINES` lines: what does not fit is said to be elsewhere."""
+    if len(lines) + len(why) + len(end) + 2 > LINES:
+        lines = [line for line in lines if line]
     room = LINES - len(lines) - len(end) - 2
     if len(why) > room:
         why = [*why[: max(room - 1, 0)], "the rest: make verify-claims VERIFY=--long"]

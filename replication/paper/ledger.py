@@ -215,6 +215,7 @@ class Claim:
         abstract: the abstract's words, of a claim that it makes.
         parts: what decides it.
         further: what is measured besides, and not judged.
+        short: the text in a few words.
     """
 
     id: str
@@ -226,6 +227,7 @@ class Claim:
     abstract: str | None
     parts: tuple[Part, ...]
     further: tuple[Part, ...] = ()
+    short: str = ""
 
 
 @dataclass(frozen=True)
@@ -426,6 +428,7 @@ class _Claim:
     parts: Annotated[list[_Part], Field(min_length=1)]
     coefficients: Literal["code", "both"] = "code"
     further: list[_Further] = field(default_factory=list)
+    short: Annotated[Text, Field(max_length=38)] | None = None
     combine: Literal["all", "each"] = "all"
     expected: _Expected = field(default_factory=dict)
     abstract: Text | None = None
@@ -574,6 +577,7 @@ def parse_ledger(content: Any, reported: Reported, source: str = "claims.yaml") 
                     one.part(f"{claim.id}.further{number}")
                     for number, one in enumerate(claim.further, 1)
                 ),
+                short=claim.short or claim.text,
             )
         )
     settings = data.bootstrap

@@ -162,8 +162,9 @@ def entropy_error(
         resamples: of the bootstrap.
 
     Returns:
-        The parts n, values ("pearson_r", "binned_r2"; with confidences "calibration_error") and
-        data (the bins' means) of a measurement.
+        The parts n, values ("pearson_r", "binned_r2", "rank_correlation"; where errors are in other
+        bins than the last, "binned_r2_without_last"; with confidences "calibration_error") and data
+        (the bins' means) of a measurement.
 
     Raises:
         InputError: for quantities that do not vary, or too few of them.
@@ -173,14 +174,16 @@ def entropy_error(
     statistics = {
         "pearson_r": association.pearson(entropy, wrong, clusters),
         "binned_r2": association.binned_r2(entropy, wrong, clusters, bins),
-        # what is left without the one bin in which most of the errors are
-        "binned_r2_without_last": association.binned_r2(entropy, wrong, clusters, bins, last=False),
         "rank_correlation": association.rank_correlation(entropy, wrong, clusters),
     }
     if confidence is not None:
         error = association.calibration_error(confidence, 1 - wrong, clusters, bins)
         statistics["calibration_error"] = error
     means = association.binned_means(entropy, wrong, bins)
+    # what is left without the one bin in which most of the errors are; no value without any error
+    if np.ptp(means[1][:-1]) > 0:
+        fit = association.binned_r2(entropy, wrong, clusters, bins, last=False)
+        statistics["binned_r2_without_last"] = fit
     return {
         "n": {"items": wrong.size, "clusters": _count(wrong, clusters), "bins": bins},
         "values": {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, pearsonr
+from scipy.stats import bootstrap, pearsonr, spearmanr
 
 from grace.errors import InputError
 from replication.results import measurements
@@ -130,6 +130,26 @@ def test_binned_r2_is_one_on_a_line_and_numpy_s_elsewhere():
     assert found.point == pytest.approx(np.corrcoef(*means)[0, 1] ** 2)
     assert np.array(binned_means(x, y)) == pytest.approx(np.array(means))
     assert 0 <= found.low <= found.high <= 1
+
+
+def test_one_populated_bin_is_seen_by_the_ranks_and_by_the_fit_without_it():
+    """A teacher that errs in its last bin alone: a line through two points, and none without it."""
+    rng = np.random.default_rng(5)
+    x = np.concatenate([rng.uniform(0.0, 0.01, 900), rng.uniform(0.9, 1.0, 100)])
+    y = np.concatenate([rng.uniform(size=900) < 0.05, rng.uniform(size=100) < 0.5]).astype(float)
+    whole = association.binned_r2(x, y)
+    without = association.binned_r2(x, y, last=False)
+    assert float(whole.function(whole.sums.sum(axis=0))) > 0.9
+    means = [part[:9] for part in association.binned_means(x, y)]
+    expected = pearsonr(*means).statistic ** 2
+    assert float(without.function(without.sums.sum(axis=0))) == pytest.approx(expected)
+    assert expected < 0.5
+    assert association.rank_correlation(x, y).point == pytest.approx(spearmanr(x, y).statistic)
+    found = measurements.entropy_error(x, y, rng, resamples=50)["values"]
+    assert found["binned_r2_without_last"].point == pytest.approx(expected)
+    y[:900] = 0.0
+    found = measurements.entropy_error(x, y, rng, resamples=50)["values"]
+    assert set(found) == {"pearson_r", "binned_r2", "rank_correlation"}
 
 
 def test_binning_averages_the_noise_away():
