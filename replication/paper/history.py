@@ -38,7 +38,7 @@ def _git(*arguments: str, root: Path = ROOT) -> str:
 
 
 class History:
-    """The commits of a file, under all names that it has had.
+    """The commits of a file, under all names that it has had; none in a shallow clone.
 
     Args:
         path: the file.
@@ -46,7 +46,9 @@ class History:
     """
 
     def __init__(self, path: Path, root: Path = ROOT) -> None:
-        log = _git("log", "--follow", "-p", "--format=%x00%h %cs", "--", str(path), root=root)
+        log = ""
+        if _git("rev-parse", "--is-shallow-repository", root=root).strip() == "false":
+            log = _git("log", "--follow", "-p", "--format=%x00%h %cs", "--", str(path), root=root)
         self._added: list[tuple[Written, str]] = []
         for entry in reversed(log.split("\0")[1:]):  # the oldest first
             head, _, diff = entry.partition("\n")

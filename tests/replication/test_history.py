@@ -64,6 +64,13 @@ def test_the_commit_of_the_world_is_the_one_that_the_calibration_names(repositor
     assert world_commit(path, root) == Written("1" * 40, "date not recorded")
 
 
+def test_in_a_shallow_clone_nothing_is_known(repository, tmp_path_factory):
+    root, *_ = repository
+    clone = tmp_path_factory.mktemp("shallow")
+    git(clone, "clone", "-q", "--depth", "1", f"file://{root}", "clone")
+    assert History(clone / "clone" / "new.yaml", clone / "clone").first("later") is None
+
+
 def test_without_git_nothing_is_known(tmp_path):
     (tmp_path / "a.yaml").write_text("a: b\n")
     assert History(tmp_path / "a.yaml", tmp_path).first("b") is None
