@@ -66,17 +66,21 @@ class Layout:
     """
 
     def __init__(self, params: Params, folder: str | None = None) -> None:
-        world = "first" if folder is None else params.pair(params.pair_of(folder)).world
+        self._world = "first" if folder is None else params.pair(params.pair_of(folder)).world
         self.data = Path("data") / params.scale
         self.models = Path("models") / params.scale
         self.results = Path("results") / params.scale
         self.recorded = Path("recorded")
-        self.benchmarks = self.world(world)
 
     def world(self, name: str) -> Path:
         """Directory of a world: its training conversations and evaluation sets."""
         first = self.data / "standins"
         return first if name == "first" else first / name
+
+    @property
+    def benchmarks(self) -> Path:
+        """Directory of the evaluation sets."""
+        return self.world(self._world)
 
     @property
     def conversations(self) -> Path:
