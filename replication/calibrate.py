@@ -19,11 +19,12 @@ from replication.base.command import command
 from replication.base.scales import COMMITTED
 from replication.base.terminal import table, write
 from replication.paper.calibration import PATH, Asked, load_calibration, record_world
+from replication.plan.progress import run
 from replication.results.calibration import MeasuredPair, MeasuredRow, read_calibrations
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 from replication.settings.schema import Params
-from replication.settings.workspace import alone, publish, run_dvc, workspace
+from replication.settings.workspace import alone, publish, workspace
 
 WORLD = (
     *("standins", "pairs", "vision", "language", "teacher", "baseline", "methods"),
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pairs = [name for name, pair in params.pairs.items() if pair.family in families]
     with alone(scale) as lock:
         folder = workspace(scale)
-        code = run_dvc(folder, "repro", *(f"calibration@{pair}" for pair in pairs), lock=lock)
+        code = run(params, folder, ["repro", *(f"calibration@{pair}" for pair in pairs)], lock)
         if code:
             return code
         measured = read_calibrations(folder / "results", scale)

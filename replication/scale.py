@@ -17,11 +17,12 @@ from contextlib import nullcontext
 from grace.errors import InputError
 from replication.base.command import command
 from replication.base.scales import SCALES
+from replication.plan.progress import DRY, run
 from replication.plan.targets import find_table, stages_of
 from replication.settings.checks import parse_params
 from replication.settings.paths import Layout
 from replication.settings.scales import scale_params
-from replication.settings.workspace import alone, publish, run_dvc, workspace
+from replication.settings.workspace import alone, publish, workspace
 
 
 @command
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [*words, *stages_of(params, table)]
     with alone(scale) if words[:1] == ["repro"] else nullcontext() as lock:
         folder = workspace(scale)
-        code = run_dvc(folder, *words, lock=lock)
-        if table is not None and code == 0 and not {"-n", "--dry"} & set(words):
+        code = run(params, folder, words, lock)
+        if table is not None and code == 0 and not DRY & set(words):
             from replication.report.tables.files import build_table, write
             from replication.report.tables.regimes import regimes_of
 

@@ -14,6 +14,7 @@ The server has run no operator: no pool of threads and no accelerator are there 
 import atexit
 import gc
 import importlib
+import json
 import os
 import select
 import shlex
@@ -22,9 +23,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Client, Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
@@ -34,6 +36,9 @@ from typing import Any
 
 ADDRESS = "REPLICATION_SERVER"
 """The environment variable with the path of the server's socket."""
+
+LOG = "REPLICATION_LOG"
+"""The environment variable with the path of the log of a run: see `tell`."""
 
 _STAGES, _STAGE = "replication.stages.", "replication.base.warm:run_stage"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -112,13 +117,22 @@ class Call:
         return value
 
 
+def tell(**what: Any) -> None:
+    """Add what happens in a stage to the log of a run, a line of JSON; without one, nothing."""
+    if path := os.environ.get(LOG):
+        line = json.dumps({"at": time.time(), "stage": os.environ.get("DVC_STAGE"), **what})
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
 # --- the client -----------------------------------------------------------------------------------
 
 
 def _run_client(words: list[str]) -> None:
     """What `python` with these words does."""
     address = os.environ.pop(ADDRESS, None)
-    if address and words[:1] == ["-m"] and words[1:2] and words[1].startswith(_STAGES):
+    if words[:1] == ["-m"] and words[1:2] and words[1].startswith(_STAGES):
+        tell(begins=" ".join(words[1:]).removeprefix(_STAGES))
         with suppress(OSError, EOFError):
             call = Call(_STAGE, words[1:], address)
             if call.accepted:
@@ -144,29 +158,35 @@ def _end_as(call: Call) -> None:
 
 @contextmanager
 def server(
-    folder: Path,
-    environment: Mapping[str, str],
+    folder: Path, environment: Mapping[str, str], *, forks: bool = True
 ) -> Iterator[dict[str, str]]:
     """A server, while this block runs; a fork that runs then goes on to its end.
 
     Args:
         folder: where it imports from.
         environment: of the server.
+        forks: whether there is one; if not, the client runs stages as Python would.
 
     Yields:
         The variables with which a process finds it: its address and the PATH.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="replication-") as scratch,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        address, client = Path(scratch, "socket"), Path(scratch, "bin", "python")
-        listener.bind(str(address))
-        listener.listen(64)
+    with tempfile.TemporaryDirectory(prefix="replication-") as scratch:
+        client = Path(scratch, "bin", "python")
         client.parent.mkdir()
         words = shlex.join([sys.executable, "-P", str(Path(__file__).resolve())])
         client.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         client.chmod(0o755)
+        path = os.pathsep.join([str(client.parent), environment.get("PATH", os.defpath)])
+        address = Path(scratch, "socket")
+        with _served(folder, environment, address) if forks else nullcontext():
+            yield {"PATH": path} | ({ADDRESS: str(address)} if forks else {})
+
+
+@contextmanager
+def _served(folder: Path, environment: Mapping[str, str], address: Path) -> Iterator[None]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen(64)
         start = f"from replication.base import warm; warm._serve({listener.fileno()})"
         process = subprocess.Popen(
             [sys.executable, "-c", start],
@@ -176,13 +196,11 @@ def server(
             stdin=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the clients, which pass it on
         )
-        listener.close()
-        path = os.pathsep.join([str(client.parent), environment.get("PATH", os.defpath)])
-        try:
-            yield {ADDRESS: str(address), "PATH": path}
-        finally:
-            process.terminate()
-            process.communicate()
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def _serve(descriptor: int) -> None:

@@ -40,11 +40,14 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
 
     torch.set_num_threads(1)
     workers = min(cores(), len(jobs))
+    warm.tell(jobs=len(jobs))
     if workers < 2 or torch.cuda.is_available():
-        return [function(*job) for job in jobs]
+        return [_told(function, job) for job in jobs]
     processes = _Forks(workers) if warm.is_fork() else _Spawned(workers)
     with processes.pool as pool:
         futures = [processes.submit(_with_one_thread, function, *job) for job in jobs]
+        for future in futures:
+            future.add_done_callback(lambda _: warm.tell(done=1))
         try:
             done, pending = wait(futures, return_when=FIRST_EXCEPTION)
         except KeyboardInterrupt:
@@ -58,6 +61,12 @@ def run_all(function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
         for future in failed:
             future.result()
         return [future.result() for future in futures]
+
+
+def _told(function: Callable[..., Any], job: tuple) -> Any:
+    value = function(*job)
+    warm.tell(done=1)
+    return value
 
 
 def _with_one_thread(function: Callable[..., Any], *job: Any) -> Any:

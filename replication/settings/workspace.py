@@ -134,7 +134,8 @@ def run_dvc(
     """
     variables = _environment() | dict(environment or {})
     stages = words[:1] == ("repro",) and not {"-n", "--dry"} & set(words)
-    with warm.server(folder, variables) if stages and _can_fork() else nullcontext({}) as found:
+    served = warm.server(folder, variables, forks=_can_fork()) if stages else nullcontext({})
+    with served as found:
         return subprocess.call(
             [sys.executable, "-m", "dvc", *words],
             cwd=folder,

@@ -151,7 +151,7 @@ def test_scale_small_runs_in_the_repository_itself(repository):
     ],
 )
 def test_what_is_unknown_is_one_line_and_exit_code_2(words, message, monkeypatch, capsys):
-    for name in ("alone", "workspace", "run_dvc"):
+    for name in ("alone", "workspace", "run"):
         monkeypatch.setattr(scale, name, pytest.fail)
     assert scale.main(words) == 2
     printed = capsys.readouterr()
@@ -184,12 +184,12 @@ def test_one_table_is_written_and_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scale, "workspace", lambda name: tmp_path)
     monkeypatch.setattr(scale, "alone", lambda name: nullcontext(7))
     monkeypatch.setattr(scale, "publish", lambda folder, name: None)
-    monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: ran.append(words) or 0)
+    monkeypatch.setattr(scale, "run", lambda params, folder, words, lock: ran.append(words) or 0)
     assert scale.main(["--table", "table4", "smoke", "repro"]) == 0
-    assert ran == [("repro", *TABLE4)]
+    assert ran == [["repro", *TABLE4]]
     text = (tmp_path / "results/smoke/tables/table4.md").read_text()
     assert text in capsys.readouterr().out
-    monkeypatch.setattr(scale, "run_dvc", lambda folder, *words, lock: 3)
+    monkeypatch.setattr(scale, "run", lambda params, folder, words, lock: 3)
     assert scale.main(["--table", "table3", "smoke", "repro"]) == 3
     assert not (tmp_path / "results/smoke/tables/table3.md").exists()
 

@@ -160,6 +160,7 @@ def test_ctrl_c_reaches_a_stage_and_its_children(served, tmp_path):
     until(lambda: not alive(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_client_that_is_ended_ends_its_stage(number, served, tmp_path):
     process = start(stage("wait"), served, tmp_path)
@@ -174,6 +175,7 @@ def test_what_is_no_stage_is_run_by_python(served, tmp_path):
     assert done(words, served, tmp_path) == (0, "False\n", "")
 
 
+@pytest.mark.slow
 def test_a_stage_of_other_code_or_without_a_server_is_a_process(repository, environment, tmp_path):
     path = repository / "replication" / "stages" / "do.py"
     with warm.server(repository, environment) as variables:
