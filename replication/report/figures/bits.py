@@ -12,6 +12,7 @@ from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Accuracy, Inputs
 
 TABLE = "bits"
+SELF = "qad"  # the table that has self-distillation at every width, too
 ORDER = ("rtn", "awq", "qat", "kd", "qad", "grace")
 _DODGE = 0.11  # of the distance between two widths
 _ROOM = 1.0  # points around what the lower panel shows
@@ -27,7 +28,10 @@ def draw(inputs: Inputs) -> Figure:
             widths were measured.
     """
     table = inputs.table(TABLE, "bit widths are swept")
-    runs = reading.accuracies(table)
+    runs, sources = reading.accuracies(table), [inputs.source(f"tables/{TABLE}.json")]
+    if other := _self_distillation(inputs, reading.averaged(table)):
+        runs = {**other, **runs}
+        sources.append(inputs.source(f"tables/{SELF}.json"))
     curves = {
         method: sorted(
             (point for run, point in runs.items() if style.method_of(run) == method),
@@ -57,7 +61,7 @@ def draw(inputs: Inputs) -> Figure:
         alt=_alt(curves, baseline),
         n=f"{baseline.n:,} questions; {reading.counted(seeds, 'seed')} a point",
         units="accuracy in percent; bits of a decoder weight",
-        sources=(inputs.source(f"tables/{TABLE}.json"),),
+        sources=tuple(sources),
         claims=("R08", "C05", "C14"),
         data={
             "family": inputs.family,
@@ -67,6 +71,15 @@ def draw(inputs: Inputs) -> Figure:
         },
         canvas=_canvas(curves, widths, baseline),
     )
+
+
+def _self_distillation(inputs: Inputs, benchmarks: list[str]) -> dict[str, Accuracy]:
+    """The runs of the table beside it, where it was written and averages the same."""
+    try:
+        table = inputs.table(SELF, "bit widths are swept")
+    except NotRun:
+        return {}
+    return reading.accuracies(table) if reading.averaged(table) == benchmarks else {}
 
 
 def _alt(curves: Curves, baseline: Accuracy) -> str:

@@ -20,6 +20,7 @@ TABLES = {
     "qwen3_vl": ("qwen3vl",),
 }
 """Where a family's averages stand; all tables of a family average the same benchmarks."""
+_LAUNCHER = "launcher"  # GRACE with the coefficients of the released launcher
 _GIB = 2**30
 _LARGEST = 420.0  # points², the bubble of the largest memory
 _TOGETHER = 0.2  # of the panel's width: bubbles that near have their labels in one column
@@ -38,6 +39,10 @@ class _Point:
     @property
     def method(self) -> str:
         return style.method_of(self.accuracy.run)
+
+    @property
+    def label(self) -> str:
+        return _LAUNCHER if f"_{_LAUNCHER}" in self.accuracy.run else style.LABELS[self.method]
 
     @property
     def x(self) -> float:
@@ -104,7 +109,8 @@ def draw(inputs: Inputs) -> Figure:
             f"{reading.listed([panel.model for panel in panels])} with random weights ({devices}), "
             "by the format of the decoder's weights; the area of a bubble is the process's peak "
             f"memory. Up: the average accuracy of {whose} on {averages}. RTN, AWQ, GPTQ, QAT, "
-            "naive KD and GRACE are stored alike at equal bits. Bars up: the 95 % interval of the "
+            "naive KD and GRACE are stored alike at equal bits; hollow: GRACE with the "
+            "coefficients of the released launcher. Bars up: the 95 % interval of the "
             "difference from the baseline; bars across, below the points: a format's least and "
             f"greatest of the repeats. {inputs.reservations(standin)}"
         ),
@@ -235,6 +241,8 @@ def _marks(axes: Axes, points: Sequence[_Point], largest: int) -> None:
             )  # fmt: skip
         below, above = point.accuracy.reach
         look = {**style.marks(point.method), "markersize": 5.0, "elinewidth": 0.8}
+        if point.label == _LAUNCHER:
+            look |= {"markerfacecolor": "white", "markeredgecolor": style.COLORS[point.method]}
         axes.errorbar(point.x, point.y, yerr=[[below], [above]], **look)
     right = max(point.speed["high"] for point in points)
     left = min(point.speed["low"] for point in points)
@@ -284,7 +292,7 @@ def _label_column(axes: Axes, column: Sequence[_Point], line: float) -> None:
         style.interval(axes, point.x, y, point.speed["low"], point.speed["high"], **look)
     for point, place in zip(column, places, strict=True):
         axes.annotate(
-            style.LABELS[point.method],
+            point.label,
             (point.x, point.y),
             xytext=(max(xs) + 0.035 * (right - left), place),
             va="center",
