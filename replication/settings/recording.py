@@ -84,6 +84,8 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
         for pair in set(section) - set(pairs):
             del section[pair]
     params["pairs"] = pairs
+    for section, key in (("tuning", "pairs"), ("teacher_outputs", "baselines")):
+        params[section][key] = [name for name in params[section][key] if name in pairs]
     observed = params["internals"]["families"]
     params["internals"]["families"] = [family for family in observed if family in families]
     kept = {*pairs}

@@ -98,7 +98,7 @@ def test_every_table_is_built_under_its_name(built):
     assert set(built) == {
         *("table1", "table2", "table3", "table4", "table5", "retention", "qwen3vl"),
         *("controls", "bits", "groups", "gates", "nontarget", "qad", "stages", "controller"),
-        *("effects", "cost", "flips", "contrasts", "tuned", "deploy"),
+        *("regimes", "effects", "cost", "flips", "contrasts", "tuned", "deploy"),
     }
 
 

@@ -210,7 +210,7 @@ def test_the_nearest_name_is_offered(path, near):
         (f"{RUNS}.qat_int4.distillation", {"tau": 0.1}, "'qat'"),
         (f"{RUNS}.qat_int4.coefficients", "launcher", "'coefficients'"),
         (f"{GRACE}.grace_int4.coefficients", "launchr", "did you mean 'launcher'"),
-        (f"{GRACE}.grace_int4.length", 0, "more than 0"),
+        (f"{GRACE}.grace_int4.length", 0, "greater than 0"),
         (f"{GRACE}.grace_int4.start", "grace_bf15", "did you mean 'grace_bf16'"),
         (f"{GRACE}.grace_int4.start", "grace_int8", "name a run of 16"),
         (f"{GRACE}.grace_bf16.start", "grace_bf16", "start from each other"),
