@@ -171,7 +171,7 @@ def needs(params: Params, reported: Reported) -> dict[str, list[Model]]:
 def _models_of(params: Params, pair: str, names: Iterable[str]) -> list[Model]:
     """The models that a pair has of some names; a further pair without a run of them is not shown,
     so that its teacher and baseline are not needed either."""
-    found = []
+    found: list[Model] = []
     for name in names:
         try:
             found += find_models(params, pair, name)

@@ -453,7 +453,7 @@ class Group:
             graphlib.CycleError: when runs start from each other.
         """
         starts = {name: [run.start] if run.start else [] for name, run in self.models.items()}
-        order, rounds = TopologicalSorter(starts), []
+        order, rounds = TopologicalSorter(starts), list[list[str]]()
         order.prepare()
         while order.is_active():
             ready = order.get_ready()
