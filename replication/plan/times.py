@@ -64,7 +64,7 @@ def graph_of(folder: Path) -> dict[str, list[str]]:
 
     with Repo(str(folder)) as repo:
         graph = repo.index.graph
-        return {stage.addressing: [one.addressing for one in graph[stage]] for stage in graph}
+        return {stage.name: [one.name for one in graph[stage]] for stage in graph}
 
 
 def stages_behind(graph: Mapping[str, Sequence[str]], targets: Iterable[str] = ()) -> list[str]:
