@@ -25,14 +25,18 @@ class Collator:
         family: The model's adapter.
         image_token_id: The token that stands for a patch of an image.
         pad_token_id: The token of padding.
+        multiple: Lengths are padded to a multiple of this. On a CPU oneDNN compiles bfloat16
+            products for every new shape, which takes a small model longer than the padding.
     """
 
     family: Family
     image_token_id: int
     pad_token_id: int
+    multiple: int = 1
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         length = max(len(sample["input_ids"]) for sample in samples)
+        length += -length % self.multiple
         shape = (len(samples), length)
         input_ids = torch.full(shape, self.pad_token_id, dtype=torch.long)
         labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)

@@ -1,6 +1,7 @@
 """Conversations to tokens: what is supervised, what is refused."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -238,6 +239,22 @@ def test_batches_say_where_things_are(small, dataset):
     else:
         assert torch.equal(batch["mm_token_type_ids"] == 1, image)
     assert set(small.adapter.model_inputs) - {"position_ids"} <= batch.keys()
+
+
+def test_lengths_are_padded_to_a_multiple(small, dataset):
+    samples = [dataset[0], dataset[1]]
+    plain, padded = (
+        dataclasses.replace(small.collator(), multiple=multiple)(samples) for multiple in (1, 64)
+    )
+    length = plain["input_ids"].shape[1]
+    assert length % 64 and padded["input_ids"].shape[1] == (length // 64 + 1) * 64
+    assert not padded["attention_mask"][:, length:].any()
+    for name, value in plain.items():
+        if name in ("input_ids", "labels", "attention_mask"):
+            assert torch.equal(padded[name][:, :length], value)
+        elif name in ("token_rows", "token_columns", "targets", "pixel_values"):
+            assert torch.equal(padded[name], value)
+    assert padded["image_spans"] == plain["image_spans"]
 
 
 def test_pixels_are_the_processors(small, dataset):
