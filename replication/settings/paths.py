@@ -49,7 +49,7 @@ def teacher_outputs_of(params: Params, group: Group, run: Run) -> Path:
     teacher = params.model_of(group, "teacher")
     if teacher == (pair, "teacher") and portion == section(params.methods, "methods")[pair]:
         return layout.teacher_outputs(pair)
-    rows = portion.records or ["all"]
+    rows: list[object] = [*portion.records] if portion.records else ["all"]
     return layout.teacher_outputs(REGIMES) / "-".join(map(str, [*teacher, *rows, portion.labels]))
 
 
