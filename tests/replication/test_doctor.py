@@ -258,12 +258,12 @@ def test_questions_are_those_of_the_bands_unless_more_rows_are_asked():
 
 def test_a_stage_that_cannot_finish_is_refused_before_it_starts():
     paper = params("paper")
-    require(paper, "teacher", "llava", machine=BIG)
+    require(paper, "pairs", "llava", machine=BIG)
     require(paper, "train", "llava", machine=BIG)
     require(paper, "evaluate", "llava", machine=BIG)
     require(params("small"), "train", "llava", machine=BARE)
-    with pytest.raises(InputError, match="stage baseline cannot finish here: checkpoint"):
-        require(paper, "baseline", "llava", machine=dataclasses.replace(BIG, hub=False))
+    with pytest.raises(InputError, match="stage pairs cannot finish here: checkpoint"):
+        require(paper, "pairs", "llava", machine=dataclasses.replace(BIG, hub=False))
     with pytest.raises(InputError, match="no accelerator"):
         require(paper, "train", "llava", machine=BARE)
     with pytest.raises(InputError, match="cannot finish here: disk"):
@@ -274,7 +274,7 @@ def test_a_stage_that_cannot_finish_is_refused_before_it_starts():
 
 def test_a_cached_repository_or_a_local_directory_needs_no_hub(tmp_path):
     offline = dataclasses.replace(BIG, hub=False, cached=lambda repository, kind: kind == "model")
-    require(params("paper"), "teacher", "llava", machine=offline)
+    require(params("paper"), "pairs", "llava", machine=offline)
     resources = load_resources()
     (finding,) = check_checkpoint(str(tmp_path), offline, resources)
     assert finding.status == FAILED
