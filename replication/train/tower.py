@@ -14,7 +14,7 @@ from replication.base.files import atomic_path
 from replication.data.world.looks import LOOKS
 from replication.data.world.models import build_processor, build_tower, load_tower
 from replication.data.world.scenes import GRID
-from replication.data.world.vision import contents_of, pretrain
+from replication.data.world.vision import aspects_of, pretrain
 from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import Params, Vision, section
@@ -64,7 +64,7 @@ def train_tower(params: Params, name: str) -> dict[str, float]:
         family,
         model,
         tower_batches(data, contents, settings),
-        kinds=len(contents_of(LOOKS[params.pair(name).world])),
+        aspects=aspects_of(LOOKS[params.pair(name).world]),
         steps=settings.steps,
         learning_rate=settings.learning_rate,
     )

@@ -254,9 +254,9 @@ def _edit(scene: Scene, rng: np.random.Generator) -> Scene:
     things = list(scene.things)
     place = int(rng.integers(len(things)))
     thing = things[place]
-    if rng.random() < 0.4:
-        taken = {(t.row, t.column) for t in things}
-        free = [divmod(i, GRID) for i in range(GRID * GRID) if divmod(i, GRID) not in taken]
+    taken = {(t.row, t.column) for t in things}
+    free = [divmod(i, GRID) for i in range(GRID * GRID) if divmod(i, GRID) not in taken]
+    if free and rng.random() < 0.4:
         row, column = free[int(rng.integers(len(free)))]
         things[place] = replace(thing, row=row, column=column)
     else:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from replication.data.world.scenes import GRID, Scene, Thing
+from replication.data.world.scenes import HALF, Scene, Thing
 
 OPENINGS = ("There is a", "The drawing has a", "One sees a", "It shows a")
 JOINTS = (", a", " and a", "; a", " with a", " then a")
@@ -57,7 +57,7 @@ def _mistake(scene: Scene, thing: Thing, rng: np.random.Generator) -> Thing:
     look, fault = scene.look, int(rng.integers(3))
     if fault == 0:
         quarter = other(range(4), thing.quarter)
-        return replace(thing, row=quarter // 2 * (GRID // 2), column=quarter % 2 * (GRID // 2))
+        return replace(thing, row=quarter // 2 * HALF, column=quarter % 2 * HALF)
     if thing.kind == "sign":
         return replace(thing, text=other(look.signs, thing.text))
     if fault == 1:

@@ -80,8 +80,6 @@ _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
         yes_no,
     ),
 }
-
-
 _ENDINGS = {
     "phrase": PHRASE_INSTRUCTION,
     "bare": "",

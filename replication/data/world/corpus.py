@@ -126,9 +126,9 @@ def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> Non
 
 def write_language_set(path: Path, params: Standins) -> None:
     """Write ``params.language`` conversations without an image."""
-    rng, look = np.random.default_rng([params.seed, LANGUAGE_STREAM]), LOOKS[params.world]
+    rng = np.random.default_rng([params.seed, LANGUAGE_STREAM])
     rows = [
-        {"id": f"text_{index:07d}", "image": None, "conversations": drill(rng, look)}
+        {"id": f"text_{index:07d}", "image": None, "conversations": drill(rng, LOOKS[params.world])}
         for index in tqdm(range(params.language), desc="text alone")
     ]
     with atomic_path(path) as temporary:

@@ -20,6 +20,7 @@ class Look:
         labels: those of them that label the shapes of a diagram.
         quadrants: the quarters of an image: upper left, upper right, lower left, lower right.
         places: another name of each, in captions.
+        directions: up, down, left and right.
         synonyms: another word for a colour or a shape, in captions.
         words: what stands in questions in place of the first world's words.
         dark: whether shapes are bright on a dark ground.
@@ -31,6 +32,7 @@ class Look:
     labels: tuple[str, ...]
     quadrants: tuple[str, str, str, str]
     places: tuple[str, str, str, str]
+    directions: tuple[str, str, str, str]
     synonyms: dict[str, str]
     words: dict[str, str]
     dark: bool = False
@@ -57,6 +59,7 @@ FIRST = Look(
     labels=("2", "4", "6", "7", "9"),
     quadrants=("northwest", "northeast", "southwest", "southeast"),
     places=("topleft", "topright", "lowleft", "lowright"),
+    directions=("north", "south", "west", "east"),
     synonyms={
         **{"red": "scarlet", "orange": "amber", "green": "emerald", "blue": "azure"},
         **{"purple": "violet", "yellow": "golden", "circle": "disc", "square": "box"},
@@ -78,6 +81,7 @@ SECOND = Look(
     labels=("1", "3", "5", "8", "0"),
     quadrants=("backleft", "backright", "frontleft", "frontright"),
     places=("farleft", "farright", "nearleft", "nearright"),
+    directions=("behind", "before", "left", "right"),
     synonyms={
         **{"white": "snowy", "pink": "rosy", "cyan": "teal", "lime": "grassy", "brown": "rusty"},
         **{"beige": "sandy", "ring": "hoop", "bar": "beam", "arrow": "dart", "star": "spark"},

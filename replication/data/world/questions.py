@@ -87,7 +87,7 @@ class Question:
 
 def pools(look: Look) -> tuple[tuple[str, ...], ...]:
     """What options are drawn from, a pool a kind of answer."""
-    return tuple(look.colors), look.shapes, look.quadrants, look.signs, COUNTS
+    return tuple(look.colors), look.shapes, look.quadrants, look.directions, look.signs, COUNTS
 
 
 Maker = Callable[[Scene, np.random.Generator], Question | None]
@@ -213,17 +213,20 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Where is one object as seen from another (both rows and columns differ)?"""
+    """Where is one object as seen from another (their quarters share a side)?"""
     candidates = _unique(scene, lambda thing: thing.name)
     found = [
-        (a, b, where) for a in candidates for b in candidates if (where := _direction(scene, a, b))
+        (a, b, where)
+        for a in candidates
+        for b in candidates
+        if a != b and (where := _direction(scene, a, b))
     ]
     if not found:
         return None
     a, b, answer = _pick(rng, found)
     text = f"Where is the {a.name} seen from the {b.name}?"
     claim = f"Is the {a.name} {{}} of the {b.name}?"
-    return Question("relation", text, answer, _others(scene.look.quadrants, answer), claim=claim)
+    return Question("relation", text, answer, _others(scene.look.directions, answer), claim=claim)
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -317,11 +320,13 @@ def located(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Colour or shape of the one shape that lies in a diagonal direction from an object."""
+    """Colour or shape of the one shape that lies in a direction from an object."""
     found = []
     for origin in _unique(scene, lambda thing: thing.name):
-        for direction in scene.look.quadrants:
-            seen = [t for t in scene.shapes if _direction(scene, t, origin) == direction]
+        for direction in scene.look.directions:
+            seen = [
+                t for t in scene.shapes if t != origin and _direction(scene, t, origin) == direction
+            ]
             if len(seen) == 1:
                 found.append((origin, direction, seen[0]))
     if not found:
@@ -345,7 +350,9 @@ def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
             same = [
                 t
                 for t in scene.shapes
-                if t.kind == thing.kind and _direction(scene, t, origin) == direction
+                if t != origin
+                and t.kind == thing.kind
+                and _direction(scene, t, origin) == direction
             ]
             if direction and len(same) == 1:
                 found.append((origin, direction, thing))
@@ -387,10 +394,17 @@ def unanswerable(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def _direction(scene: Scene, thing: Thing, origin: Thing) -> str | None:
-    """The diagonal direction of one object as seen from another; None on its row or column."""
-    if thing.row == origin.row or thing.column == origin.column:
+    """The direction of one object's quarter as seen from another's beside, above or below; else
+    None."""
+    up, down, left, right = scene.look.directions
+    (row, column), (other_row, other_column) = (divmod(t.quarter, 2) for t in (thing, origin))
+    if thing.quarter == origin.quarter:
         return None
-    return scene.look.quadrants[2 * (thing.row > origin.row) + (thing.column > origin.column)]
+    if column == other_column:
+        return up if row < other_row else down
+    if row == other_row:
+        return left if column < other_column else right
+    return None
 
 
 MAKERS: dict[str, Maker] = {

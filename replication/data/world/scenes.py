@@ -1,10 +1,10 @@
 """Procedural scenes: coloured shapes and signs on a grid, drawn with PIL.
 
-A scene is a set of objects on a 4 x 4 grid of 16-pixel cells. A shape has a colour; a sign
-carries a digit or a two-letter word. Clutter (small dots outside any object), pixel noise and a
-quality that varies from image to image make the drawing harder without changing any answer.
-Everything follows from one generator. What things look like and are called is a
-:class:`replication.data.world.looks.Look`.
+A scene is a set of objects on a 4 x 4 grid of 16-pixel cells, at most one in every quarter of the
+image. A shape has a colour; a sign carries a digit or a two-letter word. Clutter (small dots
+outside any object), pixel noise and a quality that varies from image to image make the drawing
+harder without changing any answer. Everything follows from one generator. What things look like
+and are called is a :class:`replication.data.world.looks.Look`.
 
 Three kinds of scene: the plain one; a **diagram**, clean, whose shapes have signs as labels; and
 **strings**, several signs to read together. A plain scene's drawing can be made poor.
@@ -22,6 +22,7 @@ from replication.data.world.looks import LOOKS, Look
 GRID = 4
 CELL = 16  # pixels
 SIZE = GRID * CELL
+HALF = GRID // 2  # cells of a quarter, a side
 
 SPLITS = ("train", "validation", "evaluation")
 KINDS = ("plain", "diagram", "strings")
@@ -42,7 +43,7 @@ class Thing:
     @property
     def quarter(self) -> int:
         """Index of the quarter of the image: upper left, upper right, lower left, lower right."""
-        return 2 * (self.row >= GRID // 2) + (self.column >= GRID // 2)
+        return 2 * (self.row // HALF) + self.column // HALF
 
     @property
     def name(self) -> str:
@@ -109,41 +110,47 @@ def _sign(rng: np.random.Generator, look: Look, row: int, column: int) -> Thing:
     return Thing(row, column, "sign", text=look.signs[int(rng.integers(len(look.signs)))])
 
 
-def _propose(rng: np.random.Generator, look: Look) -> list[Thing]:
-    n_shapes = int(rng.integers(2, 5))
-    n_signs = int(rng.random() < 0.6)
-    cells = rng.permutation(GRID * GRID)[: n_shapes + n_signs]
+def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:
+    """Rows and columns of so many objects, each in a quarter of its own."""
+    quarters = [int(quarter) for quarter in rng.permutation(4)[:count]]
+    offsets = rng.integers(0, HALF, size=(count, 2)).tolist()
     return [
-        (_shape if index < n_shapes else _sign)(rng, look, *divmod(int(cell), GRID))
-        for index, cell in enumerate(cells)
+        (quarter // 2 * HALF + down, quarter % 2 * HALF + right)
+        for quarter, (down, right) in zip(quarters, offsets, strict=True)
+    ]
+
+
+def _propose(rng: np.random.Generator, look: Look) -> list[Thing]:
+    """One to four objects, one of them perhaps a sign."""
+    n_signs = int(rng.random() < 0.4)
+    n_shapes = int(rng.integers(1, 5 - n_signs))
+    places = _places(rng, n_shapes + n_signs)
+    return [
+        (_shape if index < n_shapes else _sign)(rng, look, *place)
+        for index, place in enumerate(places)
     ]
 
 
 def _propose_diagram(rng: np.random.Generator, look: Look) -> list[Thing]:
-    """Two or three different shapes, each in a row of its own with its label to the right."""
-    count = int(rng.integers(2, 4))
-    rows, labels = rng.permutation(GRID), rng.permutation(len(look.labels))
-    colors = list(look.colors)
-    looks = rng.permutation(len(look.shapes) * len(colors))
+    """Two different shapes, one above the other, each with its label to the right."""
+    labels, colors = rng.permutation(len(look.labels)), list(look.colors)
+    chosen = rng.permutation(len(look.shapes) * len(colors))
     things = []
-    for row, label, chosen in zip(rows[:count], labels, looks, strict=False):
-        column, (kind, color) = int(rng.integers(GRID - 1)), divmod(int(chosen), len(colors))
-        things.append(Thing(int(row), column, look.shapes[kind], color=colors[color]))
-        things.append(Thing(int(row), column + 1, "sign", text=look.labels[int(label)]))
+    for half in range(2):
+        row, column = half * HALF + int(rng.integers(HALF)), int(rng.integers(GRID - 1))
+        kind, color = divmod(int(chosen[half]), len(colors))
+        things.append(Thing(row, column, look.shapes[kind], color=colors[color]))
+        things.append(Thing(row, column + 1, "sign", text=look.labels[int(labels[half])]))
     return things
 
 
 def _propose_strings(rng: np.random.Generator, look: Look) -> list[Thing]:
-    """Two or three signs, side by side or (one time in four) anywhere, and one or two shapes."""
-    n_signs, n_shapes = int(rng.integers(2, 4)), int(rng.integers(1, 3))
-    cells = [int(cell) for cell in rng.permutation(GRID * GRID)]
-    if rng.random() < 0.75:
-        first = int(rng.integers(GRID)) * GRID + int(rng.integers(GRID - n_signs + 1))
-        line = list(range(first, first + n_signs))
-        cells = line + [cell for cell in cells if cell not in line]
+    """Two or three signs and a shape."""
+    n_signs = int(rng.integers(2, 4))
+    places = _places(rng, n_signs + 1)
     return [
-        (_sign if index < n_signs else _shape)(rng, look, *divmod(cell, GRID))
-        for index, cell in enumerate(cells[: n_signs + n_shapes])
+        (_sign if index < n_signs else _shape)(rng, look, *place)
+        for index, place in enumerate(places)
     ]
 
 
