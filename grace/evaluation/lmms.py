@@ -29,6 +29,7 @@ from grace.arithmetic import chosen_device
 from grace.data.images import read_image
 from grace.decoding.decoder import not_finite
 from grace.errors import InputError
+from grace.evaluation.shared import SharedInputs
 from grace.export import load_student
 from grace.models import load_processor, read_prompts, render_question
 
@@ -78,6 +79,7 @@ class ChatModel(lmms):
             `MAX_NEW_TOKENS` where it has none.
         stream: Where the progress bar is shown; by default standard error.
         share: Which of several processes this one is.
+        shared: What this model's inputs have in common with those of others.
 
     Attributes:
         entropies: Entropy in nats of the first token of every answer, by task and row.
@@ -98,10 +100,12 @@ class ChatModel(lmms):
         max_new_tokens: int | None = None,
         stream: TextIO | None = None,
         share: Share | None = None,
+        shared: SharedInputs | None = None,
     ) -> None:
         super().__init__()
         self.accelerator: Accelerator | None = None  # lmms-eval must not set up a global state
         self.share = share or Share()
+        self.shared = shared
         self.model: Any = model
         self.processor = processor
         self.batch_size = batch_size
@@ -198,7 +202,14 @@ class ChatModel(lmms):
         ]
 
     def _inputs(self, requests: list[Instance]) -> Any:
-        """The model's inputs, one row a question: its images first, then its text."""
+        """The model's inputs, one row a question."""
+        if self.shared is None:
+            return self._read(requests)
+        questions = [(one.args[0], one.args[4], one.args[3]) for one in requests]
+        return self.shared(questions, lambda: self._read(requests))
+
+    def _read(self, requests: list[Instance]) -> Any:
+        """The processor's output: every question's images first, then its text."""
         prompts, images = [], []
         for request in requests:
             context, _, doc_to_visual, row, task, split = request.args

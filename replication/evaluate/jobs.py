@@ -4,6 +4,9 @@ At scale paper the questions are the published ones, one model at a time on all 
 reduced scale they are stand-ins, and the models are evaluated side by side.
 """
 
+import shutil
+from pathlib import Path
+
 from grace.files import directory_sha256
 from grace.models import check_model_directory
 from replication.base.scales import FULL_SCALE
@@ -78,7 +81,13 @@ def _request(params: Params, job: Job, seed: int, data: dict[str, Questions]) ->
         dtype=evaluation_dtype(settings.dtype),
         cache=str(layout.data / "benchmarks" / "tables") if published else None,
         together=not published,
+        inputs=None if published else str(_inputs(layout, job.folder)),
     )
+
+
+def _inputs(layout: Layout, folder: str) -> Path:
+    """Where the models of a folder share their inputs while they are evaluated."""
+    return layout.models / ".evaluations" / folder / ".inputs"
 
 
 def evaluate_one(params: Params, job: Job, data: dict[str, Questions], processes: int = 1) -> None:
@@ -109,7 +118,10 @@ def evaluate_folder(params: Params, folder: str) -> None:
         for job in jobs:
             evaluate_one(params, job, data, count_processes(params.evaluate.processes))
     else:
+        shared = _inputs(layout, folder)
+        shutil.rmtree(shared, ignore_errors=True)  # an interrupted evaluation left it
         run_all(evaluate_one, [(params, job, data) for job in jobs])
+        shutil.rmtree(shared, ignore_errors=True)
     known = {job.name for job in jobs}
     for kind in (layout.scores(folder), layout.outcomes(folder)):
         for path in kind.iterdir():

@@ -77,6 +77,7 @@ class Request:
         limit: Only the first so many questions of each benchmark.
         together: Whether all benchmarks are asked in one go, with fuller batches, instead of one
             after the other, so that more is kept after an interruption.
+        inputs: The folder through which models of one tower share their inputs; None for none.
     """
 
     model: str
@@ -92,6 +93,7 @@ class Request:
     device: str = "auto"
     limit: int | None = None
     together: bool = False
+    inputs: str | None = None
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Request":
@@ -270,6 +272,7 @@ def run(request: Request, share: "Share") -> None:
             limit=request.limit,
             cache=request.cache,
             share=share,
+            inputs=request.inputs,
         )
         if share.rank == 0:
             for name in group:

@@ -28,6 +28,7 @@ import torch
 
 from grace.arithmetic import arithmetic_name, chosen_device
 from grace.errors import InputError
+from grace.evaluation.shared import SharedInputs
 from grace.models import load_model, load_processor
 from replication.base.files import atomic_path
 from replication.benchmarks import Benchmark, Questions, Standins, get, official_version
@@ -97,6 +98,7 @@ def evaluate_model(
     limit: int | None = None,
     cache: str | os.PathLike | None = None,
     share: "Share | None" = None,
+    inputs: str | os.PathLike | None = None,
 ) -> Evaluation:
     """Score a model on benchmarks.
 
@@ -115,6 +117,8 @@ def evaluate_model(
         cache: Where `datasets` keeps the tables that it makes of the data; by default nowhere.
         share: Which of several processes this one is; all of them call this function alike, and
             each gets the whole result.
+        inputs: A folder of these questions' own, through which models of one processor and vision
+            tower share their inputs; see :class:`grace.evaluation.shared.SharedInputs`.
 
     Raises:
         InputError: The model, the data or a setting is wrong; raised before the model runs.
@@ -141,6 +145,8 @@ def evaluate_model(
     }
     with official_tasks(chosen, data, cache) as tasks:
         chat = _chat_model(model, processor, DTYPES[dtype], device, options)
+        if inputs is not None:
+            chat.shared = SharedInputs(inputs, chat.model, chat.processor)
         return _evaluate(chat, chosen, tasks, limit)
 
 

@@ -1,5 +1,7 @@
 """One model class for every family: its answers are the model's own, whatever shares the batch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import ExifTags, Image
 from tiny_families import family_params, picture, save, tiny_model, tiny_processor
 
 from grace.errors import InputError
+from grace.evaluation.shared import SharedInputs
 from replication.data.world.scenes import draw_scene, render
 
 lmms_model = pytest.importorskip("grace.evaluation.lmms", reason="lmms-eval is not installed")
@@ -96,6 +99,37 @@ def test_every_family_answers_alike_in_batches_and_alone(name):
     assert len(set(alone)) > 1
     for size in (1, 3):
         assert ask(model, processor, docs, batch_size=size) == alone
+
+
+@pytest.mark.slow
+def test_models_of_one_tower_share_their_inputs(small, tmp_path, monkeypatch):
+    """The second reads what the first wrote, and both answer as they would alone."""
+    torch.manual_seed(3)
+    first, docs = speaking(small), documents(8)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        for name in (*small.adapter.projectors, small.adapter.decoder_layers):
+            for parameter in second.get_submodule(name).parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    other = copy.deepcopy(first)
+    with torch.no_grad():
+        for parameter in other.get_submodule(small.adapter.vision_tower).parameters():
+            parameter.mul_(1.5)
+    alone = {}
+    for model in (first, second, other):
+        chat = wrap(model, small.processor, docs, batch_size=3)
+        alone[model] = chat.generate_until(requests(docs)), chat.entropies
+    assert alone[first] != alone[second] != alone[other]
+    read, reads = lmms_model.read_prompts, []
+    monkeypatch.setattr(
+        lmms_model, "read_prompts", lambda *args, **more: reads.append(1) or read(*args, **more)
+    )
+    for model, batches in ((first, 3), (second, 0), (other, 3)):
+        reads.clear()
+        shared = SharedInputs(tmp_path, model, small.processor)
+        chat = wrap(model, small.processor, docs, batch_size=3, shared=shared)
+        assert (chat.generate_until(requests(docs)), chat.entropies) == alone[model]
+        assert len(reads) == batches
 
 
 def test_a_directory_answers_as_the_model_in_memory(tmp_path, small):
