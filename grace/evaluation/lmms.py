@@ -11,6 +11,7 @@ This module imports lmms-eval, which takes seconds, and nothing else in ``grace`
 top.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -170,7 +171,8 @@ class ChatModel(lmms):
     def _answer(self, requests: list[Instance], budget: int) -> list[str]:
         inputs = self._inputs(requests)
         first = _FirstToken(self.model)
-        with torch.no_grad():
+        reading = self.shared.use() if self.shared else contextlib.nullcontext()
+        with torch.no_grad(), reading:
             output = self.model.generate(
                 **inputs,
                 max_new_tokens=budget,
