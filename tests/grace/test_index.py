@@ -1,7 +1,6 @@
 """Everything is checked before the first step, in parallel, and what was found is kept."""
 
 import copy
-import hashlib
 import json
 import os
 import pickle
@@ -24,7 +23,6 @@ from grace.data import IGNORE_INDEX, ConversationDataset, index
 from grace.data.samples import kept_tokens
 from grace.errors import InputError
 from grace.training import SupervisedForward
-from grace.training.batches import EpochLengthGroupedSampler
 
 BOUNDS = {"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
 
@@ -65,38 +63,6 @@ def kept(monkeypatch, tmp_path):
     monkeypatch.setattr(index, "_ALONE", 2)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "grace"
-
-
-# -- the small world -------------------------------------------------------------------------------
-
-RECORDED = {
-    "llava": (
-        "233e23ed5924e46a685b5d6ea72ae2d6c409f9807fba3f13664a51d8e5a34729",
-        "a468a2d182adaa2498ae1da2513567ec67eb3cef53c51b13b976e1bfd0c556f3",
-    ),
-    "qwen2_vl": (
-        "5cdf565e868cb424ef39ffd32141f86c7fab38ac3c3aa5d0afd766901d039815",
-        "95145fae05a7bd7cb20646c11aef6edbc8dabc86589ef3b773535a1c6e411097",
-    ),
-    "qwen3_vl": (
-        "5cdf565e868cb424ef39ffd32141f86c7fab38ac3c3aa5d0afd766901d039815",
-        "95145fae05a7bd7cb20646c11aef6edbc8dabc86589ef3b773535a1c6e411097",
-    ),
-}
-"""By family: hashes of ids, tokens and labels, and of the order of samples, as they were with the
-data set that read one parquet file into memory."""
-
-
-def test_the_small_world_is_trained_on_as_before(small, conversations):
-    data = ConversationDataset(conversations, small.processor, small.model().config)
-    samples = hashlib.sha256()
-    for place in range(len(data)):
-        samples.update(data.ids[place].encode())
-        for tokens in (data[place]["input_ids"], data[place]["labels"]):
-            samples.update(tokens.tobytes())
-    order = repr(list(EpochLengthGroupedSampler(8, data.lengths, 5)))
-    found = samples.hexdigest(), hashlib.sha256(order.encode()).hexdigest()
-    assert found == RECORDED[small.name]
 
 
 # -- sizes -----------------------------------------------------------------------------------------
