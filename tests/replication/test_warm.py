@@ -177,16 +177,16 @@ def test_what_is_no_stage_is_run_by_python(served, tmp_path):
 
 @pytest.mark.slow
 def test_a_stage_of_other_code_or_without_a_server_is_a_process(repository, environment, tmp_path):
-    path = repository / "replication" / "stages" / "do.py"
-    with warm.server(repository, environment) as variables:
+    own = tmp_path / "repository"  # the other tests' server goes on with its own files
+    shutil.copytree(repository, own)
+    environment = environment | {"PYTHONPATH": str(own)}
+    with warm.server(own, environment) as variables:
         assert done(stage("say"), environment | variables, tmp_path)[0] == 3
-        path.write_text(STAGE.replace("sys.exit(3)", "sys.exit(4)"))
-        try:
-            assert done(stage("say"), environment | variables, tmp_path)[0] == 4
-        finally:
-            path.write_text(STAGE)
+        other = STAGE.replace("sys.exit(3)", "sys.exit(4)")
+        (own / "replication" / "stages" / "do.py").write_text(other)
+        assert done(stage("say"), environment | variables, tmp_path)[0] == 4
     code, _, error = done(stage("say"), plain(environment) | {warm.ADDRESS: "gone"}, tmp_path)
-    assert (code, error) == (3, "error\n")
+    assert (code, error) == (4, "error\n")
 
 
 def test_jobs_are_forks_too(served, monkeypatch):
