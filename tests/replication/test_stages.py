@@ -333,10 +333,10 @@ def test_self_distillation_is_taught_by_the_baseline(spoilt, stage):
     runs = run_changes(method="qad", bits=8)
     write(spoilt, tiny_params(runs=runs, teacher_outputs={"baselines": [FAMILY]}))
     assert stage(spoilt, "teacher_outputs", FAMILY)[0] == 0
-    layout, params = _layout(spoilt), parse_params(tiny_params())
+    layout = _layout(spoilt)
     path, family = layout.model(FAMILY, "baseline"), family_of(FAMILY)
     model, processor = load_model(path), load_processor(path)
-    dataset = load_training_data(params, FAMILY, PORTION, processor, model.config)
+    dataset = load_training_data(layout, FAMILY, PORTION, processor, model.config)
     collate = Collator(family, model.config.image_token_id, processor.tokenizer.pad_token_id)
     batch = collate([dataset[index] for index in range(8)])
     inputs = {name: batch[name] for name in family.model_inputs if name in batch}
