@@ -114,15 +114,18 @@ def training_stages(params: Params) -> list[str]:
 
 def evaluation_stages(params: Params) -> list[str]:
     """The stages that write the scores."""
-    return [f"evaluate@{folder}" for folder in params.evaluate.benchmarks]
+    evaluated = [f"evaluate@{folder}" for folder in params.evaluate.benchmarks]
+    return [*evaluated, *(f"tuning@{pair}" for pair in params.tuning.pairs)]
 
 
 def measuring_stages(params: Params) -> list[str]:
     """The stages that evaluate and measure what was trained."""
     by_family = [f"export@{family}" for family in params.families]
-    by_family += [f"entropy_error@{pair}" for pair in params.pairs]
+    by_pair = [
+        f"{name}@{pair}" for pair in params.pairs for name in ("entropy_error", "calibration")
+    ]
     internals = [f"internals@{family}" for family in params.internals.families]
-    return [*evaluation_stages(params), *by_family, *internals]
+    return [*evaluation_stages(params), *by_family, *by_pair, *internals]
 
 
 def start(
