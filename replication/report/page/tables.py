@@ -305,7 +305,9 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
         return evidence.files.matching("deploy/*/deploy.json"), []
     if name == "regimes":
         groups = [group for group, *_ in node["cells"].value]
-        return [one for group in groups for one in evidence.scores(group, RUNS)], []
+        models = [f"scores/{family}/teacher.json", "scores/regimes/*.json"]
+        measured = [one for model in models for one in evidence.files.matching(model)]
+        return measured + [one for group in groups for one in evidence.scores(group, RUNS)], []
     summary = reported.summaries[name]
     runs = sorted(summary.named)
     if name == "cost":
@@ -316,7 +318,7 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
 
 
 def _models(node: Node) -> list[Node]:
-    return list(node["models"]) if models_of(node.value) else []
+    return [node["models"][role] for role in models_of(node.value)]
 
 
 def _grids(node: Node) -> tuple[Grid | None, Grid | None]:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from replication.judge.quantities import signed
+from replication.report.names import ROLES
 
 NOT_RUN = "not run"
 NOT_RECORDED = "not recorded"
@@ -108,7 +109,7 @@ def bits_text(row: Data) -> str:
 def models_of(data: Data) -> Data:
     """Teacher and baseline that were measured, where these are not the published ones."""
     models: Data = data.get("models", {})
-    return models
+    return {role: models[role] for role in ROLES if role in models}
 
 
 def model_of(data: Data, role: str) -> str:
