@@ -69,7 +69,8 @@ def test_table4_names_its_runs(tables):
         "kd_int4",
         "grace_int4",
     ]
-    assert [control.run for control in table.controls] == ["sft_bf16", "grace_bf16"]
+    launcher = [f"grace_launcher_{width}" for width in ("bf16", "int8", "int4")]
+    assert [control.run for control in table.controls] == ["sft_bf16", "grace_bf16", *launcher]
     assert table.cell("grace_int4", "MMBench") == 76.9
     with pytest.raises(InputError, match="did you mean 'grace_int4'"):
         table.cell("grace_in4", "MMBench")

@@ -465,7 +465,7 @@ def with_ptq(**groups) -> dict:
     content["ptq"] = {
         "group_size": 128,
         "calibration": {"samples": SAMPLES, "seed": 16},
-        "groups": {name: {"family": "qwen2_vl", "models": found} for name, found in groups.items()},
+        "groups": {name: {"pair": "qwen2_vl", "models": found} for name, found in groups.items()},
     }
     asked = content["evaluate"]["benchmarks"]
     del asked["llava_ptq"]
@@ -490,7 +490,7 @@ def test_bad_parameters_are_refused(change, text):
         parse_params(with_ptq(some_ptq={"gptq_int3": GPTQ3 | change}))
 
 
-def test_a_group_has_a_family_and_names_of_its_own():
+def test_a_group_has_a_pair_and_names_of_its_own():
     content = with_ptq(some_ptq={"gptq_int3": GPTQ3})
     content["ptq"]["groups"]["some_ptq"]["pair"] = "qwen2vl"
     with pytest.raises(InputError, match=r"ptq\.groups\.some_ptq\.pair.*did you mean 'qwen2_vl'"):

@@ -261,7 +261,8 @@ def test_warm_ups_are_a_share_of_a_run_s_own_steps():
 
 
 def test_self_distillation_has_no_component_and_no_temperature():
-    params = parse_params(tiny_params(runs=run_changes(method="qad")))
+    own = {"baselines": [FAMILY]}
+    params = parse_params(tiny_params(runs=run_changes(method="qad"), teacher_outputs=own))
     method = method_config(params, params.group(GROUP).models[RUN])
     chosen = method.distillation
     assert not method.cross_entropy

@@ -13,6 +13,7 @@ from typing import Any
 from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
+from replication.judge.record import BY
 from replication.report.documents import fill, markdown_table
 from replication.report.tables.text import (
     NOT_RUN,
@@ -56,7 +57,7 @@ def headline(table: Mapping[str, Any]) -> str:
 
 
 def ledger_summary(verdicts: Mapping[str, Any]) -> str:
-    """The paper's claims and its reviewers' wishes of each status.
+    """The paper's claims, its reviewers' wishes and the repository's properties of each status.
 
     Args:
         verdicts: The content of claims.json.
@@ -69,11 +70,11 @@ def ledger_summary(verdicts: Mapping[str, Any]) -> str:
                 for claim in verdicts["claims"]
                 if claim["status"] == status.value and claim["by"] == by
             ]
-            for by in ("paper", "reviewers")
+            for by in BY
         ]
         if any(found):
             rows.append((status.value, *(", ".join(own) or "none" for own in found)))
-    return markdown_table(("status", "claims of the paper", "wishes of its reviewers"), rows)
+    return markdown_table(("status", *BY.values()), rows)
 
 
 def deployment(record: Mapping[str, Any]) -> str:
