@@ -78,7 +78,9 @@ class Call:
     """
 
     def __init__(self, function: str, arguments: Sequence[Any], address: str | None = None) -> None:
-        self._connection = Client(address or _server, "AF_UNIX")
+        if (place := address or _server) is None:
+            raise ConnectionRefusedError("no server of warm workers was started")
+        self._connection = Client(place, "AF_UNIX")
         self._value, sender = Pipe(duplex=False)
         with sender:
             self._connection.send((function, arguments, os.getcwd(), dict(os.environ)))
@@ -215,7 +217,7 @@ def _serve(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as listener:
         _server = listener.getsockname()
         while True:
-            ready, _, _ = select.select([listener, 0], [], [])
+            ready, _, _ = select.select([listener.fileno(), 0], [], [])
             if 0 in ready:
                 return
             connection, _ = listener.accept()

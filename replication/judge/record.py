@@ -44,7 +44,7 @@ def stale(claims: Sequence[ClaimResult], ledger: Ledger, scale: str) -> list[str
 
 def written(when: Written | None) -> dict[str, str | None]:
     """The date and commit of a sentence; null where git knows none."""
-    return {"date": when and when.date, "commit": when and when.commit}
+    return {"date": None, "commit": None} if when is None else asdict(when)
 
 
 def _expected(part: PartResult, scale: str, history: History, measured: Sequence[str]) -> Any:

@@ -313,7 +313,9 @@ def test_recordings_stand_beside_what_was_measured(tmp_path):
         for row in data["rows"]:
             for cell in row["cells"].values():
                 other = {key: cell[key] for key in cell if "reported" not in key}
-                cell["recorded"] = {"gpu": {**other, "measured": cell["measured"] - 7.0}}
+                if cell["measured"] is not None:
+                    other["measured"] -= 7.0
+                cell["recorded"] = {"gpu": other}
     page = parse(without_scripts(build(root, "small")))
     assert wrong(root, page) == []
     for column in ("Avg", "MMBench"):
@@ -342,7 +344,7 @@ def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     (root / "results/scaling").unlink()
     (root / "results/performance").unlink()
     page = build(root, "small")
-    assert "Is the small world fit" not in page
+    assert "The calibration was not run at this scale" in page
     assert "How a training step grows" not in page
     assert "Speed and memory of the method itself" not in page
 
