@@ -115,7 +115,8 @@ def training_stages(params: Params) -> list[str]:
 def evaluation_stages(params: Params) -> list[str]:
     """The stages that write the scores."""
     evaluated = [f"evaluate@{folder}" for folder in params.evaluate.benchmarks]
-    return [*evaluated, *(f"tuning@{pair}" for pair in params.tuning.pairs)]
+    pairs = () if params.tuning is None else params.tuning.pairs
+    return [*evaluated, *(f"tuning@{pair}" for pair in pairs)]
 
 
 def measuring_stages(params: Params) -> list[str]:

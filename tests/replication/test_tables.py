@@ -311,8 +311,10 @@ def test_quoted_and_recorded_rows_say_so(tmp_path):
 def test_rows_of_our_own_may_be_teacher_and_baseline(root):
     built = tables.build_table("table5", root, "small")
     assert [(row["run"], row["ours"]) for row in built.data["rows"]] == [
-        *(("teacher", True), ("baseline", True), ("grace_bf16", False)),
-        *(("grace_int8", True), ("grace_int4", True)),
+        *(("teacher", True), ("baseline", True)),
+        *(("grace_bf16", False), ("grace_launcher_bf16", True)),
+        *(("grace_int8", True), ("grace_launcher_int8", True)),
+        *(("grace_int4", True), ("grace_launcher_int4", True)),
     ]
     cells = row_of(built, "grace_int4")["cells"]
     assert cells["MMB"]["delta_low"] < cells["MMB"]["delta_measured"] < cells["MMB"]["delta_high"]
