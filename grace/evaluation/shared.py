@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -32,7 +33,7 @@ class SharedInputs:
         InputError: The family's features cannot stand in for pixels.
     """
 
-    def __init__(self, folder: str | Path, model: torch.nn.Module, processor: Any) -> None:
+    def __init__(self, folder: str | os.PathLike, model: torch.nn.Module, processor: Any) -> None:
         self._model: Any = model
         self._folder = Path(folder)
         self._family = family_of(self._model.config)

@@ -117,7 +117,7 @@ def status(works: Mapping[str, Work], lines: Sequence[dict[str, Any]], now: floa
         lines: of the run's log.
         now: the time, in seconds as the log has it.
     """
-    order, stage, since, jobs, done = list(works), None, now, 0, 0
+    order, stage, since, jobs, done = list(works), "", now, 0, 0
     expected = spent = 0.0
     for line in lines:
         if "begins" in line:
@@ -144,7 +144,7 @@ def status(works: Mapping[str, Work], lines: Sequence[dict[str, Any]], now: floa
         f"runs: {finished + ended} done, {running} running, {to_come} to come; "
         f"about {duration(left)} left"
     )
-    name = "starting" if stage is None else stage
+    name = stage or "starting"
     steps = f" {done} of {jobs}" if jobs > 1 else ""
     return f"{text}; stage {place + 1} of {len(order)}: {name}{steps}"
 

@@ -24,7 +24,7 @@ from replication.paper import load_tables
 from replication.plan.targets import stages_of
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import REGIMES, Params
+from replication.settings.schema import KINDS, REGIMES, Params, section
 from replication.settings.workspace import workspace
 
 _SAMPLES = 400.0
@@ -135,13 +135,13 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         count = sum(len(run.seeds) for run in params.runs[key].models.values())
         samples = [params.train.steps * params.train.batch_size] * count
     elif name in ("pairs", REGIMES):
-        models = ("teacher", "baseline") if name == "pairs" else params.regimes.models
+        models = KINDS if name == "pairs" else section(params.regimes, REGIMES).models
         for model in models:
             settings = params.settings_of(key or REGIMES, model)
             samples.append(settings.steps * settings.batch_size)
     elif name == "language":
-        settings = params.language[key]
-        samples = [settings.steps * settings.batch_size]
+        decoder = section(params.language, "language")[key]
+        samples = [decoder.steps * decoder.batch_size]
     elif name == "evaluate":
         group = params.runs.get(key)
         count = sum(len(run.seeds) for run in group.models.values()) if group else 2

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,9 @@ def run_dvc(
     """
     variables = _environment() | dict(environment or {})
     stages = words[:1] == ("repro",) and not {"-n", "--dry"} & set(words)
-    served = warm.server(folder, variables, forks=_can_fork()) if stages else nullcontext({})
+    served: AbstractContextManager[dict[str, str]] = nullcontext({})
+    if stages:
+        served = warm.server(folder, variables, forks=_can_fork())
     with served as found:
         return subprocess.call(
             [sys.executable, "-m", "dvc", *words],
