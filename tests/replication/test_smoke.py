@@ -97,7 +97,7 @@ def test_every_result_is_there_and_valid(replication):
                 log = json.loads((logs / f"seed{seed}.json").read_text())
                 assert log["history"][-1]["step"] == params.train.steps
                 assert log["cost"]["steps"] == params.train.steps
-                assert ("gdkd" in log["history"][0]) == (settings.method in ("kd", "grace"))
+                assert ("gdkd" in log["history"][0]) == (settings.method in ("kd", "grace", "qad"))
     for pair in params.pairs:
         for name in ("teacher", "baseline"):
             logs = replication / "results" / "smoke" / "training" / pair / name
@@ -133,7 +133,8 @@ def test_models_say_what_was_trained(replication):
     params = params_of(replication)
     models = replication / ".scales" / "smoke" / "models" / "smoke"
     for folder, group in params.runs.items():
-        before = load_file(models / group.family / "baseline" / "model.safetensors")
+        start = models.joinpath(*params.model_of(group, "baseline"))
+        before = load_file(start / "model.safetensors")
         for run, settings in group.models.items():
             codes = models / folder / run / "seed0" / CODES_FILE
             assert codes.is_file() == (settings.bits != 16)
@@ -155,8 +156,9 @@ def test_every_table_is_there_in_all_forms(replication):
     table = json.loads((folder / "table4.json").read_text())
     for row in table["rows"]:
         for cell in row["cells"].values():
-            assert cell["evidence"] == "measured"
-            assert cell["measured"] is not None
+            if cell["reported"] is not None:  # the paper's rows; of the others some do not run here
+                assert cell["evidence"] == "measured"
+                assert cell["measured"] is not None
     for name in names:
         with (folder / f"{name}.csv").open() as file:
             assert all(value for line in csv.DictReader(file) for value in line.values()), name
