@@ -383,14 +383,19 @@ def processor_settings(processor: Any, config: Any) -> dict[str, Any]:
 
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
+    if backend is not None:
+        words = json.loads(backend.to_str())
+        for state in ("padding", "truncation"):  # those of the last call
+            words.pop(state, None)
+    else:
+        words = tokenizer.get_vocab()
     simple = {
         name: value
         for name, value in vars(processor).items()
         if isinstance(value, str | int | float | bool | None)
     }
     return {
-        "tokenizer": hashlib.sha256(words.encode()).hexdigest(),
+        "tokenizer": hashlib.sha256(json.dumps(words).encode()).hexdigest(),
         "special": [str(tokenizer.bos_token), str(tokenizer.eos_token)],
         "processor": [type(processor).__name__, simple, processor.chat_template],
         "images": json.loads(json.dumps(processor.image_processor.to_dict(), default=str)),

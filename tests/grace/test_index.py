@@ -276,6 +276,13 @@ def indices(folder):
     return sorted(folder.glob("*.npz"))
 
 
+def test_a_call_of_the_tokenizer_changes_no_hash(qwen):
+    before = qwen.data().sha256
+    qwen.processor.tokenizer(["a", "a a"], padding=True, truncation=True, max_length=3)
+    assert qwen.data().sha256 == before
+    qwen.processor.tokenizer(["a"], padding=False, truncation=False)
+
+
 def test_the_index_is_made_once(qwen, kept, monkeypatch):
     first = qwen.data(max_length=90)
     assert len(indices(kept)) == 1
