@@ -33,7 +33,9 @@ def draw(inputs: Inputs) -> Figure:
         if measured is not None and measured.values:
             families[name] = measured
     if not families:
-        raise NotRun("no teacher's entropy was measured at this scale, or every answer was right")
+        raise NotRun(
+            "no teacher's entropy was measured, or its answers were all right or all wrong"
+        )
     reported = load_tables().figures["figure2_entropy_vs_error"]
     counts = [
         f"{inputs.named(name)} {measured.n['items']:,}" for name, measured in families.items()
