@@ -241,11 +241,11 @@ def test_generate_does_what_the_generation_config_asks_for(
     plain = capsys.readouterr()
     assert "note" not in plain.err
     config = json.loads((folder / "generation_config.json").read_text())
-    config |= {"repetition_penalty": 1.5, "temperature": 0.3, "do_sample": True}
+    config |= {"repetition_penalty": 5.0, "temperature": 0.3, "do_sample": True}
     (folder / "generation_config.json").write_text(json.dumps(config))
     done(*words)
     other = capsys.readouterr()
-    assert "asks for repetition_penalty = 1.5: its own generate runs" in other.err
+    assert "asks for repetition_penalty = 5.0: its own generate runs" in other.err
     model = AutoModelForImageTextToText.from_pretrained(folder)
     processor = processor_of(folder)
     inputs = question(processor, [open_image(picture)] * 2, PROMPT)

@@ -554,7 +554,7 @@ def test_points_are_judged_by_their_files_errors(tmp_path):
 
 @pytest.mark.slow
 def test_verify_claims_reports_cells_at_full_scale(mixed, capsys):
-    assert verify.main(["--results", str(mixed), "--scale", "paper"]) == 1
+    assert verify.main(["--results", str(mixed), "--scale", "paper", "--long"]) == 1
     printed = capsys.readouterr().out.partition("\ntable4: ")[2].partition("\ntable5: ")[0]
     (line,) = re.findall(r"^ +grace_int4-scienceqa .*$", printed, re.MULTILINE)
     assert "CONTRADICTED" in line

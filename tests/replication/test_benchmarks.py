@@ -13,6 +13,7 @@ from grace.errors import InputError
 from replication import benchmarks as tasks
 from replication.data.world.benchmarks import SKILLS, write_benchmark
 from replication.data.world.questions import LETTERS
+from replication.data.world.scenes import Drawing
 from replication.evaluate.official import ScoringError
 from replication.evaluate.score import evaluate_model
 from replication.paper import load_tables
@@ -23,7 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 NAMES = sorted(SKILLS)
 COUNT = 60
-WORLD = {"noise": 6.0, "clutter": 4}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,12 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("standins")
     for name in NAMES:
         write_benchmark(
-            name, folder / f"{name}.parquet", split="evaluation", count=COUNT, seed=7, world=WORLD
+            name,
+            folder / f"{name}.parquet",
+            split="evaluation",
+            count=COUNT,
+            seed=8,
+            drawing=Drawing(),
         )
     return folder
 

@@ -254,7 +254,8 @@ def one_by_one(speaker, processor):
             question = {key: values[i] for key, values in columns.items()}
             images = question["image"] if name == "seedbench" else [question["image"]]
             images = [image for image in images if image is not None]
-            answers.append(reference(speaker, processor, ask[name](question), images))
+            said = reference(speaker, processor, ask[name](question), images)
+            answers.append(said.partition("\n\n")[0])  # where lmms-eval ends an answer
     return answers
 
 

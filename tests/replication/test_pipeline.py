@@ -148,6 +148,9 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "features": [*params.vision],
         "pairs": [*params.pairs],
         "teacher_outputs": [*params.methods],
+        "calibration": [*params.pairs],
+        "entropy_error": [*params.pairs],
+        "tuning": params.tuning.pairs,
     }
     names = set()
     for name, stage in PIPELINE.items():

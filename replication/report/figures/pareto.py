@@ -222,7 +222,7 @@ def _canvas(panels: Sequence[_Panel], standin: bool) -> Canvas:
     for axes, panel in zip(all_axes, panels, strict=True):
         _marks(axes, panel.points, largest)
         style.heading(axes, panel.group)
-        axes.set_xlabel(f"tokens/s at batch 1 of {panel.model}, random weights")
+        axes.set_xlabel(f"tokens/s at batch 1 of {panel.model},\nrandom weights")
         model = "small stand-in" if standin else "trained model"
         axes.set_ylabel(f"accuracy, %,\nof the {model}")
     canvas.draw_without_rendering()  # where labels stand depends on the room that is left
