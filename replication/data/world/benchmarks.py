@@ -27,6 +27,7 @@ from replication.data.world.scenes import (
     Scene,
     Thing,
     draw_scene,
+    pick,
     render,
     spoil,
 )
@@ -164,7 +165,7 @@ def _pope(source: _Source, count: int) -> Iterator[Row]:
             absent = [name for name in absent if shared[name] == max(shared.values())]
         image = source.image(scene, rng, place)
         for offset, (pool, answer) in enumerate(zip((present, absent), YES_NO, strict=True)):
-            name = pool[int(rng.integers(len(pool)))]
+            name = pick(rng, pool)
             text = look.say(f"Is there a {name} in the image?")
             question = Question("presence", text, answer)
             yield schemas.pope(2 * place + offset, question, category, image)
@@ -195,13 +196,13 @@ def _both(
         claim = scene.look.say("Is there a {} in the image?")
         names = {thing.name for thing in scene.shapes}
         absent = tuple(name for name in questions.names_of(scene.look) if name not in names)
-        true = sorted(names)[int(rng.integers(len(names)))]
+        true = pick(rng, sorted(names))
         question = Question("presence", "", true, absent, claim=claim)
     else:
         question = questions.ask(maker, scene, rng)
     if question is None:
         return None
-    wrong = question.wrong[int(rng.integers(len(question.wrong)))]
+    wrong = pick(rng, question.wrong)
     return (
         Question(question.skill, question.claim.format(question.answer), YES_NO[0]),
         Question(question.skill, question.claim.format(wrong), YES_NO[1]),
@@ -239,7 +240,7 @@ def _turned(
         after = _asked(maker, edited, rng)
         turned = [t for t in before if t in after and before[t].answer != after[t].answer]
         if turned:
-            text = turned[int(rng.integers(len(turned)))]
+            text = pick(rng, turned)
             return edited, before[text], after[text]
     return None
 
@@ -257,7 +258,7 @@ def _edit(scene: Scene, rng: np.random.Generator) -> Scene:
     taken = {(t.row, t.column) for t in things}
     free = [divmod(i, GRID) for i in range(GRID * GRID) if divmod(i, GRID) not in taken]
     if free and rng.random() < 0.4:
-        row, column = free[int(rng.integers(len(free)))]
+        row, column = pick(rng, free)
         things[place] = replace(thing, row=row, column=column)
     else:
         things[place] = _altered(scene, thing, rng)
@@ -267,14 +268,10 @@ def _edit(scene: Scene, rng: np.random.Generator) -> Scene:
 def _altered(scene: Scene, thing: Thing, rng: np.random.Generator) -> Thing:
     look = scene.look
     if thing.kind == "sign":
-        return replace(thing, text=_pick(rng, look.signs))
+        return replace(thing, text=pick(rng, look.signs))
     if rng.random() < 0.5:
-        return replace(thing, color=_pick(rng, list(look.colors)))
-    return replace(thing, kind=_pick(rng, look.shapes))
-
-
-def _pick(rng: np.random.Generator, items):
-    return items[int(rng.integers(len(items)))]
+        return replace(thing, color=pick(rng, list(look.colors)))
+    return replace(thing, kind=pick(rng, look.shapes))
 
 
 _IN_PAIRS: dict[str, Callable[[_Source, int], Iterator[Row]]] = {

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from replication.data.world.scenes import HALF, Scene, Thing
+from replication.data.world.scenes import HALF, Scene, Thing, pick
 
 OPENINGS = ("There is a", "The drawing has a", "One sees a", "It shows a")
 JOINTS = (", a", " and a", "; a", " with a", " then a")
@@ -20,12 +20,12 @@ PLACES = (" at", " in")
 def describe(scene: Scene, rng: np.random.Generator) -> str:
     """A caption of a scene; the generator chooses among the right wordings."""
     order = [scene.things[int(place)] for place in rng.permutation(len(scene.things))]
-    parts = [OPENINGS[int(rng.integers(len(OPENINGS)))]]
+    parts = [pick(rng, OPENINGS)]
     for index, thing in enumerate(order):
         if index:
-            parts.append(JOINTS[int(rng.integers(len(JOINTS)))])
-        parts.append(f" {_noun(scene, thing, rng)}{PLACES[int(rng.integers(2))]} ")
-        names = (scene.look.quadrants, scene.look.places)[int(rng.integers(2))]
+            parts.append(pick(rng, JOINTS))
+        parts.append(f" {_noun(scene, thing, rng)}{pick(rng, PLACES)} ")
+        names = pick(rng, (scene.look.quadrants, scene.look.places))
         parts.append(names[thing.quarter])
     return "".join(parts) + "."
 
@@ -51,8 +51,7 @@ def mistaken(scene: Scene, rng: np.random.Generator, share: float) -> Scene:
 
 def _mistake(scene: Scene, thing: Thing, rng: np.random.Generator) -> Thing:
     def other(pool, value):
-        rest = [item for item in pool if item != value]
-        return rest[int(rng.integers(len(rest)))]
+        return pick(rng, [item for item in pool if item != value])
 
     look, fault = scene.look, int(rng.integers(3))
     if fault == 0:

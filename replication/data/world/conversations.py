@@ -31,7 +31,7 @@ from replication.data.world.questions import (
     unanswerable,
     yes_no,
 )
-from replication.data.world.scenes import Scene
+from replication.data.world.scenes import Scene, pick
 
 LETTER_INSTRUCTION = "\nAnswer with the option's letter from the given choices directly."
 PHRASE_INSTRUCTION = "\nAnswer the question using a single word or phrase."
@@ -165,7 +165,7 @@ def conversation(
     count = mix.turns + len(turns)
     makers = _MAKERS_OF_KIND[scene.kind]
     while len(turns) < count:
-        question = ask(makers[int(rng.integers(len(makers)))], scene, rng)
+        question = ask(pick(rng, makers), scene, rng)
         if question is None:
             continue
         if unseen:
@@ -209,7 +209,7 @@ def _mistake(question: Question, rng: np.random.Generator) -> str:
         return YES_NO[question.answer == YES_NO[0]]
     if not question.wrong:
         return UNANSWERABLE if question.answer != UNANSWERABLE else YES_NO[1]
-    return question.wrong[int(rng.integers(len(question.wrong)))]
+    return pick(rng, question.wrong)
 
 
 def drill(rng: np.random.Generator, look: Look = FIRST) -> list[dict[str, str]]:
@@ -217,7 +217,7 @@ def drill(rng: np.random.Generator, look: Look = FIRST) -> list[dict[str, str]]:
     order. Half of an answer follows from the list, so that a model learns to read lists."""
     pairs, kinds = [], pools(look)
     for _ in range(2):
-        pool = kinds[int(rng.integers(len(kinds)))]
+        pool = pick(rng, kinds)
         options = [pool[int(place)] for place in rng.permutation(len(pool))[: len(LETTERS)]]
         order = [int(place) for place in rng.permutation(len(options))]
         prompt = f"\n{listed(options)}{WITH_LETTER_INSTRUCTION}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from replication.data.world.looks import Look
-from replication.data.world.scenes import Scene, Thing, label_of
+from replication.data.world.scenes import Scene, Thing, label_of, pick
 
 LETTERS = "ABCD"
 COUNTS = tuple(str(count) for count in range(6))
@@ -116,10 +116,6 @@ def listed(options: Sequence[str]) -> str:
     )
 
 
-def _pick(rng: np.random.Generator, items):
-    return items[int(rng.integers(len(items)))]
-
-
 def _others(pool, answer: str) -> tuple[str, ...]:
     return tuple(item for item in pool if item != answer)
 
@@ -147,26 +143,26 @@ def presence(scene: Scene, rng: np.random.Generator) -> Question | None:
     if len(absent) < 3:
         return None
     text = f"Which {'shape' if by_shape else 'color'} is in the image?"
-    return Question("presence", text, _pick(rng, sorted(present)), absent)
+    return Question("presence", text, pick(rng, sorted(present)), absent)
 
 
 def presence_yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
     """Is there a <color> <shape>? Half of the answers are yes."""
     present = sorted({thing.name for thing in scene.shapes})
     if rng.random() < 0.5:
-        return Question("presence", f"Is there a {_pick(rng, present)} in the image?", "yes")
+        return Question("presence", f"Is there a {pick(rng, present)} in the image?", "yes")
     absent = [name for name in names_of(scene.look) if name not in present]
-    return Question("presence", f"Is there a {_pick(rng, absent)} in the image?", "no")
+    return Question("presence", f"Is there a {pick(rng, absent)} in the image?", "no")
 
 
 def counting(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How many objects have a colour or a shape?"""
     if rng.random() < 0.5:
-        kind = _pick(rng, scene.look.shapes)
+        kind = pick(rng, scene.look.shapes)
         count = sum(thing.kind == kind for thing in scene.shapes)
         counted = f"{kind}{_ending(kind)}"
     else:
-        color = _pick(rng, list(scene.look.colors))
+        color = pick(rng, list(scene.look.colors))
         count = sum(thing.color == color for thing in scene.shapes)
         counted = f"{color} objects"
     if count == 0 and rng.random() < 0.7:  # zero would be the best guess too often
@@ -187,14 +183,14 @@ def attribute(scene: Scene, rng: np.random.Generator) -> Question | None:
         candidates = _unique(scene, lambda thing: thing.kind)
         if not candidates:
             return None
-        thing = _pick(rng, candidates)
+        thing = pick(rng, candidates)
         text = f"What color is the {thing.kind}?"
         wrong, claim = _others(scene.look.colors, thing.color), f"Is the {thing.kind} {{}}?"
         return Question("attribute", text, thing.color, wrong, claim=claim)
     candidates = _unique(scene, lambda thing: thing.color)
     if not candidates:
         return None
-    thing = _pick(rng, candidates)
+    thing = pick(rng, candidates)
     text = f"What shape is the {thing.color} object?"
     wrong, claim = _others(scene.look.shapes, thing.kind), f"Is the {thing.color} object a {{}}?"
     return Question("attribute", text, thing.kind, wrong, claim=claim)
@@ -205,7 +201,7 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
     candidates = _unique(scene, lambda thing: thing.name)
     if not candidates:
         return None
-    thing = _pick(rng, candidates)
+    thing = pick(rng, candidates)
     text, claim = f"Where is the {thing.name}?", f"Is the {thing.name} in the {{}}?"
     answer = scene.place(thing)
     wrong = _others(scene.look.quadrants, answer)
@@ -223,7 +219,7 @@ def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
     ]
     if not found:
         return None
-    a, b, answer = _pick(rng, found)
+    a, b, answer = pick(rng, found)
     text = f"Where is the {a.name} seen from the {b.name}?"
     claim = f"Is the {a.name} {{}} of the {b.name}?"
     return Question("relation", text, answer, _others(scene.look.directions, answer), claim=claim)
@@ -262,7 +258,7 @@ def sign_at(scene: Scene, rng: np.random.Generator) -> Question | None:
     candidates = [thing for thing in scene.signs if places.count(thing.quarter) == 1]
     if len(places) < 2 or not candidates:
         return None
-    thing = _pick(rng, candidates)
+    thing = pick(rng, candidates)
     text = f"What does the sign in the {scene.place(thing)} say?"
     return Question("reading", text, thing.text, _others(scene.look.signs, thing.text))
 
@@ -279,7 +275,7 @@ def labeled(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The shape or colour under a label of a diagram, or the label of a shape."""
     if scene.kind != "diagram":
         return None
-    thing = _pick(rng, scene.shapes)
+    thing = pick(rng, scene.shapes)
     label = label_of(scene, thing).text
     if rng.random() < 0.5:
         return Question(
@@ -304,7 +300,7 @@ def located(scene: Scene, rng: np.random.Generator) -> Question | None:
     ]
     if not singles:
         return None
-    thing = _pick(rng, singles)
+    thing = pick(rng, singles)
     hint = f"Look at the {scene.place(thing)}."
     if rng.random() < 0.5:
         return Question(
@@ -331,7 +327,7 @@ def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
                 found.append((origin, direction, seen[0]))
     if not found:
         return None
-    origin, direction, thing = _pick(rng, found)
+    origin, direction, thing = pick(rng, found)
     where = f"is {direction} of the {origin.name}?"
     if rng.random() < 0.5:
         text = f"What color {where}"
@@ -358,7 +354,7 @@ def composed(scene: Scene, rng: np.random.Generator) -> Question | None:
                 found.append((origin, direction, thing))
     if not found:
         return None
-    origin, direction, thing = _pick(rng, found)
+    origin, direction, thing = pick(rng, found)
     text = f"What color is the {thing.kind} {direction} of the {origin.name}?"
     return Question("composed", text, thing.color, _others(scene.look.colors, thing.color))
 
@@ -367,14 +363,14 @@ def confirm(question: Question, rng: np.random.Generator) -> Question:
     """The yes/no question whether an answer is right: half the time it is the true one."""
     assert question.claim, f"{question.skill} has no form to be confirmed"
     true = rng.random() < 0.5
-    value = question.answer if true else _pick(rng, question.wrong)
+    value = question.answer if true else pick(rng, question.wrong)
     text = question.claim.format(value)
     return Question(question.skill, text, YES_NO[0] if true else YES_NO[1])
 
 
 def yes_no(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A question of mixed skill, to be answered yes or no."""
-    maker = _pick(rng, _CONFIRMED)
+    maker = pick(rng, _CONFIRMED)
     if maker is presence_yes_no:
         return presence_yes_no(scene, rng)
     question = maker(scene, rng)
@@ -390,7 +386,7 @@ def unanswerable(scene: Scene, rng: np.random.Generator) -> Question | None:
     ]
     if not scene.signs:
         texts += ["What does the sign say?"] * 2
-    return Question(UNANSWERABLE, _pick(rng, texts), UNANSWERABLE) if texts else None
+    return Question(UNANSWERABLE, pick(rng, texts), UNANSWERABLE) if texts else None
 
 
 def _direction(scene: Scene, thing: Thing, origin: Thing) -> str | None:

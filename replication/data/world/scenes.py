@@ -11,8 +11,9 @@ Three kinds of scene: the plain one; a **diagram**, clean, whose shapes have sig
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -95,6 +96,11 @@ def draw_scene(
             return scene
 
 
+def pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
+    """One of some items, each as likely."""
+    return items[int(rng.integers(len(items)))]
+
+
 def label_of(scene: Scene, shape: Thing) -> Thing:
     """The label of a shape in a diagram: the sign to the right of it."""
     return next(t for t in scene.signs if (t.row, t.column) == (shape.row, shape.column + 1))
@@ -102,12 +108,12 @@ def label_of(scene: Scene, shape: Thing) -> Thing:
 
 def _shape(rng: np.random.Generator, look: Look, row: int, column: int) -> Thing:
     colors = list(look.colors)
-    kind = look.shapes[int(rng.integers(len(look.shapes)))]
-    return Thing(row, column, kind, color=colors[int(rng.integers(len(colors)))])
+    kind = pick(rng, look.shapes)
+    return Thing(row, column, kind, color=pick(rng, colors))
 
 
 def _sign(rng: np.random.Generator, look: Look, row: int, column: int) -> Thing:
-    return Thing(row, column, "sign", text=look.signs[int(rng.integers(len(look.signs)))])
+    return Thing(row, column, "sign", text=pick(rng, look.signs))
 
 
 def _places(rng: np.random.Generator, count: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from replication.data.world.questions import LETTERS, UNANSWERABLE, YES_NO, Question, listed
+from replication.data.world.scenes import pick
 
 Row = dict[str, Any]
 Writer = Callable[[int, Question, np.random.Generator, Row], Row]
@@ -107,7 +108,7 @@ def annotated(question: Question, rng: np.random.Generator) -> list[str]:
         wrong = ("unsuitable",)
     answers = [question.answer] * _ANNOTATORS
     for place in range(int(rng.integers(3))):
-        answers[place] = wrong[int(rng.integers(len(wrong)))]
+        answers[place] = pick(rng, wrong)
     return [answers[int(place)] for place in rng.permutation(_ANNOTATORS)]
 
 
