@@ -71,7 +71,7 @@ def family_table(pairs: Iterable[MeasuredPair]) -> Any:
     for same in zip(*(own.rows for own in pairs), strict=True):
         cells = [cell for row in same for cell in (measured_text(row), row.status)]
         rows.append([same[0].name, asked_text(same[0].asked), *cells])
-    return table(header, rows, right=range(1, len(header), 1))
+    return table(header, rows, right=range(1, len(header)))
 
 
 def asked_text(asked: dict[str, float | None]) -> str:

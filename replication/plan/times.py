@@ -24,7 +24,7 @@ from replication.paper import load_tables
 from replication.plan.targets import stages_of
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import KINDS, REGIMES, Params, section
+from replication.settings.schema import KINDS, REGIMES, Group, Params, section
 from replication.settings.workspace import workspace
 
 _SAMPLES = 400.0
@@ -120,6 +120,10 @@ class Work:
     seconds: float
 
 
+def _trainings(group: Group) -> int:
+    return sum(len(run.seeds) for run in group.models.values())
+
+
 def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
     """What a stage does: its seconds are those of an earlier run of it, or follow from the steps.
 
@@ -132,7 +136,7 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
     samples: list[float] = []
     seconds = _OTHER
     if name == "train":
-        count = sum(len(run.seeds) for run in params.runs[key].models.values())
+        count = _trainings(params.runs[key])
         samples = [params.train.steps * params.train.batch_size] * count
     elif name in ("pairs", REGIMES):
         models = KINDS if name == "pairs" else section(params.regimes, REGIMES).models
@@ -144,7 +148,7 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         samples = [decoder.steps * decoder.batch_size]
     elif name == "evaluate":
         group = params.runs.get(key)
-        count = sum(len(run.seeds) for run in group.models.values()) if group else 2
+        count = _trainings(group) if group else 2
         seconds = _OTHER * count / min(cores(), count)
     if samples:
         seconds = sum(samples) / _SAMPLES / min(cores(), len(samples))

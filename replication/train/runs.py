@@ -126,9 +126,10 @@ def train_one(params: Params, group: str, name: str, seed: int) -> None:
     teacher: Any = None
     about: dict[str, Any] = {"pair": params.owner_of(group)}
     if method.needs_teacher:
-        teacher = CachedTeacher(teacher_outputs_of(params, folder, run), samples=len(data))
+        outputs = teacher_outputs_of(params, folder, run)
+        teacher = CachedTeacher(outputs, samples=len(data))
         check_teacher(Identity.of(model.config, processor.tokenizer), teacher.identity)
-        about["teacher"] = read_json(teacher_outputs_of(params, folder, run) / DOUBT_FILE)
+        about["teacher"] = read_json(outputs / DOUBT_FILE)
         if run.shuffled_teacher:
             teacher = ShuffledTeacher(teacher, data.supervised, seed)
     settings = run_settings(params, run, seed)

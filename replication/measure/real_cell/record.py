@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from grace.distillation import DistillationConfig
 from grace.training import TEACHER_METHODS
@@ -30,7 +29,6 @@ from replication.measure.real_cell.settings import (
 )
 from replication.measure.real_cell.training import read_tokens
 from replication.results import measurements
-from replication.stats.association import cluster_interval, pearson
 from replication.stats.bootstrap import generator
 from replication.stats.verdict import Interval
 
@@ -207,10 +205,6 @@ class _Intervals:
         rng = generator(self._seed, name)
         measured = measurements.entropy_error(
             tokens.entropy, tokens.wrong, rng, clusters=tokens.text, resamples=self._resamples
-        )
-        ranks = pearson(rankdata(tokens.entropy), rankdata(tokens.wrong), tokens.text)
-        measured["values"]["rank_correlation"] = cluster_interval(
-            ranks, rng, resamples=self._resamples
         )
         return _plain(measured)
 

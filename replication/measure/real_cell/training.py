@@ -25,7 +25,7 @@ from replication.measure.real_cell.scores import TokenScores, token_scores
 from replication.measure.real_cell.settings import Settings, method_of
 from replication.measure.real_cell.teaching import HeadTeacher, write_hidden
 from replication.measure.real_cell.texts import Texts
-from replication.train.fit import fit, origin_of
+from replication.train.fit import fit, origin_of, read_origin
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def recovered(bench: Bench) -> Any:
     }
     origin = _origin(student, bench.training, method, values, None)
     folder = bench.work / "recovered"
-    if not _is_of(folder, origin):
+    if read_origin(folder) != origin:
         _fit(student, bench.training, method, values, teacher=None, origin=origin, folder=folder)
         with atomic_path(folder / "model.safetensors") as temporary:
             save_file(_weights(student), temporary)
@@ -126,7 +126,7 @@ def train_run(
     values["held_out"] = bench.held_out.sha256
     origin = _origin(student, bench.methods, method, values, given)
     folder = bench.work / "runs" / name / f"seed{seed}"
-    if _is_of(folder, origin):
+    if read_origin(folder) == origin:
         return folder
 
     def finish(_: GraceTrainer) -> None:
@@ -158,12 +158,6 @@ def _origin(
 @cache
 def _code() -> str:
     return code_hash("replication.measure.real_cell.training")
-
-
-def _is_of(folder: Path, origin: dict[str, str]) -> bool:
-    """Whether a folder is complete and follows from the same."""
-    file = folder / "origin.json"
-    return file.is_file() and read_json(file) == origin
 
 
 def _fit(
