@@ -27,7 +27,8 @@ from replication.settings.schema import Params
 from replication.settings.workspace import alone, publish, workspace
 
 WORLD = (
-    *("standins", "pairs", "vision", "language", "teacher", "baseline", "methods"),
+    *("standins", "pairs", "vision", "projector", "language", "alignment"),
+    *("teacher", "baseline", "methods"),
     *("train.steps", "train.batch_size", "train.learning_rate"),
 )
 """Dotted names of the parameters that make the world."""

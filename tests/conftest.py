@@ -19,7 +19,7 @@ from grace.data import Collator
 from grace.models import FAMILIES, family_of
 from replication.data.world.corpus import write_training_set
 from replication.data.world.models import build_model, build_processor
-from replication.settings.schema import Standins
+from replication.settings.schema import AlignmentData, Standins
 
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("local", deadline=None)
@@ -67,6 +67,7 @@ def world() -> Standins:
     return Standins(
         seed=3,
         train=48,
+        alignment=AlignmentData(images=4, turns=2, captions=0.5, open_answers=0.5),
         language=40,
         evaluation=30,
         turns=2,

@@ -24,7 +24,7 @@ from replication.paper import load_tables
 from replication.plan.targets import stages_of
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import KINDS, REGIMES, Group, Params, section
+from replication.settings.schema import ALIGNMENT, KINDS, REGIMES, Group, Params, section
 from replication.settings.workspace import workspace
 
 _SAMPLES = 400.0
@@ -143,6 +143,9 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         for model in models:
             settings = params.settings_of(key or REGIMES, model)
             samples.append(settings.steps * settings.batch_size)
+    elif name == ALIGNMENT:
+        lessons = section(params.alignment, ALIGNMENT)
+        samples = [one.steps * one.batch_size for one in (lessons.teacher, lessons.baseline)]
     elif name == "language":
         decoder = section(params.language, "language")[key]
         samples = [decoder.steps * decoder.batch_size]

@@ -26,6 +26,7 @@ from replication.base.validation import validate
 from replication.benchmarks import BENCHMARKS
 from replication.settings.ptq_methods import check_method
 from replication.settings.schema import (
+    ALIGNMENT,
     KINDS,
     LANGUAGE_FAMILY,
     PARAMS_FILE,
@@ -119,7 +120,7 @@ def _pairs(params: Params) -> Iterator[str]:
         if family not in params.pairs or params.pairs[family].family != family:
             yield f"pairs lacks {family!r}, the first pair of that family; add it"
     for name, pair in params.pairs.items():
-        yield from _name("pairs", name, ["language", REGIMES])
+        yield from _name("pairs", name, ["language", ALIGNMENT, REGIMES])
         if pair.family not in params.families:
             yield unknown(f"pairs.{name}.family {pair.family!r}", pair.family, params.families)
     sections: dict[str, Collection[str] | None] = {
@@ -154,7 +155,7 @@ def _starts(params: Params) -> Iterator[str]:
                 )
     if params.scale == FULL_SCALE:
         return
-    towers = section(params.vision, "vision")
+    towers, aligned = section(params.vision, "vision"), section(params.alignment, ALIGNMENT).pairs
     if LANGUAGE_FAMILY not in towers:
         yield f"vision lacks {LANGUAGE_FAMILY!r}, whose words the language models have; add it"
     for name, pair in params.pairs.items():
@@ -167,9 +168,14 @@ def _starts(params: Params) -> Iterator[str]:
                     f"pairs.{name}.vision {pair.vision!r} is of another family or world; choose a "
                     "pair of its own"
                 )
-        others = ["language", *(other for other in params.pairs if other != name)]
+        others = [ALIGNMENT, *(other for other in params.pairs if other != name)]
         if pair.start not in others:
             yield unknown(f"pairs.{name}.start {pair.start!r}", pair.start, others)
+        if pair.start == ALIGNMENT and pair.vision not in aligned:
+            yield f"alignment.pairs lacks {pair.vision!r}, where {name} starts; add it"
+    for name in aligned:
+        if name not in towers:
+            yield unknown(f"alignment.pairs {name!r}", name, towers)
     for name in towers:
         if name not in params.pairs:
             yield unknown(f"vision.{name}", name, params.pairs)
@@ -270,7 +276,7 @@ def _data(params: Params) -> Iterator[str]:
 def _groups(params: Params) -> Iterator[str]:
     """Folders and runs have names of their own: no folder that of a family or another folder, and
     no run that of another of its family."""
-    folders = ["language", REGIMES, *params.pairs]
+    folders = ["language", ALIGNMENT, REGIMES, *params.pairs]
     owners: dict[tuple[str, str], str] = {}
     sections: dict[str, Any] = {"runs": params.runs, "ptq.groups": params.ptq.groups}
     for section_name, groups in sections.items():

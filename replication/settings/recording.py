@@ -22,7 +22,7 @@ from replication.results.elsewhere import RECORDED, TRAINED_ON, slug_of
 from replication.results.scores import outcomes_path, validate_scores, write_scores
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import LANGUAGE_FAMILY, PARAMS_FILE, REGIMES, Params
+from replication.settings.schema import ALIGNMENT, PARAMS_FILE, REGIMES, Params
 from replication.settings.workspace import alone, outdated, prepare, run_dvc
 
 HEADLINE = ("_controls", "_runs")
@@ -76,7 +76,7 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
             raise InputError(unknown(f"family {family!r}", family, known))
     pairs = {name: p for name, p in params["pairs"].items() if p["family"] in families}
     for name, pair in pairs.items():
-        start = LANGUAGE_FAMILY if pair["start"] == "language" else pair["start"]
+        start = pair["vision"] if pair["start"] == ALIGNMENT else pair["start"]
         if start not in pairs:
             raise InputError(f"the pair {name} starts from {start}; name its family, too")
     params["families"] = [family for family in known if family in families]
@@ -84,7 +84,9 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
         for pair in set(section) - set(pairs):
             del section[pair]
     params["pairs"] = pairs
-    for section, key in (("tuning", "pairs"), ("teacher_outputs", "baselines")):
+    for section, key in (
+        *(("alignment", "pairs"), ("tuning", "pairs"), ("teacher_outputs", "baselines")),
+    ):
         params[section][key] = [name for name in params[section][key] if name in pairs]
     observed = params["internals"]["families"]
     params["internals"]["families"] = [family for family in observed if family in families]
@@ -106,6 +108,8 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
 def training_stages(params: Params) -> list[str]:
     """The stages that train, and those that need neither lmms-eval nor a quantizer's library."""
     language = [f"language@{name}" for name in params.language or ()]
+    aligned = [] if params.alignment is None else params.alignment.pairs
+    language += [f"alignment@{pair}" for pair in aligned]
     pairs = [f"pairs@{pair}" for pair in params.pairs]
     regimes = [] if params.regimes is None else [REGIMES]
     gates = [f"gate_covariance@{family}" for family in params.families]

@@ -22,6 +22,7 @@ from replication.base.validation import Flag, Natural, Positive, Text, record
 PARAMS_FILE = Path("params.yaml")
 
 LANGUAGE_FAMILY = "qwen2_vl"
+ALIGNMENT = "alignment"
 """The family whose decoders are trained on text; other families' models start from its models."""
 
 REGIMES = "regimes"
@@ -30,7 +31,9 @@ REGIMES = "regimes"
 KINDS = ("teacher", "baseline")
 """The two models of a pair."""
 
-REDUCED_ONLY = ("standins", "vision", "features", "language", "methods", "tuning")
+REDUCED_ONLY = (
+    *("standins", "vision", "features", "projector", "language", "alignment", "methods", "tuning"),
+)
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
@@ -49,12 +52,30 @@ DTYPES: tuple[str, ...] = typing.get_args(Dtype)[1:]
 
 
 @record
+class AlignmentData:
+    """Images of one object after the other training images: decoders learn to see on them.
+
+    Attributes:
+        images: how many.
+        turns: fewest turns in a conversation.
+        captions: chance that a conversation opens with a caption.
+        open_answers: chance that a question is asked without its options.
+    """
+
+    images: Positive
+    turns: Positive
+    captions: Share
+    open_answers: Share
+
+
+@record
 class Standins:
     """The procedural world: its sizes, its seed and how hard the drawings are.
 
     Attributes:
         seed: of the draw of all scenes.
         train: training images, one conversation each.
+        alignment: further ones, after them.
         language: conversations without an image.
         evaluation: questions in every benchmark.
         turns: fewest turns in a conversation.
@@ -75,6 +96,7 @@ class Standins:
 
     seed: Natural
     train: Positive
+    alignment: AlignmentData
     language: Natural
     evaluation: Positive
     turns: Positive
@@ -100,7 +122,7 @@ class Pair:
     Attributes:
         family: of both. The pair that has its family's name is the family's first.
         vision: the pair whose processor, vision tower and features they use.
-        start: where their decoders start: a pair, or "language".
+        start: where their decoders start: a pair, or "alignment".
         world: "first", or "second": other shapes, colours, layouts and words.
     """
 
@@ -143,6 +165,21 @@ class Vision:
     batch_size: Positive
     learning_rate: Amount
     config: dict[Text, Any]
+
+
+@record
+class Projector:
+    """The projector's first lesson, before a teacher or baseline is trained.
+
+    Attributes:
+        steps: of the optimizer.
+        batch_size: images in a step.
+        learning_rate: at the highest.
+    """
+
+    steps: Positive
+    batch_size: Positive
+    learning_rate: Amount
 
 
 @record
@@ -212,10 +249,8 @@ class Data:
 
 
 @record
-class Language:
-    """Training of a decoder on text alone, before it meets images.
-
-    Its shape is that of the model of the same name in the pair ``LANGUAGE_FAMILY``.
+class Lesson:
+    """What a decoder learns before it is a teacher or a baseline, by plain fine-tuning.
 
     Attributes:
         seed: of weights and draws.
@@ -232,6 +267,21 @@ class Language:
     learning_rate: Amount
     warmup_ratio: Share = 0.05
     weight_decay: Amount = 0.0
+
+
+@record
+class Alignment:
+    """Decoders learn to see, on the images of one object.
+
+    Attributes:
+        pairs: with a vision tower of their own; other pairs of the tower start from the same.
+        teacher: training of a decoder of the teachers' shape.
+        baseline: training of one of the baselines' shape.
+    """
+
+    pairs: list[Text]
+    teacher: Lesson
+    baseline: Lesson
 
 
 @record
@@ -705,7 +755,9 @@ class Params:
     standins: Standins | None = None
     vision: dict[Text, Vision] | None = None
     features: Features | None = None
-    language: dict[Text, Language] | None = None
+    projector: Projector | None = None
+    language: dict[Text, Lesson] | None = None
+    alignment: Alignment | None = None
     methods: dict[Text, Portion] | None = None
     regimes: Regimes | None = None
     tuning: Tuning | None = None

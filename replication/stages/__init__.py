@@ -23,6 +23,7 @@ NOT_AT_FULL_SCALE = {
     "vision": "published checkpoints bring their own vision tower",
     "features": "images are read and encoded while the student is trained",
     "language": "published checkpoints bring their own language model",
+    "alignment": "published checkpoints have seen images",
     "teacher_outputs": _LIVE,
     "regimes": "its models are small",
     "tuning": "it asks stand-in questions",

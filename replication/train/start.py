@@ -2,8 +2,13 @@
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
 
 from grace.arithmetic import arithmetic_name
 from grace.data import ConversationDataset
@@ -13,15 +18,20 @@ from grace.training import MethodConfig, prepare_student
 from replication.base import hub
 from replication.base.code import code_hash
 from replication.base.files import write_json_atomic
+from replication.base.messages import unknown
 from replication.base.workers import run_all
+from replication.data.world.looks import LOOKS
 from replication.data.world.models import build_model, take_tower
+from replication.data.world.projector import align_projector
 from replication.data.world.warmstart import warm_start
 from replication.settings.checks import check_architectures
 from replication.settings.paths import Layout, needed, reading
 from replication.settings.schema import (
+    ALIGNMENT,
     KINDS,
     LANGUAGE_FAMILY,
     REGIMES,
+    Lesson,
     Params,
     Portion,
     section,
@@ -57,8 +67,7 @@ def train_decoder(params: Params, name: str) -> None:
     check_architectures(params)
     model = build_model(family, processor, shape, vision.config, settings.seed)
     data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
-    log = layout.training_log("language", name, "text")
-    _finetune(params, settings, model, data, folder="language", name=name, log=log)
+    _finetune(params, settings, model, data, folder="language", name=name)
 
 
 def train_pair(params: Params, pair: str) -> None:
@@ -72,8 +81,7 @@ def train_pair(params: Params, pair: str) -> None:
         for name in KINDS:
             _publish(params, pair, name)
         return
-    start = params.pairs[pair].start
-    _train_all(params, [(pair, name, f"{start}/{name}") for name in KINDS])
+    _train_all(params, [(pair, name, _start_of(params, pair, name)) for name in KINDS])
 
 
 def train_regimes(params: Params) -> None:
@@ -84,8 +92,10 @@ def train_regimes(params: Params) -> None:
         InputError: When something that is read is missing.
     """
     layout, regimes = Layout(params), section(params.regimes, REGIMES)
-    start = params.pair(REGIMES).start
-    models = [(REGIMES, n, f"{start}/{model.like}") for n, model in regimes.models.items()]
+    models = [
+        (REGIMES, name, _start_of(params, REGIMES, model.like))
+        for name, model in regimes.models.items()
+    ]
     _train_all(params, models)
     for folder in (layout.models / REGIMES, layout.training_logs(REGIMES)):
         for path in folder.iterdir():
@@ -93,15 +103,28 @@ def train_regimes(params: Params) -> None:
                 shutil.rmtree(path)
 
 
-def _train_all(params: Params, models: list[tuple[str, str, str]]) -> None:
-    """Train models, the longest first so that the last ones fill the cores."""
+def _start_of(params: Params, folder: str, kind: str) -> str:
+    """The model that a teacher or baseline starts from, as ``<folder>/<name>``."""
+    pair = params.pair(folder)
+    return (
+        f"{ALIGNMENT}/{pair.vision}/{kind}" if pair.start == ALIGNMENT else f"{pair.start}/{kind}"
+    )
+
+
+def _check_inputs(params: Params, starts: list[tuple[str, str]]) -> None:
+    """What the models in folders read is there, each with the model that it starts from."""
     check_architectures(params)
-    for folder, _, start in models:
+    for folder, start in starts:
         layout, vision = Layout(params, folder), str(params.pair(folder).vision)
         needed(layout.conversations, "standins")
         needed(layout.features(vision), "features")
         needed(layout.processor(vision), "vision")
         check_model_directory(layout.models / start)
+
+
+def _train_all(params: Params, models: list[tuple[str, str, str]]) -> None:
+    """Train models, the longest first so that the last ones fill the cores."""
+    _check_inputs(params, [(folder, start) for folder, _, start in models])
 
     def length(model: tuple[str, str, str]) -> int:
         settings = params.settings_of(*model[:2])
@@ -123,21 +146,88 @@ def train_model(params: Params, folder: str, name: str, start: str) -> None:
     Raises:
         InputError: When something that is read is missing.
     """
-    layout, settings = Layout(params), params.settings_of(folder, name)
-    pair = params.pair(folder)
-    family, tower = pair.family, str(pair.vision)
-    vision = section(params.vision, "vision")[tower]
-    processor = load_processor(layout.processor(tower))
-    model = build_model(family, processor, settings.text, vision.config, settings.seed)
-    with reading(layout.vision(tower), "vision"):
-        take_tower(model, family, layout.vision(tower))
-    other = layout.models / start
-    warm_start(model, processor.tokenizer, load_model(other), load_processor(other).tokenizer)
+    settings, pair = params.settings_of(folder, name), params.pair(folder)
+    model, processor = _started(params, folder, settings.text, settings.seed, start)
     portion = Portion(settings.records, settings.labels)
-    data = load_training_data(layout, tower, portion, processor, model.config)
-    log = layout.training_log(folder, name, "instruction")
-    with family_of(family).take_vision_features(model):
-        _finetune(params, settings, model, data, folder=folder, name=name, log=log)
+    data = load_training_data(
+        Layout(params, folder), str(pair.vision), portion, processor, model.config
+    )
+    _finetune(params, settings, model, data, folder=folder, name=name)
+
+
+def train_aligned(params: Params, pair: str) -> None:
+    """Write ``alignment/<pair>``: decoders of both shapes that have learned to see with the pair's
+    tower, side by side.
+
+    Raises:
+        InputError: When something that is read is missing, or the pair has no tower of its own.
+    """
+    known = section(params.alignment, ALIGNMENT).pairs
+    if pair not in known:
+        raise InputError(unknown(f"alignment.pairs {pair!r}", pair, known))
+    _check_inputs(params, [(pair, f"language/{name}") for name in KINDS])
+    run_all(_train_aligned, [(params, pair, name) for name in KINDS])
+
+
+def _train_aligned(params: Params, pair: str, name: str) -> None:
+    settings: Lesson = getattr(section(params.alignment, ALIGNMENT), name)
+    text = params.settings_of(pair, name).text
+    model, processor = _started(params, pair, text, settings.seed, f"language/{name}")
+    world = section(params.standins, "standins")
+    portion = Portion([world.train, world.train + world.alignment.images])
+    data = load_training_data(Layout(params, pair), pair, portion, processor, model.config)
+    _finetune(params, settings, model, data, folder=f"{ALIGNMENT}/{pair}", name=name)
+
+
+def _started(
+    params: Params, folder: str, text: dict[str, Any], seed: int, start: str
+) -> tuple[Any, Any]:
+    """A model and its processor, before it is trained: the tower is that of the folder's pair, the
+    decoder another model's. So is the projector if it was trained with the same tower."""
+    layout, pair = Layout(params, folder), params.pair(folder)
+    tower, other = str(pair.vision), layout.models / start
+    processor = load_processor(layout.processor(tower))
+    config = section(params.vision, "vision")[tower].config
+    model = build_model(pair.family, processor, text, config, seed)
+    with reading(layout.vision(tower), "vision"):
+        take_tower(model, pair.family, layout.vision(tower))
+    source = load_model(other)
+    warm_start(model, processor.tokenizer, source, load_processor(other).tokenizer)
+    if start.startswith(f"{ALIGNMENT}/"):
+        for name in family_of(pair.family).projectors:
+            values = source.get_submodule(name).state_dict()
+            model.get_submodule(name).load_state_dict(values)
+    else:
+        _align(params, tower, model, processor, seed)
+    return model, processor
+
+
+def _align(params: Params, tower: str, model: Any, processor: Any, seed: int) -> None:
+    """The projector's first lesson, on the images that the tower was pretrained on."""
+    layout = Layout(params, tower)
+    settings = section(params.projector, "projector")
+    count = section(params.vision, "vision")[tower].images
+    with reading(layout.conversations, "standins"):
+        column = pq.read_table(layout.conversations, columns=["contents"])["contents"]
+        contents = torch.tensor(column.slice(0, count).to_pylist())
+    with reading(layout.features(tower), "features"):
+        features = np.load(layout.features(tower), mmap_mode="r")[: len(contents)]
+    generator = torch.Generator().manual_seed(seed)
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        while True:
+            rows = torch.randint(len(contents), (settings.batch_size,), generator=generator)
+            yield torch.from_numpy(features[rows.numpy()]).float(), contents[rows]
+
+    align_projector(
+        family_of(params.pair(tower).family),
+        model,
+        processor.tokenizer,
+        LOOKS[params.pair(tower).world],
+        batches(),
+        steps=settings.steps,
+        learning_rate=settings.learning_rate,
+    )
 
 
 def _finetune(
@@ -148,7 +238,6 @@ def _finetune(
     *,
     folder: str,
     name: str,
-    log: Path,
 ) -> None:
     """Plain supervised fine-tuning of every weight but the tower's, and the model's directory."""
     layout, method = Layout(params), MethodConfig("sft")
@@ -157,6 +246,8 @@ def _finetune(
     code = code_hash("replication.train.start")
     origin = origin_of(model, data, method, values, None, code=code)
     target = layout.model(folder, name)
+    part = "text" if folder == "language" else "instruction"
+    log = layout.training_log(folder, name, part)
     if log.is_file() and read_origin(target) == origin:
         return
     fit(

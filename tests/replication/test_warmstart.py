@@ -86,16 +86,10 @@ def test_every_value_is_the_source_s_or_zero_or_its_own(family, source, name):
             expected = torch.zeros_like(value)
         elif key in given and (".layers." in key or key.endswith("language_model.norm.weight")):
             expected, copied = given[key], copied + 1
-        elif name == "qwen3_vl" and key.startswith("model.visual.merger."):
-            continue  # compared below: its parts have other names in the source
         else:
-            expected = before[key]  # the tower, LLaVA's projector, norms of queries and keys
+            expected = before[key]  # tower, projectors, norms of queries and keys
         assert torch.equal(value, expected), key
     assert copied == 2 * 12 + 1  # q, k, v with biases, o, three of the MLP, two norms a layer
-    if name == "qwen3_vl":
-        merger = [*source.model.visual.merger.parameters()]
-        own = [*model.model.visual.merger.parameters()]
-        assert all(torch.equal(a, b) for a, b in zip(own, merger, strict=True))
 
 
 def test_a_qwen3_with_neutral_norms_differs_only_by_them(family, source):

@@ -37,11 +37,11 @@ UNSEEN = 0.2
 """Share of the poor images in which nothing can be seen."""
 
 SKILLS = {
-    "mmbench": ("presence", "attribute", "position", "counting", "relation", "located", "neighbor"),
+    "mmbench": ("presence", "attribute", "position", "counting", "located", "neighbor"),
     "seedbench": tuple(SEED_TYPES),
-    "scienceqa": ("located", "counting", "comparison", "relation", "neighbor"),
+    "scienceqa": ("located", "counting", "comparison", "neighbor"),
     "vqav2": ("yes_no", "counting", "yes_no", "attribute", "reading", "comparison", "position"),
-    "gqa": ("neighbor", "relation_yes_no", "composed", "relation"),
+    "gqa": ("neighbor", "position_yes_no", "composed", "position"),
     "textvqa": ("reading", "sign_at"),
     "vizwiz": ("attribute", "yes_no", "unanswerable", "counting", "comparison", "unseen"),
     "mmstar": tuple(schemas.MMSTAR_CATEGORIES),
@@ -73,7 +73,7 @@ _ASK: dict[str, Maker] = {
     "sign_at": questions.sign_at,
     "string": questions.string,
     "yes_no": questions.yes_no,
-    "relation_yes_no": lambda scene, rng: _confirmed(questions.relation, scene, rng),
+    "position_yes_no": lambda scene, rng: _confirmed(questions.position, scene, rng),
     "unanswerable": questions.unanswerable,
     "unseen": _nothing_seen,
 }

@@ -21,11 +21,13 @@ from replication.data.world.questions import (
     Maker,
     Question,
     ask,
+    attribute,
     composed,
     labeled,
     listed,
+    located,
     pools,
-    relation,
+    position,
     sign_at,
     string,
     unanswerable,
@@ -69,10 +71,16 @@ _STYLE_SHARES = (0.26, 0.26, 0.26, 0.13, 0.09)
 _OPEN_SHARES = (0.5, 0.25, 0.2, 0.05)
 _VIZWIZ_UNANSWERABLE = 0.35
 
-# a relation is between two objects and takes the most practice, so it comes up three times as often
-_MAKERS: tuple[Maker, ...] = (*MAKERS.values(), relation, relation, composed, yes_no)
+# what an object is and where takes the most practice, so these come up more often
+_MAKERS: tuple[Maker, ...] = (
+    *MAKERS.values(),
+    *(attribute, position, position, located),
+    *(composed, yes_no),
+)
 _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
     "plain": _MAKERS,
+    # of one object it is soonest learned which option names it
+    "single": (*_MAKERS, *(MAKERS["presence"],) * 3),
     "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
     "diagram": (
         *(labeled,) * 6,
@@ -163,7 +171,7 @@ def conversation(
     """
     turns = [_caption(scene, rng, mix)] if not unseen and rng.random() < mix.captions else []
     count = mix.turns + len(turns)
-    makers = _MAKERS_OF_KIND[scene.kind]
+    makers = _MAKERS_OF_KIND["single" if len(scene.things) == 1 else scene.kind]
     while len(turns) < count:
         question = ask(pick(rng, makers), scene, rng)
         if question is None:

@@ -22,7 +22,7 @@ from replication.data.world.conversations import (
 from replication.data.world.looks import LOOKS
 from replication.data.world.scenes import Drawing, Scene, draw_scene
 from replication.data.world.vision import cell_contents
-from replication.settings.schema import Standins
+from replication.settings.schema import AlignmentData, Standins
 
 TRAIN_STREAM = 1000  # keeps training draws apart from the benchmarks' streams
 LANGUAGE_STREAM = 1001
@@ -65,12 +65,16 @@ def _kind(params: Standins, rng: np.random.Generator) -> tuple[str, bool, bool]:
 
 
 def _block(params: Standins, start: int, stop: int) -> pa.Table:
-    drawing, mix = drawing_of(params), mix_of(params)
+    drawing = drawing_of(params)
     rows = []
     for index in range(start, stop):
         rng = _rng(params.seed, index)
+        aligning = index >= params.train
+        mix = mix_of(params.alignment if aligning else params, params)
         kind, poor, unseen = _kind(params, rng)
         scene: Scene = draw_scene(rng, "train", kind, params.world)
+        while aligning and len(scene.things) > 1:
+            scene = draw_scene(rng, "train", "plain", params.world)
         scene_id = f"scene_{index:07d}"
         image = png(scene, rng, drawing, poor=poor, unseen=unseen)
         turns = conversation(scene, rng, mix, poor=poor, unseen=unseen)
@@ -97,9 +101,15 @@ def drawing_of(params: Standins) -> Drawing:
     return Drawing(params.noise, params.clutter, params.poorest, params.world)
 
 
-def mix_of(params: Standins) -> Mix:
-    """What a world's conversations consist of."""
-    return Mix(**{key.name: getattr(params, key.name) for key in dataclasses.fields(Mix)})
+def mix_of(part: Standins | AlignmentData, params: Standins) -> Mix:
+    """What a part's conversations consist of; what it does not say is as in the others."""
+    names = [key.name for key in dataclasses.fields(Mix)]
+    return Mix(**{name: getattr(part, name, getattr(params, name)) for name in names})
+
+
+def conversations_of(params: Standins) -> int:
+    """How many training conversations there are, with those of the alignment."""
+    return params.train + params.alignment.images
 
 
 def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:
@@ -110,13 +120,14 @@ def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> Non
         params: The section ``standins``.
         workers: Processes that draw; their number changes nothing in the file.
     """
-    edges = [*range(0, params.train, _BLOCK), params.train]
+    count = conversations_of(params)
+    edges = [*range(0, count, _BLOCK), count]
     spans = list(itertools.pairwise(edges))
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, SCHEMA) as writer,
         ProcessPoolExecutor(workers) as pool,
-        tqdm(total=params.train, desc="training scenes") as progress,
+        tqdm(total=count, desc="training scenes") as progress,
     ):
         starts, stops = zip(*spans, strict=True)
         for table in pool.map(_block, [params] * len(spans), starts, stops):

@@ -28,7 +28,6 @@ PHRASES = (
     "What shape is the",
     " object?",
     "Where is the",
-    " seen from the",
     "Which shape is most common?",
     "Which color is most common?",
     "What does the sign say?",
@@ -206,23 +205,6 @@ def position(scene: Scene, rng: np.random.Generator) -> Question | None:
     answer = scene.place(thing)
     wrong = _others(scene.look.quadrants, answer)
     return Question("position", text, answer, wrong, claim=claim)
-
-
-def relation(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Where is one object as seen from another (their quarters share a side)?"""
-    candidates = _unique(scene, lambda thing: thing.name)
-    found = [
-        (a, b, where)
-        for a in candidates
-        for b in candidates
-        if a != b and (where := _direction(scene, a, b))
-    ]
-    if not found:
-        return None
-    a, b, answer = pick(rng, found)
-    text = f"Where is the {a.name} seen from the {b.name}?"
-    claim = f"Is the {a.name} {{}} of the {b.name}?"
-    return Question("relation", text, answer, _others(scene.look.directions, answer), claim=claim)
 
 
 def comparison(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -408,7 +390,6 @@ MAKERS: dict[str, Maker] = {
     "counting": counting,
     "attribute": attribute,
     "position": position,
-    "relation": relation,
     "comparison": comparison,
     "reading": reading,
     "located": located,
@@ -417,5 +398,5 @@ MAKERS: dict[str, Maker] = {
 """Skills with at least three wrong options, which every multiple-choice benchmark can use."""
 _CONFIRMED: tuple[Maker, ...] = (
     *(presence_yes_no, presence_yes_no, presence_yes_no),
-    *(counting, position, attribute, reading, comparison, relation),
+    *(counting, position, attribute, reading, comparison),
 )

@@ -17,7 +17,7 @@ Writer = Callable[[int, Question, np.random.Generator, Row], Row]
 """(index, question, generator, image) -> row"""
 
 # SEED-Bench numbers its question types; these are the official ones that our skills belong to.
-SEED_TYPES = {"presence": 2, "attribute": 3, "position": 4, "counting": 5, "relation": 6}
+SEED_TYPES = {"presence": 2, "attribute": 3, "position": 4, "counting": 5, "neighbor": 6}
 SEED_TYPES |= {"comparison": 8, "reading": 9}
 
 MMSTAR_CATEGORIES = {
@@ -27,7 +27,6 @@ MMSTAR_CATEGORIES = {
     "position": ("fine-grained perception", "localization"),
     "located": ("instance reasoning", "single-instance reasoning"),
     "neighbor": ("instance reasoning", "cross-instance attribute reasoning"),
-    "relation": ("instance reasoning", "cross-instance relation reasoning"),
     "presence": ("logical reasoning", "common reasoning"),
 }
 # MMMU's subjects that our skills come closest to
@@ -36,11 +35,10 @@ MMMU_SUBJECTS = {
     "comparison": "Economics",
     "located": "Design",
     "neighbor": "Architecture_and_Engineering",
-    "relation": "Geography",
     "reading": "Literature",
 }
 # GQA's structural and semantic types
-_GQA = {"neighbor": ("query", "rel"), "composed": ("query", "attr"), "relation": ("query", "rel")}
+_GQA = {"neighbor": ("query", "rel"), "composed": ("query", "attr"), "position": ("query", "rel")}
 _VQA_TYPES = (
     *("how many", "what color is the", "what shape is the", "what does the", "where is the"),
     *("which", "is there a", "is the number of", "is the", "is", "does the", "what"),
@@ -57,7 +55,7 @@ def _mmbench(index: int, question: Question, rng: np.random.Generator, image: Ro
         "answer": LETTERS[place],
         **dict(zip(LETTERS, options, strict=True)),
         "category": question.skill,
-        "L2-category": "perception" if question.skill != "relation" else "reasoning",
+        "L2-category": "perception" if question.skill != "neighbor" else "reasoning",
         "source": "stand-in",
         "split": "dev",
         "image": image,

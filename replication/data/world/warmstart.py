@@ -27,8 +27,7 @@ _SHAPE = (
 
 @torch.no_grad()
 def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> None:
-    """Copy the decoder of ``source`` into ``model``: embeddings, layers, final norm, head, and the
-    projector where its shapes are the source's.
+    """Copy the decoder of ``source`` into ``model``: embeddings, layers, final norm and head.
 
     Tokens are matched by their string, and those of the chat format by their place in it
     (``replication.data.world.chat``). On text of matched tokens the two models then give the same
@@ -62,7 +61,6 @@ def warm_start(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -
         tables.append((head, source.get_output_embeddings().weight))
     for weight, source_weight in tables:
         weight[rows] = source_weight[source_rows].to(weight.dtype)
-    _copy_projector(model, target, source, origin)
 
 
 def map_tokens(
@@ -127,12 +125,3 @@ def _check(config: Any, source: Any) -> None:
                 f"{key} is {value} in the {config.model_type} model and {theirs[key]} in the "
                 f"{source.model_type} model to start from; make the text configurations one"
             )
-
-
-def _copy_projector(model: Any, target: Family, source: Any, origin: Family) -> None:
-    """Copy the main projector when all its parameters are of the source's shapes, in order."""
-    own = list(model.get_submodule(target.projectors[0]).parameters())
-    source_values = list(source.get_submodule(origin.projectors[0]).parameters())
-    if [value.shape for value in own] == [value.shape for value in source_values]:
-        for value, other in zip(own, source_values, strict=True):
-            value.copy_(other)
