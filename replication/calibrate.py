@@ -27,7 +27,7 @@ from replication.settings.schema import Params
 from replication.settings.workspace import alone, publish, workspace
 
 WORLD = (
-    *("standins", "pairs", "vision", "projector", "language", "alignment"),
+    *("standins", "pairs", "vision", "language", "alignment"),
     *("teacher", "baseline", "methods"),
     *("train.steps", "train.batch_size", "train.learning_rate"),
 )

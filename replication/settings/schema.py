@@ -31,9 +31,7 @@ REGIMES = "regimes"
 KINDS = ("teacher", "baseline")
 """The two models of a pair."""
 
-REDUCED_ONLY = (
-    *("standins", "vision", "features", "projector", "language", "alignment", "methods", "tuning"),
-)
+REDUCED_ONLY = (*("standins", "vision", "features", "language", "alignment", "methods", "tuning"),)
 """Sections of the small world. Scale paper has ``data`` in their place."""
 
 Amount = Annotated[float, Strict(), Field(ge=0, le=2**53, allow_inf_nan=False)]
@@ -275,11 +273,13 @@ class Alignment:
 
     Attributes:
         pairs: with a vision tower of their own; other pairs of the tower start from the same.
+        projector: its training, before, and before that of other teachers and baselines.
         teacher: training of a decoder of the teachers' shape.
         baseline: training of one of the baselines' shape.
     """
 
     pairs: list[Text]
+    projector: Projector
     teacher: Lesson
     baseline: Lesson
 
@@ -755,7 +755,6 @@ class Params:
     standins: Standins | None = None
     vision: dict[Text, Vision] | None = None
     features: Features | None = None
-    projector: Projector | None = None
     language: dict[Text, Lesson] | None = None
     alignment: Alignment | None = None
     methods: dict[Text, Portion] | None = None

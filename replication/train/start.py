@@ -205,7 +205,7 @@ def _started(
 def _align(params: Params, tower: str, model: Any, processor: Any, seed: int) -> None:
     """The projector's first lesson, on the images that the tower was pretrained on."""
     layout = Layout(params, tower)
-    settings = section(params.projector, "projector")
+    settings = section(params.alignment, ALIGNMENT).projector
     count = section(params.vision, "vision")[tower].images
     with reading(layout.conversations, "standins"):
         column = pq.read_table(layout.conversations, columns=["contents"])["contents"]

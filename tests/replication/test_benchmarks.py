@@ -186,7 +186,7 @@ def test_mme_points_are_accuracy_and_pairs_by_category(run, rows):
 
 @pytest.mark.slow
 def test_mmstar_is_the_mean_of_its_categories(run, rows):
-    """60 questions over eight categories are not equally many of each."""
+    """60 questions over seven categories are not equally many of each."""
     said, right = half_right("mmstar", rows, 1)
     score = run(lambda _, row: said[row], ["mmstar"]).scores["mmstar"]
     frame = pd.DataFrame({"c": [r["l2_category"] for r in rows["mmstar"]], "right": right})

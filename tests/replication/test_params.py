@@ -134,7 +134,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("scale", 3, "3"),
         ("teacher", {"qwen2vl": COMMITTED["teacher"]["qwen2_vl"]}, "the same ones"),
         ("baseline", {"llava": COMMITTED["baseline"]["qwen2_vl"]}, "the same ones"),
-        ("pairs.qwen2_vl.start", "languag", "did you mean 'language'"),
+        ("pairs.qwen2_vl.start", "alignmen", "did you mean 'alignment'"),
         ("pairs.qwen2_vl.start", "qwen2_vl", "'qwen2_vl'"),
         ("pairs.qwen2_vl.start", None, "start None"),
         ("pairs.qwen2_vl.vision", "qwen3_vl", "of another family or world"),
