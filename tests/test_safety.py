@@ -132,7 +132,7 @@ with contextlib.suppress(OSError):
 @pytest.mark.slow
 def test_no_module_and_no_cheap_stage_asks_the_network(tmp_path):
     """Every module is imported; then stand-ins are made, and the claims read, at a tiny size."""
-    tiny = {"train": 8, "language": 8, "evaluation": 4, "turns": 2}
+    tiny = {"train": 8, "alignment": {"images": 8}, "language": 8, "evaluation": 4, "turns": 2}
     params = merge(scale_params("smoke"), {"standins": tiny})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     script = """

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -246,22 +247,23 @@ def _finetune(
     code = code_hash("replication.train.start")
     origin = origin_of(model, data, method, values, None, code=code)
     target = layout.model(folder, name)
-    part = "text" if folder == "language" else "instruction"
-    log = layout.training_log(folder, name, part)
+    text = folder == "language"
+    log = layout.training_log(folder, name, "text" if text else "instruction")
     if log.is_file() and read_origin(target) == origin:
         return
-    fit(
-        model,
-        data,
-        method,
-        values,
-        teacher=None,
-        origin=origin,
-        scratch=layout.checkpoints(folder, name),
-        log=log,
-        about={"pair": folder},
-        finish=lambda _: save_trained(model, data.processor, target, method, origin),
-    )
+    with nullcontext() if text else family_of(model.config).take_vision_features(model):
+        fit(
+            model,
+            data,
+            method,
+            values,
+            teacher=None,
+            origin=origin,
+            scratch=layout.checkpoints(folder, name),
+            log=log,
+            about={"pair": folder},
+            finish=lambda _: save_trained(model, data.processor, target, method, origin),
+        )
 
 
 def _publish(params: Params, pair: str, name: str) -> None:

@@ -151,6 +151,7 @@ def test_dvc_reads_the_pipeline(tmp_path):
         "calibration": [*params.pairs],
         "entropy_error": [*params.pairs],
         "tuning": params.tuning.pairs,
+        "alignment": params.alignment.pairs,
     }
     names = set()
     for name, stage in PIPELINE.items():

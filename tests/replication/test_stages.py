@@ -44,7 +44,8 @@ from replication.train.runs import method_config
 RUN, GROUP, FAMILY, CELL = "grace_int4", "small_runs", "qwen2_vl", "regime_cell"
 BUILT = (
     *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language teacher"),
-    *("language baseline", f"pairs {FAMILY}", f"teacher_outputs {FAMILY}", f"train {GROUP}"),
+    *("language baseline", f"alignment {FAMILY}", f"pairs {FAMILY}"),
+    *(f"teacher_outputs {FAMILY}", f"train {GROUP}"),
     *("regimes", f"train {CELL}"),
 )
 STEPS = {"steps": 2, "batch_size": 8}
@@ -60,7 +61,10 @@ RUNS[CELL] = {
 }
 TINY = {
     "scale": "smoke",
-    "standins": {"train": 48, "language": 40, "evaluation": 30, "turns": 2, "vocab_size": 400},
+    "standins": {
+        **{"train": 48, "alignment": {"images": 16, "turns": 2}, "language": 40},
+        **{"evaluation": 30, "turns": 2, "vocab_size": 400},
+    },
     "families": [FAMILY],
     "pairs": OTHERS,
     "methods": {**OTHERS, FAMILY: {"records": [8, 40]}},
@@ -69,6 +73,10 @@ TINY = {
         FAMILY: {"images": 24, "steps": 2, "batch_size": 8, "config": VISION},
     },
     "language": {"teacher": STEPS, "baseline": STEPS},
+    "alignment": {
+        **{"pairs": [FAMILY], "teacher": STEPS, "baseline": STEPS},
+        "projector": {"steps": 2, "batch_size": 8},
+    },
     "teacher": {
         **OTHERS,
         FAMILY: {**STEPS, "records": [0, 40], "text": {**TEXT, "num_hidden_layers": 3}},
@@ -177,7 +185,10 @@ def test_the_stages_write_what_the_layout_says(built):
     assert (built / layout.conversations).is_file()
     for path in (layout.processor, layout.vision, layout.features):
         assert (built / path(FAMILY)).exists(), path
-    for folder, part in (("language", "text"), (FAMILY, "instruction")):
+    aligned = f"alignment/{FAMILY}"
+    for folder, part in (
+        *(("language", "text"), (aligned, "instruction"), (FAMILY, "instruction")),
+    ):
         for name in ("teacher", "baseline"):
             assert (built / layout.model(folder, name) / "model.safetensors").is_file()
             log = json.loads((built / layout.training_log(folder, name, part)).read_text())
@@ -530,8 +541,18 @@ CASES = {
     "corrupt data set": (f"features {FAMILY}", lambda w: truncate(train_set(w)), "train.parquet"),
     "no start": (
         f"pairs {FAMILY}",
+        lambda w: remove(w / "models" / "smoke" / "alignment" / FAMILY / "teacher"),
+        "does not exist",
+    ),
+    "no language model": (
+        f"alignment {FAMILY}",
         lambda w: remove(w / "models" / "smoke" / "language" / "teacher"),
         "does not exist",
+    ),
+    "alignment of a pair without a tower of its own": (
+        "alignment llava",
+        lambda w: None,
+        "alignment.pairs 'llava' is unknown",
     ),
     "no questions": (
         f"evaluate {GROUP}",
