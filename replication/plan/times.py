@@ -143,12 +143,9 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         for model in models:
             settings = params.settings_of(key or REGIMES, model)
             samples.append(settings.steps * settings.batch_size)
-    elif name == ALIGNMENT:
-        lessons = section(params.alignment, ALIGNMENT)
+    elif name in ("language", ALIGNMENT):
+        lessons = section(getattr(params, name), name)
         samples = [one.steps * one.batch_size for one in (lessons.teacher, lessons.baseline)]
-    elif name == "language":
-        decoder = section(params.language, "language")[key]
-        samples = [decoder.steps * decoder.batch_size]
     elif name == "evaluate":
         group = params.runs.get(key)
         count = _trainings(group) if group else 2

@@ -134,9 +134,6 @@ def _pairs(params: Params) -> Iterator[str]:
                 f"{section_name} names the pairs {', '.join(pairs)}, the section pairs names "
                 f"{', '.join(params.pairs)}; name the same ones"
             )
-    for name in params.language or ():
-        if name not in KINDS:
-            yield unknown(f"language.{name}", name, KINDS)
     yield from _once("internals.families", params.internals.families, params.families)
 
 
@@ -168,11 +165,10 @@ def _starts(params: Params) -> Iterator[str]:
                     f"pairs.{name}.vision {pair.vision!r} is of another family or world; choose a "
                     "pair of its own"
                 )
-        others = [ALIGNMENT, *(other for other in params.pairs if other != name)]
+        own = [f"{ALIGNMENT}/{pair.vision}"] if pair.vision in aligned else []
+        others = [*own, *(other for other in params.pairs if other != name)]
         if pair.start not in others:
             yield unknown(f"pairs.{name}.start {pair.start!r}", pair.start, others)
-        if pair.start == ALIGNMENT and pair.vision not in aligned:
-            yield f"alignment.pairs lacks {pair.vision!r}, where {name} starts; add it"
     for name in aligned:
         if name not in towers:
             yield unknown(f"alignment.pairs {name!r}", name, towers)

@@ -76,7 +76,7 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
             raise InputError(unknown(f"family {family!r}", family, known))
     pairs = {name: p for name, p in params["pairs"].items() if p["family"] in families}
     for name, pair in pairs.items():
-        start = pair["vision"] if pair["start"] == ALIGNMENT else pair["start"]
+        start = pair["start"].removeprefix(f"{ALIGNMENT}/")
         if start not in pairs:
             raise InputError(f"the pair {name} starts from {start}; name its family, too")
     params["families"] = [family for family in known if family in families]
@@ -107,7 +107,7 @@ def _keep_families(params: dict[str, Any], families: list[str]) -> None:
 
 def training_stages(params: Params) -> list[str]:
     """The stages that train, and those that need neither lmms-eval nor a quantizer's library."""
-    language = [f"language@{name}" for name in params.language or ()]
+    language = [] if params.language is None else ["language"]
     aligned = [] if params.alignment is None else params.alignment.pairs
     language += [f"alignment@{pair}" for pair in aligned]
     pairs = [f"pairs@{pair}" for pair in params.pairs]

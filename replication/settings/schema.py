@@ -120,7 +120,7 @@ class Pair:
     Attributes:
         family: of both. The pair that has its family's name is the family's first.
         vision: the pair whose processor, vision tower and features they use.
-        start: where their decoders start: a pair, or "alignment".
+        start: where their decoders start: another pair, or "alignment/<vision>".
         world: "first", or "second": other shapes, colours, layouts and words.
     """
 
@@ -265,6 +265,19 @@ class Lesson:
     learning_rate: Amount
     warmup_ratio: Share = 0.05
     weight_decay: Amount = 0.0
+
+
+@record
+class Language:
+    """Decoders are trained on text alone, of the shapes of the pair ``LANGUAGE_FAMILY``.
+
+    Attributes:
+        teacher: training of a decoder of the teacher's shape.
+        baseline: training of one of the baseline's shape.
+    """
+
+    teacher: Lesson
+    baseline: Lesson
 
 
 @record
@@ -755,7 +768,7 @@ class Params:
     standins: Standins | None = None
     vision: dict[Text, Vision] | None = None
     features: Features | None = None
-    language: dict[Text, Lesson] | None = None
+    language: Language | None = None
     alignment: Alignment | None = None
     methods: dict[Text, Portion] | None = None
     regimes: Regimes | None = None

@@ -1,13 +1,13 @@
-"""Stage ``language``: a decoder trained on text alone, from which teachers or baselines start."""
+"""Stage ``language``: decoders trained on text alone, from which all others start."""
 
 from replication.settings.schema import Params
 from replication.stages import stage
-from replication.train.start import train_decoder
+from replication.train.start import train_decoders
 
 
 @stage
-def main(params: Params, name: str) -> None:
-    train_decoder(params, name)
+def main(params: Params) -> None:
+    train_decoders(params)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Training and evaluation share no scene: a scene's content decides its split.
 import dataclasses
 from pathlib import Path
 
+from replication.base.workers import run_all
 from replication.data.world.benchmarks import SKILLS, write_benchmark
 from replication.data.world.corpus import drawing_of, write_language_set, write_training_set
 from replication.settings.paths import Layout
@@ -26,15 +27,18 @@ def write_world(folder: Path, world: Standins) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_language_set(folder / "language.parquet", world)
     write_training_set(folder / "train.parquet", world)
-    for name in SKILLS:
-        write_benchmark(
-            name,
-            folder / f"{name}.parquet",
-            split="evaluation",
-            count=world.evaluation,
-            seed=world.seed,
-            drawing=drawing_of(world),
-        )
+    run_all(_write_benchmark, [(name, folder, world) for name in SKILLS])
+
+
+def _write_benchmark(name: str, folder: Path, world: Standins) -> None:
+    write_benchmark(
+        name,
+        folder / f"{name}.parquet",
+        split="evaluation",
+        count=world.evaluation,
+        seed=world.seed,
+        drawing=drawing_of(world),
+    )
 
 
 if __name__ == "__main__":

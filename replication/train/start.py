@@ -46,27 +46,29 @@ from replication.train.fit import (
 )
 
 
-def train_decoder(params: Params, name: str) -> None:
-    """Write ``language/<name>``: a model whose decoder was trained on text alone.
+def train_decoders(params: Params) -> None:
+    """Write ``language``: models whose decoders were trained on text alone, side by side.
 
     Args:
         params: The parameters of a reduced scale.
-        name: Of the section ``language``: "teacher" or "baseline".
 
     Raises:
-        InputError: For an unknown name, or data or a processor that is missing.
+        InputError: For data or a processor that is missing.
     """
     layout = Layout(params, LANGUAGE_FAMILY)
-    languages = section(params.language, "language")
-    if name not in languages:
-        raise InputError(f"section language has no {name!r}; it has {', '.join(languages)}")
-    settings, family = languages[name], LANGUAGE_FAMILY
-    vision = section(params.vision, "vision")[family]
-    shape = params.settings_of(family, name).text
     needed(layout.texts, "standins")
-    processor = load_processor(needed(layout.processor(family), "vision"))
+    needed(layout.processor(LANGUAGE_FAMILY), "vision")
     check_architectures(params)
-    model = build_model(family, processor, shape, vision.config, settings.seed)
+    run_all(_train_decoder, [(params, name) for name in KINDS])
+
+
+def _train_decoder(params: Params, name: str) -> None:
+    layout = Layout(params, LANGUAGE_FAMILY)
+    settings: Lesson = getattr(section(params.language, "language"), name)
+    vision = section(params.vision, "vision")[LANGUAGE_FAMILY]
+    shape = params.settings_of(LANGUAGE_FAMILY, name).text
+    processor = load_processor(layout.processor(LANGUAGE_FAMILY))
+    model = build_model(LANGUAGE_FAMILY, processor, shape, vision.config, settings.seed)
     data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
     _finetune(params, settings, model, data, folder="language", name=name)
 
@@ -82,7 +84,8 @@ def train_pair(params: Params, pair: str) -> None:
         for name in KINDS:
             _publish(params, pair, name)
         return
-    _train_all(params, [(pair, name, _start_of(params, pair, name)) for name in KINDS])
+    start = params.pairs[pair].start
+    _train_all(params, [(pair, name, f"{start}/{name}") for name in KINDS])
 
 
 def train_regimes(params: Params) -> None:
@@ -93,23 +96,13 @@ def train_regimes(params: Params) -> None:
         InputError: When something that is read is missing.
     """
     layout, regimes = Layout(params), section(params.regimes, REGIMES)
-    models = [
-        (REGIMES, name, _start_of(params, REGIMES, model.like))
-        for name, model in regimes.models.items()
-    ]
+    start = params.pair(REGIMES).start
+    models = [(REGIMES, n, f"{start}/{model.like}") for n, model in regimes.models.items()]
     _train_all(params, models)
     for folder in (layout.models / REGIMES, layout.training_logs(REGIMES)):
         for path in folder.iterdir():
             if path.name not in regimes.models:
                 shutil.rmtree(path)
-
-
-def _start_of(params: Params, folder: str, kind: str) -> str:
-    """The model that a teacher or baseline starts from, as ``<folder>/<name>``."""
-    pair = params.pair(folder)
-    return (
-        f"{ALIGNMENT}/{pair.vision}/{kind}" if pair.start == ALIGNMENT else f"{pair.start}/{kind}"
-    )
 
 
 def _check_inputs(params: Params, starts: list[tuple[str, str]]) -> None:

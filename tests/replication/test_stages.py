@@ -43,8 +43,8 @@ from replication.train.runs import method_config
 
 RUN, GROUP, FAMILY, CELL = "grace_int4", "small_runs", "qwen2_vl", "regime_cell"
 BUILT = (
-    *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language teacher"),
-    *("language baseline", f"alignment {FAMILY}", f"pairs {FAMILY}"),
+    *("standins", f"vision {FAMILY}", f"features {FAMILY}", "language"),
+    *(f"alignment {FAMILY}", f"pairs {FAMILY}"),
     *(f"teacher_outputs {FAMILY}", f"train {GROUP}"),
     *("regimes", f"train {CELL}"),
 )
@@ -533,7 +533,6 @@ CASES = {
     "unknown group": ("train small_rums", lambda w: None, "did you mean 'small_runs'"),
     "unknown folder": ("evaluate small_rums", lambda w: None, "did you mean 'small_runs'"),
     "unknown family": ("pairs qwen2vl", lambda w: None, "did you mean 'qwen2_vl'"),
-    "unknown language model": ("language student", lambda w: None, "'student'"),
     **{
         f"no data set: {name}": (name, lambda w: remove(train_set(w)), "run the stage standins")
         for name in (*PER_FAMILY, f"train {GROUP}")
@@ -587,7 +586,7 @@ CASES = {
     ),
     "no model": (f"evaluate {GROUP}", lambda w: remove(trained(w)), "does not exist"),
     "no text": (
-        "language teacher",
+        "language",
         lambda w: remove(data(w, "standins", "language.parquet")),
         "run the stage standins",
     ),
