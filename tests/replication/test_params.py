@@ -22,7 +22,7 @@ from replication.train.runs import method_config
 
 COMMITTED = yaml.safe_load((ROOT / "params.yaml").read_text())
 BY_NAME = (
-    *("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl", "language.teacher"),
+    *("teacher.qwen2_vl", "baseline.qwen2_vl", "vision.qwen2_vl"),
     "coefficients.code",
 )
 NAMED = {name.partition(".")[0] for name in BY_NAME}
@@ -157,7 +157,6 @@ def test_the_nearest_name_is_offered(path, near):
         ("runs.gates.records", [0, 4], "takes no key 'records'"),
         ("runs.regime_all_clean_same.teacher", "regimes/baseline_all", "known: qwen2_vl/teacher"),
         ("runs.regime_all_clean_same.baseline", None, "baseline None"),
-        ("language.student", COMMITTED["language"]["teacher"], "student"),
         ("standins", None, "'standins'"),
         ("standins.seed", 1.5, "1.5"),
         ("standins.seed", True, "True"),
