@@ -80,7 +80,7 @@ _MAKERS: tuple[Maker, ...] = (
 _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
     "plain": _MAKERS,
     # of one object it is soonest learned which option names it
-    "single": (*_MAKERS, *(MAKERS["presence"],) * 3),
+    "single": (*MAKERS.values(), *(MAKERS["presence"],) * 3, yes_no),
     "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
     "diagram": (
         *(labeled,) * 6,
