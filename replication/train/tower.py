@@ -1,6 +1,7 @@
 """A pair's vision tower at reduced scale: pretrained on the scenes, and its output on them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from grace.data import ConversationDataset
 from grace.models import family_of, load_processor
 from replication.base.files import atomic_path
+from replication.base.workers import cores, run_all
 from replication.data.world.looks import LOOKS
 from replication.data.world.models import build_processor, build_tower, load_tower
 from replication.data.world.scenes import GRID
@@ -112,27 +114,44 @@ def write_features(params: Params, name: str) -> None:
     Raises:
         InputError: When the data, the processor or the tower is missing or cannot be read.
     """
-    kind = params.pair(name).family
-    family, layout = family_of(kind), Layout(params, name)
-    vision = section(params.vision, "vision")[name]
+    layout = Layout(params, name)
     batch_size = section(params.features, "features").batch_size
     needed(layout.conversations, "standins")
-    processor = load_processor(needed(layout.processor(name), "vision"))
-    with reading(layout.vision(name), "vision"):
-        model = load_tower(kind, processor, vision.config, layout.vision(name))
-    data = ConversationDataset(layout.conversations, processor, model.config)
+    needed(layout.processor(name), "vision")
+    with reading(layout.conversations, "standins"):
+        count = pq.read_metadata(layout.conversations).num_rows
     target = layout.features(name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    output = None
-    for start in tqdm(range(0, len(data), batch_size), desc="vision features"):
-        rows = range(start, min(start + batch_size, len(data)))
-        features = family.vision_features(model, data.pixels(rows))
-        features = features.unflatten(0, (len(rows), -1)).to(torch.float16).numpy()
-        if output is None:
-            shape = (len(data), *features.shape[1:])
-            output = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        output[rows.start : rows.stop] = features
-    assert output is not None
+    starts = range(0, count, batch_size)
+    parts = np.array_split(np.array(starts), min(cores(), len(starts)))
+    temporaries = [target.with_suffix(f".{part[0]}.tmp") for part in parts]
+    jobs = zip(parts, temporaries, strict=True)
+    run_all(_write_features, [(params, name, part.tolist(), path) for part, path in jobs])
+    written = [np.load(path, mmap_mode="r") for path in temporaries]
+    whole = target.with_suffix(".tmp")
+    output = np.lib.format.open_memmap(
+        whole, "w+", np.float16, (sum(map(len, written)), *written[0].shape[1:])
+    )
+    np.concatenate(written, out=output)
     output.flush()
-    temporary.replace(target)
+    whole.replace(target)
+    for path in temporaries:
+        path.unlink()
+
+
+def _write_features(params: Params, name: str, starts: list[int], target: Path) -> None:
+    """The features of the batches that start at these images."""
+    kind, layout = params.pair(name).family, Layout(params, name)
+    batch_size = section(params.features, "features").batch_size
+    processor = load_processor(layout.processor(name))
+    with reading(layout.vision(name), "vision"):
+        config = section(params.vision, "vision")[name].config
+        model = load_tower(kind, processor, config, layout.vision(name))
+    data = ConversationDataset(layout.conversations, processor, model.config)
+    batches = []
+    for start in tqdm(starts, desc="vision features"):
+        rows = range(start, min(start + batch_size, len(data)))
+        features = family_of(kind).vision_features(model, data.pixels(rows))
+        batches.append(features.unflatten(0, (len(rows), -1)).to(torch.float16).numpy())
+    with target.open("wb") as file:
+        np.save(file, np.concatenate(batches))
