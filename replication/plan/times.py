@@ -145,7 +145,9 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
             samples.append(settings.steps * settings.batch_size)
     elif name in ("language", ALIGNMENT):
         lessons = section(getattr(params, name), name)
-        samples = [one.steps * one.batch_size for one in (lessons.teacher, lessons.baseline)]
+        more = getattr(lessons, "where_steps", 0)
+        both = (lessons.teacher, lessons.baseline)
+        samples = [(one.steps + more) * one.batch_size for one in both]
     elif name == "evaluate":
         group = params.runs.get(key)
         count = _trainings(group) if group else 2

@@ -54,7 +54,7 @@ class AlignmentData:
     """Images of one object after the other training images: decoders learn to see on them.
 
     Attributes:
-        images: how many.
+        images: how many in each of the two lessons.
         turns: fewest turns in a conversation.
         captions: chance that a conversation opens with a caption.
         open_answers: chance that a question is asked without its options.
@@ -287,14 +287,16 @@ class Alignment:
     Attributes:
         pairs: with a vision tower of their own; other pairs of the tower start from the same.
         projector: its training, before, and before that of other teachers and baselines.
-        teacher: training of a decoder of the teachers' shape.
-        baseline: training of one of the baselines' shape.
+        teacher: training of a decoder of the teachers' shape in the first lesson.
+        baseline: training of one of the baselines' shape, likewise.
+        where_steps: steps of the second lesson, in which places are asked for, too.
     """
 
     pairs: list[Text]
     projector: Projector
     teacher: Lesson
     baseline: Lesson
+    where_steps: Positive
 
 
 @record

@@ -21,6 +21,8 @@ from replication.base.code import code_hash
 from replication.base.files import write_json_atomic
 from replication.base.messages import unknown
 from replication.base.workers import run_all
+from replication.data.world.conversations import LESSONS
+from replication.data.world.corpus import lesson_rows
 from replication.data.world.looks import LOOKS
 from replication.data.world.models import build_model, take_tower
 from replication.data.world.projector import align_projector
@@ -70,7 +72,7 @@ def _train_decoder(params: Params, name: str) -> None:
     processor = load_processor(layout.processor(LANGUAGE_FAMILY))
     model = build_model(LANGUAGE_FAMILY, processor, shape, vision.config, settings.seed)
     data = ConversationDataset(layout.texts, processor, model.config, supervise_prompts=True)
-    _finetune(params, settings, model, data, folder="language", name=name)
+    _finetune(params, settings, model, data, folder="language", name=name, part="text")
 
 
 def train_pair(params: Params, pair: str) -> None:
@@ -164,13 +166,16 @@ def train_aligned(params: Params, pair: str) -> None:
 
 
 def _train_aligned(params: Params, pair: str, name: str) -> None:
-    settings: Lesson = getattr(section(params.alignment, ALIGNMENT), name)
+    alignment, world = section(params.alignment, ALIGNMENT), section(params.standins, "standins")
+    first: Lesson = getattr(alignment, name)
+    second = dataclasses.replace(first, steps=alignment.where_steps)
     text = params.settings_of(pair, name).text
-    model, processor = _started(params, pair, text, settings.seed, f"language/{name}")
-    world = section(params.standins, "standins")
-    portion = Portion([world.train, world.train + world.alignment.images])
-    data = load_training_data(Layout(params, pair), pair, portion, processor, model.config)
-    _finetune(params, settings, model, data, folder=f"{ALIGNMENT}/{pair}", name=name)
+    model, processor = _started(params, pair, text, first.seed, f"language/{name}")
+    layout, folder = Layout(params, pair), f"{ALIGNMENT}/{pair}"
+    for lesson, settings in zip(LESSONS, (first, second), strict=True):
+        portion = Portion(lesson_rows(world, lesson))
+        data = load_training_data(layout, pair, portion, processor, model.config)
+        _finetune(params, settings, model, data, folder=folder, name=name, part=lesson)
 
 
 def _started(
@@ -232,19 +237,20 @@ def _finetune(
     *,
     folder: str,
     name: str,
+    part: str = "instruction",
 ) -> None:
-    """Plain supervised fine-tuning of every weight but the tower's, and the model's directory."""
+    """Plain supervised fine-tuning of every weight but the tower's, and the model's directory, with
+    a log of this part of the model's training."""
     layout, method = Layout(params), MethodConfig("sft")
     prepare_student(model, method)
     values = dataclasses.asdict(settings) | {"arithmetic": arithmetic_name(params.arithmetic)}
     code = code_hash("replication.train.start")
     origin = origin_of(model, data, method, values, None, code=code)
     target = layout.model(folder, name)
-    text = folder == "language"
-    log = layout.training_log(folder, name, "text" if text else "instruction")
+    log = layout.training_log(folder, name, part)
     if log.is_file() and read_origin(target) == origin:
         return
-    with nullcontext() if text else family_of(model.config).take_vision_features(model):
+    with nullcontext() if part == "text" else family_of(model.config).take_vision_features(model):
         fit(
             model,
             data,

@@ -62,7 +62,7 @@ RUNS[CELL] = {
 TINY = {
     "scale": "smoke",
     "standins": {
-        **{"train": 48, "alignment": {"images": 16, "turns": 2}, "language": 40},
+        **{"train": 48, "alignment": {"images": 8, "turns": 2}, "language": 40},
         **{"evaluation": 30, "turns": 2, "vocab_size": 400},
     },
     "families": [FAMILY],
@@ -75,7 +75,7 @@ TINY = {
     "language": {"teacher": STEPS, "baseline": STEPS},
     "alignment": {
         **{"pairs": [FAMILY], "teacher": STEPS, "baseline": STEPS},
-        "projector": {"steps": 2, "batch_size": 8},
+        **{"projector": {"steps": 2, "batch_size": 8}, "where_steps": 2},
     },
     "teacher": {
         **OTHERS,
@@ -187,7 +187,7 @@ def test_the_stages_write_what_the_layout_says(built):
         assert (built / path(FAMILY)).exists(), path
     aligned = f"alignment/{FAMILY}"
     for folder, part in (
-        *(("language", "text"), (aligned, "instruction"), (FAMILY, "instruction")),
+        *(("language", "text"), (aligned, "what"), (aligned, "where"), (FAMILY, "instruction")),
     ):
         for name in ("teacher", "baseline"):
             assert (built / layout.model(folder, name) / "model.safetensors").is_file()

@@ -79,8 +79,6 @@ _MAKERS: tuple[Maker, ...] = (
 )
 _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
     "plain": _MAKERS,
-    # of one object it is soonest learned which option names it
-    "single": (*MAKERS.values(), *(MAKERS["presence"],) * 3, yes_no),
     "strings": (*_MAKERS, *(string,) * 4, *(sign_at,) * 6),
     "diagram": (
         *(labeled,) * 6,
@@ -88,6 +86,10 @@ _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
         yes_no,
     ),
 }
+_WHAT = (*MAKERS.values(), *(MAKERS["presence"],) * 3, yes_no)
+LESSONS: dict[str, tuple[Maker, ...]] = {"what": _WHAT, "where": (*_WHAT, *(position,) * 4)}
+"""What is asked in an alignment, in order. It is soonest learned which option names the object; its
+place with options, once that is known: from the beginning it keeps a model from both."""
 _ENDINGS = {
     "phrase": PHRASE_INSTRUCTION,
     "bare": "",
@@ -159,6 +161,7 @@ def conversation(
     *,
     poor: bool = False,
     unseen: bool = False,
+    lesson: str | None = None,
 ) -> list[Turn]:
     """A conversation about one scene.
 
@@ -168,10 +171,11 @@ def conversation(
         mix: What it consists of.
         poor: the drawing is a poor one: what is asked without options is asked as VizWiz asks.
         unseen: nothing can be seen in it: that is all that is asked, and nothing can be answered.
+        lesson: which of :data:`LESSONS` asks, of an image of one object.
     """
     turns = [_caption(scene, rng, mix)] if not unseen and rng.random() < mix.captions else []
     count = mix.turns + len(turns)
-    makers = _MAKERS_OF_KIND["single" if len(scene.things) == 1 else scene.kind]
+    makers = _MAKERS_OF_KIND[scene.kind] if lesson is None else LESSONS[lesson]
     while len(turns) < count:
         question = ask(pick(rng, makers), scene, rng)
         if question is None:

@@ -14,6 +14,7 @@ from replication.base.files import atomic_path
 from replication.data.world.benchmarks import UNSEEN, png
 from replication.data.world.conversations import (
     DESCRIBE,
+    LESSONS,
     Mix,
     conversation,
     drill,
@@ -69,15 +70,15 @@ def _block(params: Standins, start: int, stop: int) -> pa.Table:
     rows = []
     for index in range(start, stop):
         rng = _rng(params.seed, index)
-        aligning = index >= params.train
-        mix = mix_of(params.alignment if aligning else params, params)
+        lesson = lesson_of(params, index)
+        mix = mix_of(params if lesson is None else params.alignment, params)
         kind, poor, unseen = _kind(params, rng)
         scene: Scene = draw_scene(rng, "train", kind, params.world)
-        while aligning and len(scene.things) > 1:
+        while lesson is not None and len(scene.things) > 1:
             scene = draw_scene(rng, "train", "plain", params.world)
         scene_id = f"scene_{index:07d}"
         image = png(scene, rng, drawing, poor=poor, unseen=unseen)
-        turns = conversation(scene, rng, mix, poor=poor, unseen=unseen)
+        turns = conversation(scene, rng, mix, poor=poor, unseen=unseen, lesson=lesson)
         wrong = (rng.random(len(turns)) < params.wrong_labels).tolist()
         if turns[0].question == DESCRIBE:
             wrong[0] = True  # a caption errs about a share of its objects
@@ -107,9 +108,21 @@ def mix_of(part: Standins | AlignmentData, params: Standins) -> Mix:
     return Mix(**{name: getattr(part, name, getattr(params, name)) for name in names})
 
 
+def lesson_rows(params: Standins, lesson: str) -> list[int]:
+    """The first row of a lesson of the alignment, and the one after the last."""
+    start = params.train + list(LESSONS).index(lesson) * params.alignment.images
+    return [start, start + params.alignment.images]
+
+
+def lesson_of(params: Standins, row: int) -> str | None:
+    """The lesson that a row belongs to; none of those that teachers, baselines and runs see."""
+    place = (row - params.train) // params.alignment.images
+    return None if row < params.train else list(LESSONS)[place]
+
+
 def conversations_of(params: Standins) -> int:
     """How many training conversations there are, with those of the alignment."""
-    return params.train + params.alignment.images
+    return params.train + len(LESSONS) * params.alignment.images
 
 
 def write_training_set(path: Path, params: Standins, *, workers: int = 2) -> None:

@@ -64,7 +64,7 @@ def align_projector(
 @torch.no_grad()
 def cell_words(look: Look, tokenizer: Any, embeddings: torch.Tensor) -> torch.Tensor:
     """What a visual token shall be: the sum of the embeddings of colour, shape or text, and the
-    quarter of the image: (contents, cells, width)."""
+    quarter of the image; zero where nothing is: (contents, cells, width)."""
 
     def table(words: tuple[str, ...]) -> torch.Tensor:
         ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
@@ -80,5 +80,6 @@ def cell_words(look: Look, tokenizer: Any, embeddings: torch.Tensor) -> torch.Te
     aspects = aspects_of(look)
     shown = torch.stack([pool[index] for pool, index in zip(pools, aspects.T, strict=True)]).sum(0)
     cells = torch.arange(GRID * GRID)
-    quarters = cells // GRID // HALF * 2 + cells % GRID // HALF
-    return shown[:, None] + table(look.quadrants)[quarters]
+    quarters = table(look.quadrants)[cells // GRID // HALF * 2 + cells % GRID // HALF]
+    # not where nothing is: else every name of a quarter would be in every image
+    return (shown[:, None] + quarters) * aspects.any(1)[:, None, None]
