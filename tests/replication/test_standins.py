@@ -45,7 +45,7 @@ from replication.data.world.conversations import (
     messages,
     open_prompt,
 )
-from replication.data.world.corpus import write_training_set
+from replication.data.world.corpus import conversations_of, write_training_set
 from replication.data.world.looks import FIRST, LOOKS
 from replication.data.world.models import (
     build_processor,
@@ -682,7 +682,7 @@ def test_the_training_set_is_the_same_whatever_the_workers(tmp_path, world):
         write_training_set(tmp_path / f"{workers}.parquet", small, workers=workers)
     a, b = (pq.read_table(tmp_path / f"{workers}.parquet") for workers in (1, 2))
     assert a.equals(b)
-    assert a.num_rows == 1100
+    assert a.num_rows == conversations_of(small)
 
 
 @pytest.fixture(scope="module")
