@@ -18,16 +18,13 @@ from replication.stages import stage
 @stage
 def main(params: Params) -> None:
     layout, settings = Layout(params), section(params.standins, "standins")
-    for name in dict.fromkeys(["first", *(pair.world for pair in params.pairs.values())]):
-        write_world(layout.world(name), dataclasses.replace(settings, world=name))
-
-
-def write_world(folder: Path, world: Standins) -> None:
-    """Write one world's training conversations and evaluation sets."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_language_set(folder / "language.parquet", world)
-    write_training_set(folder / "train.parquet", world)
-    run_all(_write_benchmark, [(name, folder, world) for name in SKILLS])
+    names = dict.fromkeys(["first", *(pair.world for pair in params.pairs.values())])
+    worlds = {layout.world(name): dataclasses.replace(settings, world=name) for name in names}
+    for folder, world in worlds.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_language_set(folder / "language.parquet", world)
+        write_training_set(folder / "train.parquet", world)
+    run_all(_write_benchmark, [(name, *one) for one in worlds.items() for name in SKILLS])
 
 
 def _write_benchmark(name: str, folder: Path, world: Standins) -> None:
