@@ -28,6 +28,7 @@ from replication.data.world.questions import (
     located,
     pools,
     position,
+    presence,
     sign_at,
     string,
     unanswerable,
@@ -86,7 +87,7 @@ _MAKERS_OF_KIND: dict[str, tuple[Maker, ...]] = {
         yes_no,
     ),
 }
-_WHAT = (*MAKERS.values(), *(MAKERS["presence"],) * 3, yes_no)
+_WHAT = (*MAKERS.values(), *(presence,) * 3, yes_no)
 LESSONS: dict[str, tuple[Maker, ...]] = {"what": _WHAT, "where": (*_WHAT, *(position,) * 4)}
 """What is asked in an alignment, in order. It is soonest learned which option names the object; its
 place with options, once that is known: from the beginning it keeps a model from both."""

@@ -90,7 +90,7 @@ SECOND = Look(
     words={
         **{"shape": "figure", "color": "tint", "image": "picture", "objects": "items"},
         **{"object": "item", "sign": "plate", "signs": "plates", "label": "tag"},
-        **{"labeled": "tagged", "common": "frequent", "seen": "viewed"},
+        **{"labeled": "tagged", "common": "frequent"},
     },
     dark=True,
 )
