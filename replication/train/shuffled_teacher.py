@@ -20,7 +20,7 @@ class ShuffledTeacher:
         seed: of the permutation.
 
     Raises:
-        InputError: when more than one sample in a hundred has no partner of its length.
+        InputError: when more than one sample in twenty has no partner of its length.
     """
 
     def __init__(self, teacher: CachedTeacher, supervised: Any, seed: int) -> None:
@@ -31,7 +31,7 @@ class ShuffledTeacher:
             members = rng.permutation(np.flatnonzero(lengths == length))
             self.order[members] = np.roll(members, 1)  # one cycle: nobody keeps their own
         alone = int((self.order == np.arange(len(lengths))).sum())
-        if alone > len(lengths) / 100:
+        if alone > len(lengths) / 20:
             raise InputError(
                 f"{alone} of {len(lengths)} samples have a number of supervised tokens of their "
                 "own and cannot be shuffled; use more samples, or samples of more equal length"

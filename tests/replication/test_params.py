@@ -217,7 +217,7 @@ def test_the_nearest_name_is_offered(path, near):
         ("evaluate.benchmarks.gates", ["mmbench", "mmbench"], "each once"),
         ("evaluate.benchmarks.gates", ["mmbensh"], "did you mean 'mmbench'"),
         ("evaluate.benchmarks.gate", ["mmbench"], "did you mean 'gates'"),
-        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava, llava_pair2"),
+        ("evaluate.benchmarks", {"gates": ["mmbench"]}, "lacks llava, qwen2_vl"),
         ("evaluate.dtype", "float23", "did you mean 'float32'"),
         ("internals.families", [], "at least one"),
         ("internals.families", ["llava", "llava"], "each once"),

@@ -50,9 +50,7 @@ BUILT = (
 )
 STEPS = {"steps": 2, "batch_size": 8}
 PORTION = Portion([8, 40])
-OTHERS = dict.fromkeys(
-    ["llava", "llava_pair2", "qwen2_vl_pair2", "qwen2_vl_world2", "qwen3_vl", "qwen3_vl_pair2"]
-)
+OTHERS = dict.fromkeys(["llava", "qwen2_vl_pair2", "qwen2_vl_world2", "qwen3_vl"])
 RUNS = {GROUP: {"pair": FAMILY, "models": {RUN: {"method": "grace", "bits": 4, "seeds": [0]}}}}
 RUNS[CELL] = {
     **{"pair": "regimes", "teacher": "regimes/little", "baseline": "regimes/noisy"},
