@@ -115,7 +115,18 @@ def test_equals_generate_in_bfloat16(small, model):
     inputs = inputs_of(small)
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     model.generation_config.eos_token_id = None
-    assert torch.equal(generate(model, inputs, 16), reference(model, inputs, 16))
+    found = generate(model, inputs, 16)
+    with logits_of(model) as kept:
+        expected = reference(model, inputs, 16)
+    start = inputs["input_ids"].shape[1]
+    for row in range(len(found)):  # equal up to a tie of two words in bfloat16
+        differ = (found[row] != expected[row]).nonzero()
+        if len(differ):
+            at = int(differ[0])
+            logits = kept[at - start][row]
+            one, other = logits[found[row, at]], logits[expected[row, at]]
+            assert (one - other).abs() <= 2**-7 * other.abs()
+    assert (found[:, start] == expected[:, start]).all()
 
 
 def test_equals_generate_without_an_image(small, model):

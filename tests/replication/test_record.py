@@ -95,7 +95,7 @@ def test_every_stage_is_recorded_but_those_that_only_read_results():
     after = {"tables", "figures", "claims", "report", "examples", "deploy"}
     assert set(pipeline) == kinds | before | after
     assert not kinds & (before | after)
-    assert {"train@gates", "language@teacher", "evaluate@llava_ptq", "tuning@llava"} <= set(stages)
+    assert {"train@gates", "language", "evaluate@llava_ptq", "tuning@llava"} <= set(stages)
 
 
 @pytest.mark.parametrize("package", ["lmms_eval", "llmcompressor"])
@@ -243,7 +243,7 @@ def test_what_dvc_calls_outdated_is_neither_evaluated_nor_imported(
         recording.import_recording(folder, root)
     monkeypatch.setattr(recording, "run_dvc", lambda folder, *words: assert_code(words))
     monkeypatch.setattr(recording, "check_committed", lambda root: None)
-    with pytest.raises(InputError, match="language@teacher is not finished"):
+    with pytest.raises(InputError, match="language is not finished"):
         recording.evaluate(folder, root)
 
 
