@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from replication.base.files import write_json_atomic
 from replication.data.mirror import add_benchmark
+from replication.data.world.conversations import LESSONS
 from replication.data.world.corpus import write_language_set, write_training_set
 from replication.data.world.models import build_model, build_processor
 from replication.settings.checks import parse_params
@@ -58,7 +59,8 @@ def write_published(folder: Path) -> None:
 
 def _write_training(folder: Path, world: Standins) -> list[str]:
     """Annotations and images; returns what is said in them."""
-    world = replace(world, train=CONVERSATIONS - 2, language=2)
+    lessons = replace(world.alignment, images=1)
+    world = replace(world, train=CONVERSATIONS - len(LESSONS) - 2, alignment=lessons, language=2)
     pictured, plain = folder / "train.parquet", folder / "language.parquet"
     write_training_set(pictured, world, workers=1)
     write_language_set(plain, world)

@@ -265,7 +265,7 @@ def test_pixels_are_the_processors(small, dataset):
 
 def test_features_replace_pixels(conversations, processor, make_model):
     config = make_model().config
-    features = np.arange(56 * 64 * 16, dtype=np.float16).reshape(56, 64, 16)
+    features = np.arange(48 * 64 * 16, dtype=np.float16).reshape(48, 64, 16)
     data = ConversationDataset(conversations, processor, config, vision_features=features)
     assert np.array_equal(data[7]["pixel_values"].numpy(), features[7])
     some = ConversationDataset(
@@ -290,7 +290,7 @@ def test_bad_files_are_refused(tmp_path, conversations, processor, make_model):
         load(torn)
     table = pq.read_table(conversations)
     pq.write_table(table.drop_columns(["image"]), tmp_path / "blind.parquet")
-    with pytest.raises(InputError, match=r"56 of 56 records.*\n.*more <image> marks than images"):
+    with pytest.raises(InputError, match=r"48 of 48 records.*\n.*more <image> marks than images"):
         load(tmp_path / "blind.parquet")
     pq.write_table(table.drop_columns(["conversations"]), tmp_path / "silent.parquet")
     with pytest.raises(InputError, match="lacks a column 'messages' or 'conversations'; it has id"):

@@ -528,8 +528,8 @@ def test_cached_outputs_train_like_the_live_teacher(tmp_path, make_model, datase
 
 def test_cached_outputs_of_other_data_are_refused(tmp_path, make_model, dataset, teacher):
     cached = cache(teacher, dataset, tmp_path / "outputs", 20)
-    with pytest.raises(InputError, match="cover 56 samples"):
-        CachedTeacher(tmp_path / "outputs", samples=57)
+    with pytest.raises(InputError, match="cover 48 samples"):
+        CachedTeacher(tmp_path / "outputs", samples=49)
     with pytest.raises(InputError, match="cannot be read"):
         CachedTeacher(tmp_path / "nowhere", samples=1)
     batch = {"indices": [0, 1], "targets": torch.zeros(1, dtype=torch.long)}
