@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -31,6 +32,7 @@ from replication.settings.checks import load_params, parse_params
 from replication.settings.paths import Layout, teacher_outputs_of
 from replication.settings.scales import merge, scale_params
 from replication.settings.schema import Portion
+from replication.train import tower
 from replication.train.fit import (
     conversations,
     fit,
@@ -435,6 +437,25 @@ def test_noisy_conversations_show_the_same_images(built):
     with pytest.raises(InputError, match=r"no column 'noisy'.*run the stage standins again"):
         conversations(target, "noisy")
     target.unlink()
+
+
+@pytest.mark.slow
+def test_a_tower_is_trained_with_one_thread(spoilt, stage, monkeypatch):
+    """With several, the order of sums, and so the last bits, would change from run to run."""
+    threads, pretrain = [], tower.pretrain
+
+    def told(*arguments, **settings):
+        threads.append(torch.get_num_threads())
+        return pretrain(*arguments, **settings)
+
+    monkeypatch.setattr(tower, "pretrain", told)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert stage(spoilt, "vision", FAMILY) == (0, ANY)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
 
 
 @pytest.mark.slow
