@@ -59,7 +59,6 @@ def train_tower(params: Params, name: str) -> dict[str, float]:
     layout.processor(name).parent.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(layout.processor(name))
 
-    torch.set_num_threads(1)  # several add up a gradient in an order that changes from run to run
     model = build_tower(kind, processor, settings.config, settings.seed)
     data = ConversationDataset(layout.conversations, processor, model.config, limit=settings.images)
     contents = np.array(table["contents"].slice(0, len(data)).to_pylist())
