@@ -25,8 +25,8 @@ from replication.plan.times import (
     log_of,
     read_log,
     stage_seconds,
-    stages_behind,
     work_of,
+    works_of,
 )
 from replication.settings.schema import Params
 from replication.settings.workspace import run_dvc
@@ -60,8 +60,9 @@ def run(params: Params, folder: Path, words: Sequence[str], lock: int | None = N
     def works() -> dict[str, Work]:
         known = stage_seconds(read_log(log))
         named = [word for word in words[1:] if not word.startswith("-")]
-        stages = named if SINGLE & set(words) else stages_behind(graph_of(folder), named)
-        return {stage: work_of(params, stage, known) for stage in stages}
+        if SINGLE & set(words):
+            return {stage: work_of(params, stage, known) for stage in named}
+        return works_of(params, graph_of(folder), known, named)
 
     return with_progress(
         lambda variables: run_dvc(folder, *words, lock=lock, environment=variables), log, works
@@ -79,7 +80,7 @@ def with_progress(
     Args:
         start: runs the pipeline, with further variables for its processes; returns an exit code.
         log: to which the run's lines are added.
-        works: what every stage does, in the order in which they run; called in another thread.
+        works: what every stage does; called in another thread.
         stream: default: standard error.
 
     Returns:
@@ -113,25 +114,27 @@ def status(works: Mapping[str, Work], lines: Sequence[dict[str, Any]], now: floa
     """The line on a run.
 
     Args:
-        works: what every stage does, in the order in which they run.
+        works: what every stage does.
         lines: of the run's log.
         now: the time, in seconds as the log has it.
     """
-    order, stage, since, jobs, done = list(works), "", now, 0, 0
+    over: set[str] = set()
+    stage, since, jobs, done = "", now, 0, 0
     expected = spent = 0.0
     for line in lines:
         if "begins" in line:
             if stage in works:
                 expected, spent = expected + works[stage].seconds, spent + line["at"] - since
+                over |= {stage, *works[stage].behind}
             stage, since, jobs, done = line["stage"], line["at"], 0, 0
         elif line.get("stage") == stage:
             jobs, done = line.get("jobs", jobs), done + line.get("done", 0)
-    place = order.index(stage) if stage in works else -1
+    here = works.get(stage, Work(0, 0.0))
+    over |= here.behind
     pace = (spent + _PRIOR) / (expected + _PRIOR)
-    after = [works[name] for name in order[place + 1 :]]
+    after = [work for name, work in works.items() if name not in {*over, stage}]
     left = pace * sum(work.seconds for work in after)
-    finished = sum(works[name].runs for name in order[: max(place, 0)])
-    here = works[stage] if stage in works else Work(0, 0.0)
+    finished = sum(works[name].runs for name in over)
     if jobs:
         share = (done + 0.5 * min(cores(), jobs - done)) / jobs
         left += (1 - share) * pace * here.seconds
@@ -146,7 +149,8 @@ def status(works: Mapping[str, Work], lines: Sequence[dict[str, Any]], now: floa
     )
     name = stage or "starting"
     steps = f" {done} of {jobs}" if jobs > 1 else ""
-    return f"{text}; stage {place + 1} of {len(order)}: {name}{steps}"
+    place = len(over) + (stage in works)
+    return f"{text}; stage {place} of {len(works)}: {name}{steps}"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,41 @@ class Work:
     Attributes:
         runs: trainings.
         seconds: that it is likely to take.
+        behind: stages that are over when this one begins.
     """
 
     runs: int
     seconds: float
+    behind: frozenset[str] = frozenset()
 
 
 def _trainings(group: Group) -> int:
     return sum(len(run.seeds) for run in group.models.values())
+
+
+def works_of(
+    params: Params,
+    graph: Mapping[str, Sequence[str]],
+    known: Mapping[str, float],
+    targets: Sequence[str] = (),
+) -> dict[str, Work]:
+    """What every stage of a run does, by stage.
+
+    DVC runs a whole pipeline in a fixed order. The stages behind targets come in an order of its
+    own, in which only those that a stage follows from are certain to be over when it begins.
+
+    Args:
+        params: of the scale.
+        graph: see `graph_of`.
+        known: see `stage_seconds`.
+        targets: stages that are asked for, with those that they follow from; default: all.
+    """
+    order = stages_behind(graph, targets)
+    works = {}
+    for place, stage in enumerate(order):
+        behind = stages_behind(graph, [stage])[:-1] if targets else order[:place]
+        works[stage] = replace(work_of(params, stage, known), behind=frozenset(behind))
+    return works
 
 
 def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:

@@ -82,9 +82,9 @@ def test_the_pipeline_is_in_the_order_in_which_dvc_would_run_it():
 
 WORKS = {
     "code": Work(0, 5.0),
-    "train@a": Work(4, 600.0),
-    "train@b": Work(6, 900.0),
-    "report": Work(0, 5.0),
+    "train@a": Work(4, 600.0, frozenset({"code"})),
+    "train@b": Work(6, 900.0, frozenset({"code", "train@a"})),
+    "report": Work(0, 5.0, frozenset({"code", "train@a", "train@b"})),
 }
 
 
@@ -108,6 +108,24 @@ def test_the_line_counts_runs_and_what_is_left(monkeypatch):
     assert status(WORKS, slow, 1210.0) == (  # 1.902 * (900 * 5 / 6 + 5) s
         "runs: 4 done, 2 running, 4 to come; about 24 min left; stage 3 of 4: train@b 0 of 6"
     )
+
+
+def test_what_is_over_when_a_stage_begins(monkeypatch):
+    monkeypatch.setattr(times, "work_of", lambda *_: Work(1, 10.0))
+    works = times.works_of(None, GRAPH, {})
+    assert works["c"].behind == {"a", "b"} and works["report"].behind == {"a", "b", "c", "d"}
+    named = times.works_of(None, GRAPH, {}, ["report"])
+    assert named["c"].behind == set() and named["d"].behind == {"a", "c"}
+    # asked for by name, DVC may begin with c: nothing is done yet
+    monkeypatch.setattr(progress, "cores", lambda: 1)
+    assert "0 done, 1 running, 4 to come" in status(named, [begins(0.0, "c")], 1.0)
+    assert "1 done, 1 running, 3 to come" in status(
+        named, [begins(0.0, "c"), begins(9.0, "a")], 10.0
+    )
+    assert "3 done, 1 running, 1 to come; " in status(
+        named, [begins(0.0, "c"), begins(9.0, "a"), begins(19.0, "b"), begins(20.0, "d")], 21.0
+    )
+    assert "2 done, 1 running, 2 to come" in status(works, [begins(0.0, "c")], 1.0)
 
 
 def test_minutes_are_hours_where_there_are_many():
