@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from replication.base.files import read_json
@@ -125,7 +126,7 @@ def document(
     cells: Sequence[CellResult],
     scale: str,
     ledger: Ledger,
-    measured: Sequence[str] = (),
+    measured: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The verdicts: the claims and, at full scale, the cells.
 
@@ -134,12 +135,14 @@ def document(
         cells: those on cells.
         scale: at which they were reached.
         ledger: that they follow.
-        measured: the commits of the results.
+        measured: the commits of the results, by method; see `result_commits`.
     """
     history, world = ledger_history(FOLDER / "claims.yaml"), world_commit()
+    commits = sorted({commit for own in measured.values() for commit in own})
+    judged = measured.get("grace", ())  # the others are what the world was chosen by
     return {
         "scale": scale,
-        "world": {**written(world), "before_results": world and precedes(world, measured)},
+        "world": {**written(world), "before_grace": world and precedes(world, judged)},
         "coefficients": ledger.coefficients.reason,
         "bootstrap": {
             "seed": ledger.seed,
@@ -150,15 +153,17 @@ def document(
         "summary": counts(claims),
         "failed": [result.claim.id for result in claims if result.failed],
         "stale_explanations": stale(claims, ledger, scale),
-        "claims": [_claim_data(result, scale, history, measured) for result in claims],
+        "claims": [_claim_data(result, scale, history, commits) for result in claims],
         **(cells_data(cells) if scale == FULL_SCALE else {}),
     }
 
 
-def result_commits(results: Path) -> list[str]:
-    """The commits that the score files of a scale's folder were measured at."""
-    found = {
-        read_json(path).get("provenance", {}).get("commit")
-        for path in results.glob("scores/*/*.json")
-    }
-    return sorted(commit for commit in found if commit)
+def result_commits(results: Path) -> dict[str, set[str]]:
+    """The commits that the score files of a scale's folder were measured at, by method."""
+    found: dict[str, set[str]] = {}
+    for path in results.glob("scores/*/*.json"):
+        content = read_json(path)
+        commit = content.get("provenance", {}).get("commit")
+        if commit:
+            found.setdefault(content.get("method", ""), set()).add(commit)
+    return found

@@ -184,8 +184,8 @@ def head(document: Mapping[str, Any]) -> list[str]:
     if scale != FULL_SCALE:
         lines[0] += " Small models on stand-ins: a direction holds or fails here, a number cannot."
         commit = f"{world['commit']} ({world['date']})" if world["commit"] else "not recorded"
-        order = {True: ", before the runs", False: ", AFTER runs in it"}
-        when = order.get(world["before_results"], "")
+        order = {True: ", before the first run of GRACE", False: ", AFTER runs of GRACE in it"}
+        when = order.get(world["before_grace"], "")
         lines.append(f"Commit that fixed the world: {commit}{when}.")
     return lines
 

@@ -11,7 +11,9 @@ from grace.errors import InputError
 from replication import paper as reported
 from replication import verify
 from replication.base import terminal
+from replication.base.files import write_json_atomic
 from replication.base.scales import SCALES
+from replication.judge import record
 from replication.judge.record import document
 from replication.judge.summary import summary_text
 from replication.judge.text import claims_text
@@ -281,6 +283,20 @@ def test_every_claim_is_one_plain_line_when_piped(good, capsys):
     (line,) = [line for line in lines if line.startswith("C02")]
     assert "DIRECTION HOLDS" in line
     assert "not run      holds" in line  # with the launcher's coefficients, and with the code's
+
+
+def test_the_world_was_fixed_before_the_runs_of_grace_alone(tmp_path, monkeypatch):
+    """What the world was chosen by ran before it was fixed."""
+    for run, method, commit in (("a", "sft", "c0"), ("b", "grace", "c1"), ("c", "grace", "c2")):
+        path = tmp_path / "scores" / "group" / f"{run}.json"
+        write_json_atomic(path, {"method": method, "provenance": {"commit": commit}})
+    measured = record.result_commits(tmp_path)
+    assert measured == {"sft": {"c0"}, "grace": {"c1", "c2"}}
+    asked = []
+    monkeypatch.setattr(record, "precedes", lambda world, later: asked.append(set(later)) or True)
+    content = document([], [], "small", reported.load_ledger(), measured)
+    assert content["world"]["before_grace"] is True
+    assert asked == [{"c1", "c2"}]
 
 
 def test_the_committed_results_fit_a_screen(capsys):
