@@ -231,7 +231,7 @@ def test_gradient_agrees_with_finite_differences(pair):
         slope = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
         z = x.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(function(z), z)
-        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-4, atol=1e-6)
 
 
 @st.composite

@@ -109,7 +109,7 @@ def test_the_table_shows_every_candidate_and_the_difference_of_the_best(tmp_path
     write_tuning(tuning_path(tmp_path, "small", "qwen2_vl"), record())
     table = build_table("tuned", tmp_path, "small").data
     assert [row["labels"][1:] for row in table["rows"]] == [
-        ["QAT", "x", "best"], ["GRACE", "x", ""], ["GRACE", "x", "best"]]  # fmt: skip
+        ["QAT", "x", "best"], ["GRACE", "x", "no"], ["GRACE", "x", "best"]]  # fmt: skip
     results = ResultSet(tmp_path, "small")
 
     def mean(run):

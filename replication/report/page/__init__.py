@@ -32,7 +32,6 @@ from replication.report.page.overview import (
     calibration_grid,
     growth_grid,
     overview,
-    training_grid,
 )
 from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
 from replication.report.page.real_cell import logits_grid, scores_grid
@@ -82,7 +81,6 @@ def build(root: Path, scale: str) -> str:
         controls=[claim for claim in claims if claim.id in CONTROLS],
         fixed=load_calibration().world_commit,
         world=calibration_grid(calibrated) if calibrated else None,
-        training=training_grid(evidence),
         growth=None if scaling is None else growth_grid(scaling),
         scaling=scaling,
         speed=speed,

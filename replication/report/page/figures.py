@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from grace.errors import InputError
 from replication.report.page.sources import Files, Node
@@ -27,6 +29,8 @@ FIGURES = {
 }
 """The figures in the page's order, and what they are called where they were not drawn."""
 _TYPES = {"svg": "image/svg+xml", "png": "image/png"}
+_AS_THEY_ARE = " \n!$()*+,-./:;=?@[]^_`{|}~"
+"""Characters that mean nothing in an address within quotes, beside letters and digits."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,15 @@ def _figure(files: Files, name: str) -> FigureView:
         if path.is_file():
             if not str(node["alt"].value).strip():
                 raise InputError(f"{node.ref}/alt is empty; say what the figure shows")
-            image = base64.b64encode(path.read_bytes()).decode("ascii")
-            uri = f"data:{media};base64,{image}"
-            return FigureView(name, title, node, uri, "", command)
+            return FigureView(name, title, node, _uri(path, media), "", command)
     raise InputError(f"{base}.svg and {base}.png do not exist; run the stage figures again")
+
+
+def _uri(path: Path, media: str) -> str:
+    """A picture as the address of an image; text takes a fifth less space than in base64."""
+    if media.endswith("xml"):
+        return f"data:{media},{quote(path.read_text(encoding='utf-8'), safe=_AS_THEY_ARE)}"
+    return f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def figure_views(files: Files) -> list[FigureView]:

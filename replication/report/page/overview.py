@@ -128,35 +128,6 @@ def calibration_grid(pairs: list[Node]) -> Grid:
 
 # --- costs ----------------------------------------------------------------------------------------
 
-_COST = {
-    "seconds": ("Seconds", 1.0, 1),
-    "steps": ("Steps", 1.0, 0),
-    "tokens": ("Tokens", 1.0, 0),
-    "peak_memory_bytes": ("Peak memory, MB", 1e-6, 0),
-    "trained_parameters": ("Trained parameters", 1.0, 0),
-    "threads": ("Threads", 1.0, 0),
-}
-
-
-def training_grid(evidence: Evidence) -> Grid | None:
-    """What every training took, one row a training log."""
-    rows = []
-    for log in evidence.files.matching("training/*/*/*.json"):
-        if not (cost := log.value.get("cost")):
-            continue
-        place = log.file.removeprefix(f"{evidence.files.results}/training/").removesuffix(".json")
-        numbers = [
-            Cell(scaled(log["cost"][key], scale, places), "num")
-            if cost.get(key) is not None
-            else Cell(absent("not logged"))
-            for key, (_, scale, places) in _COST.items()
-        ]
-        rows.append([*heads("", Markup("<code>{}</code>").format(place)), *numbers])
-    if not rows:
-        return None
-    head = [*heads("words", "Training"), *heads("num", *(name for name, _, _ in _COST.values()))]
-    return Grid("What every training took", [head], rows, tall=True)
-
 
 def growth_grid(scaling: Node) -> Grid:
     """Time, memory and operations of one training step as one size grows."""

@@ -147,7 +147,10 @@ def _marked(node: Node) -> frozenset[int]:
 def _evidence(node: Node, row: Node) -> Markup:
     evidence: Markup | str = evidence_text(node.value, row.value)
     if not recordings_of(node.value):
-        evidence = counted(row["seeds"], evidence)
+        seeds, of, pairs = evidence.partition(" of ")
+        evidence = counted(row["seeds"], seeds)
+        if of:
+            evidence += Markup(" of {}").format(counted(row["pairs"], pairs))
     run = Markup("<code>{}</code>").format(plain(row["run"])) if row["run"].value else ""
     return stacked(evidence, run)
 

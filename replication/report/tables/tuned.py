@@ -37,7 +37,7 @@ def tuned(sources: Sources) -> dict[str, Any]:
         for one in pair.candidates
     ]
     return {
-        "labels": ["Pair", "Method", "Settings", ""],
+        "labels": ["Pair", "Method", "Settings", "Chosen"],
         "columns": columns,
         "rows": rows,
         "footnotes": [*standin_notes(standin, bool(found), results.scale), *_notes(found)],
@@ -45,7 +45,7 @@ def tuned(sources: Sources) -> dict[str, Any]:
 
 
 def _labels(one: Candidate) -> list[str]:
-    return [one.method.upper(), one.settings, "best" if one.chosen else ""]
+    return [one.method.upper(), one.settings, "best" if one.chosen else "no"]
 
 
 def _cells(pair: Tuned, one: Candidate, sources: Sources) -> dict[str, Any]:
