@@ -96,15 +96,19 @@ def test_effects_are_the_table_s(drawn):
 
 @pytest.mark.slow
 def test_changed_answers_are_counted_as_the_outcomes_say(drawn):
-    """From the outcomes themselves: the share of a type's questions, averaged over seeds."""
+    """From the outcomes themselves: the share of a type's questions, averaged over seeds and pairs."""
     frames = {}
     for run in ("grace_bf16", "grace_int4", "baseline"):
-        folder = "qwen2_vl" if run == "baseline" else "qwen2_vl_runs"
-        frame = pd.read_parquet(SMALL / "outcomes" / folder / f"{run}.parquet")
+        own = []
+        for pair in ("qwen2_vl", "qwen2_vl_pair2"):
+            folder = pair if run == "baseline" else f"{pair}_runs"
+            frame = pd.read_parquet(SMALL / "outcomes" / folder / f"{run}.parquet")
+            own.append(frame.assign(pair=pair))
+        frame = pd.concat(own)
         frames[run] = frame[frame["benchmark"].isin(["MMBench", "SEED-Bench", "ScienceQA"])]
     for pair, types in drawn["flips"].data["pairs"].items():
         first, second = (frames[run] for run in pair.split(" → "))
-        keys = ["benchmark", "question_id"]
+        keys = ["pair", "benchmark", "question_id"]
         if first["seed"].nunique() > 1:
             keys.append("seed")
         both = second.merge(first, on=keys, suffixes=("", "_before"))
@@ -145,7 +149,8 @@ def test_courses_are_those_of_the_training_logs(drawn):
         assert len(seeds) == len(list((SMALL / "training" / place).iterdir()))
         for seed, course in seeds.items():
             log = read("training", place, f"seed{seed}.json")
-            assert log["controller"]["tau"] == data["tau"]
+            if not place.endswith("inside"):  # whose τ is its own
+                assert log["controller"]["tau"] == data["tau"]
             for name in ("step", "beta", "ema"):
                 assert course[name] == [entry[name] for entry in log["history"]]
 
@@ -264,7 +269,7 @@ def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeyp
     pictures = {f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")}
     assert set(first) == pictures | {f"{name}.json" for name in figures.FIGURES}
     assert first == second
-    assert sum(map(len, first.values())) < 4e6
+    assert sum(map(len, first.values())) < 4.5e6
     for name in NAMES:
         assert b"dc:date" not in first[f"{name}.svg"]
         with Image.open(folders[0] / f"{name}.png") as opened:

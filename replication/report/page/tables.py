@@ -28,6 +28,7 @@ from replication.report.tables.text import (
 )
 
 _TALL = 24  # a table of more rows scrolls by itself
+_WIDE = 12  # a table of more columns has small print on paper
 GRACE = "grace_int4"  # the run that the paper is about
 
 
@@ -259,7 +260,8 @@ class _Summary:
             ]
             for index, row in enumerate(self.node["rows"])
         ]
-        return Grid(self.node["title"].value, self._head(), rows, tall=len(rows) > _TALL)
+        tall, wide = len(rows) > _TALL, len(self.columns) > _WIDE
+        return Grid(self.node["title"].value, self._head(), rows, tall=tall, wide=wide)
 
     def _head(self) -> list[list[Cell]]:
         deep = 2 if self.paired else 1
