@@ -96,7 +96,7 @@ def test_effects_are_the_table_s(drawn):
 
 @pytest.mark.slow
 def test_changed_answers_are_counted_as_the_outcomes_say(drawn):
-    """From the outcomes themselves: the share of a type's questions, averaged over seeds and pairs."""
+    """From the outcomes themselves: the share of a type's questions, over seeds and pairs."""
     frames = {}
     for run in ("grace_bf16", "grace_int4", "baseline"):
         own = []
