@@ -162,7 +162,7 @@ def test_commands_name_the_stages_that_measure(page):
         *("gate_covariance@llava", "gate_covariance@qwen2_vl", "gate_covariance@qwen3_vl"),
         "claims",
     ]
-    assert command("C13").split()[5:] == ["train@qwen2_vl_runs", "claims"]
+    assert command("C13").split()[5:] == ["train@controller", "train@qwen2_vl_runs", "claims"]
     assert command("C16").split()[5:] == ["claims"]
     assert command("table-table4").endswith("repro tables")
 
