@@ -145,12 +145,17 @@ def test_courses_are_those_of_the_training_logs(drawn):
     assert set(logs) >= {
         f"controller/{path.name}" for path in (SMALL / "training" / "controller").iterdir()
     }
+    models = yaml.safe_load((ROOT / "params.yaml").read_text())["runs"]["controller"]["models"]
+    own_tau = {
+        f"controller/{run}": settings["distillation"]["tau"]
+        for run, settings in models.items()
+        if "tau" in settings.get("distillation", {})
+    }
     for place, seeds in logs.items():
         assert len(seeds) == len(list((SMALL / "training" / place).iterdir()))
         for seed, course in seeds.items():
             log = read("training", place, f"seed{seed}.json")
-            if not place.endswith("inside"):  # whose τ is its own
-                assert log["controller"]["tau"] == data["tau"]
+            assert log["controller"]["tau"] == own_tau.get(place, data["tau"])
             for name in ("step", "beta", "ema"):
                 assert course[name] == [entry[name] for entry in log["history"]]
 
