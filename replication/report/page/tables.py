@@ -313,6 +313,11 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
         models = [f"scores/{family}/teacher.json", "scores/regimes/*.json"]
         measured = [one for model in models for one in evidence.files.matching(model)]
         return measured + [one for group in groups for one in evidence.scores(group, RUNS)], []
+    if name == "tuned":  # of several families, each with a record of its candidates
+        records = evidence.files.matching("tuning/*.json")
+        tried = {one["pair"].value: [c["run"] for c in one["candidates"].value] for one in records}
+        scores = [one for pair in tried for one in evidence.scores(pair, tried[pair])]
+        return records + [one for one in scores if one["pair"].value in tried], []
     summary = reported.summaries[name]
     runs = sorted(summary.named)
     if name == "cost":
