@@ -107,6 +107,18 @@ def measured(effect, half=0.5):
     )  # fmt: skip
 
 
+def test_a_gain_that_the_labels_give_alone_needs_no_teacher():
+    cell = measured(0.4)
+    cell.intervals[findings.KD] = Interval(1.0, 0.5, 1.5)
+    assert findings.outcome(cell) == "KD is enough"
+    cell.intervals[findings.SFT] = Interval(0.9, 0.4, 1.4)
+    cell.intervals[findings.OVER_SFT] = Interval(0.1, -0.2, 0.4)
+    assert findings.outcome(cell) == "SFT is enough"
+    assert "No teacher is needed: in 1 of 1 cells" in findings.sentences([cell])[0]
+    cell.intervals[findings.OVER_SFT] = Interval(0.5, 0.2, 0.8)
+    assert findings.outcome(cell) == "KD is enough"
+
+
 def test_a_sentence_needs_an_interval_that_supports_it():
     assert findings.outcome(measured(0.6)) == "beats KD"
     assert findings.outcome(measured(0.4)) == "no gain"

@@ -33,6 +33,7 @@ _OUTCOMES = {
     "beats KD": ("#DCEBF7", "GRACE beats KD"),
     "gains": ("#EDF4FA", "GRACE gains"),
     "KD is enough": ("#E3F2EC", "KD is enough"),
+    "SFT is enough": ("#F3F1E4", "SFT is enough"),
     "no gain": ("#FFFFFF", "no gain"),
     "costs": ("#FBE3D3", "GRACE costs"),
     "not run": ("#F2F2F2", "not run"),

@@ -13,8 +13,8 @@ from replication.stats.verdict import Interval
 if TYPE_CHECKING:
     from replication.report.tables.regimes import Measured
 
-GRACE, KD = "GRACE, code's coefficients", "KD"
-OVER_KD, OVER_QAT = "GRACE − KD", "GRACE − QAT, 4 bits"
+GRACE, KD, SFT = "GRACE, code's coefficients", "KD", "SFT"
+OVER_SFT, OVER_KD, OVER_QAT = "KD − SFT", "GRACE − KD", "GRACE − QAT, 4 bits"
 _SHOWN = 2  # cells that a sentence names
 _LEAST = 5  # cells that a relation needs
 _Z = 1.96
@@ -31,8 +31,8 @@ def below(interval: Interval | None) -> bool:
 
 
 def outcome(measured: Measured) -> str:
-    """What a cell says of GRACE at 16 bits: "beats KD", "KD is enough", "costs", "no gain",
-    "gains", or that it was not run."""
+    """What a cell says of GRACE at 16 bits: "beats KD", "SFT is enough", "KD is enough",
+    "costs", "no gain", "gains", or that it was not run."""
     found = measured.intervals
     grace, kd, over = found.get(GRACE), found.get(KD), found.get(OVER_KD)
     if grace is None or kd is None or over is None:
@@ -41,6 +41,8 @@ def outcome(measured: Measured) -> str:
         return "beats KD"
     if below(grace):
         return "costs"
+    if above(found.get(SFT)) and not above(found.get(OVER_SFT)):
+        return "SFT is enough"
     if above(kd):
         return "KD is enough"
     return "gains" if above(grace) else "no gain"
@@ -99,6 +101,11 @@ def _when(run: Sequence[Measured]) -> list[str]:
         said.append(
             f"Use GRACE: {_count(best, run).lower()} it gains over the baseline and over plain KD "
             f"(GRACE − KD, points: {_listed(best, OVER_KD)})."
+        )
+    if labels := by.get("SFT is enough"):
+        said.append(
+            f"No teacher is needed: {_count(labels, run).lower()} SFT gains on the same data, and "
+            f"neither KD over it nor GRACE over KD is resolved (SFT, points: {_listed(labels, SFT)})."
         )
     if enough := by.get("KD is enough"):
         said.append(
@@ -159,7 +166,7 @@ def rank_relation(first: Sequence[float], second: Sequence[float]) -> Interval |
 
 
 _SIGNS: dict[str, Callable[[Measured], float | None]] = {
-    "SFT's effect": lambda one: one.intervals["SFT"].point if "SFT" in one.intervals else None,
+    "SFT's effect": lambda one: one.intervals[SFT].point if SFT in one.intervals else None,
     "the teacher's gate": lambda one: one.numbers.get("Gate"),
     "GDKD at the start against τ": lambda one: (
         one.numbers["GDKD, start"] / one.numbers["τ"]

@@ -44,7 +44,11 @@ RUNS = {
     "grace_int4": "GRACE, 4 bits",
 }
 """The runs of every cell, as columns; 16 bits where nothing is said."""
-PAIRS = {"GRACE − KD": ("grace", "kd"), "GRACE − QAT, 4 bits": ("grace_int4", "qat_int4")}
+PAIRS = {
+    findings.OVER_SFT: ("kd", "sft"),
+    findings.OVER_KD: ("grace", "kd"),
+    findings.OVER_QAT: ("grace_int4", "qat_int4"),
+}
 HEADLINE = "table4"
 """The paper's table whose benchmarks the average is of, and whose controls place a cell."""
 CAPACITY_BOUND = "regime_all_clean_same"
