@@ -12,6 +12,9 @@ from grace.files import read_yaml
 from replication.base.files import ROOT
 from replication.paper.tables import FOLDER
 
+LOG = ("log", "--abbrev=7", "--format=%x00%h %cs")
+"""A hash and a day for each commit. By itself git shortens hashes by the size of the clone."""
+
 
 @dataclass(frozen=True)
 class Written:
@@ -48,7 +51,7 @@ class History:
     def __init__(self, path: Path, root: Path = ROOT) -> None:
         log = ""
         if _git("rev-parse", "--is-shallow-repository", root=root).strip() == "false":
-            log = _git("log", "--follow", "-p", "--format=%x00%h %cs", "--", str(path), root=root)
+            log = _git(*LOG, "--follow", "-p", "--", str(path), root=root)
         self._added: list[tuple[Written, str]] = []
         for entry in reversed(log.split("\0")[1:]):  # the oldest first
             head, _, diff = entry.partition("\n")
@@ -90,5 +93,5 @@ def world_commit(path: Path = FOLDER / "calibration.yaml", root: Path = ROOT) ->
     named = (read_yaml(path) or {}).get("world_commit") if path.exists() else None
     if not named:
         return None
-    shown = _git("log", "-1", "--format=%h %cs", str(named), root=root).split()
+    shown = _git(*LOG, "-s", "-1", str(named), root=root).strip("\0").split()
     return Written(*shown) if shown else Written(str(named), "date not recorded")

@@ -27,6 +27,7 @@ def commit(root, message, date):
 def repository(tmp_path):
     """A file whose first sentence is older than its second, moved in between."""
     git(tmp_path, "init", "-q")
+    git(tmp_path, "config", "core.abbrev", "12")  # as in a clone of many objects
     (tmp_path / "old.yaml").write_text('a: "it \\"holds\\""\nmore: 1\nyet: 2\nand: 3\n')
     first = commit(tmp_path, "one", "2026-01-02T00:00:00")
     git(tmp_path, "mv", "old.yaml", "new.yaml")
@@ -43,6 +44,7 @@ def test_a_sentence_is_as_old_as_the_first_commit_that_has_it(repository):
     old, new = history.first('it "holds"'), history.first("later")
     assert (old.date, new.date) == ("2026-01-02", "2026-01-04")
     assert first.startswith(old.commit)
+    assert len(old.commit) == 7
     assert last.startswith(new.commit)
     assert history.first("never written") is None
     assert precedes(old, [middle, last], root) is True

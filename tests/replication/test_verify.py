@@ -17,6 +17,7 @@ from replication.judge import record
 from replication.judge.record import document
 from replication.judge.summary import summary_text
 from replication.judge.text import claims_text
+from replication.paper.history import Written
 from replication.results import scores as results
 from replication.stats.verdict import Status
 
@@ -312,7 +313,15 @@ def test_the_committed_results_fit_a_screen(capsys):
         assert text.count(one) == 1
 
 
-def test_long_has_every_part_with_its_band(good, capsys):
+class OneCommit:
+    """A history in which one commit wrote everything: a checkout may have none of its own."""
+
+    def first(self, text):
+        return Written("0a1b2c3", "2026-02-03")
+
+
+def test_long_has_every_part_with_its_band(good, capsys, monkeypatch):
+    monkeypatch.setattr(record, "ledger_history", lambda path: OneCommit())
     assert verify.main(["--results", str(good), "--long"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for claim in reported.load_ledger().claims:
@@ -322,7 +331,7 @@ def test_long_has_every_part_with_its_band(good, capsys):
     (line,) = [line for line in lines if line.startswith("  difference ") and "MMBench" in line]
     assert "measured +" in line
     assert "band [+0.8, +9.8]" in line
-    assert any("(2026-11-20, 079ebbd): holds: The teacher is clearly" in line for line in lines)
+    assert any("(2026-02-03, 0a1b2c3): holds: The teacher is clearly" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", [60, 120])
