@@ -42,6 +42,13 @@ class Layers:
         stem = self.family.decoder_layers.rpartition(".")[0]
         return [name.removeprefix(f"{stem}.").removeprefix("model.") for name in self.left]
 
+    def group_widths(self) -> dict[str, int]:
+        """Input features that share a scale, by layer."""
+        return {
+            name: self.spec.group_width(int(self._modules[name].in_features), name)
+            for name in self.names
+        }
+
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, codes int8 (out, in), scales float32 (out, groups)) on the CPU, layer by layer.
 
