@@ -44,9 +44,10 @@ class Layers:
 
     def group_widths(self) -> dict[str, int]:
         """Input features that share a scale, by layer."""
+        modules: dict[str, Any] = {name: self._modules[name] for name in self.names}
         return {
-            name: self.spec.group_width(int(self._modules[name].in_features), name)
-            for name in self.names
+            name: self.spec.group_width(module.in_features, name)
+            for name, module in modules.items()
         }
 
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
