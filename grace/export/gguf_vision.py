@@ -4,6 +4,7 @@ llama.cpp fixes much of a tower: what a file cannot say has to be as it is there
 refused. `vision_part` gives the settings and tensors of the four families that are exported.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +79,12 @@ def vision_part(model: nn.Module, family: Family, processor: Any, dtype: torch.d
 
 def _clip(model: Any, tower: Any) -> tuple[dict[str, Value], Named]:
     """LLaVA-1.5: CLIP, of which one hidden layer is read without its class token."""
+    warnings.warn(
+        "llava: llama.cpp, up to the version of October 2026 at least, takes CLIP's class token "
+        "for the last patch: its answers about images are not the student's, those about text "
+        "alone are; export to compressed-tensors for images",
+        stacklevel=4,
+    )
     config = tower.config
     _one_of(config, "model_type", "clip_vision_model")
     _one_of(model.config, "vision_feature_select_strategy", "default")
