@@ -3,6 +3,7 @@
 import base64
 import copy
 import dataclasses
+import importlib.util
 import io
 import json
 import struct
@@ -11,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from commands import done
 from exported import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +25,8 @@ from grace.errors import InputError
 from grace.export import save_gguf
 from grace.export.gguf_file import pack_blocks
 from grace.export.gguf_tokenizer import tokenizer_values
-from grace.models import read_prompts, render_question
-from grace.quantization import QuantSpec, bake, fake_quant_layers
+from grace.models import read_prompts, render_question, save_model
+from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare, write_codes
 
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SIDES = {"llava": 32, "qwen2_vl": 64, "qwen2_5_vl": 128, "qwen3_vl": 64}  # never resized
@@ -187,8 +189,6 @@ def test_an_output_head_of_its_own_and_linears_left_alone_are_stored(tmp_path):
     model = tiny.model()
     model.lm_head.weight = torch.nn.Parameter(2 * model.lm_head.weight.detach())
     name = "model.language_model.layers.1.mlp.up_proj"
-    from grace.quantization import prepare
-
     prepare(model, QuantSpec(4, 32), [name])
     save_gguf(model, tmp_path / "out", processor=tiny.processor)
     _, tensors = read(tmp_path / "out")
@@ -205,6 +205,20 @@ def test_an_output_head_of_its_own_and_linears_left_alone_are_stored(tmp_path):
     with pytest.raises(InputError, match=r"out exists.*overwrite"):
         save_gguf(model, tmp_path / "out", processor=tiny.processor, codes=codes)
     save_gguf(model, tmp_path / "out", processor=tiny.processor, codes=codes, overwrite=True)
+
+
+def test_the_command_writes_what_the_function_does(tmp_path, capsys):
+    pytest.importorskip("gguf", reason="GGUF files are written with the package gguf")
+    tiny, spec = Tiny("qwen3_vl"), QuantSpec(4, 32)
+    model = trained(tiny, spec)
+    codes = bake(model)
+    save_model(model, tiny.processor, tmp_path / "student")
+    write_codes(tmp_path / "student", codes, spec.to_dict())
+    done("export", tmp_path / "student", "--format", "gguf", "--out", tmp_path / "out")
+    assert "exported 14 linears of 4 bits" in capsys.readouterr().out
+    save_gguf(model, tmp_path / "own", codes=codes, processor=tiny.processor)
+    for file in ("model-Q4_0.gguf", "mmproj-BF16.gguf"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "own" / file).read_bytes()
 
 
 # -- what is refused -------------------------------------------------------------------------------
@@ -420,6 +434,31 @@ def completion(prompt, images, forced=None):
     ]
 
 
+def need_the_engine():
+    for package in ("gguf", "xllamacpp"):
+        if importlib.util.find_spec(package) is None:  # the engine runs in a process of its own
+            pytest.skip(f"llama.cpp is asked through the package {package}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["prepend", "always", "first", "never"])
+def test_llama_cpp_makes_the_same_pieces(tmp_path, scheme):
+    """A space before "first" is written by the chat template: here it is part of the prompt."""
+    need_the_engine()
+    processor = pieces(scheme)
+    model = trained(Tiny("llava"), QuantSpec(4, 32), vocab_size=400)
+    save_gguf(model, tmp_path / "out", processor=processor)
+    texts = (
+        "What is in the picture?",
+        "USER: a  red circle<image>the picture\nWhat?",
+        "Größe 日本 wha",
+    )
+    space = " " if scheme == "first" else ""
+    requests = [["/tokenize", {"content": space + text, "add_special": True}] for text in texts]
+    for text, answer in zip(texts, ask(tmp_path / "out", requests), strict=True):
+        assert answer["tokens"] == processor.tokenizer(text).input_ids, text
+
+
 def class_token_last(model):
     """CLIP as llama.cpp has it in the versions tested: patches first, then the class token.
 
@@ -469,9 +508,12 @@ def sensitivity(model, linears, inputs, tokens):
     bounds, spreads = [], []
     for token in tokens:
         places = [zero for zero, _, _ in zeros.values()]
-        gradients = torch.autograd.grad(answer[token], places, retain_graph=True)
+        gradients = torch.autograd.grad(
+            answer[token], places, retain_graph=True, allow_unused=True
+        )  # CLIP's last layer is not used
         sizes = [size for _, size, _ in zeros.values()]
-        moved = [gradient.abs() * size for gradient, size in zip(gradients, sizes, strict=True)]
+        pairs = zip(gradients, sizes, strict=True)
+        moved = [gradient.abs() * size for gradient, size in pairs if gradient is not None]
         bounds.append(sum(part.sum() for part in moved))
         spreads.append((sum(part.square().sum() for part in moved) / 3).sqrt())
     return answer.detach(), torch.stack(bounds), torch.stack(spreads)
@@ -505,8 +547,7 @@ def test_llama_cpp_answers_within_the_error_of_its_activations(
     with a variance of a third of the sum of squares, and has to stay within six deviations. That
     is sharper: a scale that is wrong by a few percent anywhere in the model does not pass.
     """
-    for package in ("gguf", "xllamacpp"):
-        pytest.importorskip(package, reason=f"llama.cpp is asked through it: {package} is missing")
+    need_the_engine()
     tiny = Tiny(name)
     text = {"attention_bias": True} if name == "llava" else {}
     model = export(name, tmp_path / "out", spec, **text)
