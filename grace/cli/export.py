@@ -1,6 +1,7 @@
 """grace export: a checkpoint for other libraries."""
 
 import argparse
+from typing import Any
 
 from grace.cli.models import DTYPES, add_overwrite, processor_of, trained_codes
 
@@ -56,7 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     exact = trained_codes(arguments.model)
     check_free(arguments.out, overwrite=arguments.overwrite)
-    savers = {"compressed-tensors": save_compressed_tensors, "awq": save_awq, "gguf": save_gguf}
+    savers: dict[str, Any] = {
+        "compressed-tensors": save_compressed_tensors,
+        "awq": save_awq,
+        "gguf": save_gguf,
+    }
     usual = "float16" if arguments.format == "awq" else "bfloat16"
     processor = processor_of(arguments.model)
     # as it was trained: codes are compared with the weights before anything is rounded

@@ -544,8 +544,8 @@ def test_llama_cpp_answers_within_the_error_of_its_activations(
     To first order a logarithm of a probability then moves by at most the sum, over all these
     inputs, of |its derivative| times that size: the bound, which has to hold for every token.
     Roundings are as good as independent and even in their intervals: the error is a sum of many,
-    with a variance of a third of the sum of squares, and has to stay within six deviations. That
-    is sharper: a scale that is wrong by a few percent anywhere in the model does not pass.
+    with a variance of a third of the sum of squares, and has to stay within four deviations. That
+    is sharper: with one linear's scales an eighth larger it does not.
     """
     need_the_engine()
     tiny = Tiny(name)
@@ -586,7 +586,7 @@ def test_llama_cpp_answers_within_the_error_of_its_activations(
             found.append((error.max().item(), (error / bound).max(), (error / spread).max(), one))
         worst, share, deviations, one = min(found, key=lambda entry: entry[0])
         record_property(f"images {len(images)}", f"{worst:.4f} {share:.3f} {deviations:.2f}")
-        assert share < 1 and deviations < 6, found
+        assert share < 1 and deviations < 4, found
         gaps = greedy_gaps(one, inputs, greedy["tokens"])
         record_property(f"greedy {len(images)}", str([round(gap, 3) for gap in gaps]))
         assert max(gaps) <= 2 * bound.max()
