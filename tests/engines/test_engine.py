@@ -1,0 +1,101 @@
+"""vLLM in this process: scheme, tensors and answers of every export that it can load."""
+
+import pytest
+import torch
+from engine import ask, engine, model_of, parts_of, quantized_layers, read_layer
+from layout import has_kernel, plain_product
+from questions import image_questions, other_questions
+from reference import answer_all
+from safetensors.torch import load_file
+from students import EIGHT, FAMILIES, GROUP
+from test_layout import NO_KERNEL
+
+FORMATS = ("ct4", "awq4")
+QUESTIONS = image_questions(200, seed=7)
+OTHERS = other_questions(8, seed=8)
+TIES = 0.05  # of the questions, at most
+
+
+class Loaded:
+    """An export, as the engine has it."""
+
+    def __init__(self, family, path, llm):
+        self.family, self.path, self.llm = family, path, llm
+        self.model = model_of(llm)
+
+
+@pytest.fixture(scope="module", params=[(f, e) for f in FAMILIES for e in FORMATS], ids="-".join)
+def loaded(request, students):
+    family, name = request.param
+    path = students / family / name
+    with engine(path) as llm:
+        yield Loaded(family, path, llm)
+
+
+@pytest.fixture(scope="module")
+def expected(loaded):
+    """transformers' answers, which differ between questions."""
+    answers = answer_all(loaded.path, QUESTIONS + OTHERS)
+    assert len({tuple(answer.tokens) for answer in answers}) >= 20
+    return answers
+
+
+def test_scheme_and_kernel(loaded):
+    layers = quantized_layers(loaded.model)
+    assert {name.rpartition(".")[2] for name in layers} == {
+        "qkv_proj",
+        "o_proj",
+        "gate_up_proj",
+        "down_proj",
+    }
+    for name, layer in layers.items():
+        assert name.startswith("language_model.model.layers."), name
+        scheme = layer.scheme if hasattr(layer, "scheme") else layer.quant_method
+        assert type(scheme.kernel).__name__ == "CPUWNA16LinearKernel"
+        config = scheme.kernel.config
+        assert (config.weight_type.size_bits, config.group_size) == (4, GROUP)
+        assert config.act_type == loaded.model.config.dtype
+        assert config.zero_points == loaded.path.name.startswith("awq")
+        assert not layer.use_w4a8
+
+
+def test_every_code_and_scale_is_ours(loaded):
+    ours = load_file(loaded.path.parent / "codes4.safetensors")
+    seen = set()
+    for name, layer in quantized_layers(loaded.model).items():
+        parts = parts_of(name)
+        codes = torch.cat([ours[f"{part}.codes"] for part in parts])
+        scales = torch.cat([ours[f"{part}.scales"] for part in parts])
+        their_codes, their_scales = read_layer(layer)
+        assert torch.equal(their_codes, codes), name
+        assert torch.equal(their_scales.float(), scales), name
+        seen.update(parts)
+    assert seen == {name.rpartition(".")[0] for name in ours}
+
+
+@pytest.mark.parametrize("kernel", ["kernel", "plain"])
+def test_answers_are_those_of_transformers(loaded, expected, kernel, monkeypatch, record_property):
+    if kernel == "plain":
+        monkeypatch.setattr("vllm._custom_ops.cpu_gemm_wna16", plain_product)
+    elif not has_kernel():
+        pytest.skip(NO_KERNEL)
+    answers = ask(loaded.llm, loaded.path, QUESTIONS + OTHERS)
+    ties = 0
+    for answer, (tokens, chances) in zip(expected, answers, strict=True):
+        same = answer.agrees(tokens)
+        ties += not same
+        for step in range(len(tokens) if same else 1):
+            chance = torch.log_softmax(answer.logits[step], -1)[tokens[step]].item()
+            assert abs(chances[step] - chance) <= 4 * answer.noise, (tokens, step)
+    record_property("ties", ties)
+    print(f"{loaded.family} {loaded.path.name} {kernel}: {len(answers)} answers, {ties} ties")
+    assert ties <= TIES * len(answers)
+
+
+def test_eight_bits_are_refused_by_the_engine(students):
+    """It has no kernel for them on a CPU, and says so before it computes anything."""
+    with (
+        pytest.raises(ValueError, match=r"CPUWNA16.*uint8b128|uint8b128.*CPUWNA16"),
+        engine(students / EIGHT / "ct8"),
+    ):
+        pass
