@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine import ask, engine, model_of, parts_of, quantized_layers, read_layer
 from layout import has_kernel, plain_product
-from reference import QUESTIONS, TIES, expected
+from reference import QUESTIONS, expected, ties_of
 from safetensors.torch import load_file
 from students import EIGHT, FAMILIES, GROUP
 from test_layout import NO_KERNEL
@@ -67,17 +67,17 @@ def test_answers_are_those_of_transformers(loaded, kernel, monkeypatch, record_p
         monkeypatch.setattr("vllm._custom_ops.cpu_gemm_wna16", plain_product)
     elif not has_kernel():
         pytest.skip(NO_KERNEL)
-    answers = ask(loaded.llm, loaded.path, QUESTIONS)
-    ties = 0
-    for answer, (tokens, chances) in zip(expected(loaded.path), answers, strict=True):
-        same = answer.agrees(tokens)
-        ties += not same
-        for step in range(len(tokens) if same else 1):
+    answers, asked = expected(loaded.path), ask(loaded.llm, loaded.path, QUESTIONS)
+    ties = ties_of(answers, [tokens for tokens, _ in asked])
+    for answer, (tokens, chances) in zip(answers, asked, strict=True):
+        for step in range(len(tokens) if tokens == answer.tokens else 1):
             chance = torch.log_softmax(answer.logits[step], -1)[tokens[step]].item()
             assert abs(chances[step] - chance) <= 4 * answer.noise, (tokens, step)
     record_property("ties", ties)
-    print(f"{loaded.family} {loaded.path.name} {kernel}: {len(answers)} answers, {ties} ties")
-    assert ties <= TIES * len(answers)
+    print(
+        f"{loaded.family} {loaded.path.name} {kernel}: {len(asked)} answers, noise of a logit "
+        f"{answers[0].noise:.4f}, margins of ties {ties}"
+    )
 
 
 def test_eight_bits_are_refused_by_the_engine(students):
