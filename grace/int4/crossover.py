@@ -14,7 +14,6 @@ The file is `crossover_path()`. A file that cannot be read is measured again and
 import functools
 import json
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -29,6 +28,7 @@ from grace.errors import InputError
 from grace.files import atomic_path
 from grace.int4.backends import Backend, Buffers
 from grace.int4.layouts import WeightShape
+from grace.machine import processor_name
 
 ENVIRONMENT = "GRACE_INT4_CROSSOVER"
 CACHE_ENVIRONMENT = "GRACE_CACHE"
@@ -203,18 +203,7 @@ def _wait(device: torch.device) -> None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor_name()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@functools.cache
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _read() -> dict[str, Crossover]:

@@ -24,6 +24,7 @@ from grace.int4.crossover import (
     measure,
 )
 from grace.int4.layouts import WeightShape
+from grace.machine import processor_name
 
 SHAPE = WeightShape(32, 64, 2, 4)
 CPU = BACKENDS["cpu"]
@@ -309,7 +310,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
 
 
 def test_a_key_says_what_a_crossover_holds_for(monkeypatch):
-    monkeypatch.setattr(crossover, "_processor_name", lambda: "Processor")
+    monkeypatch.setattr(crossover, "processor_name", lambda: "Processor")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
@@ -364,7 +365,7 @@ def test_the_processors_name_is_the_systems(monkeypatch, cpuinfo, expected):
 
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(platform, "processor", lambda: "x86")
-    assert crossover._processor_name.__wrapped__() == expected
+    assert processor_name.__wrapped__() == expected
 
 
 @given(st.integers(1, 10**6))
