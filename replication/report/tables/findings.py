@@ -104,8 +104,9 @@ def _when(run: Sequence[Measured]) -> list[str]:
         )
     if labels := by.get("SFT is enough"):
         said.append(
-            f"No teacher is needed: {_count(labels, run).lower()} SFT gains on the same data, and "
-            f"neither KD over it nor GRACE over KD is resolved (SFT, points: {_listed(labels, SFT)})."
+            f"No teacher is needed: {_count(labels, run).lower()} SFT gains on the same data, "
+            "and neither a gain of KD over it nor of GRACE over KD is resolved (SFT, points: "
+            f"{_listed(labels, SFT)})."
         )
     if enough := by.get("KD is enough"):
         said.append(
