@@ -10,7 +10,7 @@ import torch
 from commands import done, refused, save
 from exported import trained
 from PIL import Image
-from tiny_families import tiny_processor
+from tiny_families import tiny_model, tiny_processor
 from transformers import AutoModelForImageTextToText
 
 from grace.bench import directory
@@ -104,12 +104,10 @@ def exported(folder, name="qwen2_vl", seed=0):
         processor = tiny_processor(name)
 
         @staticmethod
-        def model(**text):
-            from tiny_families import tiny_model
-
+        def model(_, **text):
             return tiny_model(name, seed=seed, **text)
 
-    model = trained(Tiny, QuantSpec(4, 32))
+    model = trained(Tiny, QuantSpec(4, 32), seed=seed)
     save_gguf(model, folder / "gguf", processor=Tiny.processor)
     bake(model)
     model.save_pretrained(folder / "plain")
