@@ -1,12 +1,30 @@
-"""What a measurement was made on, in words."""
+"""This machine: what it is, in words, and where what was found out about it is kept."""
 
 import functools
+import os
 import platform
 from pathlib import Path
 
 import torch
 
 from grace.arithmetic import multiplies_bfloat16
+
+CACHE_ENVIRONMENT = "GRACE_CACHE"
+
+
+def cache_folder() -> Path:
+    """$GRACE_CACHE, or grace/ in the user's cache directory.
+
+    Example:
+        >>> from grace.machine import cache_folder
+        >>> cache_folder().is_absolute()
+        True
+    """
+    folder = os.environ.get(CACHE_ENVIRONMENT)
+    if not folder:
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        folder = str(Path(cache) / "grace")
+    return Path(folder)
 
 
 @functools.cache
