@@ -10,6 +10,7 @@ import torch
 from grace.arithmetic import multiplies_bfloat16
 
 CACHE_ENVIRONMENT = "GRACE_CACHE"
+_NAMES = {"AVX512": "AVX-512", "DEFAULT": "no vector instructions"}
 
 
 def cache_folder() -> Path:
@@ -40,12 +41,15 @@ def processor_name() -> str:
 
 
 def instruction_set() -> str:
-    """What torch's kernels use on this processor.
+    """The widest vector instructions that torch uses here, and whether they multiply bfloat16.
 
-    Example:
-        >>> from grace.machine import instruction_set
-        >>> instruction_set().split(",")[0].isupper()
-        True
+    Returns:
+        For example "AVX-512 with bfloat16", "AVX-512, AMX with bfloat16" or "AVX2".
     """
-    native = "bfloat16 products" if multiplies_bfloat16() else "no bfloat16 products"
-    return f"{torch.backends.cpu.get_cpu_capability()}, {native}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = _NAMES.get(capability, capability)
+    if torch.cpu.get_capabilities().get("amx_bf16"):
+        name = f"{name}, AMX"
+    # a capability lower than the processor's own (ATEN_CPU_CAPABILITY) binds torch's kernels only;
+    # the matrix products are oneDNN's, which asks the processor
+    return f"{name} with bfloat16" if multiplies_bfloat16() else name

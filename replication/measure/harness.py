@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.machine import instruction_set
 from replication.base import provenance
 from replication.base.code import code_hash
 from replication.base.files import ROOT, read_json, write_json_atomic
-from replication.base.hardware import instruction_set
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "torchao")
 _KEEP_MEMORY = {

@@ -60,8 +60,8 @@ class CpuBackend(KernelBackend):
     Inputs are bfloat16. The kernel is `compiled` where there is one and it takes the shape: it
     sums products of bfloat16 codes in float32 and scales them by groups. Elsewhere it is
     `_weight_int4pack_mm_for_cpu`, which multiplies by s * q in float32 and accumulates in float32.
-    The dense product does so too, but where the processor multiplies bfloat16 natively, it rounds s * q
-    to bfloat16 first, as a bfloat16 model does. 8-bit weights run as two 4-bit planes
+    The dense product does so too, but where the processor multiplies bfloat16 natively, it rounds
+    s * q to bfloat16 first, as a bfloat16 model does. 8-bit weights run as two 4-bit planes
     (`grace.int4.layouts`).
     """
 
