@@ -24,7 +24,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench fetch-smollm2 real-cell tune readme docs docs-serve test test-fast test-engines lock-engines weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench bench-engines fetch-smollm2 real-cell tune readme docs docs-serve test test-fast test-engines lock-engines weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
@@ -36,6 +36,7 @@ help:
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
+	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: hours"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
 	@echo "make tune [FAMILY=...] [SCALE=...]    the best of every method's candidates, on validation questions"
@@ -169,6 +170,12 @@ else
 test-engines:
 	@echo "not run: $(ENGINES_LOCK) is for Linux on x86-64"
 endif
+
+# The decoders of two published models in every engine: two to three hours on two cores.
+bench-engines: $(ENGINES_STAMP)
+	$(BIN)/python -m replication.bench speed --models llava-1.5-7b,qwen2-vl-2b --no-image --words 640 \
+		--variants bf16,int4,int8,nf4,torchao,llama_cpp,vllm_bf16,vllm_int4 --batches 1,4,16,32 \
+		--rounds 2 --repeats 1 --decode-repeats 2 --out results/engines $(BENCH)
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz
