@@ -180,9 +180,12 @@ _VARIANTS = (
     Variant("int8", "INT8", 8, functools.partial(_packed, 8), _no_kernel, ours=True),
     Variant("int4", "INT4", 4, functools.partial(_packed, 4), _no_kernel, ours=True),
     Variant("nf4", "NF4, bitsandbytes", 4, _nf4, functools.partial(_package, "bitsandbytes")),
-    Variant("torchao", "INT4, torchao", 4, _torchao, functools.partial(_package, "torchao")),
+    Variant(
+        "torchao", "INT4, torchao", 4, _torchao, functools.partial(_package, "torchao"), outside=True
+    ),
     Variant("awq_unfused", "INT4, AWQ without kernels", 4, UnfusedAwqLinear.from_linear, _always),
     _engine("llama_cpp", "Q4_0, llama.cpp", 4, "llama_cpp"),
+    _engine("openvino", "INT4, OpenVINO GenAI", 4, "openvino"),
     _engine("vllm_bf16", "BF16, vLLM", 16, "vllm_cpu"),
     _engine("vllm_int4", "INT4, vLLM", 4, "vllm_cpu"),
 )
