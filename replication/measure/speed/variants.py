@@ -181,7 +181,12 @@ _VARIANTS = (
     Variant("int4", "INT4", 4, functools.partial(_packed, 4), _no_kernel, ours=True),
     Variant("nf4", "NF4, bitsandbytes", 4, _nf4, functools.partial(_package, "bitsandbytes")),
     Variant(
-        "torchao", "INT4, torchao", 4, _torchao, functools.partial(_package, "torchao"), outside=True
+        "torchao",
+        "INT4, torchao",
+        4,
+        _torchao,
+        functools.partial(_package, "torchao"),
+        outside=True,
     ),
     Variant("awq_unfused", "INT4, AWQ without kernels", 4, UnfusedAwqLinear.from_linear, _always),
     _engine("llama_cpp", "Q4_0, llama.cpp", 4, "llama_cpp"),
