@@ -27,9 +27,11 @@ from replication.settings.scales import scale_params
 from replication.settings.schema import ALIGNMENT, KINDS, REGIMES, Group, Params, section
 from replication.settings.workspace import workspace
 
-_SAMPLES = 400.0
+_SAMPLES = 180.0
 """Conversations that a core trains a small model on in a second, where nothing was measured."""
-_OTHER = 15.0
+_VARIANT = 150.0
+"""Seconds of a published architecture in one format, likewise."""
+_OTHER = 12.0
 """Seconds of any other stage, or of a model's evaluation, likewise."""
 
 
@@ -175,6 +177,8 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         more = getattr(lessons, "where_steps", 0)
         both = (lessons.teacher, lessons.baseline)
         samples = [(one.steps + more) * one.batch_size for one in both]
+    elif name == "deploy" and params.deploy.layers is None:
+        seconds = _VARIANT * len(params.deploy.models[key])
     elif name == "evaluate":
         group = params.runs.get(key)
         count = _trainings(group) if group else 2

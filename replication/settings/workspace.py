@@ -30,7 +30,8 @@ PIPELINE_FILE = Path("dvc.yaml")
 CODE_FILE = Path("code.yaml")
 _SHARED = (
     *("grace", "replication", "recorded", ".dvcignore"),
-    *("results/performance", "results/scaling"),  # of no scale: the page of every scale shows them
+    # of no scale: the ledger and the page of every scale show them
+    *("results/performance", "results/real_cell", "results/scaling"),
 )
 _CONFIG = """[core]
     no_scm = True

@@ -45,7 +45,7 @@ def make_root(folder: Path) -> Path:
     for path in (ROOT / "results" / "small").iterdir():
         if path.name not in ("figures", "examples", "report.html"):
             (small / path.name).symlink_to(path)
-    for name in ("performance", "scaling"):
+    for name in ("performance", "real_cell", "scaling"):
         (folder / "results" / name).symlink_to(ROOT / "results" / name)
     figures, examples = small / "figures", small / "examples"
     figures.mkdir()

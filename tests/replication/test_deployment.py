@@ -175,7 +175,12 @@ RECORDED = report_of(evidence="recorded", faster=4.0)
 
 def test_table(tmp_path):
     nf4 = {"label": "NF4, bitsandbytes", "not_run": "the package bitsandbytes is not installed"}
-    write(tmp_path, f"deploy/{MODEL}/deploy.json", report_of(nf4=nf4))
+    own = report_of(nf4=nf4)
+    for name, most in (("bf16", 20), ("int4", 8)):
+        variant = own["models"][MODEL]["variants"][name]
+        variant["decode"]["16"] = variant["decode"]["1"]
+        variant["peak_bytes"]["batch 16"] = most * 2**30
+    write(tmp_path, f"deploy/{MODEL}/deploy.json", own)
     recorded = tmp_path / "recorded"
     write(recorded / "a-processor-2-cores", f"deploy/{MODEL}/deploy.json", RECORDED)
     table = build_table("deploy", tmp_path, "small", recorded)
@@ -200,6 +205,7 @@ def test_table(tmp_path):
     text = table.markdown()
     assert "Not run: llava-1.5-7b, NF4, bitsandbytes: the package bitsandbytes is" in text
     assert "INT4 against BF16: throughput at batch 1 3.20× [3.14, 3.26]" in text
+    assert "memory reduction 60.0 %, memory reduction at batch 16 60.0 %, weight reduction" in text
     assert "Recorded on a processor, 2 cores." in text
     for form in (table.csv(), table.tex(), table.json()):
         assert MODEL in form

@@ -344,6 +344,7 @@ def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     (root / "results/small/calibration").unlink()
     (root / "results/scaling").unlink()
     (root / "results/performance").unlink()
+    (root / "results/real_cell").unlink()
     page = build(root, "small")
     assert "The calibration was not run at this scale" in page
     assert "How a training step grows" not in page

@@ -110,7 +110,7 @@ def test_a_workspace_leaves_what_is_committed_alone(tmp_path, repository):
     assert folder == copied / ".scales" / "smoke"
     assert yaml.safe_load((folder / "params.yaml").read_text()) == scale_params("smoke", copied)
 
-    for name in ("performance", "scaling"):  # of no scale: the page of every scale shows them
+    for name in ("performance", "real_cell", "scaling"):  # of no scale: every page shows them
         file = f"results/{name}/{name}.json"
         assert (folder / file).read_bytes() == (copied / file).read_bytes()
 

@@ -104,7 +104,7 @@ class World:
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     (folder / "params.yaml").write_text(yaml.safe_dump(params()))
-    for name in ("results/performance", "results/scaling", "recorded"):
+    for name in ("results/performance", "results/real_cell", "results/scaling", "recorded"):
         shutil.copytree(ROOT / name, folder / name)
     changes = {}
     with Server() as server:

@@ -349,8 +349,10 @@ def _against(
 ) -> str:
     parts = []
     for name, ratio in sorted(against.items(), key=_rates_first):
-        if name.endswith("reduction"):
-            parts.append(f"{name.replace('_', ' ')} {ratio.point:.1f} %")
+        kind, _, batch = name.partition("_reduction")
+        if kind != name:
+            place = f" at batch {batch[1:]}" if batch else ""
+            parts.append(f"{kind} reduction{place} {ratio.point:.1f} %")
         else:
             kind, _, batch = name.partition("_")
             kind = f"{kind} at batch {batch or 1}" if kind == "throughput" else kind
