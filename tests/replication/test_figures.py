@@ -274,7 +274,7 @@ def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeyp
     pictures = {f"{name}.{kind}" for name in NAMES for kind in ("svg", "png")}
     assert set(first) == pictures | {f"{name}.json" for name in figures.FIGURES}
     assert first == second
-    assert sum(map(len, first.values())) < 4.5e6
+    assert sum(map(len, first.values())) < 4e6
     for name in NAMES:
         assert b"dc:date" not in first[f"{name}.svg"]
         with Image.open(folders[0] / f"{name}.png") as opened:

@@ -49,9 +49,9 @@ def test_effects_are_differences_of_the_score_files(world, table):
             effect = row["cells"][column]
             assert effect["measured"] == pytest.approx(own - level)
             assert effect["low"] <= effect["measured"] <= effect["high"]
-        over = row["cells"]["GRACE − KD"]["measured"]
-        pair = [row["cells"][RUNS[run]]["measured"] for run in ("grace", "kd")]
-        assert over == pytest.approx(pair[0] - pair[1])
+        for name, *pair in (("GRACE − KD", "grace", "kd"), ("KD − SFT", "kd", "sft")):
+            first, second = (row["cells"][RUNS[run]]["measured"] for run in pair)
+            assert row["cells"][name]["measured"] == pytest.approx(first - second)
 
 
 def test_a_cell_s_outcome_is_that_of_its_accuracies(table):
