@@ -24,7 +24,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench fetch-smollm2 real-cell tune readme docs docs-serve test test-fast weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench bench-engines fetch-smollm2 real-cell tune readme docs docs-serve test test-fast test-engines lock-engines weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
@@ -36,6 +36,7 @@ help:
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
+	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: hours"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
 	@echo "make tune [FAMILY=...] [SCALE=...]    the best of every method's candidates, on validation questions"
@@ -45,7 +46,9 @@ help:
 	@echo "make docs-serve                       serve them at http://127.0.0.1:8000"
 	@echo "make test                             the tests of what a change can break"
 	@echo "make test-fast                        those that take less than half a second each"
-	@echo "make weekly                           the other tests: kills, fuzzing, rehearsal, determinism, mutation"
+	@echo "make test-engines                     the exports in vLLM, in an environment of its own: Linux, x86-64"
+	@echo "make lock-engines                     renew requirements/engines.txt"
+	@echo "make weekly                           the other tests: kills, fuzzing, engines, rehearsal, determinism, mutation"
 	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make mutation [MUTATE='grace.int4.*'] is every change of the code noticed by a fast test?"
 	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
@@ -121,7 +124,7 @@ docs-serve: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # A file of tests stays in one process: its fixtures are made once.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 10 --ignore tests/engines
 
 # What a change can break; the rest runs weekly.
 test: setup
@@ -133,9 +136,46 @@ test-fast: setup
 weekly: setup
 	$(PYTEST) -m weekly
 	$(MAKE) fuzz
+	$(MAKE) test-engines
 	$(MAKE) rehearsal
 	$(MAKE) determinism
 	$(MAKE) mutation
+
+# vLLM wants other versions than the rest, and the CPU build of torch, which comes from where
+# PIP_FIND_LINKS or UV_FIND_LINKS (UV_INDEX) say. Everything is installed as locked, and nothing
+# else: torchaudio and torchcodec, which it names, do not load beside this torch and are not needed.
+ENGINES := .venv-engines
+ENGINES_LOCK := requirements/engines.txt
+ENGINES_STAMP := $(ENGINES)/.complete
+test-engines lock-engines $(ENGINES_STAMP): export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+$(ENGINES_STAMP): pyproject.toml $(ENGINES_LOCK) $(STAMP)
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(ENGINES)
+	$(BIN)/uv pip install -q --python $(ENGINES)/bin/python --no-deps -r $(ENGINES_LOCK)
+	$(BIN)/uv pip install -q --python $(ENGINES)/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock-engines: setup
+	$(BIN)/uv pip compile -q requirements/engines.in pyproject.toml --upgrade \
+		--python-platform x86_64-manylinux_2_28 --python-version 3.11 \
+		--no-emit-package torchaudio --no-emit-package torchcodec \
+		--no-emit-index-url --no-emit-find-links --no-annotate \
+		--custom-compile-command "make lock-engines" -o $(ENGINES_LOCK)
+
+# ENGINES_STUDENTS=DIR keeps the students, ENGINES_KERNEL=plain leaves vLLM's own kernel out.
+ifeq ($(shell uname -sm),Linux x86_64)
+test-engines: $(ENGINES_STAMP)
+	$(ENGINES)/bin/python -m pytest tests/engines --confcutdir tests/engines -rs --durations 10
+else
+test-engines:
+	@echo "not run: $(ENGINES_LOCK) is for Linux on x86-64"
+endif
+
+# The decoders of two published models in every engine: two to three hours on two cores.
+bench-engines: $(ENGINES_STAMP)
+	$(BIN)/python -m replication.bench speed --models llava-1.5-7b,qwen2-vl-2b --no-image --words 640 \
+		--variants bf16,int4,int8,nf4,torchao,llama_cpp,openvino,vllm_bf16,vllm_int4 --batches 1,4,16,32 \
+		--rounds 2 --repeats 1 --decode-repeats 2 --out results/engines $(BENCH)
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz

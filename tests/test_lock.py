@@ -1,7 +1,8 @@
-"""The lock file: complete, for every supported Python, and of no machine in particular."""
+"""The lock files: complete, and of no machine in particular; the main one is for every Python."""
 
 import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = [
-    line
-    for line in (ROOT / "requirements" / "lock.txt").read_text().splitlines()
-    if not line.startswith("#")
-]
+
+
+def lines_of(name):
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+LINES = lines_of("lock.txt")
 
 
 def test_every_line_is_a_name_with_an_exact_public_version():
@@ -36,3 +40,21 @@ def test_what_is_installed_is_what_is_locked():
     }
     del installed["grace-vlm"]
     assert {name: locked.get(name) for name in installed} == installed
+
+
+def test_the_engines_lock_is_exact_and_serves_this_package():
+    """Of local builds there is torch's for CPUs alone: another would bring CUDA."""
+    locked = {}
+    for requirement in map(Requirement, lines_of("engines.txt")):
+        assert not requirement.url and not requirement.extras, requirement
+        (version,) = requirement.specifier
+        assert version.operator == "==", requirement
+        locked[canonicalize_name(requirement.name)] = version.version
+    assert [name for name, version in locked.items() if "+" in version] == ["torch"]
+    assert locked["torch"].endswith("+cpu")
+    assert not [name for name in locked if name.startswith(("nvidia", "cuda"))]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *project["optional-dependencies"]["export"]]
+    for requirement in map(Requirement, asked):
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), requirement

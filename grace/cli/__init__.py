@@ -1,6 +1,6 @@
 """The `grace` command: train a vision-language model in INT4, pack, export, measure and ask it.
 
-    grace train | eval | pack | export | bench | generate
+    grace train | eval | pack | export | bench | generate | env
 
 Every command is a module here with its help (`DESCRIPTION`, `EXAMPLES`), its arguments
 (`add_arguments`) and its action (`run`). Bad input ends with one line on standard error and exit
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from grace import __version__
-from grace.cli import bench, eval, export, generate, pack, train
+from grace.cli import bench, env, eval, export, generate, pack, train
 from grace.errors import InputError
 
 COMMANDS: dict[str, ModuleType] = {
@@ -25,6 +25,7 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "bench": bench,
     "generate": generate,
+    "env": env,
 }
 _EPILOG = """\
 from a published checkpoint to INT4 answers:

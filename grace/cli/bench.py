@@ -1,40 +1,37 @@
-"""grace bench: a packed model against its 16-bit version."""
+"""grace bench: one model in several formats, side by side."""
 
 import argparse
 import json
-import resource
-import statistics
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from grace.cli.models import (
-    add_device,
-    open_image,
-    positive,
-    processor_of,
-    question,
-)
+from grace.cli.models import add_device, open_image, positive
 from grace.errors import InputError
 
 DESCRIPTION = """\
-Measure a packed model beside the same model in bfloat16: time to the first token of a question
-about an image, decoded tokens a second, bytes of weights, and peak memory (of the process; on CUDA
-of the allocator). Each model runs in a process of its own; times are medians over the repeats, with
-the least and the greatest. Nothing is written, unless --json names a file.
+Measure formats of one model side by side: time to the first token of a question about an image,
+decoded tokens a second, bytes of weights, and peak memory (of the process; on CUDA of the
+allocator). Each runs in a process of its own; times are medians over the repeats, with the least
+and the greatest. What is not packed runs in bfloat16 where the device multiplies it natively, else
+in float32. A GGUF file runs in llama.cpp (pip install xllamacpp gguf), on the CPU. Formats of
+different models are refused. Nothing is written, unless --json names a file.
 
 Run it on a machine that does nothing else: memory bandwidth limits decoding.
 """
 EXAMPLES = """\
   grace bench student student-int4
-  grace bench student student-int4 --image photo.jpg --batch-size 4 --tokens 64 --json bench.json
+  grace bench student student-int4 student-gguf --image photo.jpg --batch-size 4 --json bench.json
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="directory that `grace train` wrote, run in bfloat16")
-    parser.add_argument("packed", help="directory that `grace pack` wrote of it")
+    parser.add_argument("model", help="directory to compare with, as `grace train` wrote it")
+    parser.add_argument(
+        "others",
+        nargs="+",
+        metavar="other",
+        help="what `grace pack` or `grace export` wrote of it, or a file model-*.gguf",
+    )
     parser.add_argument("--image", help="picture (default: noise of 336 pixels a side)")
     parser.add_argument(
         "--prompt", default="Describe the image in detail.", help="default: %(default)s"
@@ -54,155 +51,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure both models, print a table, and write the numbers if --json says where."""
+    """Measure all formats, print a table, and write the numbers if --json says where."""
     from multiprocessing import get_context
 
+    from grace.bench.settings import Settings
+    from grace.bench.table import table
     from grace.files import atomic_path
 
-    _check(arguments)
+    candidates = _checked(arguments)
+    machine = _machine(arguments.device)
+    names = ("image", "prompt", "batch_size", "tokens", "repeats")
+    given = {name: getattr(arguments, name) for name in names}
+    settings = Settings(device=machine["device"], threads=machine["threads"], **given)
     results = {}
-    for name, path in (("bfloat16", arguments.model), ("packed", arguments.packed)):
+    for one in candidates:
         with get_context("spawn").Pool(1) as pool:  # peak memory belongs to a process
-            results[name] = pool.apply(measure, (path, vars(arguments)))
+            results[one.path] = pool.apply(measure, (one, settings))
+    rows = f"{settings.batch_size} row{'s' if settings.batch_size > 1 else ''}"
+    print(f"{machine['name']} ({machine['instructions']}), {machine['threads']} threads, {rows}")
     print("\n".join(table(results)))
     if arguments.json is not None:
+        content = {"machine": machine, "settings": given, "models": results}
         with atomic_path(arguments.json) as temporary:
-            temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Check everything that can be checked before a model is loaded. Raises InputError."""
-    from grace.arithmetic import chosen_device
-    from grace.export.packed import PACKED_FILE
-    from grace.files import check_free
-    from grace.models import check_model_directory
+def measure(one: Any, settings: Any) -> dict[str, Any]:
+    """The numbers of one format, in the process that this runs in."""
+    from grace.bench import directory, llama_cpp
 
-    if arguments.image is not None:
-        open_image(arguments.image)
-    for path in (arguments.model, arguments.packed):
-        check_model_directory(path)
-    if (Path(arguments.model) / PACKED_FILE).is_file():
-        raise InputError(f"{arguments.model!r} is packed: give the 16-bit model first")
-    if not (Path(arguments.packed) / PACKED_FILE).is_file():
-        raise InputError(f"{arguments.packed!r} is not packed: run `grace pack` first")
-    if arguments.json is not None:
-        check_free(arguments.json, overwrite=False)
-    chosen_device(arguments.device)
+    if one.file is None:
+        return directory.measure(one.path, settings)
+    return llama_cpp.measure(one.file, one.vision, one.path, settings)
 
 
-def measure(path: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of one model, in the process that this runs in.
-
-    Args:
-        path: A packed or other model directory.
-        settings: device, image, prompt, batch_size, tokens and repeats, as the command takes them.
-
-    Returns:
-        weight_bytes, peak_bytes, and as {"median", "low", "high"} first_token_seconds and
-        tokens_per_second; device, threads and prompt_tokens.
-    """
+def _machine(choice: str) -> dict[str, Any]:
     import torch
 
     from grace.arithmetic import chosen_device
-    from grace.decoding import Decoder
-    from grace.export import load_student
+    from grace.machine import instruction_set, processor_name
 
-    device = chosen_device(settings["device"])
-
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    model: Any = load_student(path, device=device, dtype="bfloat16")
-    processor = processor_of(path)
-    image = noise() if settings["image"] is None else open_image(settings["image"])
-    inputs = question(processor, [image], settings["prompt"])
-    inputs = dict(inputs.to(device, model.dtype))
-    rows, tokens, repeats = (settings[name] for name in ("batch_size", "tokens", "repeats"))
-    reader = Decoder(model, 1, inputs["input_ids"].shape[1] + tokens + 1)
-    first, rates = [], []
-    for _ in range(repeats + 1):  # the first is to warm up
-        start = now()
-        reader.prefill(inputs)
-        reader.tokens().tolist()
-        first.append(now() - start)
-    decoder = reader
-    if rows > 1:
-        decoder = Decoder(model, rows, reader.capacity)
-        decoder.start_from(reader)
-    for _ in range(repeats + 1):
-        decoder.rewind()
-        start = now()
-        decoder.run(tokens)
-        rates.append(rows * tokens / (now() - start))
+    device = chosen_device(choice)
+    name = torch.cuda.get_device_name() if device == "cuda" else processor_name()
     return {
-        "first_token_seconds": spread(first[1:]),
-        "tokens_per_second": spread(rates[1:]),
-        "weight_bytes": weight_bytes(model),
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident(),
         "device": device,
+        "name": name,
+        "instructions": "CUDA" if device == "cuda" else instruction_set(),
         "threads": torch.get_num_threads(),
-        "prompt_tokens": inputs["input_ids"].shape[1],
     }
 
 
-def noise() -> Any:
-    """A picture of 336 by 336 random pixels, always the same."""
-    import numpy as np
-    from PIL import Image
+def _checked(arguments: argparse.Namespace) -> list[Any]:
+    """What is compared, after all that can be checked before a model is loaded.
 
-    rng = np.random.default_rng(0)
-    return Image.fromarray(rng.integers(0, 256, (336, 336, 3), dtype=np.uint8))
+    Raises:
+        InputError: As `candidate` and `check_same`, for a path that is given twice, for a picture
+            that is none, and for a GGUF file that cannot be run here.
+    """
+    from grace.arithmetic import chosen_device
+    from grace.bench import llama_cpp
+    from grace.bench.candidates import candidate, check_same
+    from grace.files import check_free
 
-
-def weight_bytes(model: Any) -> int:
-    """Bytes of all tensors of a model, packed codes and scales too, shared ones once."""
-    stored: dict[int, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        storage = tensor.untyped_storage()
-        stored[storage.data_ptr()] = storage.nbytes()
-    return sum(stored.values())
-
-
-def peak_resident() -> int:
-    """The most bytes of memory that this process has had."""
-    try:  # of this program alone; getrusage counts the process it was forked from
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and greatest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-def table(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines of a table: both models side by side, and the quotients."""
-    both = before, after = results["bfloat16"], results["packed"]
-
-    def cells(key: str, places: int) -> list[str]:
-        return [
-            f"{value['median']:.{places}f} [{value['low']:.{places}f}, {value['high']:.{places}f}]"
-            for value in (model[key] for model in both)
-        ]
-
-    def quotient(key: str, above: dict[str, Any], below: dict[str, Any]) -> float:
-        return above[key]["median"] / below[key]["median"]
-
-    speed = quotient("tokens_per_second", after, before)
-    first = quotient("first_token_seconds", before, after)
-    rows = [
-        ["", *results, ""],
-        ["tokens/s", *cells("tokens_per_second", 2), f"{speed:.2f} times"],
-        ["first token, s", *cells("first_token_seconds", 3), f"{first:.2f} times as fast"],
-    ]
-    for label, key in (("weights, MiB", "weight_bytes"), ("peak memory, MiB", "peak_bytes")):
-        sizes = [f"{model[key] / 2**20:.1f}" for model in both]
-        rows.append([label, *sizes, f"{100 * (1 - after[key] / before[key]):.1f} % less"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
-    return [line.rstrip() for line in lines]
+    if arguments.image is not None:
+        open_image(arguments.image)
+    paths = [arguments.model, *arguments.others]
+    for path in paths:
+        if sum(Path(path) == Path(other) for other in paths) > 1:
+            raise InputError(f"{path!r} is given twice: give formats that differ")
+    candidates = [candidate(path) for path in paths]
+    device = chosen_device(arguments.device)
+    files = [one for one in candidates if one.file is not None]
+    if files and (reason := llama_cpp.available()):
+        raise InputError(f"{files[0].path!r}: {reason}")
+    if files and device != "cpu":
+        raise InputError(f"{files[0].path!r}: llama.cpp is measured on the CPU: add --device cpu")
+    check_same(candidates)
+    if arguments.json is not None:
+        check_free(arguments.json, overwrite=False)
+    return candidates

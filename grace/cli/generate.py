@@ -9,7 +9,6 @@ from grace.cli.models import (
     open_image,
     positive,
     processor_of,
-    question,
 )
 
 DESCRIPTION = """\
@@ -71,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     from grace.arithmetic import chosen_device
     from grace.decoding import generate, special_settings
     from grace.export import load_student
+    from grace.models.questions import question
 
     images = [open_image(path) for path in arguments.image]
     device = chosen_device(arguments.device)

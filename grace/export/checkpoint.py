@@ -47,7 +47,7 @@ def write_checkpoint(
         if key not in gone:
             place = tensor.data_ptr(), tensor.shape
             if place not in casts:
-                casts[place] = _cast(key, tensor, dtype)
+                casts[place] = cast_weight(key, tensor, dtype)
             state[key] = casts[place]
     for name, parts in packed.items():
         state.update({f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()})
@@ -133,7 +133,12 @@ def tensor_names(directory: Path) -> list[str]:
     return sorted(names)
 
 
-def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def cast_weight(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in the dtype of an export, on the CPU; integers stay as they are.
+
+    Raises:
+        InputError: A value is not finite, or not any more in `dtype`; the message names `key`.
+    """
     tensor = tensor.detach().cpu()
     if not tensor.is_floating_point():
         return tensor

@@ -42,6 +42,14 @@ class Layers:
         stem = self.family.decoder_layers.rpartition(".")[0]
         return [name.removeprefix(f"{stem}.").removeprefix("model.") for name in self.left]
 
+    def group_widths(self) -> dict[str, int]:
+        """Input features that share a scale, by layer."""
+        modules: dict[str, Any] = {name: self._modules[name] for name in self.names}
+        return {
+            name: self.spec.group_width(module.in_features, name)
+            for name, module in modules.items()
+        }
+
     def items(self) -> Iterator[tuple[str, Tensor, Tensor]]:
         """(name, codes int8 (out, in), scales float32 (out, groups)) on the CPU, layer by layer.
 

@@ -14,7 +14,6 @@ The file is `crossover_path()`. A file that cannot be read is measured again and
 import functools
 import json
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -29,11 +28,11 @@ from grace.errors import InputError
 from grace.files import atomic_path
 from grace.int4.backends import Backend, Buffers
 from grace.int4.layouts import WeightShape
+from grace.machine import CACHE_ENVIRONMENT, cache_folder, processor_name
 
 ENVIRONMENT = "GRACE_INT4_CROSSOVER"
-CACHE_ENVIRONMENT = "GRACE_CACHE"
 ROWS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_FORMAT = 3  # raised where a product here gets faster, so that it is measured again
+_FORMAT = 4  # raised where a product here gets faster, so that it is measured again
 _REPEATS = 5
 _LONG = 1.0  # seconds after which a measurement is not repeated
 
@@ -65,11 +64,7 @@ def crossover_path() -> Path:
         >>> crossover_path().is_absolute()
         True
     """
-    folder = os.environ.get(CACHE_ENVIRONMENT)
-    if not folder:
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        folder = str(Path(cache) / "grace")
-    return Path(folder) / "int4_crossover.json"
+    return cache_folder() / "int4_crossover.json"
 
 
 def forced_crossover() -> int | None:
@@ -114,7 +109,7 @@ def forget() -> None:
 
 
 def crossover_key(backend: Backend, shape: WeightShape, device: torch.device) -> str:
-    """What a crossover holds for: device, torch, threads, back end, and class of the shape.
+    """What a crossover holds for: device, torch, threads, kernel, and class of the shape.
 
     The class is bits, group size, and both sides of the weight rounded to powers of two.
     """
@@ -123,7 +118,13 @@ def crossover_key(backend: Backend, shape: WeightShape, device: torch.device) ->
         str(1 << _round_log2(side)) for side in (shape.out_features, shape.in_features)
     )
     form = f"{shape.bits} bits, groups of {shape.kernel_group or shape.group_size}, {sides}"
-    parts = (_device_name(device), f"torch {torch.__version__}", threads, backend.name, form)
+    parts = (
+        _device_name(device),
+        f"torch {torch.__version__}",
+        threads,
+        backend.kernel_name(shape),
+        form,
+    )
     return " | ".join(parts)
 
 
@@ -203,18 +204,7 @@ def _wait(device: torch.device) -> None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_processor_name()} {torch.backends.cpu.get_cpu_capability()}"
-
-
-@functools.cache
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return f"{processor_name()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _read() -> dict[str, Crossover]:

@@ -121,8 +121,10 @@ class PackedLinear(nn.Module):
 
     @property
     def arithmetic(self) -> str:
-        """What is computed in which precision."""
-        return self._backend.arithmetic
+        """What is computed in which precision, and by which kernel."""
+        backend = self._backend
+        kernel = f" ({backend.kernel_name(self.shape)})" if backend.kernel else ""
+        return f"{backend.arithmetic}{kernel}"
 
     def packed_tensors(self) -> dict[str, Tensor]:
         """The tensors that hold the weight, by the back end's names."""

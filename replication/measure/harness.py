@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
+from grace.machine import instruction_set
 from replication.base import provenance
 from replication.base.code import code_hash
 from replication.base.files import ROOT, read_json, write_json_atomic
-from replication.base.hardware import instruction_set
 
 LIBRARIES = ("torch", "transformers", "bitsandbytes", "torchao")
 _KEEP_MEMORY = {
@@ -49,12 +49,14 @@ class Part:
         arguments: of `measure_part`; anything that JSON can hold.
         optional: where it fails, it is not run, with the error as the reason; otherwise its failure
             is the benchmark's.
+        python: the interpreter that runs it; by default this process's own.
     """
 
     name: str
     module: str
     arguments: Mapping[str, Any]
     optional: bool = False
+    python: str = sys.executable
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Benchmark:
 
     def _measure(self, part: Part) -> dict[str, Any]:
         try:
-            return measure_in_process(part.module, part.arguments, keep_memory=self.keep_memory)
+            return measure_in_process(
+                part.module, part.arguments, keep_memory=self.keep_memory, python=part.python
+            )
         except InputError as error:
             if part.optional:
                 return {"not_run": str(error)}
@@ -123,13 +127,19 @@ class Benchmark:
 
 
 def measure_in_process(
-    module: str, arguments: Mapping[str, Any], *, keep_memory: bool = False
+    module: str,
+    arguments: Mapping[str, Any],
+    *,
+    keep_memory: bool = False,
+    python: str = sys.executable,
 ) -> dict[str, Any]:
     """What ``<module>.measure_part(**arguments)`` returns in a process of its own.
 
     Raises:
         InputError: with the last line of its errors, or the signal that ended it.
     """
+    if not Path(python).is_file():
+        raise InputError(f"the interpreter {python} is missing: make bench-engines installs it")
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")
     }
@@ -141,7 +151,7 @@ def measure_in_process(
         out = Path(folder) / "part.json"
         ended = subprocess.run(
             [
-                sys.executable,
+                python,
                 "-m",
                 "replication.measure.harness",
                 module,

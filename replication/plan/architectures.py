@@ -82,19 +82,31 @@ class Architecture:
             tower["deepstack_visual_indexes"] = [count - 1]
         return Architecture(f"{self.name}-{count}-layers", self.repository, 0, self.image, values)
 
-    def prompt(self, seed: int, *, dtype: torch.dtype, text_tokens: int = TEXT_TOKENS) -> dict:
+    def prompt(
+        self,
+        seed: int,
+        *,
+        dtype: torch.dtype,
+        text_tokens: int = TEXT_TOKENS,
+        image: bool = True,
+    ) -> dict:
         """Model inputs of one image of noise with random words around it, batch 1.
 
         Args:
             seed: of noise and words.
             dtype: of the image.
             text_tokens: number of words; the markers of an image's start and end count.
+            image: without it there are the words alone.
 
         Raises:
             InputError: for fewer than 4 words.
         """
         generator = torch.Generator().manual_seed(seed)
         config, family = self.config(), self.family
+        if text_tokens < 4:
+            raise InputError(f"a prompt of {text_tokens} words is too short: give 4 or more")
+        if not image:
+            return {"input_ids": torch.tensor([_words(text_tokens, config, generator)])}
         tower = self.values["vision_config"]
         if "grid" in self.image:
             side = self.image["grid"]
@@ -109,8 +121,6 @@ class Architecture:
             images = {"pixel_values": torch.randn(size, generator=generator)}
             around = [[], []]
         (count,) = family.tokens_per_image(config, images)
-        if text_tokens < 4:
-            raise InputError(f"a prompt of {text_tokens} words is too short: give 4 or more")
         words = _words(text_tokens - sum(map(len, around)), config, generator)
         ids = [*words[:1], *around[0], *[config.image_token_id] * count, *around[1], *words[1:]]
         input_ids = torch.tensor([ids])

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 from packaging.requirements import Requirement
 
+from grace.machine import instruction_set
 from replication.base import hub, provenance
 from replication.base.files import ROOT
-from replication.base.hardware import instruction_set
 from replication.base.workers import cores
 
 HUB = "huggingface.co"

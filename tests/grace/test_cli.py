@@ -15,12 +15,13 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from grace.cli import COMMANDS, bench, generate, main
-from grace.cli.models import open_image, processor_of, question
+from grace.cli import COMMANDS, generate, main
+from grace.cli.models import open_image, processor_of
 from grace.errors import InputError
 from grace.export import load_packed, load_released, load_student, save_packed
 from grace.export.packed import PACKED_FILE
 from grace.int4 import PackedLinear, pack
+from grace.models.questions import question
 from grace.quantization import (
     CODES_FILE,
     CodesFile,
@@ -374,51 +375,6 @@ def test_export_in_both_formats(trained, picture, tmp_path, capsys):
     assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
 
 
-# ------------------------------------------------------------------------------------------- bench
-
-
-@pytest.mark.slow
-def test_what_is_measured(trained, picture, tmp_path):
-    done("pack", trained, "--out", tmp_path / "packed")
-    given = {"device": "cpu", "image": picture, "prompt": PROMPT, "batch_size": 2, "tokens": 3,
-             "repeats": 2}  # fmt: skip
-    found = {
-        name: bench.measure(str(path), given)
-        for name, path in (("bfloat16", trained), ("packed", tmp_path / "packed"))
-    }
-    before, after = found["bfloat16"], found["packed"]
-    plain = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.bfloat16)
-    stored = {p.data_ptr(): p.numel() * p.element_size() for p in plain.parameters()}
-    assert sum(stored.values()) <= before["weight_bytes"] <= sum(stored.values()) + 4096
-    exact = CodesFile(Path(trained) / CODES_FILE)
-    saved = sum(2 * c.numel() - c.numel() / 2 - 4 * s.numel() for c, s in exact.values())
-    assert before["weight_bytes"] - after["weight_bytes"] == pytest.approx(saved, rel=0.02)
-    for one in found.values():
-        for key in ("tokens_per_second", "first_token_seconds"):
-            assert 0 < one[key]["low"] <= one[key]["median"] <= one[key]["high"]
-    text = "\n".join(bench.table(found))
-    assert "tokens/s" in text and "% less" in text
-
-
-@pytest.mark.slow
-def test_bench_prints_a_table(family, tmp_path, capsys):
-    small = family("qwen2_vl")
-    model = small.model(seed=3)
-    spec = QuantSpec(4, 64)
-    prepare(model, spec)
-    exact = bake(model)
-    model.save_pretrained(tmp_path / "trained")
-    small.processor.save_pretrained(tmp_path / "trained")
-    write_codes(tmp_path / "trained", exact, spec.to_dict())
-    done("pack", tmp_path / "trained", "--out", tmp_path / "packed")
-    capsys.readouterr()
-    done("bench", tmp_path / "trained", tmp_path / "packed", "--tokens", 2, "--repeats", 1,
-         "--device", "cpu", "--json", tmp_path / "bench.json")  # fmt: skip
-    assert "peak memory, MiB" in capsys.readouterr().out
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["packed"]["peak_bytes"] > 2**26
-
-
 # --------------------------------------------------------------------------------------- bad input
 
 
@@ -435,7 +391,7 @@ def test_bad_input_is_one_line_and_exit_code_2(family, tmp_path, capsys):
         (("export", plain, "--format", "awq", "--out", out), CODES_FILE),
         (("generate", plain, "--prompt", "x", "--image", tmp_path / "not.png"), "not.png"),
         (("generate", tmp_path / "none", "--prompt", "x"), "none"),
-        (("bench", plain, plain), "is not packed"),
+        (("bench", plain, plain), "is given twice"),
         (("generate", plain, "--prompt", "x", "--max-new-tokens", 10**6), "positions"),
         (("generate", plain, "--prompt", "x", "--image", narrow), "image 1 of 1, 300 x 1 pixels"),
     ):  # fmt: skip

@@ -18,11 +18,11 @@ from tiny_families import (
 )
 from transformers import TrainerCallback, TrainingArguments
 
-from grace.cli.models import question
 from grace.data import IGNORE_INDEX, Collator, ConversationDataset
 from grace.distillation import DistillationConfig, rcka_loss, visual_token_count
 from grace.errors import InputError
 from grace.models import family_of, load_model, load_processor
+from grace.models.questions import question
 from grace.quantization import QuantSpec, fake_quant_layers
 from grace.training import (
     GraceTrainer,

@@ -24,6 +24,7 @@ from grace.int4.crossover import (
     measure,
 )
 from grace.int4.layouts import WeightShape
+from grace.machine import processor_name
 
 SHAPE = WeightShape(32, 64, 2, 4)
 CPU = BACKENDS["cpu"]
@@ -199,7 +200,7 @@ def test_measured_once_and_kept_in_a_file(measured, cache):
     assert crossover_path() == cache / "int4_crossover.json"
     content = json.loads(crossover_path().read_text())
     key = crossover_key(CPU, SHAPE, torch.device("cpu"))
-    assert content == {"format": 3, "rows": {key: [24, 512]}}
+    assert content == {"format": 4, "rows": {key: [24, 512]}}
     assert os.listdir(cache) == ["int4_crossover.json"]  # nothing temporary is left
 
     forget()  # another process
@@ -217,7 +218,7 @@ def test_this_process_comes_before_the_file_and_the_file_before_a_measurement(me
         crossover_key(CPU, SHAPE, device): (3, 512),
         crossover_key(CPU, wide, device): (5, 512),
     }
-    crossover_path().write_text(json.dumps({"format": 3, "rows": rows}))
+    crossover_path().write_text(json.dumps({"format": 4, "rows": rows}))
     assert crossover.crossover(CPU, buffers(wide), wide) == (5, 512)
     assert crossover.crossover(CPU, buffers(), SHAPE) == (24, 512)
     assert len(measured) == 1
@@ -251,18 +252,18 @@ def test_what_others_wrote_meanwhile_stays(measured):
         "",
         "{",
         "[]",
-        '{"format": 3}',
-        '{"format": 3, "rows": [3]}',
+        '{"format": 4}',
+        '{"format": 4, "rows": [3]}',
         '{"format": 2, "rows": {KEY: [3, 512]}}',
-        '{"format": 3, "rows": {KEY: 3}}',
-        '{"format": 3, "rows": {KEY: [-3, 512]}}',
-        '{"format": 3, "rows": {KEY: [0, 512]}}',
-        '{"format": 3, "rows": {KEY: [3.5, 512]}}',
-        '{"format": 3, "rows": {KEY: [true, 512]}}',
-        '{"format": 3, "rows": {KEY: ["3", 512]}}',
-        '{"format": 3, "rows": {KEY: [600, 512]}}',
-        '{"format": 3, "rows": {KEY: [3, 4]}}',
-        '{"format": 3, "rows": {KEY: [3, 512, 1]}}',
+        '{"format": 4, "rows": {KEY: 3}}',
+        '{"format": 4, "rows": {KEY: [-3, 512]}}',
+        '{"format": 4, "rows": {KEY: [0, 512]}}',
+        '{"format": 4, "rows": {KEY: [3.5, 512]}}',
+        '{"format": 4, "rows": {KEY: [true, 512]}}',
+        '{"format": 4, "rows": {KEY: ["3", 512]}}',
+        '{"format": 4, "rows": {KEY: [600, 512]}}',
+        '{"format": 4, "rows": {KEY: [3, 4]}}',
+        '{"format": 4, "rows": {KEY: [3, 512, 1]}}',
         "[" * 100_000,
         b"\xff\xfe\x00",
     ],
@@ -309,7 +310,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
 
 
 def test_a_key_says_what_a_crossover_holds_for(monkeypatch):
-    monkeypatch.setattr(crossover, "_processor_name", lambda: "Processor")
+    monkeypatch.setattr(crossover, "processor_name", lambda: "Processor")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
@@ -319,11 +320,17 @@ def test_a_key_says_what_a_crossover_holds_for(monkeypatch):
         "Processor AVX9",
         torch_part,
         "7 threads",
-        "cpu",
+        CPU.kernel_name(WeightShape(11008, 4096, 8, 4)),
         "4 bits, groups of 256, 8192 x 4096",
     ]
     key = crossover_key(BACKENDS["cuda"], WeightShape(24, 48, 2, 8), torch.device("cuda:1"))
-    assert key.split(" | ") == ["GPU 1", torch_part, "-", "cuda", "8 bits, groups of 24, 32 x 64"]
+    assert key.split(" | ") == [
+        "GPU 1",
+        torch_part,
+        "-",
+        "_weight_int4pack_mm",
+        "8 bits, groups of 24, 32 x 64",
+    ]
 
 
 def test_keys_tell_apart_what_may_differ(monkeypatch):
@@ -364,7 +371,7 @@ def test_the_processors_name_is_the_systems(monkeypatch, cpuinfo, expected):
 
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(platform, "processor", lambda: "x86")
-    assert crossover._processor_name.__wrapped__() == expected
+    assert processor_name.__wrapped__() == expected
 
 
 @given(st.integers(1, 10**6))

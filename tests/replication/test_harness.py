@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grace.errors import InputError
-from replication.base.hardware import instruction_set
+from grace.machine import instruction_set
 from replication.measure import harness
 from replication.measure.clock import Clock, ratio, side_by_side, spread
 from replication.measure.harness import Benchmark, Part, measure_in_process

@@ -49,6 +49,10 @@ class Backend(ABC):
     def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
         """(out, groups) float32."""
 
+    def kernel_name(self, shape: WeightShape) -> str:
+        """What `packed` runs for a shape."""
+        return self.name
+
     def packed(
         self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
     ) -> Tensor:
@@ -98,6 +102,9 @@ class KernelBackend(Backend):
         if shape.out_features % self.row_multiple:
             return f"{shape.out_features} output features are no multiple of {self.row_multiple}"
         return None
+
+    def kernel_name(self, shape: WeightShape) -> str:
+        return self.product
 
     def scales(self, buffers: Buffers, shape: WeightShape) -> Tensor:
         return scales_of_kernel(buffers["scales_and_zeros"], shape)

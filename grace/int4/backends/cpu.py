@@ -1,4 +1,4 @@
-"""torch's int4pack kernel for CPUs."""
+"""torch's int4pack kernel for CPUs, and one of our own in its layout."""
 
 import functools
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grace.arithmetic import native_dtype
 from grace.int4.backends.base import Buffers, KernelBackend
+from grace.int4.backends.compiled import OUTPUTS, Product, compiled
 from grace.int4.layouts import (
     BlockedLayout,
     WeightShape,
@@ -54,11 +55,13 @@ def native_layout() -> BlockedLayout | None:
 
 
 class CpuBackend(KernelBackend):
-    """`_weight_int4pack_mm_for_cpu` for few rows, unpacking and dense products for many.
+    """A kernel for few rows, unpacking and dense products for many.
 
-    Inputs are bfloat16. The kernel multiplies by s * q in float32 and accumulates in float32. The
-    dense product does so too, but where the processor multiplies bfloat16 natively, it rounds s * q
-    to bfloat16 first, as a bfloat16 model does. 8-bit weights run as two 4-bit planes
+    Inputs are bfloat16. The kernel is `compiled` where there is one and it takes the shape: it
+    sums products of bfloat16 codes in float32 and scales them by groups. Elsewhere it is
+    `_weight_int4pack_mm_for_cpu`, which multiplies by s * q in float32 and accumulates in float32.
+    The dense product does so too, but where the processor multiplies bfloat16 natively, it rounds
+    s * q to bfloat16 first, as a bfloat16 model does. 8-bit weights run as two 4-bit planes
     (`grace.int4.layouts`).
     """
 
@@ -66,6 +69,9 @@ class CpuBackend(KernelBackend):
     product = "_weight_int4pack_mm_for_cpu"
     row_multiple = 16
     arithmetic = "bfloat16 inputs, float32 accumulation"
+
+    def kernel_name(self, shape: WeightShape) -> str:
+        return self.product if _compiled(shape) is None else "compiled"
 
     def unavailable(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -86,6 +92,16 @@ class CpuBackend(KernelBackend):
         layout, packed = _layout(), buffers["packed"]
         for rows in row_steps(shape, _WIDEST):
             yield rows, codes_of_kernel(layout.unpack(packed[rows]), shape)
+
+    def packed(
+        self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
+    ) -> Tensor:
+        product = _compiled(shape)
+        if product is None:
+            return super().packed(x, buffers, shape, bias)
+        assert shape.kernel_group is not None
+        y = product(x, buffers["packed"], buffers["scales_and_zeros"], shape.kernel_group)
+        return y if bias is None else y.add_(bias)
 
     def dense(
         self, x: Tensor, buffers: Buffers, shape: WeightShape, bias: Tensor | None = None
@@ -121,6 +137,12 @@ class CpuBackend(KernelBackend):
             else:
                 torch.addmm(bias[rows], inputs, weight, out=y[:, rows])
         return y.to(x.dtype)
+
+
+def _compiled(shape: WeightShape) -> Product | None:
+    """The compiled product, where it takes this shape."""
+    fits = shape.out_features % OUTPUTS == 0 and native_layout() == _KNOWN_LAYOUTS[0]
+    return compiled()[0] if fits else None
 
 
 def _signed(layout: BlockedLayout, block: Tensor, shape: WeightShape, out: Tensor) -> Tensor:

@@ -5,18 +5,21 @@
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+import hashlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from grace.errors import InputError
 from replication.base import provenance
-from replication.base.files import write_json_atomic
+from replication.base.files import ROOT, write_json_atomic
+from replication.measure.clock import spread
 from replication.measure.harness import Benchmark, Part
 from replication.measure.speed.settings import Settings, read_settings
 from replication.measure.speed.tables import tables
-from replication.measure.speed.variants import VARIANTS, Variant, variant
+from replication.measure.speed.variants import ENGINES_PYTHON, VARIANTS, Variant, variant
 from replication.plan.architectures import Architecture, architecture, architectures
 from replication.results.deployment import BASELINE, RESULT
 
@@ -28,6 +31,7 @@ HELP = (
 )
 MODELS = ("llava-1.5-7b",)
 DEFAULT_VARIANTS = (BASELINE, "int4")
+ENGINES_LOCK = ROOT / "requirements" / "engines.txt"
 
 
 def run(
@@ -61,7 +65,12 @@ def run(
     if not models or not variants:
         raise InputError("nothing to measure: name a model and a variant")
     benchmark = Benchmark(_device(settings))
-    parts = [_part(model, way, settings) for model in models for way in variants]
+    parts = [
+        _part(model, way, settings, number)
+        for number in range(settings.rounds)
+        for model in models
+        for way in variants
+    ]
     results = benchmark.run(parts, Path(out) / "parts")
     report = {
         "name": "deploy",
@@ -73,7 +82,11 @@ def run(
                 "repository": model.repository,
                 "parameters": model.parameters if settings.layers is None else None,
                 "variants": {
-                    way.name: {"label": way.label, **results[_name(model, way)]} for way in variants
+                    way.name: {
+                        "label": way.label,
+                        **pooled([results[_name(model, way, n)] for n in range(settings.rounds)]),
+                    }
+                    for way in variants
                 },
             }
             for model in models
@@ -93,16 +106,61 @@ def run(
     return report
 
 
-def _name(model: Architecture, way: Variant) -> str:
-    return f"{model.name}/{way.name}"
+def pooled(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record of a variant's rounds: all repeats together; not run where one round was not."""
+    first, *others = rounds
+    for one in rounds:
+        if "not_run" in one:
+            return {"not_run": one["not_run"]}
+    if not others:
+        return dict(first)
+    bandwidth = [value for one in rounds for value in one["copy_bandwidth"]]
+    decode: dict[str, Any] = {}
+    for batch, step in first["decode"].items():
+        steps = [one["decode"][batch] for one in rounds]
+        if any("not_run" in other for other in steps):
+            decode[batch] = next(other for other in steps if "not_run" in other)
+            continue
+        floor = step["bytes_per_step"] / max(bandwidth)
+        seconds = _pool(steps, "seconds_per_step")
+        decode[batch] = {
+            **step,
+            "tokens_per_second": _pool(steps, "tokens_per_second"),
+            "seconds_per_step": {
+                **seconds,
+                "p90": max(other["seconds_per_step"]["p90"] for other in steps),
+            },
+            "floor_seconds": floor,
+            "fraction_of_floor": floor / seconds["median"],
+        }
+    phases = first["peak_bytes"]
+    return {
+        **first,
+        "time_to_first_token": _pool(rounds, "time_to_first_token"),
+        "decode": decode,
+        "peak_bytes": {name: max(one["peak_bytes"][name] for one in rounds) for name in phases},
+        "copy_bandwidth": bandwidth,
+    }
 
 
-def _part(model: Architecture, way: Variant, settings: Settings) -> Part:
+def _pool(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    return spread([value for one in records for value in one[key]["values"]])
+
+
+def _name(model: Architecture, way: Variant, number: int) -> str:
+    return f"{model.name}/{way.name}" + (f"-{number}" if number else "")
+
+
+def _part(model: Architecture, way: Variant, settings: Settings, number: int) -> Part:
+    arguments = {"model": asdict(model), "name": way.name, "settings": settings.to_dict()}
+    if way.outside:
+        arguments["engines"] = hashlib.sha256(ENGINES_LOCK.read_bytes()).hexdigest()
     return Part(
-        _name(model, way),
-        "replication.measure.speed.measure",
-        {"model": asdict(model), "name": way.name, "settings": settings.to_dict()},
+        _name(model, way, number),
+        way.module,
+        arguments,
         optional=not (way.ours or way.name == BASELINE),
+        python=str(ENGINES_PYTHON) if way.outside else sys.executable,
     )
 
 
@@ -130,6 +188,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--repeats", type=int, default=default.repeats, help="number of prefills")
     add("--decode-repeats", type=int, default=default.decode_repeats, help="runs of tokens")
     add("--tokens", type=int, default=default.tokens, help="of one run of decoding, at most")
+    add("--rounds", type=int, default=default.rounds, help="turns of all variants, pooled")
+    add("--words", type=int, default=default.text_tokens, help="in the prompt")
+    add("--no-image", action="store_true", help="a prompt of words alone, as engines read it")
     add("--layers", type=int, help="build only so many: to try things out, no published model")
     add("--seed", type=int, default=default.seed, help="of weights and prompt")
     add("--device", default=default.device, help="auto, cpu or cuda")
@@ -144,12 +205,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run_options(options: argparse.Namespace, command: str) -> dict[str, Any]:
     """`run` with the options of `add_options`."""
-    names = ("repeats", "decode_repeats", "tokens", "seed", "layers", "device", "threads")
+    names = (
+        *("repeats", "decode_repeats", "tokens", "rounds", "seed", "layers", "device", "threads"),
+    )
     return run(
         [architecture(name) for name in _names(options.models, architectures())],
         [variant(name) for name in _names(options.variants, VARIANTS)],
         read_settings(
             batches=_numbers(options.batches),
+            image=not options.no_image,
+            text_tokens=options.words,
             **{name: getattr(options, name) for name in names},
         ),
         options.out,

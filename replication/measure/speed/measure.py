@@ -59,7 +59,10 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
     bandwidth = [copy_bandwidth(device)]
     memory = {"start": peak_bytes(device)}
     prompt = architecture.prompt(
-        settings.seed, dtype=torch.bfloat16, text_tokens=settings.text_tokens
+        settings.seed,
+        dtype=torch.bfloat16,
+        text_tokens=settings.text_tokens,
+        image=settings.image,
     )
     length = prompt["input_ids"].shape[1]
     if not (variant.ours or variant.convert is None):

@@ -22,7 +22,9 @@ class Settings:
         repeat_seconds: a run has fewer tokens where it would take longer, and there are fewer runs
             where they took several times that long.
         prompt_seconds: a peer that would read the prompt for longer is not run.
+        image: whether the prompt has an image; without one all engines read the same.
         text_tokens: words in the prompt beside the image.
+        rounds: how often all variants take their turn; what is measured in each is pooled.
         seed: of weights and prompt.
         layers: build only so many, to try things out: such numbers are of no published model.
         device: "cpu", "cuda", or "auto", which is CUDA where there is one.
@@ -35,7 +37,9 @@ class Settings:
     tokens: Positive = 16
     repeat_seconds: float = 12.0
     prompt_seconds: float = 120.0
+    image: bool = True
     text_tokens: Positive = TEXT_TOKENS
+    rounds: Positive = 1
     seed: int = 0
     layers: Positive | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"

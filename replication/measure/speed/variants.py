@@ -8,6 +8,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Variant:
         convert: makes a linear's replacement; None leaves it as it is.
         unavailable: why it cannot be run on a device, or None.
         ours: whether it is this project's, not a peer.
+        module: whose `measure_part` measures it.
+        outside: whether it runs in the environment of the engines (`make bench-engines`).
     """
 
     name: str
@@ -41,6 +44,12 @@ class Variant:
     convert: Convert | None
     unavailable: Callable[[torch.device], str | None]
     ours: bool = False
+    module: str = "replication.measure.speed.measure"
+    outside: bool = False
+
+
+ENGINES_PYTHON = Path(".venv-engines") / "bin" / "python"
+"""The interpreter of what needs other versions than the rest."""
 
 
 def _packed(bits: int, linear: nn.Linear, name: str) -> nn.Module:
@@ -161,13 +170,29 @@ def _always(device: torch.device) -> str | None:
     return None
 
 
+def _engine(name: str, label: str, bits: int, module: str) -> Variant:
+    module = f"replication.measure.speed.{module}"
+    return Variant(name, label, bits, None, _always, module=module, outside=True)
+
+
 _VARIANTS = (
     Variant("bf16", "BF16", 16, None, _always),
     Variant("int8", "INT8", 8, functools.partial(_packed, 8), _no_kernel, ours=True),
     Variant("int4", "INT4", 4, functools.partial(_packed, 4), _no_kernel, ours=True),
     Variant("nf4", "NF4, bitsandbytes", 4, _nf4, functools.partial(_package, "bitsandbytes")),
-    Variant("torchao", "INT4, torchao", 4, _torchao, functools.partial(_package, "torchao")),
+    Variant(
+        "torchao",
+        "INT4, torchao",
+        4,
+        _torchao,
+        functools.partial(_package, "torchao"),
+        outside=True,
+    ),
     Variant("awq_unfused", "INT4, AWQ without kernels", 4, UnfusedAwqLinear.from_linear, _always),
+    _engine("llama_cpp", "Q4_0, llama.cpp", 4, "llama_cpp"),
+    _engine("openvino", "INT4, OpenVINO GenAI", 4, "openvino"),
+    _engine("vllm_bf16", "BF16, vLLM", 16, "vllm_cpu"),
+    _engine("vllm_int4", "INT4, vLLM", 4, "vllm_cpu"),
 )
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _VARIANTS}
 

@@ -1,0 +1,68 @@
+"""A decoder with random codes in OpenVINO GenAI, which reads the GGUF file of llama.cpp."""
+
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replication.measure.speed import engines
+from replication.measure.speed.llama_cpp import BITS, write_decoder
+
+
+def measure_part(
+    model: Mapping[str, Any], name: str, settings: Mapping[str, Any], **_: Any
+) -> dict[str, Any]:
+    """Write the file, load it, measure, and remove it.
+
+    Rows of a batch all read the prompt: a batch is given whole, and the time of one token alone is
+    taken off.
+    """
+    import openvino
+    import openvino_genai
+
+    architecture, chosen = engines.read_arguments(model, settings)
+    rng = np.random.default_rng(chosen.seed)
+    vocabulary = engines.text_config(architecture)["vocab_size"]
+    words = rng.integers(10, vocabulary, chosen.text_tokens, dtype=np.int64)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        file = Path(folder) / "model-Q4_0.gguf"
+        write_decoder(architecture, file, chosen.seed)
+        size = file.stat().st_size
+        memory = {"start": engines.peak()}
+        start = time.perf_counter()
+        threads = {"INFERENCE_NUM_THREADS": engines.threads_of(chosen)}
+        pipeline = openvino_genai.LLMPipeline(str(file), "CPU", **threads)
+        seconds = time.perf_counter() - start
+    memory["build"] = engines.peak()
+
+    def ask(rows: int, tokens: int) -> float:
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens = config.min_new_tokens = tokens
+        config.ignore_eos = True
+        prompt = openvino.Tensor(np.tile(words, (rows, 1)))
+        start = time.perf_counter()
+        pipeline.generate(prompt, config)
+        return time.perf_counter() - start
+
+    alone: dict[int, float] = {}  # seconds of the prompt and its first token, by rows
+
+    def decode(rows: int, tokens: int) -> float:
+        if rows not in alone:
+            alone[rows] = ask(rows, 1)
+        return ask(rows, tokens + 1) - alone[rows]
+
+    return engines.measured(
+        architecture,
+        chosen,
+        lambda: ask(1, 1),
+        decode,
+        bits=BITS,
+        how=f"OpenVINO GenAI {version('openvino-genai')}, INT4 of a Q4_0 file",
+        build_seconds=seconds,
+        weight_bytes=size,
+        memory=memory,
+    )

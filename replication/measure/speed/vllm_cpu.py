@@ -1,0 +1,106 @@
+"""A decoder with random weights in vLLM's build for CPUs."""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replication.measure.speed import engines
+from replication.measure.speed.sizes import cache_bytes
+
+GROUP_SIZE = 128
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # memory is that of one process
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+
+
+def measure_part(
+    model: Mapping[str, Any], name: str, settings: Mapping[str, Any], **_: Any
+) -> dict[str, Any]:
+    """Measure "vllm_bf16" or "vllm_int4"."""
+    os.environ.update(_ENVIRONMENT)
+    from vllm import LLM, SamplingParams
+
+    architecture, chosen = engines.read_arguments(model, settings)
+    config = engines.text_config(architecture)
+    bits = 16.0
+    if name == "vllm_int4":
+        bits = 4 + 16 / GROUP_SIZE
+        config["quantization_config"] = _quantization()
+    memory = {"start": engines.peak()}
+    length = chosen.text_tokens + chosen.tokens + 8
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        rows = max(chosen.batches)
+        engine = LLM(
+            model=folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            max_model_len=length,
+            max_num_seqs=rows,
+            kv_cache_memory_bytes=int(1.2 * cache_bytes(architecture, rows + 1, length) + 2**26),
+            disable_log_stats=True,
+        )
+    seconds = time.perf_counter() - start
+    memory["build"] = engines.peak()
+    rng = np.random.default_rng(chosen.seed)
+    words = rng.integers(10, config["vocab_size"], chosen.text_tokens).tolist()
+
+    def ask(prompt: list[int], rows: int, tokens: int) -> float:
+        sampling = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False
+        )
+        prompts: Any = [{"prompt_token_ids": prompt}] * rows
+        start = time.perf_counter()
+        engine.generate(prompts, sampling, use_tqdm=False)
+        return time.perf_counter() - start
+
+    def prefill() -> None:
+        engine.reset_prefix_cache()
+        ask(words, 1, 1)
+
+    def decode(rows: int, tokens: int) -> float:
+        """What more tokens take: both times the prompt is in the cache but for its last block."""
+        ask(words, rows, 1)
+        return ask(words, rows, tokens + 1) - ask(words, rows, 1)
+
+    text = architecture.config().get_text_config()
+    embeddings = (
+        2 * text.vocab_size * text.hidden_size * (1 if config["tie_word_embeddings"] else 2)
+    )
+    return engines.measured(
+        architecture,
+        chosen,
+        prefill,
+        decode,
+        bits=bits,
+        how=f"vLLM, vllm-cpu {version('vllm-cpu')}, eager",
+        build_seconds=seconds,
+        weight_bytes=int(bits * architecture.decoder_weights / 8) + embeddings,
+        memory=memory,
+    )
+
+
+def _quantization() -> dict[str, Any]:
+    """As `grace export --format compressed-tensors` writes it."""
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group",
+               "group_size": GROUP_SIZE, "dynamic": False}  # fmt: skip
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["re:.*lm_head$"],
+    }
