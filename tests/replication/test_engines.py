@@ -151,3 +151,21 @@ def test_without_the_engines_environment_the_reason_is_said(tmp_path, monkeypatc
     )  # fmt: skip
     found = harness.Benchmark("this").run([part], tmp_path / "parts")
     assert "make bench-engines installs it" in found["llama_cpp"]["not_run"]
+
+
+def test_a_refused_batch_is_not_decoded_and_says_why():
+    asked = []
+
+    def decode(rows, tokens):
+        asked.append(rows)
+        return 1.0
+
+    record = engines.measured(
+        architecture("qwen2-vl-2b").first_layers(1), SETTINGS, lambda: None, decode, bits=4.5,
+        refuse=lambda rows: f"{rows} rows take too long" if rows > 1 else None, how="an engine",
+        build_seconds=1.0, weight_bytes=1, memory={"start": 1},
+    )  # fmt: skip
+    assert set(asked) == {1}
+    assert record["decode"]["4"] == {"not_run": "4 rows take too long"}
+    assert record["decode"]["1"]["floor_seconds"] > 0
+    assert set(record["peak_bytes"]) == {"start", "prefill", "batch 1"}

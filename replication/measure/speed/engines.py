@@ -72,6 +72,7 @@ def measured(
     prefill: Prefill,
     decode: Decode,
     *,
+    refuse: Callable[[int], str | None] = lambda rows: None,
     bits: float,
     how: str,
     build_seconds: float,
@@ -85,6 +86,7 @@ def measured(
         settings: what is measured, and how often.
         prefill: reads the prompt.
         decode: takes steps after it.
+        refuse: why a batch of so many rows is not decoded; None where it is.
         bits: stored bits of a decoder weight, scales included.
         how: engine, version and kernel.
         build_seconds: until it was ready.
@@ -98,6 +100,9 @@ def measured(
     memory["prefill"] = peak()
     steps: dict[str, Any] = {}
     for batch in settings.batches:
+        if reason := refuse(batch):
+            steps[str(batch)] = {"not_run": reason}
+            continue
         once = decode(batch, 1)
         tokens = max(2, min(settings.tokens, int(settings.repeat_seconds / max(once, 1e-6))))
         seconds = [decode(batch, tokens) for _ in range(settings.decode_repeats)]
@@ -114,7 +119,7 @@ def measured(
         }
         memory[f"batch {batch}"] = peak()
     bandwidth.append(copy_bandwidth(CPU))
-    for step in steps.values():
+    for step in (step for step in steps.values() if "not_run" not in step):
         step["floor_seconds"] = step["bytes_per_step"] / max(bandwidth)
         step["fraction_of_floor"] = step["floor_seconds"] / step["seconds_per_step"]["median"]
     return {

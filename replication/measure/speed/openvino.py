@@ -18,8 +18,8 @@ def measure_part(
 ) -> dict[str, Any]:
     """Write the file, load it, measure, and remove it.
 
-    Rows of a batch all read the prompt: a batch is given whole, and the time of one token alone is
-    taken off.
+    Every row of a batch reads the prompt itself. So the time of one token is taken off, and a batch
+    whose prompts would take too long is not run.
     """
     import openvino
     import openvino_genai
@@ -48,7 +48,16 @@ def measure_part(
         pipeline.generate(prompt, config)
         return time.perf_counter() - start
 
-    alone: dict[int, float] = {}  # seconds of the prompt and its first token, by rows
+    alone: dict[int, float] = {}  # seconds of the prompts and the first token, by rows
+
+    def prefill() -> None:
+        alone[1] = ask(1, 1)
+
+    def refuse(rows: int) -> str | None:
+        seconds = rows * alone[1]
+        if seconds <= chosen.prompt_seconds:
+            return None
+        return f"each of its {rows} rows reads the prompt, about {seconds:.0f} s in all"
 
     def decode(rows: int, tokens: int) -> float:
         if rows not in alone:
@@ -58,8 +67,9 @@ def measure_part(
     return engines.measured(
         architecture,
         chosen,
-        lambda: ask(1, 1),
+        prefill,
         decode,
+        refuse=refuse,
         bits=BITS,
         how=f"OpenVINO GenAI {version('openvino-genai')}, INT4 of a Q4_0 file",
         build_seconds=seconds,
