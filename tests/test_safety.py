@@ -132,11 +132,11 @@ with contextlib.suppress(OSError):
 @pytest.mark.slow
 def test_no_module_and_no_cheap_stage_asks_the_network(tmp_path):
     """Every module is imported; then stand-ins are made, and the claims read, at a tiny size."""
-    tiny = {"train": 8, "alignment": {"images": 8}, "language": 8, "evaluation": 4, "turns": 2}
+    tiny = {"alignment": {"images": 8}, "language": 8, "evaluation": 4, "turns": 2}
     params = merge(scale_params("smoke"), {"standins": tiny})
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     script = """
-import importlib, pkgutil, runpy, sys
+import importlib, pkgutil, sys
 import grace, replication
 if __name__ == "__main__":
     for package in (grace, replication):
@@ -146,7 +146,7 @@ if __name__ == "__main__":
     for words in (["replication.stages.standins"], ["replication.verify", "--scale", "smoke"]):
         sys.argv = list(words)
         try:
-            runpy.run_module(words[0], run_name="__main__")
+            importlib.import_module(words[0]).main()
         except SystemExit as end:
             assert not end.code, (words, end.code)
 """

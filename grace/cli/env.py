@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 DESCRIPTION = """\
 Print what a report should name: versions of this package and of the libraries that decide its
 numbers, the device, the processor's instruction set, and which INT4 kernels run here. Nothing is
-measured and nothing is sent anywhere.
+measured, written or sent anywhere.
 """
 EXAMPLES = """\
   grace env

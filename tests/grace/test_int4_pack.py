@@ -22,6 +22,7 @@ from grace.int4 import (
     pack,
 )
 from grace.int4 import linear as linear_module
+from grace.int4.backends import cpu as cpu_module
 from grace.models import decoder_linears
 from grace.quantization import (
     CODES_FILE,
@@ -294,7 +295,13 @@ def test_small_layers_go_first(monkeypatch):
     assert order == ["1", "3", "0", "2"]
 
 
-def test_effective_bits_count_what_is_stored():
+@pytest.fixture
+def torch_kernel(monkeypatch):
+    """torch's kernel in every layer, on machines that compile their own too."""
+    monkeypatch.setattr(cpu_module, "compiled", lambda: (None, "not asked for"))
+
+
+def test_effective_bits_count_what_is_stored(torch_kernel):
     model = prepared(group_size=32)
     plain = effective_bits(model)
     assert [layer.name for layer in plain.layers] == [*NAMES, "head"]
@@ -333,13 +340,14 @@ def test_effective_bits_count_what_is_stored():
             value.layers = value.bits = ()
 
 
-def test_a_report_measures_nothing(monkeypatch):
+def test_a_report_measures_nothing(monkeypatch, torch_kernel):
     monkeypatch.delenv("GRACE_INT4_CROSSOVER", raising=False)
     monkeypatch.setattr(linear_module, "crossover", None)  # not asked
     model = prepared()
     pack(model)
     how = {layer.how for layer in effective_bits(model).of(NAMES).layers}
-    assert how == {"cpu (the kernel for cpu): bfloat16 inputs, float32 accumulation"}
+    arithmetic = "bfloat16 inputs, float32 accumulation (_weight_int4pack_mm_for_cpu)"
+    assert how == {f"cpu (the kernel for cpu): {arithmetic}"}
 
 
 def test_float32_linears_count_with_their_bits():

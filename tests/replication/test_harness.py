@@ -1,6 +1,7 @@
 """Parts of a benchmark: one process each, a result or a reason, and nothing measured twice."""
 
 import os
+import sys
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ def measured(monkeypatch):
     """No processes; the arguments of every part that is measured."""
     calls = []
 
-    def measure(module, arguments, *, keep_memory):
+    def measure(module, arguments, *, keep_memory, python):
+        assert python == sys.executable
         calls.append(arguments["speed"])
         if not arguments["speed"]:
             raise InputError("no such package")
