@@ -15,6 +15,8 @@ export MALLOC_TOP_PAD_ := 268435456
 FAMILY ?= qwen2_vl
 
 BENCH ?=
+
+GPU ?=
 RELEASED ?=
 
 VERIFY ?=
@@ -24,7 +26,7 @@ DOCTOR ?=
 MUTATE ?=
 MUTATION_WORKERS ?= 2
 
-.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench bench-engines fetch-smollm2 real-cell tune readme docs docs-serve test test-fast test-engines lock-engines weekly fuzz mutation determinism lint help
+.PHONY: setup try lock doctor calibrate repro report verify-claims verify-released rehearsal bench bench-engines gpu fetch-smollm2 real-cell tune readme docs docs-serve test test-fast test-engines lock-engines weekly fuzz mutation determinism lint help
 
 help:
 	@echo "make try                              GRACE in five minutes: data, models, training, INT4, an answer"
@@ -37,6 +39,7 @@ help:
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
 	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: hours"
+	@echo "make gpu [GPU=--rehearse]             kernels, losses and decoding on a CUDA device, ten minutes, no network"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
 	@echo "make tune [FAMILY=...] [SCALE=...]    the best of every method's candidates, on validation questions"
@@ -99,6 +102,10 @@ verify-released: setup
 bench: setup
 	$(BIN)/python -m replication.bench speed $(BENCH)
 	$(BIN)/python -m replication.bench method
+
+# On a machine whose Python has torch and transformers, and perhaps no network: nothing is installed.
+gpu:
+	$(PYTHON) -m replication.gpu $(GPU)
 
 calibrate: setup
 	$(BIN)/python -m replication.calibrate "$(SCALE)" $(if $(filter file,$(origin FAMILY)),,$(FAMILY))

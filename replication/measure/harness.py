@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Benchmark:
     def origin(self, parts: Sequence[Part]) -> dict[str, Any]:
         """What decides parts beside their arguments."""
         return {
-            "code": _code_hash(frozenset(part.module for part in parts)),
+            "code": code_of(part.module for part in parts),
             "libraries": provenance.library_versions(LIBRARIES),
             "device": self.device,
             "instruction_set": instruction_set(),
@@ -170,6 +170,11 @@ def measure_in_process(
         raise InputError(f"its process was ended by signal {-ended.returncode} (out of memory?)")
     lines = ended.stderr.strip().splitlines() or [f"its process ended with {ended.returncode}"]
     raise InputError(lines[-1][:300])
+
+
+def code_of(modules: Iterable[str]) -> str:
+    """The hash of the code that measures parts of these modules."""
+    return _code_hash(frozenset(modules))
 
 
 @functools.cache

@@ -451,19 +451,3 @@ def test_back_ends_without_a_kernel_say_so():
     assert not BACKENDS["reference"].kernel
     with pytest.raises(NotImplementedError, match="reference has no kernel"):
         BACKENDS["reference"].packed(torch.zeros(1, 64), {}, WeightShape(16, 64, 1))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [32, 64, 128, 256, 512])
-def test_cuda_kernel_on_a_device(bits, group_size):
-    shape = WeightShape(72, 512, 512 // group_size, bits)
-    codes, scales, offset, x, weight = draw(4, shape, 5, bias=True)
-    layer_class = Int4Linear if bits == 4 else Int8Linear
-    on_device = [t.cuda() for t in (codes, scales, offset)]
-    for crossover in (0, 8):
-        layer = layer_class.from_codes(*on_device, "cuda", crossover=crossover)
-        assert torch.equal(layer.codes().cpu(), codes)
-        assert torch.equal(layer.scales().cpu(), scales)
-        expected, allowed = bound(x, weight, offset, rounded_weight=True, roundings=2)
-        assert ((layer(x.cuda()).cpu().double() - expected).abs() <= 2 * allowed).all()

@@ -344,17 +344,6 @@ def test_a_failed_move_leaves_the_layer_as_it_was():
     assert torch.equal(layer.codes(), codes) and torch.equal(layer(x), y)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_move_to_cuda_and_back():
-    layer, codes, scales, _, x = make(0)
-    y = layer(x)
-    layer.cuda()
-    assert layer.backend == "cuda" and layer.mismatches(codes.cuda(), scales.cuda()) == 0
-    assert (layer(x.cuda()).cpu().double() - y).norm() <= 2.0**-6 * y.double().norm()
-    layer.cpu()
-    assert layer.backend == "cpu" and torch.equal(layer(x), y)
-
-
 def test_copies_are_independent():
     layer, codes, _, _, x = make(0)
     twin = copy.deepcopy(layer)

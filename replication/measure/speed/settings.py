@@ -1,16 +1,18 @@
 """What the deployment benchmark measures, and how often."""
 
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import torch
-from pydantic import Field
 
-from replication.base.validation import Positive, record, validate
+from grace.errors import InputError
+from replication.base.messages import unknown
 from replication.plan.architectures import TEXT_TOKENS
 
+DEVICES = ("auto", "cpu", "cuda")
 
-@record
+
+@dataclass(frozen=True)
 class Settings:
     """What is measured, and how often.
 
@@ -31,23 +33,37 @@ class Settings:
         threads: of the CPU; 0: torch's choice.
     """
 
-    batches: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4, 16)
-    repeats: Positive = 3
-    decode_repeats: Positive = 5
-    tokens: Positive = 16
+    batches: tuple[int, ...] = (1, 4, 16)
+    repeats: int = 3
+    decode_repeats: int = 5
+    tokens: int = 16
     repeat_seconds: float = 12.0
     prompt_seconds: float = 120.0
     image: bool = True
-    text_tokens: Positive = TEXT_TOKENS
-    rounds: Positive = 1
+    text_tokens: int = TEXT_TOKENS
+    rounds: int = 1
     seed: int = 0
-    layers: Positive | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
+    layers: int | None = None
+    device: str = "auto"
+    threads: int = 0
 
     def __post_init__(self) -> None:
-        if list(self.batches) != sorted(set(self.batches)):
-            raise ValueError(f"batches {self.batches}: give each once, in ascending order")
+        least = {"repeats": 1, "decode_repeats": 1, "tokens": 1, "text_tokens": 1, "rounds": 1}
+        if self.layers is not None:
+            least["layers"] = 1
+        for name, low in {**least, "threads": 0}.items():
+            value = getattr(self, name)
+            if type(value) is not int or value < low:
+                raise ValueError(
+                    f"{name} is {value!r}; it must be a whole number of at least {low}"
+                )
+        batches = self.batches
+        if not batches or any(type(one) is not int or one < 1 for one in batches):
+            raise ValueError(f"batches {batches}: give whole numbers of at least 1")
+        if list(batches) != sorted(set(batches)):
+            raise ValueError(f"batches {batches}: give each once, in ascending order")
+        if self.device not in DEVICES:
+            raise ValueError(unknown(f"device {self.device!r}", self.device, DEVICES))
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device cuda: torch sees no CUDA device here; choose cpu")
 
@@ -68,4 +84,13 @@ def read_settings(**values: Any) -> Settings:
     Raises:
         InputError: naming the value that is unknown or out of range.
     """
-    return validate(Settings, values, "settings of the benchmark")
+    known = [field.name for field in fields(Settings)]
+    for name in values:
+        if name not in known:
+            raise InputError(unknown(f"setting {name!r} of the benchmark", name, known))
+    if "batches" in values:
+        values["batches"] = tuple(values["batches"])  # JSON has lists
+    try:
+        return Settings(**values)
+    except ValueError as error:
+        raise InputError(f"settings of the benchmark: {error}") from None
