@@ -38,7 +38,7 @@ help:
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
-	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: hours"
+	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: an hour"
 	@echo "make gpu [GPU=--rehearse]             kernels, losses and decoding on a CUDA device, ten minutes, no network"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
@@ -149,12 +149,15 @@ weekly: setup
 	$(MAKE) mutation
 
 # vLLM wants other versions than the rest, and the CPU build of torch, which comes from where
-# PIP_FIND_LINKS or UV_FIND_LINKS (UV_INDEX) say. Everything is installed as locked, and nothing
-# else: torchaudio and torchcodec, which it names, do not load beside this torch and are not needed.
+# PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL (UV_FIND_LINKS, UV_INDEX) say. Everything is installed as
+# locked, and nothing else: torchaudio and torchcodec, which it names, do not load beside this torch
+# and are not needed.
 ENGINES := .venv-engines
 ENGINES_LOCK := requirements/engines.txt
 ENGINES_STAMP := $(ENGINES)/.complete
 test-engines lock-engines $(ENGINES_STAMP): export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+test-engines lock-engines $(ENGINES_STAMP): export UV_INDEX ?= $(PIP_EXTRA_INDEX_URL)
+test-engines lock-engines $(ENGINES_STAMP): export UV_INDEX_STRATEGY ?= unsafe-best-match
 
 $(ENGINES_STAMP): pyproject.toml $(ENGINES_LOCK) $(STAMP)
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(ENGINES)
@@ -178,11 +181,11 @@ test-engines:
 	@echo "not run: $(ENGINES_LOCK) is for Linux on x86-64"
 endif
 
-# The decoders of two published models in every engine: two to three hours on two cores.
+# The decoders of two published models in every engine: about an hour on two cores.
 bench-engines: $(ENGINES_STAMP)
 	$(BIN)/python -m replication.bench speed --models llava-1.5-7b,qwen2-vl-2b --no-image --words 640 \
 		--variants bf16,int4,int8,nf4,torchao,llama_cpp,openvino,vllm_bf16,vllm_int4 --batches 1,4,16,32 \
-		--rounds 2 --repeats 1 --decode-repeats 2 --out results/engines $(BENCH)
+		--rounds 2 --repeats 1 --decode-repeats 2 --tokens 8 --out results/engines $(BENCH)
 
 fuzz: setup
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from grace.errors import InputError
+from grace.machine import CACHE_ENVIRONMENT
 from replication.base import provenance
 from replication.base.command import command
 from replication.base.files import ROOT, read_json, write_json_atomic
@@ -74,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not (torch.cuda.is_available() or options.rehearse):
         raise InputError("torch sees no CUDA device here; --rehearse runs it on the processor")
+    if options.rehearse:  # beside other work: which product is the faster one then is not kept
+        os.environ[CACHE_ENVIRONMENT] = str(Path(options.out).resolve() / "cache")
     report = run(options.out, options.minutes, rehearse=options.rehearse)
     for name, part in report["parts"].items():
         print(f"{name}: {part.get('not_run') or 'done'}")

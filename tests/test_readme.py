@@ -15,6 +15,7 @@ from tiny_families import FAMILIES
 from transformers import AutoModelForImageTextToText
 
 from grace.errors import InputError
+from grace.export.gguf_vision import PROJECTORS
 from grace.quantization import CODES_FILE, CodesFile
 from replication.measure.growth import OUT
 from replication.report.documents import fill, scaling
@@ -23,6 +24,8 @@ from replication.report.documents.scaling import DOCUMENT, contents
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+VLLM_FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # of tests/engines
+GGUF_FAMILIES = tuple(PROJECTORS)
 
 
 def test_its_results_are_those_of_the_result_files():
@@ -58,11 +61,15 @@ def test_a_document_without_the_place_of_a_part_is_refused(text):
 def test_its_families_are_the_tested_ones():
     table = README.read_text().partition("| family | trained |")[2].partition("\n\n")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
-    named = [name for row in rows for name in row[0].split(", ")]
+    named = {name: row[1:] for row in rows for name in row[0].split(", ")}
     assert sorted(named) == sorted(name for _, name in FAMILIES)
-    assert {tuple(row[1:]) for row in rows} == {
-        ("yes", "yes", "compressed-tensors, AWQ", "transformers")
-    }, "tests/grace/test_families.py and its neighbours test all of them alike"
+    for model_type, name in FAMILIES:  # tests/grace/test_families.py tests all of them alike
+        trained, packed, exports, engines = named[name]
+        assert trained == packed == "yes"
+        assert exports.removesuffix(", GGUF") == "compressed-tensors, AWQ"
+        assert exports.endswith("GGUF") == (model_type in GGUF_FAMILIES)
+        assert ("llama.cpp" in engines) == (model_type in GGUF_FAMILIES)
+        assert ("vLLM" in engines) == (model_type in VLLM_FAMILIES)
 
 
 def in_the_hub_s_cache(home, name, model, processor):

@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
+import statistics
 import struct
 import sys
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import done
+from conftest import speaking
 from exported import trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +28,7 @@ from grace.errors import InputError
 from grace.export import save_gguf
 from grace.export.gguf_file import pack_blocks
 from grace.export.gguf_tokenizer import tokenizer_values
-from grace.models import read_prompts, render_question, save_model
+from grace.models import decoder_linears, read_prompts, render_question, save_model
 from grace.quantization import QuantSpec, bake, fake_quant_layers, prepare, write_codes
 
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -605,3 +608,44 @@ def greedy_gaps(model, inputs, tokens):
                 old = inputs[name]
                 inputs[name] = torch.cat([old, torch.full_like(old[:, :1], new)], 1)
     return gaps
+
+
+@pytest.mark.slow
+def test_perplexity_in_llama_cpp_is_that_of_transformers(tmp_path, family, texts, record_property):
+    """On texts of the small world, word by word: a student of it in Q4_0.
+
+    The mean of the logarithms moves by no more than the mean of their bounds, which are those of
+    the test above; and, were the errors of all places one and the same, by four times the mean of
+    their deviations.
+    """
+    need_the_engine()
+    small = family("llava")
+    model = speaking(small)
+    prepare(model, QuantSpec(4, 32), decoder_linears(model))
+    save_gguf(model, tmp_path / "out", dtype=torch.float32, processor=small.processor)
+    linears = set(bake(model))
+    tokenizer = small.processor.tokenizer
+    chosen = [one for one in dict.fromkeys(texts) if "<image>" not in one][:6]
+    asked, requests = [], []
+    for text in chosen:
+        tokens = tokenizer(text).input_ids[:24]
+        for place in range(4, len(tokens)):
+            asked.append((tokens[:place], tokens[place]))
+            requests.append(completion(tokens[:place], [], tokens[place]))
+    assert len(asked) > 40
+    answers = ask(tmp_path / "out", requests)
+    ours, theirs, bounds, spreads = [], [], [], []
+    for (before, token), answer in zip(asked, answers, strict=True):
+        (given,) = answer["completion_probabilities"]
+        theirs.append(next(e["logprob"] for e in given["top_logprobs"] if e["id"] == token))
+        inputs = {"input_ids": torch.tensor([before])}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        own, bound, spread = sensitivity(model, linears, inputs, [token])
+        ours.append(own[token].item())
+        bounds.append(bound.item())
+        spreads.append(spread.item())
+    perplexities = [math.exp(-statistics.fmean(values)) for values in (ours, theirs)]
+    record_property("perplexity", str([round(value, 3) for value in perplexities]))
+    error = abs(statistics.fmean(ours) - statistics.fmean(theirs))
+    assert error <= statistics.fmean(bounds)
+    assert error <= 4 * statistics.fmean(spreads)

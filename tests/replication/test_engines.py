@@ -1,5 +1,7 @@
 """The decoder in other engines: what they are given, and what is made of their times."""
 
+import importlib
+import inspect
 import math
 from dataclasses import asdict, replace
 
@@ -9,7 +11,7 @@ import torch
 from replication.measure import harness
 from replication.measure.speed import benchmark, engines
 from replication.measure.speed.settings import Settings
-from replication.measure.speed.variants import variant
+from replication.measure.speed.variants import VARIANTS, variant
 from replication.plan.architectures import architecture
 
 SETTINGS = Settings(
@@ -169,3 +171,11 @@ def test_a_refused_batch_is_not_decoded_and_says_why():
     assert record["decode"]["4"] == {"not_run": "4 rows take too long"}
     assert record["decode"]["1"]["floor_seconds"] > 0
     assert set(record["peak_bytes"]) == {"start", "prefill", "batch 1"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_s_module_takes_what_its_part_is_given(name):
+    part = benchmark._part(architecture("qwen2-vl-2b"), variant(name), SETTINGS, 0)
+    measure_part = importlib.import_module(part.module).measure_part
+    inspect.signature(measure_part).bind(**part.arguments)
+    assert part.optional == (name not in ("bf16", "int4", "int8"))

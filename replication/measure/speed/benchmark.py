@@ -153,7 +153,7 @@ def _name(model: Architecture, way: Variant, number: int) -> str:
 
 def _part(model: Architecture, way: Variant, settings: Settings, number: int) -> Part:
     arguments = {"model": asdict(model), "name": way.name, "settings": settings.to_dict()}
-    if way.outside:
+    if way.outside and way.convert is None:  # not a linear of ours to be converted: an engine
         arguments["engines"] = hashlib.sha256(ENGINES_LOCK.read_bytes()).hexdigest()
     return Part(
         _name(model, way, number),

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from replication.measure.memory import shortage
 from replication.measure.speed import engines
 from replication.measure.speed.sizes import cache_bytes
+from replication.plan.architectures import Architecture
 
 GROUP_SIZE = 128
+_RESERVE = 2 * 2**30  # bytes beside weights and cache: libraries, activations
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # memory is that of one process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -38,10 +41,24 @@ def measure_part(
         config["quantization_config"] = _quantization()
     memory = {"start": engines.peak()}
     length = chosen.text_tokens + chosen.tokens + 8
+    text = architecture.config().get_text_config()
+    tables = 1 if config["tie_word_embeddings"] else 2
+    embeddings = 2 * tables * text.vocab_size * text.hidden_size
+    weights = int(bits * architecture.decoder_weights / 8) + embeddings
+
+    def refuse(rows: int) -> str | None:
+        """The cache is allocated before the first step, for the largest batch that fits."""
+        needed = weights + _cache(architecture, rows, length) + _RESERVE
+        reason = shortage(needed, engines.CPU)
+        return reason and f"model and cache {reason}"
+
+    reasons = {rows: refuse(rows) for rows in chosen.batches}
+    rows = max((one for one, reason in reasons.items() if reason is None), default=0)
+    if not rows:
+        return {"not_run": reasons[min(reasons)]}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        rows = max(chosen.batches)
         engine = LLM(
             model=folder,
             load_format="dummy",
@@ -50,7 +67,7 @@ def measure_part(
             enable_prefix_caching=True,
             max_model_len=length,
             max_num_seqs=rows,
-            kv_cache_memory_bytes=int(1.2 * cache_bytes(architecture, rows + 1, length) + 2**26),
+            kv_cache_memory_bytes=_cache(architecture, rows, length),
             disable_log_stats=True,
         )
     seconds = time.perf_counter() - start
@@ -76,10 +93,6 @@ def measure_part(
         ask(words, rows, 1)
         return ask(words, rows, tokens + 1) - ask(words, rows, 1)
 
-    text = architecture.config().get_text_config()
-    embeddings = (
-        2 * text.vocab_size * text.hidden_size * (1 if config["tie_word_embeddings"] else 2)
-    )
     return engines.measured(
         architecture,
         chosen,
@@ -88,9 +101,15 @@ def measure_part(
         bits=bits,
         how=f"vLLM, vllm-cpu {version('vllm-cpu')}, eager",
         build_seconds=seconds,
-        weight_bytes=int(bits * architecture.decoder_weights / 8) + embeddings,
+        refuse=reasons.__getitem__,
+        weight_bytes=weights,
         memory=memory,
     )
+
+
+def _cache(architecture: Architecture, rows: int, length: int) -> int:
+    """Bytes for so many rows, blocks that are not full included."""
+    return int(1.2 * cache_bytes(architecture, rows + 1, length) + 2**26)
 
 
 def _quantization() -> dict[str, Any]:
