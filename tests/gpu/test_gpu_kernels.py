@@ -11,6 +11,8 @@ from grace.int4 import Int4Linear, Int8Linear, available, pack
 from grace.models import family_of
 from grace.quantization import QuantSpec, bake, prepare
 
+pytest_plugins = ["devices"]
+
 LAYERS = {4: Int4Linear, 8: Int8Linear}
 ROUNDING = 2.0**-8  # to bfloat16: the largest relative error of one
 

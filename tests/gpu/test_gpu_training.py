@@ -21,6 +21,8 @@ from grace.models import family_of
 from grace.quantization import FakeQuantLinear, QuantSpec
 from grace.training import GraceTrainer, LiveTeacher, MethodConfig, prepare_student
 
+pytest_plugins = ["devices"]
+
 PACKAGE, TORCH = Path(grace.__file__).parent, Path(torch.__file__).parent
 
 
