@@ -151,6 +151,10 @@ def alive(folder):
     return [number for number in numbers if Path(f"/proc/{number}").exists()]
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="the tests run in the background, where a shell has Ctrl-C ignored",
+)
 def test_ctrl_c_reaches_a_stage_and_its_children(served, tmp_path):
     process = start(stage("wait"), served, tmp_path)
     until(lambda: len(alive(tmp_path)) == 2)
