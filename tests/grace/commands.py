@@ -1,6 +1,7 @@
 """The `grace` command in this process, and models for it on the disk."""
 
 from grace.cli import main
+from grace.quantization import QuantSpec, bake, prepare, write_codes
 
 
 def save(small, path, seed=1, **text):
@@ -8,6 +9,19 @@ def save(small, path, seed=1, **text):
     small.model(seed, **text).save_pretrained(path)
     small.processor.save_pretrained(path)
     return str(path)
+
+
+def trained_directory(small, folder):
+    """What `grace train` leaves, without the training; the directory's path."""
+    model = small.model(seed=3)
+    spec = QuantSpec(4, 64)
+    prepare(model, spec)
+    exact = bake(model)
+    path = folder / "trained"
+    model.save_pretrained(path)
+    small.processor.save_pretrained(path)
+    write_codes(path, exact, spec.to_dict())
+    return path
 
 
 def done(*words):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import done, refused, save
+from commands import done, refused, save, trained_directory
 from exported import trained
 from PIL import Image
 from tiny_families import tiny_model, tiny_processor
@@ -20,24 +20,14 @@ from grace.bench.table import table
 from grace.errors import InputError
 from grace.export import save_gguf
 from grace.machine import instruction_set
-from grace.quantization import CODES_FILE, CodesFile, QuantSpec, bake, prepare, write_codes
+from grace.quantization import CODES_FILE, CodesFile, QuantSpec, bake
 
 LLAMA_CPP = importlib.util.find_spec("xllamacpp") and importlib.util.find_spec("gguf")
 
 
 @pytest.fixture
 def student(family, tmp_path):
-    """What `grace train` leaves, without the training."""
-    small = family("qwen2_vl")
-    model = small.model(seed=3)
-    spec = QuantSpec(4, 64)
-    prepare(model, spec)
-    exact = bake(model)
-    path = tmp_path / "trained"
-    model.save_pretrained(path)
-    small.processor.save_pretrained(path)
-    write_codes(path, exact, spec.to_dict())
-    return path
+    return trained_directory(family("qwen2_vl"), tmp_path)
 
 
 @pytest.fixture

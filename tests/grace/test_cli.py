@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import done, refused, save
+from commands import done, refused, save, trained_directory
 from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -26,10 +26,8 @@ from grace.quantization import (
     CODES_FILE,
     CodesFile,
     QuantSpec,
-    bake,
     fake_quant_layers,
     prepare,
-    write_codes,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,25 +45,12 @@ def picture(tmp_path):
 
 @pytest.fixture
 def trained(small, tmp_path):
-    """What `grace train` leaves, without the training."""
-    return trained_directory(small, tmp_path)
-
-
-def trained_directory(small, tmp_path):
-    model = small.model(seed=3)
-    spec = QuantSpec(4, 64)
-    prepare(model, spec)
-    exact = bake(model)
-    path = tmp_path / "trained"
-    model.save_pretrained(path)
-    small.processor.save_pretrained(path)
-    write_codes(path, exact, spec.to_dict())
-    return str(path)
+    return str(trained_directory(small, tmp_path))
 
 
 @pytest.fixture
 def trained_qwen(family, tmp_path):
-    return trained_directory(family("qwen2_vl"), tmp_path)
+    return str(trained_directory(family("qwen2_vl"), tmp_path))
 
 
 # -------------------------------------------------------------------------------------------- help

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,18 @@ from torch import nn
 
 from grace.decoding import generate
 from grace.errors import InputError
+from grace.files import read_yaml
 from grace.models import FAMILIES
 from grace.quantization import QuantSpec, prepare
 from replication import bench
+from replication.base.validation import Positive, Text, record, validate
 from replication.measure import harness, memory
 from replication.measure.clock import spread
 from replication.measure.speed import benchmark, measure, sizes, weights
 from replication.measure.speed.settings import Settings, read_settings
 from replication.measure.speed.variants import VARIANTS, UnfusedAwqLinear, variant
 from replication.measure.step import Trial
-from replication.plan.architectures import Architecture, architecture, architectures
+from replication.plan.architectures import PATH, Architecture, architecture, architectures
 from replication.results import deployment as results
 
 FAST = Settings(
@@ -90,6 +93,24 @@ def expected_size(values: dict) -> int:
     mergers = (2 * h + joint) + len(v["deepstack_visual_indexes"]) * (2 * wide + joint)
     tower = patch * h + h + v["num_position_embeddings"] * h + v["depth"] * layer + mergers
     return words + decoder_size(t, norms=4, qkv_bias=False) + tower
+
+
+@record
+class Entry:
+    """One of architectures.yaml."""
+
+    repository: Text
+    parameters: Positive
+    image: dict[str, Positive]
+    config: dict[str, Any]
+
+
+def test_the_file_of_architectures_is_as_the_code_reads_it():
+    """Here, and not where it is read: a machine with a GPU may lack what checks it."""
+    entries = validate(dict[str, Entry], read_yaml(PATH), PATH.name)
+    assert {name: one.repository for name, one in architectures().items()} == {
+        name: entry.repository for name, entry in entries.items()
+    }
 
 
 @pytest.mark.parametrize("name", list(architectures()))
