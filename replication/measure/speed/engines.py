@@ -8,6 +8,7 @@ import resource
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -64,6 +65,14 @@ def text_config(architecture: Architecture) -> dict[str, Any]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+
+
+def prompt_words(architecture: Architecture, settings: Settings) -> list[int]:
+    """The prompt of every engine: random words of the vocabulary, but its first few."""
+    rng = np.random.default_rng(settings.seed)
+    vocabulary = text_config(architecture)["vocab_size"]
+    words: list[int] = rng.integers(10, vocabulary, settings.text_tokens).tolist()
+    return words
 
 
 def measured(

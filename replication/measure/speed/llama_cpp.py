@@ -149,9 +149,7 @@ class _Server:
         for pool in (parameters.cpuparams, parameters.cpuparams_batch):
             pool.n_threads = engines.threads_of(settings)
         self._server = xllamacpp.Server(parameters)
-        rng = np.random.default_rng(settings.seed)
-        vocabulary = engines.text_config(architecture)["vocab_size"]
-        self._prompt = rng.integers(10, vocabulary, settings.text_tokens).tolist()
+        self._prompt = engines.prompt_words(architecture, settings)
         self._ready = 0  # slots that hold the prompt
 
     def prefill(self) -> None:

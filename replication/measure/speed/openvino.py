@@ -25,9 +25,7 @@ def measure_part(
     import openvino_genai
 
     architecture, chosen = engines.read_arguments(model, settings)
-    rng = np.random.default_rng(chosen.seed)
-    vocabulary = engines.text_config(architecture)["vocab_size"]
-    words = rng.integers(10, vocabulary, chosen.text_tokens, dtype=np.int64)
+    words = np.array(engines.prompt_words(architecture, chosen), dtype=np.int64)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         file = Path(folder) / "model-Q4_0.gguf"
         write_decoder(architecture, file, chosen.seed)

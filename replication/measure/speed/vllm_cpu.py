@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from replication.measure.memory import shortage
 from replication.measure.speed import engines
 from replication.measure.speed.sizes import cache_bytes
@@ -72,8 +70,7 @@ def measure_part(
         )
     seconds = time.perf_counter() - start
     memory["build"] = engines.peak()
-    rng = np.random.default_rng(chosen.seed)
-    words = rng.integers(10, config["vocab_size"], chosen.text_tokens).tolist()
+    words = engines.prompt_words(architecture, chosen)
 
     def ask(prompt: list[int], rows: int, tokens: int) -> float:
         sampling = SamplingParams(
