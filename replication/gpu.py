@@ -43,7 +43,6 @@ from replication.measure.speed.settings import Settings
 from replication.measure.speed.variants import variant
 from replication.plan.architectures import architecture
 from replication.results.deployment import RESULT as DEPLOYMENT
-from replication.results.elsewhere import RECORDED, slug_of
 
 RESULT = "gpu.json"
 MODELS = ("llava-1.5-7b", "qwen2-vl-2b")
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     if options.file:
-        for path in bring_in(options.file, ROOT / RECORDED):
+        for path in bring_in(options.file, ROOT / "recorded"):
             print(path)
         return 0
     if not (torch.cuda.is_available() or options.rehearse):
@@ -146,7 +145,7 @@ def _decoding(folder: Path, rehearse: bool, words: str) -> dict[str, Any]:
         settings,
         folder,
         command=words,
-        evidence="measured" if rehearse else RECORDED,
+        evidence="measured" if rehearse else "recorded",
     )
 
 
@@ -219,6 +218,8 @@ def bring_in(file: str | Path, recorded: Path) -> list[Path]:
         InputError: it is no such result, nothing was decoded, or its code is neither committed nor
             the code here.
     """
+    from replication.results.elsewhere import slug_of  # wants pydantic: not on every GPU's machine
+
     report = read_json(file)
     if not isinstance(report, dict) or report.get("name") != "gpu" or report.get("rehearsal"):
         raise InputError(f"{file} is no result of a GPU: run python -m replication.gpu on one")
