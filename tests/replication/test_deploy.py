@@ -340,6 +340,22 @@ def test_bytes_of_a_step():
     cache = 2 * 2 * 2 * 32 * 2 * 3 * 10  # keys and values, layers, heads, width, bytes, rows, slots
     expected = 2 * (2 * layer + h + words * h) + cache
     assert sizes.bytes_per_step(tiny, model, 3, 10) == expected
+    assert sizes.bytes_per_step(tiny, model.float(), 3, 10) == 2 * expected
+
+
+@pytest.mark.slow
+def test_float32_is_the_same_model_in_twice_the_bytes():
+    half, whole = (
+        measure.measure(small("llava"), variant(name), FAST) for name in ("bf16", "float32")
+    )
+    buffers = (
+        2 * half["weight_bytes"] - whole["weight_bytes"]
+    )  # rotary frequencies, float32 in both
+    assert 0 <= buffers < 0.001 * whole["weight_bytes"]
+    assert (half["decoder_bits"], whole["decoder_bits"]) == (16, 32)
+    for short, wide in zip(half["decode"].values(), whole["decode"].values(), strict=True):
+        assert wide["bytes_per_step"] == 2 * short["bytes_per_step"]
+        assert wide["cache_bytes"] == 2 * short["cache_bytes"]
 
 
 @pytest.mark.slow
@@ -357,13 +373,17 @@ def test_what_does_not_fit_is_not_run(monkeypatch):
 def test_expected_bytes_of_a_published_model():
     published = architecture("llava-1.5-7b")
     assert sizes.expected_bytes(published, variant("bf16")) == 2 * 7063427072
+    assert sizes.expected_bytes(published, variant("float32")) == 4 * 7063427072
     int4 = sizes.expected_bytes(published, variant("int4"))
     assert 4.6e9 < int4 < 4.9e9  # the authors state 4.6 GB
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"batches": ()}, {"batches": (4, 1)}, {"repeats": 0}, {"layers": 0}, {"device": "tpu"}],
+    [
+        *({"batches": ()}, {"batches": (4, 1)}, {"repeats": 0}, {"layers": 0}, {"device": "tpu"}),
+        *({"seed": "1"}, {"image": "no"}, {"repeat_seconds": 0}, {"prompt_seconds": math.nan}),
+    ],
 )
 def test_bad_settings(change):
     with pytest.raises(InputError, match=next(iter(change))):

@@ -60,7 +60,7 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
     memory = {"start": peak_bytes(device)}
     prompt = architecture.prompt(
         settings.seed,
-        dtype=torch.bfloat16,
+        dtype=variant.dtype,
         text_tokens=settings.text_tokens,
         image=settings.image,
     )
@@ -71,7 +71,11 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
             return {"not_run": reason}
     start = clock.now()
     model = random_model(
-        architecture.config(), settings.seed, device=device, convert=variant.convert
+        architecture.config(),
+        settings.seed,
+        device=device,
+        dtype=variant.dtype,
+        convert=variant.convert,
     )
     gc.collect()
     build_seconds = clock.now() - start
@@ -96,7 +100,7 @@ def measure(architecture: Architecture, variant: Variant, settings: Settings) ->
 
 def _speeds(
     architecture: Architecture,
-    model: nn.Module,
+    model: Any,
     prompt: Mapping[str, torch.Tensor],
     *,
     settings: Settings,
@@ -115,7 +119,7 @@ def _speeds(
         memory["prefill"] = peak_bytes(device)
         for batch in settings.batches:
             # attention may copy what it reads of one layer; the rest is slack
-            needed = 1.1 * cache_bytes(architecture, batch, capacity) + 2**28
+            needed = 1.1 * cache_bytes(architecture, batch, capacity, model.dtype) + 2**28
             if reason := shortage(needed, device):
                 decode[str(batch)] = {"not_run": f"its cache {reason}"}
                 continue

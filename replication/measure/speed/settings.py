@@ -1,5 +1,6 @@
 """What the deployment benchmark measures, and how often."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -51,12 +52,18 @@ class Settings:
         least = {"repeats": 1, "decode_repeats": 1, "tokens": 1, "text_tokens": 1, "rounds": 1}
         if self.layers is not None:
             least["layers"] = 1
-        for name, low in {**least, "threads": 0}.items():
+        for name, low in {**least, "seed": 0, "threads": 0}.items():
             value = getattr(self, name)
             if type(value) is not int or value < low:
                 raise ValueError(
                     f"{name} is {value!r}; it must be a whole number of at least {low}"
                 )
+        for name in ("repeat_seconds", "prompt_seconds"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}; it must be a number of seconds above 0")
+        if type(self.image) is not bool:
+            raise ValueError(f"image is {self.image!r}; it must be true or false")
         batches = self.batches
         if not batches or any(type(one) is not int or one < 1 for one in batches):
             raise ValueError(f"batches {batches}: give whole numbers of at least 1")

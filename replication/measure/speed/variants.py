@@ -1,7 +1,8 @@
 """What the decoder's linears become: ours, and what else one may choose.
 
-Embeddings, vocabulary projection, norms, projector and vision tower stay BF16 in every variant.
-Every 4-bit variant starts from the same BF16 weights.
+Embeddings, vocabulary projection, norms, projector and vision tower stay BF16 in every variant but
+float32, which a processor without products of bfloat16 may compute faster. Every 4-bit variant
+starts from the same BF16 weights.
 """
 
 import functools
@@ -36,6 +37,7 @@ class Variant:
         ours: whether it is this project's, not a peer.
         module: whose `measure_part` measures it.
         outside: whether it runs in the environment of the engines (`make bench-engines`).
+        dtype: of weights that are not converted, activations and cache.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Variant:
     ours: bool = False
     module: str = "replication.measure.speed.measure"
     outside: bool = False
+    dtype: torch.dtype = torch.bfloat16
 
 
 ENGINES_PYTHON = Path(".venv-engines") / "bin" / "python"
@@ -177,6 +180,7 @@ def _engine(name: str, label: str, bits: int, module: str) -> Variant:
 
 _VARIANTS = (
     Variant("bf16", "BF16", 16, None, _always),
+    Variant("float32", "float32", 32, None, _always, dtype=torch.float32),
     Variant("int8", "INT8", 8, functools.partial(_packed, 8), _no_kernel, ours=True),
     Variant("int4", "INT4", 4, functools.partial(_packed, 4), _no_kernel, ours=True),
     Variant("nf4", "NF4, bitsandbytes", 4, _nf4, functools.partial(_package, "bitsandbytes")),
