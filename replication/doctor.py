@@ -34,6 +34,9 @@ from replication.plan.text import cost_table, formula, model_table
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
 
+EXAMPLE = "A100"
+"""The device whose rate the times are for where no other is known."""
+
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +63,8 @@ def report(
     Args:
         scale: the scale's name.
         devices: number of devices that the times are for; by default those of the machine.
-        rate: the device whose rate the times are for; by default the machine's.
+        rate: the device whose rate the times are for; by default the machine's, and at scale
+            paper on a machine without a known one `EXAMPLE`.
         machine: by default this one.
 
     Returns:
@@ -74,6 +78,8 @@ def report(
     params = parse_params(scale_params(scale), f"parameters of scale {scale}")
     resources, machine = load_resources(), machine or probe()
     name = _device_name(resources, rate, machine)
+    if name is None and params.scale == FULL_SCALE:
+        name = EXAMPLE
     count = devices or len(machine.gpus) or params.train.devices
     plan = make_plan(
         params,
@@ -106,7 +112,7 @@ def _device_name(resources: Resources, rate: str | None, machine: Machine) -> st
     try:
         return resources.device_name(machine.gpus[0].name) if machine.gpus else None
     except InputError as error:
-        write(f"no times: {error}")
+        write(f"{error}; the times are for {EXAMPLE}")
         return None
 
 
@@ -121,10 +127,10 @@ def _about_times(
             "nothing else is timed"
         )
         return [text] if logged else []
-    if name is None:
-        return ["hours and durations: name a device, as in make doctor DOCTOR='--rate A100'"]
+    assert name is not None
     lines = formula(name, resources.devices[name])
-    return [f"durations on {count} x {name}", *(f"  {line}" for line in lines)]
+    other = "; for others: make doctor DOCTOR='--devices 8 --rate H100'"
+    return [f"durations on {count} x {name}{other}", *(f"  {line}" for line in lines)]
 
 
 if __name__ == "__main__":

@@ -103,7 +103,6 @@ def test_checks_of_one_outcome_are_told_together(examine):
     for one in missing:
         assert f"{one.check} ({one.size})" in words
     assert words.endswith("scale paper cannot be run here as a whole: mend what failed")
-    assert "make doctor DOCTOR='--rate" not in text  # the rate is that of the devices findings
 
 
 def test_fewer_devices_are_a_warning(examine):
@@ -134,6 +133,19 @@ def test_exit_codes(monkeypatch, capsys):
         assert doctor.main(["paper"]) == code
     assert doctor.main(["large"]) == 2
     assert "scale 'large' is unknown" in capsys.readouterr().err
+
+
+def test_a_machine_without_a_known_device_gets_the_times_of_an_example(examine):
+    _, known = examine(BIG)
+    _, none = examine(dataclasses.replace(BIG, gpus=()))
+    _, unknown = examine(dataclasses.replace(BIG, gpus=(Gpu("GTX 280", 85e9, True),) * 16))
+
+    def costs(text: str) -> str:
+        (line,) = [line for line in text.splitlines() if line.strip().startswith("all ")]
+        return line
+
+    assert costs(none) == costs(unknown) == costs(known)
+    assert "the times are for A100" in unknown
 
 
 @pytest.mark.parametrize("options", [{"rate": "GTX 280"}, {"devices": 0}])
