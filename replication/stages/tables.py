@@ -1,7 +1,8 @@
-"""Stage ``tables``: every table, reported, measured and recorded side by side; plain scores."""
+"""Stage ``tables``: every table, reported, measured and recorded side by side; plain scores; and
+the headlines of the tables as metrics of DVC."""
 
 from replication.base.files import write_json_atomic
-from replication.report.tables.files import build_tables, write
+from replication.report.tables.files import build_tables, headlines, write
 from replication.report.tables.regimes import regimes_of
 from replication.results.scores import ResultSet, average_score
 from replication.settings.paths import Layout
@@ -15,6 +16,8 @@ def main(params: Params) -> None:
     results = layout.results.parent
     for table in build_tables(results, params.scale, layout.recorded, regimes_of(params)):
         write(table, layout.results / "tables")
+        if metrics := headlines(table.data):
+            write_json_atomic(layout.results / "metrics" / f"{table.name}.json", metrics)
     plain = {}
     everything = sorted(
         ResultSet(results, params.scale).all(), key=lambda one: (one.owner, one.run)
@@ -24,8 +27,6 @@ def main(params: Params) -> None:
         average = average_score({name: {"score": value} for name, value in values.items()})
         plain[f"{one.owner}-{one.run}"] = {**values, "average": average}
     write_json_atomic(layout.results / "scores.json", plain)
-    averages = [{"model": name, "average": values["average"]} for name, values in plain.items()]
-    write_json_atomic(layout.results / "averages.json", averages)
 
 
 if __name__ == "__main__":

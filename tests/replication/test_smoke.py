@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from repository import ROOT, copy_repository, python
+from repository import ROOT, contents, copy_repository, python
 
 from grace.quantization import CODES_FILE
 from replication.benchmarks import PRINTED
@@ -115,11 +115,10 @@ def test_every_result_is_there_and_valid(replication):
         found = read_measurement(replication / "results", "smoke", f"deploy-{model}")
         assert found.data["layers"] == params.deploy.layers
         assert found.values["throughput"].low > 0
-    averages = json.loads((replication / "results" / "smoke" / "averages.json").read_text())
     plain = json.loads((replication / "results" / "smoke" / "scores.json").read_text())
     for pair in params.tuning.pairs:  # the best of each grid stands under a name of its own
         shown |= {f"{pair}-{method}_int4_tuned" for method in params.tuning.candidates}
-    assert {entry["model"] for entry in averages} == set(plain) == shown
+    assert set(plain) == shown
     calibrated = read_calibrations(replication / "results", "smoke")
     assert set(calibrated) == set(params.pairs)
     rows = {row.name: row for row in calibrated["qwen2_vl"].rows}
@@ -208,14 +207,56 @@ def test_what_is_committed_is_untouched(replication, tmp_path):
     assert kept == {p.relative_to(fresh) for p in (fresh / "results").glob("small/**/*")}
 
 
-def test_dvc_shows_metrics_and_plots(replication):
-    shown = json.loads(dvc(replication, "metrics", "show", "--json"))
-    files = shown[""]["data"]
-    assert {name.rpartition("/")[2] for name in files} == {"scores.json"}
-    dvc(replication, "plots", "show", "-o", "plots")
-    page = replication / ".scales" / "smoke" / "plots" / "index.html"
-    assert "qwen2_vl-grace_int4" in page.read_text()
-    shutil.rmtree(page.parent)
+def test_dvc_shows_metrics_that_fit_a_terminal(replication):
+    shown = dvc(replication, "metrics", "show")
+    assert max(map(len, shown.splitlines())) <= 100
+    files = json.loads(dvc(replication, "metrics", "show", "--json"))[""]["data"]
+    for path, content in files.items():
+        table = json.loads(
+            (replication / ".scales/smoke" / path.replace("metrics", "tables")).read_text()
+        )
+        rows = {row["run"]: row["cells"]["Avg"] for row in table["rows"] if row["run"]}
+        assert content["data"].pop("baseline") == rows["baseline"]["measured"]
+        for run, value in content["data"].items():
+            assert value == rows[run]["delta_measured"]
+    assert {"table2.json", "table4.json"} <= {Path(path).name for path in files}
+
+
+def test_dvc_s_plots_need_no_network_and_leave_nothing_untracked(replication):
+    dvc(replication, "plots", "show")
+    folder = replication / ".scales" / "smoke" / "dvc_plots"
+    page = (folder / "index.html").read_text()
+    assert "regimes.png" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    shutil.rmtree(folder)
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert "dvc_plots/" in ignored
+
+
+def test_what_is_pushed_to_a_folder_can_be_pulled(replication, tmp_path):
+    """As docs/dvc.md says it: another clone without a cache gets models from a remote."""
+    processor = "models/smoke/qwen2_vl/processor"
+    made = contents(replication / WORKSPACE / processor)
+    other = tmp_path / "clone"
+    shutil.copytree(
+        replication,
+        other,
+        symlinks=True,
+        ignore=lambda folder, names: (
+            {"models", "data", "cache", "tmp"} & set(names) if str(WORKSPACE) in folder else set()
+        ),
+    )
+    remote = tmp_path / "store"
+    for folder in (replication, other):
+        dvc(folder, "remote", "add", "--local", "--default", "store", str(remote))
+    try:
+        dvc(replication, "push", processor)
+        status = json.loads(dvc(other, "status", "--json"))
+        assert "vision@qwen2_vl" in status
+        dvc(other, "pull", processor)
+        assert contents(other / WORKSPACE / processor) == made
+    finally:
+        dvc(replication, "remote", "remove", "--local", "store")
 
 
 def test_nothing_is_done_twice(replication):

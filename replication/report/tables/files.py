@@ -55,6 +55,27 @@ from replication.report.tables.summaries import summary_table
 from replication.results.elsewhere import read_recordings
 from replication.results.scores import ResultSet
 
+HEADLINES = ("qat_int4", "kd_int4", "grace_int4")
+"""Runs whose differences from the baseline `dvc metrics show` prints: few enough for a terminal."""
+
+
+def headlines(data: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers of a table that `dvc metrics show` prints.
+
+    Args:
+        data: the content of a table's JSON file.
+
+    Returns:
+        "baseline", its average in percent, and by the run's name the difference of each of
+        `HEADLINES` from it in points, where they were measured; empty for a table without one.
+    """
+    if data["kind"] != "scores":
+        return {}
+    cells = {row["run"]: row["cells"].get("Avg", {}) for row in data["rows"] if row["run"]}
+    differences = {run: cells.get(run, {}).get("delta_measured") for run in HEADLINES}
+    measured = {run: value for run, value in differences.items() if value is not None}
+    return {"baseline": cells["baseline"]["measured"], **measured} if measured else {}
+
 
 @dataclass(frozen=True)
 class Table:
