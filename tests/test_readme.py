@@ -1,11 +1,12 @@
-"""The README and docs/scaling.md: generated parts are current, and the README's example runs,
-on small models in place of the published ones."""
+"""The README and docs/scaling.md: generated parts are current; and the tutorial's example in Python
+runs, on small models in place of the published ones."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,39 +18,56 @@ from transformers import AutoModelForImageTextToText
 from grace.errors import InputError
 from grace.export.gguf_vision import PROJECTORS
 from grace.quantization import CODES_FILE, CodesFile
-from replication.measure.growth import OUT
+from replication.judge.quantities import signed
 from replication.report.documents import fill, scaling
-from replication.report.documents.readme import PART, results
+from replication.report.documents.readme import HEADLINES, OUTCOMES, PART, RUNS, results
 from replication.report.documents.scaling import DOCUMENT, contents
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "training.md"
 VLLM_FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # of tests/engines
 GGUF_FAMILIES = tuple(PROJECTORS)
 
 
 def test_its_results_are_those_of_the_result_files():
     small = ROOT / "results" / "small"
-    table = json.loads((small / "tables" / "table4.json").read_text())
     verdicts = json.loads((small / "claims.json").read_text())
     deployed = json.loads((small / "measurements" / "deploy-llava-1.5-7b.json").read_text())
+    regimes = json.loads((small / "tables" / "regimes.json").read_text())
     text = README.read_text()
     assert fill(text, {PART: results(small)}, README) == text, "run `make readme`"
-    assert f"{deployed['values']['throughput']['point']:.2f}× [" in text
     part = text.partition(f"<!-- {PART}:begin -->")[2].partition(f"<!-- {PART}:end -->")[0]
-    for row in table["rows"]:
-        measured = row["cells"]["Avg"]["measured"]
-        assert f"| {'not run' if measured is None else f'{measured:.1f}'} |" in part
-    for claim in verdicts["claims"]:
-        (line,) = [line for line in part.splitlines() if line.startswith(f"| {claim['status']} |")]
-        assert claim["id"] in line
+    assert f"decodes {deployed['values']['throughput']['point']:.2f}× [" in part
+    statuses = Counter(one["status"] for one in verdicts["claims"] if one["by"] == "paper")
+    assert f"Of the paper's {statuses.total()} claims" in part
+    for status, words in OUTCOMES.items():
+        assert (f"{statuses[status]} {words}" in part) == (statuses[status] > 0)
+    for family, table in HEADLINES.items():
+        rows = json.loads((small / "tables" / f"{table}.json").read_text())["rows"]
+        (line,) = [line for line in part.splitlines() if line.startswith(f"| {family} (")]
+        for run in RUNS.values():
+            (cell,) = [row["cells"]["Avg"] for row in rows if row["run"] == run]
+            assert f"[{signed(cell['delta_low'])}, {signed(cell['delta_high'])}]" in line
+    for found in regimes["findings"]:
+        head = found.partition(" (")[0]
+        at_16_bits = f" of {len(regimes['rows'])} cells" in head and "4 bits" not in head
+        assert (f"- {found.partition(' (')[0]}" in part) == at_16_bits
+
+
+def test_it_has_at_most_120_lines():
+    assert len(README.read_text().splitlines()) <= 120
+
+
+def test_results_that_are_missing_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"claims\.json is missing; run `make repro`"):
+        results(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_document_of_costs_is_current():
-    measured = json.loads((ROOT / OUT).read_text())
     text = DOCUMENT.read_text()
-    assert fill(text, contents(measured), DOCUMENT) == text, f"run python -m {scaling.__name__}"
+    assert fill(text, contents(), DOCUMENT) == text, f"run python -m {scaling.__name__}"
 
 
 @pytest.mark.parametrize("text", ["", "<!-- part:end -->\n<!-- part:begin -->\n"])
@@ -97,7 +115,7 @@ def test_the_example_runs(tmp_path, make_model, processor, conversations, instal
             record["image"] = f"{record['id']}.png"
         lines.append(json.dumps(record) + "\n")
     (tmp_path / "train.jsonl").write_text("".join(lines))
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), flags=re.DOTALL)
     (tmp_path / "example.py").write_text(code)
     path = os.pathsep.join(map(str, (installed, ROOT)))
     offline = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(home / "hub"), "PYTHONPATH": path}

@@ -1,4 +1,4 @@
-"""The README's results, from the result files: headline table, ledger's summary, deployment.
+"""The README's results, from the result files: claims, headline rows, deployment, the map.
 
 python -m replication.report.documents.readme
 """
@@ -13,68 +13,70 @@ from typing import Any
 from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
-from replication.judge.record import BY
 from replication.report.documents import fill, markdown_table
-from replication.report.tables.text import (
-    NOT_RUN,
-    bits_text,
-    method_text,
-    score_values,
-    size_text,
-)
+from replication.report.tables.text import models_of, score_values
 from replication.stats.verdict import Status
 
 README = Path("README.md")
 RESULTS = Path("results/small")
 PART = "results"
-HEADLINE = "tables/table4.json"
 VERDICTS = "claims.json"
 DEPLOYED = "measurements/deploy-llava-1.5-7b.json"
+MAP = "tables/regimes.json"
+HEADLINES = {"Qwen2-VL": "table4", "Qwen3-VL": "qwen3vl", "LLaVA-1.5": "table2"}
+"""Families, and the tables that hold their 4-bit models."""
+RUNS = {"QAT": "qat_int4", "plain KD": "kd_int4", "GRACE": "grace_int4"}
+OUTCOMES = {
+    Status.REPRODUCED: "reproduced",
+    Status.DIRECTION_HOLDS: "hold in direction",
+    Status.INCONCLUSIVE: "inconclusive",
+    Status.DIRECTION_FAILS: "fail in direction",
+    Status.CONTRADICTED: "contradicted",
+    Status.NOT_RUN: "not run",
+}
 
 
-def headline(table: Mapping[str, Any]) -> str:
-    """Averages of the headline table: reported and measured, and the differences from the baseline.
-
-    Args:
-        table: Its JSON content.
-    """
-    rows = []
-    for row in table["rows"]:
-        reported, measured = (row["cells"]["Avg"][key] for key in ("reported", "measured"))
-        deltas = score_values(table, row, "Avg", delta=True)[:2]
-        rows.append(
-            (
-                bits_text(row),
-                method_text(table, row),
-                "" if reported is None else f"{reported:.1f}",
-                NOT_RUN if measured is None else f"{measured:.1f}",
-                *(delta.text if delta.fields else "" for delta in deltas),
-            )
-        )
-    side = f"measured*{size_text(table)}"
-    head = ("Bits", "Method", "reported", side, "Δ reported", "Δ measured*")
-    return markdown_table(head, rows)
-
-
-def ledger_summary(verdicts: Mapping[str, Any]) -> str:
-    """The paper's claims, its reviewers' wishes and the repository's properties of each status.
+def claims(verdicts: Mapping[str, Any]) -> str:
+    """How many of the paper's claims have each status, in a sentence.
 
     Args:
         verdicts: The content of claims.json.
     """
+    counts = verdicts["summary"]["paper"]
+    parts = [f"{counts[one.value]} {words}" for one, words in OUTCOMES.items() if counts[one.value]]
+    return f"Of the paper's {sum(counts.values())} claims at this scale: {', '.join(parts)}."
+
+
+def headline(folder: Path) -> str:
+    """4-bit models against the 16-bit baseline in every family: measured, and reported."""
     rows = []
-    for status in Status:
-        found = [
-            [
-                claim["id"]
-                for claim in verdicts["claims"]
-                if claim["status"] == status.value and claim["by"] == by
-            ]
-            for by in BY
-        ]
-        if any(found):
-            rows.append((status.value, *(", ".join(own) or "none" for own in found)))
-    return markdown_table(("status", *BY.values()), rows)
+    for family, name in HEADLINES.items():
+        table = read_json(folder / "tables" / f"{name}.json")
+        found = {row["run"]: row for row in table["rows"]}
+        cells, reported = [], []
+        for run in RUNS.values():
+            if run not in found:
+                raise InputError(f"{folder}/tables/{name}.json has no row of the run {run}")
+            paper, measured = score_values(table, found[run], "Avg", delta=True)[:2]
+            cells.append(measured.text)
+            reported.append(paper.text if paper.fields else "none")
+        sizes = " under ".join(models_of(table)[role]["size"] for role in ("baseline", "teacher"))
+        rows.append((f"{family} ({sizes})", *cells, ", ".join(reported)))
+    head = ("model (student under teacher)", *RUNS, f"reported: {', '.join(RUNS)}")
+    return markdown_table(head, rows)
+
+
+def regimes(table: Mapping[str, Any]) -> str:
+    """What the map says of its cells, without their numbers.
+
+    Args:
+        table: The content of the table of regimes.
+    """
+    cells = f"of {len(table['rows'])} cells"
+    heads = [found.partition(" (")[0].rstrip(".") for found in table["findings"]]
+    sixteen = [head for head in heads if cells in head and "4 bits" not in head]
+    lines = ["The map of regimes (what the student has seen, labels, data of the methods):", ""]
+    return "\n".join([*lines, *(f"- {head}." for head in sixteen)])
 
 
 def deployment(record: Mapping[str, Any]) -> str:
@@ -83,10 +85,10 @@ def deployment(record: Mapping[str, Any]) -> str:
     ratios = {name: "{point:.2f}× [{low:.2f}, {high:.2f}]".format(**values[name]) for name in (
         "throughput", "throughput_4", "throughput_16", "prefill")}  # fmt: skip
     return (
-        f"INT4 against BF16, LLaVA-1.5-7B on {record['data']['device']}, random weights: decoding "
-        f"{ratios['throughput']} at batch 1, {ratios['throughput_4']} at 4 and "
-        f"{ratios['throughput_16']} at 16; reading the prompt {ratios['prefill']}; peak memory "
-        f"{values['memory_reduction']['point']:.1f} % less. Reported: 3×, 54 % less."
+        f"INT4 against BF16, LLaVA-1.5-7B with random weights on {record['data']['device']}: it "
+        f"decodes {ratios['throughput']} as fast at batch 1, {ratios['throughput_4']} at 4 and "
+        f"{ratios['throughput_16']} at 16, prefills {ratios['prefill']} as fast, and needs "
+        f"{values['memory_reduction']['point']:.1f} % less memory. Reported: 3×, 54 % less."
     )
 
 
@@ -96,18 +98,19 @@ def results(folder: Path = RESULTS) -> str:
     Raises:
         InputError: for a file that is not there.
     """
-    for name in (HEADLINE, VERDICTS, DEPLOYED):
+    tables = [f"tables/{name}.json" for name in HEADLINES.values()]
+    for name in (VERDICTS, DEPLOYED, MAP, *tables):
         if not (folder / name).is_file():
             raise InputError(
                 f"{folder / name} is missing; run `make repro` in the repository's root first"
             )
     parts = (
-        headline(read_json(folder / HEADLINE)),
-        "\\* small models (stand-ins) on stand-in questions, Δ from the baseline with 95 % "
-        "interval; † a control of our own.",
-        "The ledger at this scale:",
-        ledger_summary(read_json(folder / VERDICTS)),
+        claims(read_json(folder / VERDICTS)),
+        headline(folder),
+        "Points of the average of the benchmarks against the BF16 baseline, with 95 % intervals. "
+        "Stand-in models and questions.",
         deployment(read_json(folder / DEPLOYED)),
+        regimes(read_json(folder / MAP)),
     )
     return "\n\n".join(parts)
 

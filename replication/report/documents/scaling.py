@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md, from the cost model and the measured growth.
+"""The tables of docs/scaling.md, from the cost model.
 
 python -m replication.report.documents.scaling
 """
@@ -6,15 +6,11 @@ python -m replication.report.documents.scaling
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
-from grace.errors import InputError
 from replication.base.command import command
-from replication.base.files import ROOT, read_json, write_text_atomic
+from replication.base.files import ROOT, write_text_atomic
 from replication.base.scales import FULL_SCALE
-from replication.measure.growth import AXES, OUT
 from replication.paper import load_tables
 from replication.plan.costs import (
     OPTIMIZERS,
@@ -28,17 +24,15 @@ from replication.plan.costs import (
     traffic_bytes,
 )
 from replication.plan.needs import (
-    checkpoint_bytes,
     make_plan,
     shape_of,
-    sources,
     training_load,
 )
 from replication.plan.resources import Resources, load_resources
 from replication.report.documents import fill, markdown_table
 from replication.settings.checks import parse_params
 from replication.settings.scales import scale_params
-from replication.settings.schema import Params, section
+from replication.settings.schema import Params
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 DEVICE = "A100"
@@ -68,22 +62,6 @@ def tables(params: Params, resources: Resources) -> str:
         )
     head = ("table", "models", "trained", "download, GB", "training, h", "evaluation, h", "days")
     return markdown_table(head, rows)
-
-
-def inputs(params: Params, resources: Resources) -> str:
-    """What the downloads are made of, and where each size is from."""
-    rows = []
-    for source in sources(params):
-        weights = shape_of(source).parameters
-        size = _gigabytes(checkpoint_bytes(source, resources))
-        rows.append((source, size, f"computed: {weights:,} weights in bfloat16"))
-    corpus = resources.corpus[section(params.data, "data").training.repository or ""]
-    rows.append(("conversations", _gigabytes(corpus.bytes), corpus.source))
-    for kind, entries in (("images", corpus.images), ("benchmark", resources.benchmarks)):
-        for name, entry in entries.items():
-            start = "estimated: " if entry.estimated else ""
-            rows.append((f"{kind} {name}", _gigabytes(entry.bytes), start + entry.source))
-    return markdown_table(("download", "GB", "from"), rows)
 
 
 def _pairs(params: Params, resources: Resources) -> list[tuple[Shape, Shape, Load]]:
@@ -176,55 +154,18 @@ def logits(params: Params, resources: Resources) -> str:
     return markdown_table(head, rows)
 
 
-def growth(measured: Mapping[str, Any]) -> str:
-    """Measured time and memory of a step, each beside the formula's.
-
-    Raises:
-        InputError: for a point that was not measured.
-    """
-    rows = []
-    flops, peak = "predicted_operations", "predicted_peak_bytes"
-    for axis, values in AXES.items():
-        first: Mapping[str, Any] | None = None
-        for value in values:
-            point = measured["points"].get(f"{axis}={value}")
-            if point is None:
-                raise InputError(
-                    f"{OUT} lacks the point {axis}={value}; run python -m replication.bench growth"
-                )
-            first = first or point
-            rows.append(
-                (
-                    axis.replace("_", " "),
-                    f"{value:,}",
-                    f"{point['seconds']:.2f} [{point['least']:.2f}, {point['greatest']:.2f}]",
-                    f"{point['seconds'] / first['seconds']:.1f}",
-                    f"{point[flops] / first[flops]:.1f}",
-                    f"{point['peak_bytes'] / 1e6:,.0f}",
-                    f"{point[peak] / 1e6:,.0f}",
-                )
-            )
-    head = ("varied", "value", "s a step", "x first", "operations x first", "peak, MB",
-            "formula, MB")  # fmt: skip
-    device = measured["provenance"]["device"]
-    how = f"median of {measured['settings']['steps']} steps [least, greatest]"
-    return f"{markdown_table(head, rows)}\n\nOn {device}, processor seconds of one thread: {how}."
-
-
-def contents(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Every table by its name, the growth as measured."""
+def contents() -> dict[str, str]:
+    """Every table by its name."""
     params = parse_params(scale_params(FULL_SCALE))
     resources = load_resources()
-    computed = (tables, inputs, operations, memory, logits)
-    parts = {table.__name__: table(params, resources) for table in computed}
-    return {**parts, "growth": growth(measured)}
+    computed = (tables, operations, memory, logits)
+    return {table.__name__: table(params, resources) for table in computed}
 
 
 @command
 def main() -> None:
-    parts = contents(read_json(ROOT / OUT))
     text = DOCUMENT.read_text(encoding="utf-8")
-    write_text_atomic(DOCUMENT, fill(text, parts, DOCUMENT.relative_to(ROOT)))
+    write_text_atomic(DOCUMENT, fill(text, contents(), DOCUMENT.relative_to(ROOT)))
 
 
 if __name__ == "__main__":
