@@ -10,6 +10,6 @@ teacher), ``grace.int4`` and ``grace.decoding`` (packed layers and greedy decodi
 
 from grace_torchvision import install
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 install()

@@ -94,15 +94,25 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def check_free(path: str | Path, *, overwrite: bool) -> None:
-    """:func:`check_target` for a command's option: the message names the flag.
+    """:func:`check_target` for a command's option, whose messages name the flag; and whether its
+    place can be written.
 
     Raises:
-        InputError: as :func:`check_target`.
+        InputError: as :func:`check_target`, and where the folder above cannot be written.
     """
+    path = Path(path)
     try:
-        check_target(Path(path), overwrite=overwrite)
+        check_target(path, overwrite=overwrite)
     except InputError as error:
         raise InputError(str(error).replace("pass overwrite=True", "pass --overwrite")) from error
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{path}: {place} cannot be written ({error.strerror}); name another directory"
+        ) from error
 
 
 def _allow(path: Path, mode: int) -> None:

@@ -1,7 +1,6 @@
 """What can be refused before weights are loaded: from options, configurations and processors."""
 
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from transformers import (
 )
 
 from grace.errors import InputError, one_line
-from grace.files import check_free
 from grace.models import (
     Family,
     check_model_directory,
@@ -142,23 +140,6 @@ def check_structure(source: Source, method: MethodConfig) -> None:
             method.quantization.group_width(model.get_submodule(name).in_features, name)
     if method.relational:
         source.family.relational_layer(model)
-
-
-def check_output(out: Path, *, overwrite: bool) -> None:
-    """Check that a directory can be written.
-
-    Raises:
-        InputError: Something else is there, or its place cannot be written.
-    """
-    check_free(out, overwrite=overwrite)
-    place = next(folder for folder in out.absolute().parents if folder.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"--out {out}: {place} cannot be written ({error.strerror}); name another directory"
-        ) from error
 
 
 def check_libraries(arguments: TrainingArguments, method: MethodConfig) -> None:

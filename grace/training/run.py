@@ -17,13 +17,13 @@ from transformers.utils.logging import disable_progress_bar
 
 from grace.data import Collator
 from grace.errors import InputError, Stopped, one_line
+from grace.files import check_free
 from grace.models import load_model
 from grace.training import hub
 from grace.training.arguments import Options
 from grace.training.checks import (
     Source,
     check_libraries,
-    check_output,
     check_structure,
     say,
 )
@@ -124,7 +124,7 @@ def prepare(options: Options) -> Plan:
     _required(options.data.data or None, "--data")
     out = Path(_required(options.run.out, "--out, a directory to write"))
     check_teacher_options(options, method)
-    check_output(out, overwrite=options.run.overwrite)
+    check_free(out, overwrite=options.run.overwrite)
     checkpoint = _checkpoint(options)
     check_libraries(options.trainer, method)
     say(f"reading the configuration and processor of {name}")

@@ -3,7 +3,8 @@
     stage_hashes()          # {"baseline": "3f0c...", "claims": "91ab...", ...}
 
 A stage of the pipeline follows from the code that it reaches and from no other, and nobody has to
-list files for that. What counts is the syntax tree: no comment, docstring or formatting. In a
+list files for that.
+What counts is the syntax tree: no comment, docstring, formatting or number of a release. In a
 file's hash an import from the repository stands as the hash of the imported file, not as its name.
 So a module can be renamed or moved at no cost, while another thing imported under the same name
 is noticed. It costs a run more than needed only if the importing code has to change as well
@@ -258,17 +259,24 @@ def _is_import(node: object) -> bool:
 
 
 def _run(nodes: list[Any]) -> list[Any]:
-    """Statements without docstrings, ``pass`` and what only a type checker reads."""
+    """Statements without docstrings, ``pass``, the number of the release and what only a type
+    checker reads."""
     kept = []
     for node in nodes:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in _called(node.test):
             kept += _run(node.orelse)
         elif not (
             isinstance(node, ast.Pass)
+            or _is_version(node)
             or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
         ):
             kept.append(node)
     return kept
+
+
+def _is_version(node: object) -> bool:
+    names = node.targets if isinstance(node, ast.Assign) else []
+    return any(isinstance(name, ast.Name) and name.id == "__version__" for name in names)
 
 
 def _called(node: ast.expr) -> tuple[str | None, str | None]:

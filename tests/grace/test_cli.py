@@ -201,6 +201,13 @@ def test_a_photo_is_asked_about_as_it_is_seen(family, tmp_path):
     assert not torch.equal(lying["image_grid_thw"], expected["image_grid_thw"])
 
 
+@pytest.mark.parametrize("words", [("pack",), ("export", "--format", "awq")])
+def test_a_place_that_cannot_be_written_is_refused_before_work(trained_qwen, capsys, words):
+    command, *options = words
+    error = refused(capsys, command, trained_qwen, *options, "--out", "/proc/nowhere/packed")
+    assert "/proc/nowhere/packed: /proc cannot be written" in error
+
+
 def test_written_files_have_the_permissions_of_the_umask(family, trained_qwen, tmp_path):
     before = os.umask(0o027)
     try:

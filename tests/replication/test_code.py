@@ -76,6 +76,7 @@ def names(module: str, root: Path) -> set[str]:
         (TRAIN, "import loss, weight", "import weight\nfrom grace.loss import loss"),
         (TRAIN, "from grace.other import loss as unused", "from grace.absent import other"),
         ("grace/__init__.py", "library", "package"),
+        ("grace/__init__.py", "", '\n__version__ = "0.2.0"\n'),
         ("grace/odd.py", "1", "0x1  # one"),
         ("grace/odd.py", "", "pass\n"),
         ("replication/report/text.py", "'text'", 'u"""text"""'),

@@ -2,7 +2,9 @@
 
 import importlib
 import inspect
+import json
 import math
+import time
 from dataclasses import asdict, replace
 
 import pytest
@@ -92,6 +94,21 @@ def test_rates_follow_from_the_times():
     assert list(record["peak_bytes"]) == ["start", "prefill", "batch 1", "batch 4"]
 
 
+def test_an_engine_that_reads_the_prompt_for_too_long_is_not_run():
+    def prefill():
+        time.sleep(0.05)
+
+    def decode(rows, tokens):
+        pytest.fail("it is decoded")
+
+    settings = replace(SETTINGS, prompt_seconds=0.01)
+    record = engines.measured(
+        architecture("qwen2-vl-2b").first_layers(1), settings, prefill, decode, bits=4.5, how="x",
+        build_seconds=1.0, weight_bytes=10, memory={"start": 1},
+    )  # fmt: skip
+    assert record == {"not_run": f"it reads the prompt of {SETTINGS.text_tokens} words for 0 s"}
+
+
 def test_bytes_of_a_step_are_counted_by_hand():
     whole = architecture("llava-1.5-7b")
     linears = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
@@ -141,6 +158,26 @@ def test_rounds_are_parts_of_their_own_and_take_turns(tmp_path, monkeypatch):
     assert asked == [("bf16", own), ("llama_cpp", theirs)] * 2
     (model,) = report["models"].values()
     assert model["variants"]["llama_cpp"]["not_run"] == "made up"
+
+
+def test_the_report_is_written_after_every_round(tmp_path, monkeypatch):
+    """A run that is ended in its second round leaves the first one's report."""
+    asked = []
+
+    def measure(module, arguments, **_):
+        asked.append(module)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return {"not_run": "made up"}
+
+    monkeypatch.setattr(harness, "measure_in_process", measure)
+    small = architecture("qwen2-vl-2b").first_layers(1)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run(
+            [small], [variant("bf16")], replace(SETTINGS, rounds=2), tmp_path, command="test"
+        )
+    report = json.loads((tmp_path / "deploy.json").read_text())
+    assert report["settings"]["rounds"] == 1
 
 
 def test_without_the_engines_environment_the_reason_is_said(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def run(
     command: str,
     evidence: str = "measured",
 ) -> dict[str, Any]:
-    """Measure what is missing, and write the report.
+    """Measure what is missing, and write the report, after every round anew.
 
     Args:
         models: the architectures.
@@ -65,45 +65,57 @@ def run(
     if not models or not variants:
         raise InputError("nothing to measure: name a model and a variant")
     benchmark = Benchmark(_device(settings))
-    parts = [
-        _part(model, way, settings, number)
-        for number in range(settings.rounds)
-        for model in models
-        for way in variants
-    ]
-    results = benchmark.run(parts, Path(out) / "parts")
-    report = {
-        "name": "deploy",
-        "evidence": evidence,
-        "settings": settings.to_dict(),
-        "device": benchmark.device,
-        "models": {
-            model.name: {
-                "repository": model.repository,
-                "parameters": model.parameters if settings.layers is None else None,
-                "variants": {
-                    way.name: {
-                        "label": way.label,
-                        **pooled([results[_name(model, way, n)] for n in range(settings.rounds)]),
-                    }
-                    for way in variants
+    parts: list[Part] = []
+    results: dict[str, dict[str, Any]] = {}
+    report: dict[str, Any] = {}
+    for number in range(settings.rounds):
+        turn = [_part(model, way, settings, number) for model in models for way in variants]
+        results |= benchmark.run(turn, Path(out) / "parts")
+        parts += turn
+        done = {**settings.to_dict(), "rounds": number + 1}
+        report = {
+            "name": "deploy",
+            "evidence": evidence,
+            "settings": done,
+            "device": benchmark.device,
+            "models": _models(models, variants, done, results),
+            "provenance": benchmark.provenance(
+                parts,
+                {
+                    "models": [model.name for model in models],
+                    "variants": [way.name for way in variants],
+                    "settings": done,
                 },
-            }
-            for model in models
-        },
-        "provenance": benchmark.provenance(
-            parts,
-            {
-                "models": [model.name for model in models],
-                "variants": [way.name for way in variants],
-                "settings": settings.to_dict(),
-            },
-            settings.seed,
-            command,
-        ),
-    }
-    write_json_atomic(Path(out) / RESULT, report)
+                settings.seed,
+                command,
+            ),
+        }
+        write_json_atomic(Path(out) / RESULT, report)
     return report
+
+
+def _models(
+    models: Sequence[Architecture],
+    variants: Sequence[Variant],
+    settings: Mapping[str, Any],
+    results: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """By model its variants, with the rounds that are done pooled."""
+    rounds = range(settings["rounds"])
+    return {
+        model.name: {
+            "repository": model.repository,
+            "parameters": model.parameters if settings["layers"] is None else None,
+            "variants": {
+                way.name: {
+                    "label": way.label,
+                    **pooled([results[_name(model, way, number)] for number in rounds]),
+                }
+                for way in variants
+            },
+        }
+        for model in models
+    }
 
 
 def pooled(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -88,7 +88,8 @@ def measured(
     weight_bytes: int,
     memory: dict[str, int],
 ) -> dict[str, Any]:
-    """The record of one engine, with the keys of `measure.measure`.
+    """The record of one engine, with the keys of `measure.measure`; not run where it would read
+    the prompt for longer than the settings allow.
 
     Args:
         architecture: whose decoder it runs.
@@ -104,7 +105,9 @@ def measured(
     """
     clock = Clock(CPU)
     bandwidth = [copy_bandwidth(CPU)]
-    prefill()  # libraries choose their kernels
+    once = clock.time(prefill)  # libraries choose their kernels
+    if once > settings.prompt_seconds:
+        return {"not_run": f"it reads the prompt of {settings.text_tokens} words for {once:.0f} s"}
     first = [clock.time(prefill) for _ in range(settings.repeats)]
     memory["prefill"] = peak()
     steps: dict[str, Any] = {}
