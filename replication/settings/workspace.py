@@ -31,7 +31,7 @@ CODE_FILE = Path("code.yaml")
 _SHARED = (
     *("grace", "replication", "recorded", ".dvcignore"),
     # of no scale: the ledger and the page of every scale show them
-    *("results/performance", "results/real_cell", "results/scaling"),
+    *(f"results/{name}" for name in ("engines", "performance", "real_cell", "scaling")),
 )
 _CONFIG = """[core]
     no_scm = True

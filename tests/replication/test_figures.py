@@ -180,6 +180,32 @@ def test_speeds_are_those_of_the_deployment_files(drawn):
 
 
 @pytest.mark.slow
+def test_engines_are_drawn_from_their_own_file_and_those_that_did_not_run_are_named(
+    results, tmp_path
+):
+    report = read("deploy", "llava-1.5-7b", "deploy.json")
+    report["settings"] |= {"rounds": 2, "image": False, "text_tokens": 640}
+    (model,) = report["models"].values()
+    ours = model["variants"]["int4"]
+    model["variants"]["llama_cpp"] = {**ours, "label": "Q4_0, llama.cpp"}
+    model["variants"]["openvino"] = {"label": "INT4, OpenVINO GenAI", "not_run": "it fails"}
+    root = shutil.copytree(results, tmp_path / "results")
+    with pytest.raises(NotRun, match="make bench-engines"):
+        draw_one(root, "engines")
+    (root / "engines").mkdir()
+    (root / "engines" / "deploy.json").write_text(json.dumps(report))
+    found = draw_one(root, "engines")
+    drawn = found.data["llava-1.5-7b"]["variants"]
+    assert set(drawn) == {"bf16", "int8", "int4", "llama_cpp"}
+    rates = [step["tokens_per_second"]["median"] for step in (
+        ours["decode"]["1"], ours["decode"]["16"])]  # fmt: skip
+    assert [drawn["llama_cpp"]["tokens_per_second"][b]["median"] for b in ("1", "16")] == rates
+    assert "OpenVINO GenAI (llava-1.5-7b)" in found.caption
+    assert report["device"] in found.caption
+    assert_legible(found)
+
+
+@pytest.mark.slow
 def test_the_front_joins_speed_and_accuracy_of_equal_formats(drawn):
     tables = {
         "llava": ("table2", "table1"),

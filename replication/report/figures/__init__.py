@@ -20,6 +20,7 @@ from replication.report.figures import (
     deployment,
     distributions,
     effects,
+    engines,
     entropy_error,
     flips,
     pareto,
@@ -33,7 +34,7 @@ __all__ = ["FIGURES", "Figure", "Inputs", "NotRun", "draw_all"]
 
 _MODULES = (
     regimes,
-    *(pareto, entropy_error, attention, similarity, deployment),
+    *(pareto, entropy_error, attention, similarity, deployment, engines),
     *(controller, bits, effects, flips, distributions),
 )
 FIGURES: dict[str, Callable[[Inputs], Figure]] = {

@@ -74,12 +74,12 @@ def draw(inputs: Inputs) -> Figure:
                 "device": report["device"],
                 "layers": report["settings"]["layers"],
                 "variants": {
-                    name: _record(part, best[report["device"]]) for name, part in variants.items()
+                    name: record_of(part, best[report["device"]]) for name, part in variants.items()
                 },
             }
             for model, (report, variants) in deployed.items()
         },
-        canvas=_canvas(deployed, best, printed),
+        canvas=canvas_of(deployed, best, printed),
     )
 
 
@@ -98,7 +98,8 @@ def _floor(batch: str, step: Data, bandwidth: float) -> float:
     return int(batch) / floor_seconds(step, bandwidth)
 
 
-def _record(part: Data, bandwidth: float) -> dict[str, Any]:
+def record_of(part: Data, bandwidth: float) -> dict[str, Any]:
+    """The numbers of a variant that are drawn, beside a copy bandwidth in bytes/s."""
     return {
         "label": part["label"],
         "peak_bytes": peak(part),
@@ -134,7 +135,14 @@ def _in_words(model: str, variants: Data) -> str:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def _canvas(deployed: Deployed, best: Mapping[str, float], printed: Data) -> Canvas:
+def canvas_of(deployed: Deployed, best: Mapping[str, float], printed: Data | None = None) -> Canvas:
+    """For each model its speeds, and below them the first token and memory.
+
+    Args:
+        deployed: what was measured.
+        best: the copy bandwidth of every device, bytes/s.
+        printed: the reported ratios of `COMPARED`, where they are drawn beside it.
+    """
     heights = []
     for _, variants in deployed.values():
         rows = len(variants) * max(1, len(_batches(variants)))
@@ -146,18 +154,19 @@ def _canvas(deployed: Deployed, best: Mapping[str, float], printed: Data) -> Can
         first = canvas.add_subplot(grid[2 * index + 1, 0])
         memory = canvas.add_subplot(grid[2 * index + 1, 1])
         whole = model == COMPARED and report["settings"]["layers"] is None
-        _decoding(decoding, variants, printed if whole else None, best[report["device"]])
+        reference = printed if whole else None
+        _decoding(decoding, variants, reference, best[report["device"]])
         _first_token(first, variants)
-        _memory(memory, variants, printed if whole else None)
+        _memory(memory, variants, reference)
         style.heading(decoding, built(model, report))
     style.legend(canvas, canvas.axes, [_MEASURED, _BANDWIDTH, _REPORTED])
     return canvas
 
 
 def _color(name: str) -> str:
-    """BF16 as the baseline is, this project's formats as its method, peers as post-training
-    quantization."""
-    if name == BASELINE:
+    """16 and 32 bits as the baseline is, this project's formats as its method, peers as
+    post-training quantization."""
+    if name in (BASELINE, "float32", "vllm_bf16"):
         return style.COLORS["baseline"]
     return style.COLORS["grace"] if name in ("int4", "int8") else style.COLORS["awq"]
 

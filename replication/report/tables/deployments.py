@@ -1,6 +1,7 @@
 """Deployment results for the tables.
 
 results/<scale>/deploy/<model>/deploy.json               measured here (`replication.measure.speed`)
+results/engines/deploy.json                              likewise, in other engines
 <recorded>/<device>/<scale>/deploy/<model>/deploy.json   on another device (`recordings`)
 """
 
@@ -125,9 +126,22 @@ def deployment_reports(
     return reports
 
 
+ENGINES = f"engines/{RESULT}"
+
+
+def engines_report(results: str | Path) -> dict[str, Any] | None:
+    """What `make bench-engines` measured; None where it was not run.
+
+    Raises:
+        InputError: for a file that is no deployment result.
+    """
+    path = Path(results) / ENGINES
+    return _read(path, "measured") if path.is_file() else None
+
+
 def ordered(variants: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's variants: BF16 and this project's own, then peers by name."""
-    first = [name for name in (BASELINE, "int8", "int4") if name in variants]
+    """A model's variants: 16 and 32 bits and this project's own, then peers by name."""
+    first = [name for name in (BASELINE, "float32", "int8", "int4") if name in variants]
     return {name: variants[name] for name in (*first, *sorted(set(variants) - set(first)))}
 
 
