@@ -308,11 +308,12 @@ def test_all_files_are_written_and_are_the_same_again(results, tmp_path, monkeyp
             assert not {"Software", "Creation Time"} & set(opened.info)
 
 
-def test_every_figure_is_a_plot_of_dvc():
+def test_every_figure_that_is_drawn_is_a_plot_of_dvc():
     for pipeline in ("dvc.yaml", "replication/settings/values/paper.dvc.yaml"):
         listed = yaml.safe_load((ROOT / pipeline).read_text())["plots"]
         shown = [one for one in listed if isinstance(one, str)]
-        assert shown == [f"results/${{scale}}/figures/{name}.png" for name in figures.FIGURES]
+        drawn = [name for name in figures.FIGURES if name in NAMES]
+        assert shown == [f"results/${{scale}}/figures/{name}.png" for name in drawn]
 
 
 def test_without_results_a_figure_says_so_and_has_no_picture(tmp_path):

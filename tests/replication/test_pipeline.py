@@ -1,6 +1,7 @@
 """The pipeline is complete: stages, files, parameters, runs, tables and dependencies agree."""
 
 import functools
+import itertools
 import re
 
 import pytest
@@ -159,3 +160,24 @@ def test_dvc_reads_the_pipeline(tmp_path):
             names.add(name)
     shown = set(re.findall(r'"([\w@.-]+)"', done.stdout))
     assert shown == names
+    stages = dict(re.findall(r'(node\d+)\["([\w.-]+)', done.stdout))
+    arrows = re.findall(r"(node\d+)-->(node\d+)", done.stdout)
+    document = (ROOT / "docs" / "dvc.md").read_text().partition("flowchart LR\n")[2]
+    drawn = set()
+    for line in document.partition("```")[0].splitlines():
+        steps = [re.findall(r"\w+", step) for step in line.split("-->")]
+        drawn |= {pair for ends in itertools.pairwise(steps) for pair in itertools.product(*ends)}
+    assert followers(drawn) == followers({(stages[a], stages[b]) for a, b in arrows})
+
+
+def followers(arrows: set[tuple[str, str]]) -> dict[str, set[str]]:
+    """By name, everything that its arrows lead to, at once or by others."""
+    after = {name: {end for start, end in arrows if start == name} for name, _ in arrows}
+    for name, ends in after.items():
+        waiting = list(ends)
+        while waiting:
+            new = after.get(waiting.pop(), set()) - ends
+            ends |= new
+            waiting += new
+        ends.discard(name)  # stages of a name that follow each other
+    return after
