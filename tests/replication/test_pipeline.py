@@ -173,11 +173,11 @@ def test_dvc_reads_the_pipeline(tmp_path):
 def followers(arrows: set[tuple[str, str]]) -> dict[str, set[str]]:
     """By name, everything that its arrows lead to, at once or by others."""
     after = {name: {end for start, end in arrows if start == name} for name, _ in arrows}
-    for name, ends in after.items():
-        waiting = list(ends)
+    for name, found in after.items():
+        waiting = list(found)
         while waiting:
-            new = after.get(waiting.pop(), set()) - ends
-            ends |= new
+            new = after.get(waiting.pop(), set()) - found
+            found.update(new)
             waiting += new
-        ends.discard(name)  # stages of a name that follow each other
+        found.discard(name)  # stages of a name that follow each other
     return after
