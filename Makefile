@@ -38,7 +38,7 @@ help:
 	@echo "make rehearsal                        scale paper on tiny checkpoints and data"
 	@echo "make verify-released [RELEASED='--models ...']  the authors' checkpoints against their tables"
 	@echo "make bench [BENCH='--variants all']    speed and memory of LLaVA-1.5-7B, BF16 and INT4, and of the method"
-	@echo "make bench-engines                    the same beside llama.cpp, vLLM, torchao and bitsandbytes: an hour"
+	@echo "make bench-engines                    the same in llama.cpp, vLLM, torchao and bitsandbytes, an hour or more"
 	@echo "make gpu [GPU=--rehearse]             kernels, losses and decoding on a CUDA device, ten minutes, no network"
 	@echo "make fetch-smollm2                    a small published language model, 93 MB, for make real-cell"
 	@echo "make real-cell                        the cell of the map with that model: text, about two hours"
@@ -55,7 +55,7 @@ help:
 	@echo "make fuzz                             give every loader thousands of bad inputs"
 	@echo "make mutation [MUTATE='grace.int4.*'] is every change of the code noticed by a fast test?"
 	@echo "make determinism                      the smoke replication twice: are all bytes the same?"
-	@echo "make lint                             ruff, mypy and the order of the rooms"
+	@echo "make lint                             ruff, mypy and the order of imports"
 
 setup: $(STAMP)
 
@@ -181,7 +181,7 @@ test-engines:
 	@echo "not run: $(ENGINES_LOCK) is for Linux on x86-64"
 endif
 
-# The decoders of two published models in every engine: about an hour on two cores.
+# The decoders of two published models in every engine: about an hour on two cores that multiply bfloat16.
 bench-engines: $(ENGINES_STAMP)
 	$(BIN)/python -m replication.bench speed --models llava-1.5-7b,qwen2-vl-2b --no-image --words 640 \
 		--variants bf16,float32,int4,int8,nf4,torchao,llama_cpp,openvino,vllm_bf16,vllm_int4 --batches 1,4,16,32 \
