@@ -35,6 +35,9 @@ from grace.training.options import (
 
 RECIPES = (".yaml", ".yml", ".json")
 """Endings of a first argument that is a recipe and no model."""
+_GREATEST = 2**32 - 1
+"""Of every number: seeds go no further, and nothing else that is this large can be meant."""
+
 _POSITIVE = (
     "learning_rate",
     "num_train_epochs",
@@ -119,9 +122,11 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
             if value is None and name in ("eval_steps", "save_total_limit"):
                 continue
             lowest = "positive number" if name in _POSITIVE else "number from 0"
-            legal = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+            legal = isinstance(value, int | float) and 0 <= value < math.inf  # false for NaN
             if not legal or (value == 0 and name in _POSITIVE):
                 raise InputError(f"{name} is {value!r}; give a {lowest}")
+            if value > _GREATEST:
+                raise InputError(f"{name} is {value!r}; give a {lowest}, at most {_GREATEST}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise InputError(
                 f"max_steps is {self.max_steps!r}; give a positive number, or -1 to go by epochs"
