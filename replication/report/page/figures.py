@@ -13,7 +13,7 @@ from grace.errors import InputError
 from replication.report.page.sources import Files, Node
 
 MAP = "regimes"
-"""The figure of the page's first section."""
+"""The map of regimes: a figure, and a table."""
 FIGURES = {
     MAP: "When does the method help?",
     "pareto": "Accuracy against throughput and memory",
