@@ -1,12 +1,15 @@
 """The page in a browser: nothing is asked of a network, nothing overflows, filters work, and
 axe-core finds no barrier in either colour scheme. Chromium is `GRACE_CHROMIUM`, or found."""
 
+import io
 import os
 import shutil
 
 import pytest
 from page_world import make_root
+from PIL import Image, ImageColor
 
+from replication.report.figures import style
 from replication.report.page import build
 
 pytestmark = pytest.mark.slow
@@ -35,6 +38,8 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = make_root(tmp_path_factory.mktemp("page"))
+    drawn = folder / "results/small/figures/pareto.svg"
+    style.save(style.canvas(2.0, 1.0), drawn, "svg", "pareto")
     path = folder / "report.html"
     path.write_text(build(folder, "small"), encoding="utf-8")
     return path.as_uri()
@@ -173,6 +178,23 @@ def test_the_switch_changes_the_colours(visit):
     page.click("button.theme")
     assert page.evaluate(colour) == light
     assert visit(scheme="dark").evaluate(colour) == dark
+
+
+def test_figures_follow_the_colours(visit):
+    def ground(page):
+        picture = page.locator("#figure-pareto img")
+        with Image.open(io.BytesIO(picture.screenshot())) as opened:
+            return opened.convert("RGB").getpixel((opened.width // 2, opened.height // 2))
+
+    dark = ImageColor.getrgb(style.DARK["#ffffff"])
+    page = visit(scheme="light")
+    page.locator("#figure-pareto > summary").click()
+    assert ground(page) == (255, 255, 255)
+    page.click("button.theme")
+    assert ground(page) == dark
+    page = visit(scheme="dark")
+    page.locator("#figure-pareto > summary").click()
+    assert ground(page) == dark
 
 
 def test_without_javascript_all_is_there(visit):
