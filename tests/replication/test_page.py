@@ -421,6 +421,15 @@ def test_what_is_measured_by_itself_may_be_missing(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_model_that_was_built_in_part_has_no_size(tmp_path):
+    root = make_root(tmp_path)
+    with edited(root, "deploy/llava-1.5-7b/deploy.json") as report:
+        report["models"]["llava-1.5-7b"]["parameters"] = None
+    sizes = words(parse(build(root, "small")).xpath("//p[contains(@class, 'models')]")[-1])
+    assert "qwen2-vl-2b" in sizes and "llava-1.5-7b" not in sizes
+
+
+@pytest.mark.slow
 def test_a_way_that_does_not_fit_is_said_to_be_not_run(tmp_path):
     root = make_root(tmp_path)
     name = "results/performance/performance.json"

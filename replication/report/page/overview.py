@@ -101,6 +101,7 @@ def overview(
             (name, model["parameters"])
             for report in files.matching("deploy/*/deploy.json")
             for name, model in report["models"].items()
+            if model["parameters"].value is not None  # as of a model that was built in part
         ],
         models=files.need("scores.json", "tables"),
         origins=origins(evidence.all_scores()),
