@@ -148,8 +148,10 @@ def disagreement(root: Path, element, files: dict) -> str | None:
     printed = numbers(text)
     if element.get("data-short") is not None:
         return None if text and str(value).startswith(text) else f"{reference}: {text!r}"
-    if element.get("data-count") is not None:
-        expected = [len(value)] if printed else []
+    if (which := element.get("data-count")) is not None:
+        wanted = dict(pair.split("=") for pair in which.split(",") if pair)
+        some = [one for one in value if all(one[key] == wanted[key] for key in wanted)]
+        expected = [len(some)] if printed else []
     elif fields := element.get("data-fields"):
         expected = [value[name] for name in fields.split()]
     elif isinstance(value, str):

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -21,7 +22,7 @@ from repository import ROOT
 
 from grace.errors import InputError
 from replication.report import figures
-from replication.report.figures import Inputs, NotRun, pareto, style
+from replication.report.figures import Inputs, NotRun, pareto, regimes, style
 from replication.report.figures import figure as figure_files
 from replication.report.figures.reading import Accuracy
 
@@ -500,6 +501,48 @@ def test_colours_stand_out_and_markers_differ():
     for values in (style.COLORS, style.MARKERS, style.LABELS):
         assert len(set(values.values())) == len(values)
     assert style.SEQUENTIAL in matplotlib.colormaps
+
+
+def test_colours_stand_out_on_a_dark_page_too():
+    """As on white, on the dark ground and on the dark grounds of the map's panels."""
+    dark = {light.lower(): colour for light, colour in style.DARK.items()}
+    grounds = [dark[ground.lower()] for ground, _ in regimes._OUTCOMES.values()]
+    assert dark["#ffffff"] in grounds
+
+    def contrast(light, ground):
+        colour = dark.get(light.lower(), light)
+        return (luminance(colour) + 0.05) / (luminance(ground) + 0.05)
+
+    for name, color in style.COLORS.items():
+        assert min(contrast(color, ground) for ground in grounds) >= 3, name
+    for color in (style.INK, style.GREY):
+        assert min(contrast(color, ground) for ground in grounds) >= 4.5
+    methods = [dark.get(color.lower(), color.lower()) for color in style.COLORS.values()]
+    assert len(set(methods)) == len(methods)
+
+
+@pytest.mark.slow
+def test_a_drawing_follows_the_colour_scheme(drawn, tmp_path):
+    """Every colour of a drawing that changes on a dark page is named in its rules."""
+    for name, figure in drawn.items():
+        path = tmp_path / f"{name}.svg"
+        style.save(figure.canvas, path, "svg", name, figure.models)
+        text = path.read_text()
+        (rules,) = re.findall(r"<style>@media \(prefers-color-scheme:dark\)\{(.*)\}</style>", text)
+        used = set(re.findall(r"(?:fill|stroke): #[0-9a-f]{6}", text.replace(rules, "")))
+        for light in style.DARK:
+            for what in ("fill", "stroke"):
+                rule = f'[style*="{what}: {light.lower()}"]'
+                assert (rule in rules) == (f"{what}: {light.lower()}" in used), (name, rule)
+
+
+@pytest.mark.slow
+def test_every_drawing_says_what_was_measured_and_its_size(drawn):
+    for name, figure in drawn.items():
+        assert figure.models, name
+        for line in figure.models:
+            assert "parameters" in line
+            assert "tand-in" in line or "random weights" in line, name
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import re
 from urllib.parse import unquote_to_bytes
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from page_world import (
@@ -136,7 +137,7 @@ def test_every_claim_and_part_is_there_with_its_status(root, page):
     for claim, element in zip(claims, shown, strict=True):
         slug = claim["status"].lower().replace(" ", "-")
         assert element.get("data-status") == slug
-        badge = element.xpath(".//div[@class='top']//span[contains(@class, 'badge')]")[0]
+        badge = element.xpath("./details/summary/span[contains(@class, 'badge')]")[0]
         assert words(badge) == claim["status"]
         assert badge.xpath(".//use/@href") == [f"#shape-{slug}"]
         assert claim["reported"] in words(element)
@@ -167,9 +168,75 @@ def test_commands_name_the_stages_that_measure(page):
     assert command("table-table4").endswith("repro tables")
 
 
+def test_commands_can_be_run(page):
+    """Modules, targets of make, and stages of the pipeline that there are."""
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    commands = {words(one) for one in page.xpath("//p[@class='command']/code | //dt/code")}
+    for command in commands:
+        what, *arguments = command.split()
+        if what == "make":
+            assert arguments[0] in targets, command
+        else:
+            assert (what, arguments[0]) == ("python", "-m"), command
+            module = ROOT / arguments[1].replace(".", "/")
+            assert module.with_suffix(".py").is_file(), command
+        if arguments[1] == "replication.scale" and arguments[3] == "repro":
+            for stage in arguments[4:]:
+                name, _, item = stage.partition("@")
+                assert bool(item) == ("foreach" in pipeline[name]), command
+    assert len(commands) > 30
+
+
+def test_every_explanation_stands_once(page):
+    """No long sentence of the claims and of the page itself is printed twice."""
+    texts = [
+        words(one)
+        for one in page.xpath("//main//p | //li[not(.//li)]")
+        if not one.xpath("ancestor::details[starts-with(@id, 'table-')]")
+        and "command" not in (one.get("class") or "")
+        and not one.xpath("ancestor::li[@data-status] | self::li[@data-status]")
+    ]
+    long = [text for text in texts if len(text) > 80]
+    assert len(long) == len(set(long)) > 10
+
+
+def test_the_first_section_concludes_from_the_files(root, page):
+    claims = json.loads((root / "results/small/claims.json").read_text())
+    regimes = json.loads((root / "results/small/tables/regimes.json").read_text())
+    (lead,) = page.xpath("//p[@class='lead']")
+    outcomes = [row["outcome"] for row in regimes["rows"]]
+    counts = [count for count in claims["summary"]["paper"].values() if count]
+    expected = [outcomes.count("beats KD"), len(outcomes), sum(counts)]
+    found = [int(one) for one in numbers(words(lead))]
+    assert found[:3] == expected
+    assert sorted(found[3:]) == sorted(counts)
+    cells = page.xpath("//table[@class='regimes']//td")
+    assert [words(one.find(".//strong")) for one in cells] == outcomes
+    sizes = words(page.xpath("//p[contains(@class, 'models')]")[-1])
+    for name in ("table2", "table4", "qwen3vl"):
+        models = json.loads((root / f"results/small/tables/{name}.json").read_text())["models"]
+        for role in ("teacher", "baseline"):
+            assert f"{models[role]['parameters'] / 1e6:.1f} M" in sizes
+    cards = page.xpath("//article[contains(@class, 'card')]")
+    assert [one.xpath(".//a/@href")[0] for one in cards] == ["#C03", "#C09", "#C10"]
+
+
+def test_what_was_measured_stands_first(page):
+    """The first column behind a row's name is measured: a difference, where the table has one."""
+    for table in page.xpath("//details[starts-with(@id, 'table-')]//table"):
+        cell = table.xpath(".//tbody/tr/td[1]//*[@data-fields]")
+        known = [fields for one in cell if (fields := one.get("data-fields"))]
+        assert not any(fields.startswith("reported") for fields in known)
+        deltas = table.xpath(".//thead//th[starts-with(normalize-space(), 'Δ')]")
+        if deltas:
+            assert words(deltas[0]).startswith("Δ measured")
+            assert all(fields.startswith("delta_measured") for fields in known)
+
+
 def test_every_table_is_there_once_with_its_notes_and_origin(root, page):
     names = load_tables().short_names()
-    articles = {one.get("id"): one for one in page.xpath("//article[@class='table']")}
+    articles = {one.get("id"): one for one in page.xpath("//details[@class='block table']")}
     assert sorted(articles) == sorted(f"table-{name}" for name in names)
     for name in names:
         data = json.loads((root / f"results/small/tables/{name}.json").read_text())
@@ -187,22 +254,22 @@ def test_every_table_is_there_once_with_its_notes_and_origin(root, page):
 
 
 def test_figures_are_shown_or_say_why_not(root, page):
-    shown = [one.get("id") for one in page.xpath("//article[@class='figure']")]
+    shown = [one.get("id") for one in page.xpath("//details[@class='block figure']")]
     assert shown == [f"figure-{name}" for name in FIGURES]
     for name, content, head, decode in (
         ("pareto", SVG.encode(), "data:image/svg+xml", unquote_to_bytes),
         ("bits", png((0, 90, 180), (40, 20)), "data:image/png;base64", base64.b64decode),
     ):
-        (image,) = page.xpath(f"//article[@id='figure-{name}']//img")
+        (image,) = page.xpath(f"//details[@id='figure-{name}']//img")
         kind, _, data = image.get("src").partition(",")
         assert kind == head and decode(data) == content
         assert not set(data) & set("\"'<>#&")
         assert image.get("alt") == FIGURE["alt"]
-        said = words(page.xpath(f"//article[@id='figure-{name}']")[0])
+        said = words(page.xpath(f"//details[@id='figure-{name}']")[0])
         for part in (FIGURE["caption"], "6,000", "GiB", FIGURE["sources"][0], FIGURE["command"]):
             assert part in said
-    assert NOT_RUN in words(page.xpath("//article[@id='figure-attention']")[0])
-    absent = page.xpath("//article[@id='figure-effects']")[0]
+    assert NOT_RUN in words(page.xpath("//details[@id='figure-attention']")[0])
+    absent = page.xpath("//details[@id='figure-effects']")[0]
     assert "there is no results/small/figures/effects.json" in words(absent)
     assert not absent.xpath(".//img")
 
@@ -227,8 +294,10 @@ def test_nothing_is_loaded_and_no_anchor_is_missing(text):
     ids = page.xpath("//@id")
     assert len(ids) == len(set(ids))
     for link in page.xpath("//@href"):
-        assert link[0] == "#" or link == "https://arxiv.org/abs/2601.22709", link
-        assert link[0] != "#" or link[1:] in ids, link
+        if link[0] == "#":
+            assert link[1:] in ids, link
+        elif link != "https://arxiv.org/abs/2601.22709":  # from the page's place
+            assert (ROOT / "results/small" / link).is_file(), link
     assert page.xpath("//@src") == page.xpath("//img/@src")
     assert all(source.startswith("data:image/") for source in page.xpath("//img/@src"))
     assert not page.xpath("//link | //iframe | //object | //embed | //base | //script[@src]")
@@ -302,7 +371,7 @@ def test_what_was_not_run_is_said(tmp_path, scale):
     page = parse(without_scripts(build(tmp_path, scale)))
     assert wrong(tmp_path, page) == []
     assert page.xpath("//li[@data-status='not-run']")
-    assert "not run" in words(page.xpath("//article[@id='table-table2']")[0])
+    assert "not run" in words(page.xpath("//details[@id='table-table2']")[0])
     test_no_cell_is_empty(page)
 
 
@@ -323,7 +392,7 @@ def test_recordings_stand_beside_what_was_measured(tmp_path):
         measured = data["rows"][2]["cells"][column]["measured"] - 7.0
         text = words(shown(page, f"rows/2/cells/{column}/recorded/gpu"))
         assert text.startswith(f"{measured:.1f}")
-    assert "recorded, A GPU" in words(page.xpath("//article[@id='table-table4']")[0])
+    assert "recorded, A GPU" in words(page.xpath("//details[@id='table-table4']")[0])
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -349,6 +418,15 @@ def test_what_is_measured_by_itself_may_be_missing(tmp_path):
     assert "The calibration was not run at this scale" in page
     assert "How a training step grows" not in page
     assert "Speed and memory of the method itself" not in page
+
+
+@pytest.mark.slow
+def test_a_model_that_was_built_in_part_has_no_size(tmp_path):
+    root = make_root(tmp_path)
+    with edited(root, "deploy/llava-1.5-7b/deploy.json") as report:
+        report["models"]["llava-1.5-7b"]["parameters"] = None
+    sizes = words(parse(build(root, "small")).xpath("//p[contains(@class, 'models')]")[-1])
+    assert "qwen2-vl-2b" in sizes and "llava-1.5-7b" not in sizes
 
 
 @pytest.mark.slow

@@ -1,12 +1,15 @@
 """The page in a browser: nothing is asked of a network, nothing overflows, filters work, and
 axe-core finds no barrier in either colour scheme. Chromium is `GRACE_CHROMIUM`, or found."""
 
+import io
 import os
 import shutil
 
 import pytest
 from page_world import make_root
+from PIL import Image, ImageColor
 
+from replication.report.figures import style
 from replication.report.page import build
 
 pytestmark = pytest.mark.slow
@@ -35,6 +38,8 @@ def browser():
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     folder = make_root(tmp_path_factory.mktemp("page"))
+    drawn = folder / "results/small/figures/pareto.svg"
+    style.save(style.canvas(2.0, 1.0), drawn, "svg", "pareto")
     path = folder / "report.html"
     path.write_text(build(folder, "small"), encoding="utf-8")
     return path.as_uri()
@@ -90,10 +95,59 @@ def test_axe_finds_no_barrier(visit, scheme):
     from axe_playwright_python.sync_playwright import Axe
 
     page = visit(1280, scheme)
-    opened = ", ".join(f"#{id_} details" for id_ in ("C03", "C16", "table-table4", "table-flips"))
+    opened = "#C03 details, #C16 details, #table-table4, #table-flips, #figure-bits, #reading"
     page.locator(opened).evaluate_all("(all) => { for (const one of all) one.open = true; }")
     found = Axe().run(page, options={"runOnly": RULES}).response["violations"]
     assert [(one["id"], one["nodes"][0]["target"]) for one in found] == []
+
+
+def test_the_closed_page_is_short(visit):
+    height = visit(1280).evaluate("document.documentElement.scrollHeight")
+    assert height <= 15 * 900
+
+
+def test_the_first_screen_has_the_conclusion_sizes_promises_and_map(visit):
+    page = visit(1280)
+    shown = page.locator("h1, .lead, .models, .card, table.regimes")
+    assert shown.count() == 1 + 1 + 2 + 3 + 1
+    for box in (one.bounding_box() for one in shown.all()):
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 900
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
+    assert page.locator(".samples img").first.bounding_box()["y"] < 2 * 900
+
+
+def hints(page) -> int:
+    """How many of the tables in view say that they scroll."""
+    said = "(one) => getComputedStyle(one, '::before').content.includes('Scroll sideways')"
+    return sum(one.evaluate(said) for one in page.locator(".scroll:visible").all())
+
+
+def test_a_narrow_table_shows_the_difference_and_says_that_it_scrolls(visit):
+    page = visit(390)
+    assert hints(page) == 0  # the map of the first screen fits
+    page.locator("#table-table4 > summary").click()
+    page.locator("#table-table4 .overflows").wait_for()
+    assert hints(page) == 1
+    cell = page.locator("#table-table4 tbody tr").last.locator("td").first
+    assert cell.locator("[data-fields^=delta_measured]").count() == 1
+    box = cell.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+    wide = visit(1600)
+    wide.locator("#table-table4 > summary").click()
+    assert hints(wide) == 0
+
+
+def test_a_link_opens_what_it_points_to(visit):
+    page = visit()
+    for id_, table in (("table-regimes", "#table-regimes table"), ("C10", "#C10 table")):
+        assert page.locator(f"{table}:visible").count() == 0
+        page.locator(f"#summary a[href='#{id_}']").click()
+        page.locator(table).first.wait_for()
+        assert page.locator(f"#{id_}").bounding_box()["y"] < 900
+    page.uncheck("input[value=reproduced]")
+    assert not page.locator("#C10").is_visible()
+    page.locator("#summary a[href='#C10']").click()  # the address is the same
+    assert page.locator("#C10").is_visible()
 
 
 def test_filters_hide_and_show_claims(visit):
@@ -126,11 +180,28 @@ def test_the_switch_changes_the_colours(visit):
     assert visit(scheme="dark").evaluate(colour) == dark
 
 
+def test_figures_follow_the_colours(visit):
+    def ground(page):
+        picture = page.locator("#figure-pareto img")
+        with Image.open(io.BytesIO(picture.screenshot())) as opened:
+            return opened.convert("RGB").getpixel((opened.width // 2, opened.height // 2))
+
+    dark = ImageColor.getrgb(style.DARK["#ffffff"])
+    page = visit(scheme="light")
+    page.locator("#figure-pareto > summary").click()
+    assert ground(page) == (255, 255, 255)
+    page.click("button.theme")
+    assert ground(page) == dark
+    page = visit(scheme="dark")
+    page.locator("#figure-pareto > summary").click()
+    assert ground(page) == dark
+
+
 def test_without_javascript_all_is_there(visit):
     page = visit(java_script_enabled=False)
     assert page.locator(".claim:visible").count() == page.locator(".claim").count() > 20
     assert page.locator("#filters:visible").count() == 0
-    page.locator("#C03 summary").click()
+    page.locator("#C03 > details > summary").click()
     assert page.locator("#C03 details table:visible").count() == 1
 
 

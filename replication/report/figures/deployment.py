@@ -14,6 +14,7 @@ from replication.paper import load_tables
 from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import MODELS, STUDENTS, Inputs, built, counted, listed
+from replication.report.names import parameters_text
 from replication.report.tables.deployments import bandwidths, deployment_reports, floor_seconds
 from replication.results.deployment import BASELINE, peak, ratios
 
@@ -56,8 +57,8 @@ def draw(inputs: Inputs) -> Figure:
             "repeats, upright marks the memory-bandwidth floor: a step in the time in which the "
             "machine copies the bytes that it has to read, at the best rate seen. Below: time to "
             "the first token of a prompt of one image and 64 words, and peak memory of the "
-            "process, in which the dark part is the weights. Diamonds: what the reported ratios of "
-            f"{MODELS[COMPARED]}, {printed['throughput_ratio_int4_over_bf16']:g} times the "
+            "process, in which the full colour is the weights. Diamonds: what the reported ratios "
+            f"of {MODELS[COMPARED]}, {printed['throughput_ratio_int4_over_bf16']:g} times the "
             f"throughput and {printed['memory_reduction_percent']} % less memory, make of the BF16 "
             "measured here; they were measured on an A100 with other kernels. Speed and memory do "
             "not depend on the values of weights."
@@ -79,7 +80,17 @@ def draw(inputs: Inputs) -> Figure:
             }
             for model, (report, variants) in deployed.items()
         },
+        models=built_models(deployed),
         canvas=canvas_of(deployed, best, printed),
+    )
+
+
+def built_models(deployed: Deployed) -> tuple[str, ...]:
+    """The models with their sizes, as they stand under the drawing."""
+    return tuple(
+        f"{built(model, report)}, {parameters_text(report['models'][model]['parameters'])}, "
+        "random weights"
+        for model, (report, _) in deployed.items()
     )
 
 

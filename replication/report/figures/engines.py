@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replication.report.figures.deployment import canvas_of, record_of
+from replication.report.figures.deployment import built_models, canvas_of, record_of
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Inputs, listed
 from replication.report.tables.deployments import ENGINES, bandwidths, engines_report, ordered
@@ -36,7 +36,7 @@ def draw(inputs: Inputs) -> Figure:
             "size beside the point (logarithmic axis); bars are the least and greatest of the "
             "repeats, upright marks the memory-bandwidth floor. Below: time to read a prompt of "
             f"{settings['text_tokens']} words without an image, and peak memory of the process at "
-            "batch 1, in which the dark part is the weights. Grey: 16 and 32 bits; red: this "
+            "batch 1, in which the full colour is the weights. Grey: 16 and 32 bits; red: this "
             "package; blue: other engines and libraries at 4 bits."
             + (f" Not run: {listed(missing)}." if missing else "")
         ),
@@ -61,5 +61,6 @@ def draw(inputs: Inputs) -> Figure:
             }
             for model, (_, variants) in deployed.items()
         },
+        models=built_models(deployed),
         canvas=canvas_of(deployed, best),
     )  # fmt: skip

@@ -36,7 +36,7 @@ class Figure:
         canvas: The drawing.
         paper: The figure of the paper that it repeats, if any.
         claims: The ids of the claims that it bears on.
-        models: The stand-ins that were measured, with their sizes; they stand under the drawing.
+        models: The models that were measured, with their sizes; they stand under the drawing.
     """
 
     name: str

@@ -54,7 +54,7 @@ class Inputs:
         """A figure of these results; ``families`` are those whose trained models it shows."""
         shown = [self.models(family) for family in families]
         models = tuple(one.both for one in shown if one.standins)
-        return Figure(command=command_of(self.scale), models=models, **content)
+        return Figure(**{"command": command_of(self.scale), "models": models, **content})
 
     def source(self, place: str | Path) -> str:
         """A result file's path relative to the repository; ``place`` is within the scale's."""

@@ -88,10 +88,10 @@ def _caption(table: Mapping[str, Any], inputs: Inputs) -> str:
         "whether the methods train on the student's own data or, with right labels, on fresh "
         "ones. Above a panel: what its intervals say of GRACE with the code's coefficients at "
         "16 bits, which also is the colour of its ground; under the intervals the accuracies of "
-        "teacher / baseline. Framed in black: the cell whose controls (gap, SFT, QAT at 4 bits, "
-        "KD) are nearest to the paper's. Framed by a dashed line: the capacity-bound cell, of a "
-        "student that has seen all that a sure teacher has. Hollow marks: other settings of the "
-        "method with the same mark. " + inputs.reservations(is_standin(table))
+        "teacher / baseline. Framed by a solid line: the cell whose controls (gap, SFT, QAT at 4 "
+        "bits, KD) are nearest to the paper's. Framed by a dashed line: the capacity-bound cell, "
+        "of a student that has seen all that a sure teacher has. Hollow marks: other settings of "
+        "the method with the same mark. " + inputs.reservations(is_standin(table))
     )
 
 

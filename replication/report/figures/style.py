@@ -45,6 +45,31 @@ COLORS = {method: color for method, (color, _, _) in _LOOKS.items()}
 MARKERS = {method: marker for method, (_, marker, _) in _LOOKS.items()}
 LABELS = {method: label for method, (_, _, label) in _LOOKS.items()}
 
+DARK = {
+    "#ffffff": "#1e2125",  # the ground
+    INK: "#e7e7e3",
+    GREY: "#aab0b8",
+    FAINT: "#3b4048",
+    "#666666": "#a3a9b1",
+    "#bababa": "#6b717a",  # the light parts of bars
+    "#ecb78c": "#8a5a34",
+    "#0072B2": "#4ba3dd",
+    "#009E73": "#2fc496",
+    "#D55E00": "#f07a2c",
+    "#B37C00": "#d9a020",
+    "#3A94CC": "#9ad2f3",
+    "#8A3F6A": "#c273a0",
+    "#7A5195": "#b08fd0",
+    "#6E3000": "#ffb27a",
+    "#DCEBF7": "#1b3a52",  # the grounds of the map of regimes
+    "#EDF4FA": "#1d2f3f",
+    "#E3F2EC": "#1c3d30",
+    "#F3F1E4": "#3d3517",
+    "#FBE3D3": "#4a2b18",
+    "#F2F2F2": "#2a2e33",
+}
+"""What a colour becomes where a reader asks for a dark page; the others are seen on both."""
+
 _SETTINGS: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
@@ -108,13 +133,27 @@ def save(
         _EDGE / width, -0.5 * _EDGE / height, "\n".join(lines), va="top", color=GREY,
         fontsize=SMALL, linespacing=1.2,
     )  # fmt: skip
-    metadata: dict[str, Any] = {"Software": None}
+    options: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
     if kind == "svg":
-        metadata = {"Date": None, "Creator": None}
+        options = {"metadata": {"Date": None, "Creator": None}}
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
         whole = Bbox([[0.0, -strip], [width, height]])
-        figure.savefig(path, format=kind, dpi=DPI, metadata=metadata, bbox_inches=whole)
+        figure.savefig(path, format=kind, dpi=DPI, bbox_inches=whole, **options)
     note.remove()
+    if kind == "svg":
+        path.write_text(_with_dark(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _with_dark(drawing: str) -> str:
+    """An SVG that follows the reader's colour scheme; black text has no colour of its own there."""
+    rules = [
+        f'[style*="{what}: {light.lower()}"]{{{what}:{dark}!important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+        if f"{what}: {light.lower()}" in drawing
+    ]
+    dark = f"@media (prefers-color-scheme:dark){{svg{{fill:{DARK[INK]}}}{''.join(rules)}}}"
+    return drawing.replace("<defs>", f"<style>{dark}</style>\n <defs>", 1)
 
 
 def method_of(run: str) -> str:

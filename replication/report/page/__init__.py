@@ -27,11 +27,15 @@ from replication.report.page.ledger import (
     slug,
 )
 from replication.report.page.overview import (
-    CONTROLS,
+    BEATS,
+    BY,
     SCALING,
     calibration_grid,
     growth_grid,
+    map_grid,
     overview,
+    samples,
+    winning,
 )
 from replication.report.page.performance import PERFORMANCE, bounds_grid, performance_grids
 from replication.report.page.real_cell import logits_grid, scores_grid
@@ -62,23 +66,27 @@ def build(root: Path, scale: str) -> str:
     tables = table_views(evidence, reported)
     calibrated, scaling = files.matching("calibration/*.json"), files.find(SCALING)
     real = files.find(f"results/{RESULT.as_posix()}")
-    speed, figures = files.find(PERFORMANCE), figure_views(files)
+    speed, changed = files.find(PERFORMANCE), galleries(files)
+    regimes = files.find(f"{files.results}/tables/{MAP}.json")
+    if regimes is not None and not regimes.value.get("cells"):  # a scale without a map
+        regimes = None
     return _render(
         scale=scale,
         verdicts=verdicts,
         claims=claims,
-        overview=overview(verdicts, claims, evidence),
+        overview=overview(verdicts, claims, tables, evidence),
         printed=[table for table in tables if table.printed],
         own=[table for table in tables if not table.printed and table.name not in _COSTS],
         costs=[table for table in tables if table.name in _COSTS],
         real=real,
         real_scores=None if real is None else scores_grid(real),
         real_logits=None if real is None else logits_grid(real),
-        regimes=files.find(f"{files.results}/tables/{MAP}.json"),
-        map=next(figure for figure in figures if figure.name == MAP),
-        figures=[figure for figure in figures if figure.name != MAP],
-        galleries=galleries(files),
-        controls=[claim for claim in claims if claim.id in CONTROLS],
+        regimes=regimes,
+        map=None if regimes is None else map_grid(regimes),
+        winning="" if regimes is None else winning(regimes),
+        figures=figure_views(files),
+        galleries=changed,
+        samples=samples(changed),
         fixed=load_calibration().world_commit,
         world=calibration_grid(calibrated) if calibrated else None,
         growth=None if scaling is None else growth_grid(scaling),
@@ -100,14 +108,15 @@ def _render(**content: Any) -> str:
         lstrip_blocks=True,
     )
     tools = {"badge": badge, "slug": slug, "plain": plain, "counted": counted, "short": shortened}
-    millions = partial(scaled, scale=1e-6, places=0)
+    millions, billions = (partial(scaled, scale=scale, places=1) for scale in (1e-6, 1e-9))
     published = content["scale"] == FULL_SCALE
     named = FAMILIES if published else {name: classes_text(name) for name in FAMILIES}
     names = {**named, PAPER: "the paper's own numbers"}
-    known = {"meaning": MEANING, "phrases": PHRASES, "families": names}
+    known = {"meaning": MEANING, "phrases": PHRASES, "families": names, "beats": BEATS, "of": BY}
     assets = {
         "css": (_FOLDER / "page.css").read_text(encoding="utf-8"),
         "js": (_FOLDER / "page.js").read_text(encoding="utf-8"),
     }
     page = environment.get_template("page.html")
-    return page.render(**content, **tools, millions=millions, **known, assets=assets)
+    sizes = {"millions": millions, "billions": billions}
+    return page.render(**content, **tools, **sizes, **known, assets=assets)

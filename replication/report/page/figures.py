@@ -13,7 +13,7 @@ from grace.errors import InputError
 from replication.report.page.sources import Files, Node
 
 MAP = "regimes"
-"""The figure of the page's first section."""
+"""The map of regimes: a figure, and a table."""
 FIGURES = {
     MAP: "When does the method help?",
     "pareto": "Accuracy against throughput and memory",
@@ -21,6 +21,7 @@ FIGURES = {
     "attention": "Attention of the answer over the image",
     "similarity": "Similarity of visual tokens",
     "deployment": "Speed and memory when deployed",
+    "engines": "Speed and memory in other engines",
     "controller": "The controller over training",
     "bits": "Bit widths",
     "effects": "Effects of the components",

@@ -37,6 +37,7 @@ class Grid:
         tall: Whether it scrolls by itself.
         wide: Whether it needs small print on paper.
         marked: The rows that are set apart.
+        css: Its classes.
     """
 
     caption: str
@@ -45,6 +46,7 @@ class Grid:
     tall: bool = False
     wide: bool = False
     marked: frozenset[int] = frozenset()
+    css: str = ""
 
 
 def heads(css: str, *names: Markup | str) -> list[Cell]:

@@ -20,25 +20,27 @@ from replication.report.page.grids import Cell, Grid, heads, stacked
 from replication.report.page.sources import Node, absent, plain, quoted
 from replication.stats.verdict import Status
 
+_EXACT = "At full scale, in exact counts or on the published architecture the result lies"
 MEANING = {
-    Status.REPRODUCED: "full scale, exact, or the published architecture: within the band",
-    Status.DIRECTION_HOLDS: "small models: the whole interval is on the claimed side",
-    Status.INCONCLUSIVE: "the interval allows both answers",
-    Status.DIRECTION_FAILS: "small models: the whole interval is on the other side",
-    Status.CONTRADICTED: "full scale, exact, or the published architecture: outside the band",
-    Status.NOT_RUN: "a needed result is missing",
+    Status.REPRODUCED: f"{_EXACT} within the band.",
+    Status.DIRECTION_HOLDS: "In small models the whole interval lies on the claimed side.",
+    Status.INCONCLUSIVE: "The interval allows both answers.",
+    Status.DIRECTION_FAILS: "In small models the whole interval lies on the other side.",
+    Status.CONTRADICTED: f"{_EXACT} outside the band.",
+    Status.NOT_RUN: "A result that it needs is missing.",
 }
 PHRASES = {
-    Status.REPRODUCED: "reproduced",
-    Status.DIRECTION_HOLDS: "with the claimed direction only",
-    Status.INCONCLUSIVE: "inconclusive",
-    Status.DIRECTION_FAILS: "with the direction failing",
-    Status.CONTRADICTED: "contradicted",
-    Status.NOT_RUN: "not run",
+    Status.REPRODUCED: ("is reproduced", "are reproduced"),
+    Status.DIRECTION_HOLDS: ("holds in direction only", "hold in direction only"),
+    Status.INCONCLUSIVE: ("is inconclusive", "are inconclusive"),
+    Status.DIRECTION_FAILS: ("fails in direction", "fail in direction"),
+    Status.CONTRADICTED: ("is contradicted", "are contradicted"),
+    Status.NOT_RUN: ("was not run", "were not run"),
 }
-"""A status after a number of claims."""
+"""A status after one claim, and after several."""
 PAPER = "paper"  # of claims that are checked on the paper's own numbers
-_SHOWN = 5  # a claim's own line shows the numbers of no more parts
+_SHOWN = 3  # a claim's own line shows the numbers of no more parts
+_LAUNCHER = ".launcher"  # of the coefficients that decide a part where they were run
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class PartView:
         return str(self.node["status"].value)
 
     @property
-    def family(self) -> str:
-        """The family's printed name, "" for a part of none."""
-        return ", ".join(FAMILIES[name] for name in _families(self.part))
+    def families(self) -> list[str]:
+        """The families that it is about."""
+        return _families(self.part)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class ClaimView:
     families: list[str]
     evidence: str
     notes: list[Markup]
+    bands: list[tuple[str, Markup]]
     grid: Grid
     origins: list[Origin]
     command: str
@@ -94,15 +97,25 @@ class ClaimView:
         return [(name, Status(one)) for name, one in (self.node["under"].value or {}).items()]
 
     @property
-    def brief(self) -> list[PartView]:
-        """The parts whose numbers stand in the claim's own line."""
-        return self.parts if len(self.parts) <= _SHOWN else []
+    def deciding(self) -> list[PartView]:
+        """The parts that decide: those with the launcher's coefficients, where both were run."""
+        names = {str(part.node["id"].value) for part in self.parts}
+        return [one for one in self.parts if f"{one.node['id'].value}{_LAUNCHER}" not in names]
 
     @property
-    def tally(self) -> list[tuple[Status, int]]:
-        """How many of its parts have which status."""
-        counts = Counter(part.status for part in self.parts)
-        return [(status, counts[status.value]) for status in Status if counts[status.value]]
+    def line(self) -> Markup:
+        """What was measured, in one line: numbers, or how many parts have which status."""
+        parts, measured = self.deciding, Markup('<span class="key">measured</span> ')
+        if len(parts) == 1:
+            return measured + parts[0].measured
+        known = all(one.node["measured"].value for one in parts)
+        if known and len(parts) <= _SHOWN and len({one.part.unit for one in parts}) == 1:
+            points = Markup(" / ").join(_point(one.part, one.node["measured"]) for one in parts)
+            return measured + _with_unit(points, parts[0].part.unit)
+        counts = Counter(one.status for one in parts)
+        found = [(status, count) for status in Status if (count := counts[status.value])]
+        words = [f"{count} {PHRASES[status][count > 1]}" for status, count in found]
+        return Markup(", ").join([words[0].replace(" ", f" of {len(parts)} parts ", 1), *words[1:]])
 
 
 def slug(status: Status | str) -> str:
@@ -158,6 +171,10 @@ def _measured(part: Part, node: Node) -> Markup:
         else:
             text = quoted(value, f"{point} {_ends(part, value.value)}", "point", "low", "high")
     return text if value.value is None else _with_unit(text, part.unit)
+
+
+def _point(part: Part, measured: Node) -> Markup:
+    return quoted(measured, format_number(part, measured.value["point"]), "point")
 
 
 def _bar(part: Part, node: Node, axis: Axis | None) -> Markup:
@@ -241,6 +258,18 @@ def _notes(claim: Node) -> list[Markup]:
     return notes
 
 
+def _bands(claim: Node) -> list[tuple[str, Markup]]:
+    """Why the bands are what they are, each reason once with the parts that it is of."""
+    parts_of: dict[str, list[Node]] = {}
+    for part in claim["parts"]:
+        if part["band"].value:
+            parts_of.setdefault(part["band"]["reason"].value, []).append(part)
+    return [
+        (", ".join(part["id"].value for part in parts), plain(parts[0]["band"]["reason"]))
+        for parts in parts_of.values()
+    ]
+
+
 def _further(node: Node) -> Markup:
     """Evidence that is shown and not judged."""
     words = Markup('<span class="of">Further evidence, not judged:</span> {}: {}')
@@ -277,8 +306,10 @@ def _resolves(part: Part, node: Node) -> Markup:
 def _grid(claim: Node, parts: list[PartView]) -> Grid:
     head = [
         *heads("words", "Part"),
-        *heads("num", "Reported", "Measured, 95 % interval"),
-        *heads("words", "Drawn", "Status", "Must lie"),
+        *heads("num", "Measured, 95 % interval"),
+        *heads("words", "Drawn"),
+        *heads("num", "Reported"),
+        *heads("words", "Status", "Must lie"),
         *heads("num", "Resolves", "Questions"),
         *heads("words", "Seeds"),
     ]
@@ -289,9 +320,9 @@ def _grid(claim: Node, parts: list[PartView]) -> Grid:
         rows.append(
             [
                 *heads("words", name),
-                Cell(view.reported, "num"),
                 Cell(view.measured, "num"),
                 Cell(view.bar or absent("none"), "drawn"),
+                Cell(view.reported, "num"),
                 Cell(badge(view.status, node["status"])),
                 Cell(view.judged, "words"),
                 Cell(_resolves(view.part, node), "num"),
@@ -342,6 +373,7 @@ def _claim_view(claim: Node, known: Mapping[str, Part], evidence: Evidence) -> C
         families=list(dict.fromkeys(f for part in parts for f in _families(part))) or [PAPER],
         evidence="; ".join(dict.fromkeys(_evidence(part, scale) for part in parts)),
         notes=_notes(claim),
+        bands=_bands(claim),
         grid=_grid(claim, views),
         origins=origins(files),
         command=evidence.command(files, "claims"),

@@ -1,5 +1,5 @@
-// What needs no script is there without one: this adds filters, a switch of colours, and printing
-// with everything open.
+// What needs no script is there without one: this adds filters, a switch of colours, links that open
+// what they point to, a hint where a table scrolls, and printing with everything open.
 (() => {
   "use strict";
   const root = document.documentElement;
@@ -48,17 +48,35 @@
   const expand = document.getElementById("expand");
   expand.addEventListener("click", () => {
     const open = expand.dataset.open !== "yes";
-    for (const one of document.querySelectorAll(".claim details")) one.open = open;
+    for (const one of document.querySelectorAll(".claim > details")) one.open = open;
     expand.dataset.open = open ? "yes" : "no";
-    expand.textContent = open ? "Close all parts" : "Open all parts";
+    expand.textContent = open ? "Close all claims" : "Open all claims";
   });
 
-  // A link to a claim that the filters hide shows it.
+  // A link opens what it points to, and shows a claim that the filters hide.
   const reveal = () => {
     const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
-    if (target && target.hidden) { target.hidden = false; target.scrollIntoView(); }
+    if (!target) return;
+    target.hidden = false;
+    const start = target.matches(".claim") ? target.querySelector("details") : target;
+    for (let one = start; one; one = one.parentElement) {
+      if (one.tagName === "DETAILS") one.open = true;
+    }
+    target.scrollIntoView();
   };
   addEventListener("hashchange", reveal);
+  // The address stays the same where a link is followed again.
+  for (const link of document.querySelectorAll("main a[href^='#']")) {
+    link.addEventListener("click", () => { if (link.hash === location.hash) reveal(); });
+  }
+  reveal();
+
+  const wide = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      target.classList.toggle("overflows", target.scrollWidth > target.clientWidth + 1);
+    }
+  });
+  for (const one of document.querySelectorAll(".scroll")) wide.observe(one);
 
   let closed = [];
   addEventListener("beforeprint", () => {

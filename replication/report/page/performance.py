@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from replication.measure.method import OURS
 from replication.measure.method.tables import TITLES, verdict
-from replication.report.page.grids import Cell, Grid, heads
+from replication.report.page.grids import Cell, Grid, heads, stacked
 from replication.report.page.sources import Node, absent, quoted, scaled
 
 PERFORMANCE = "results/performance/performance.json"
@@ -25,22 +25,22 @@ def bounds_grid(report: Node) -> Grid:
         rows.append(
             [
                 *heads("words", bound["what"].value),
-                Cell(quoted(bound["at_most"], f"{bound['at_most'].value:g}"), "num"),
                 Cell(measured, "num"),
+                Cell(quoted(bound["at_most"], f"{bound['at_most'].value:g}"), "num"),
                 Cell(verdict(bound.value), "words"),
             ]
         )
-    head = [*heads("words", "What"), *heads("num", "At most", "Found [least, greatest]")]
+    head = [*heads("words", "What"), *heads("num", "Found [least, greatest]", "At most")]
     caption = "Bounds of speed and memory of the method itself"
-    return Grid(caption, [[*head, *heads("", "")]], rows)
+    return Grid(caption, [[*head, *heads("", "Met?")]], rows)
 
 
 def performance_grids(report: Node) -> list[Grid]:
     """One table a part: how time and memory grow, beside every other way."""
     head = [
-        *heads("words", "Case", "Against"),
-        *heads("num", "Ours, ms", "Theirs, ms", "Time × [least, greatest]"),
-        *heads("num", "Ours, MB", "Theirs, MB", "Memory ×"),
+        *heads("words", "Case, against"),
+        *heads("num", "Time × [least, greatest]", "Memory ×"),
+        *heads("num", "Ours, ms", "Theirs, ms", "Ours, MB", "Theirs, MB"),
     ]
     grids = []
     for name, title in TITLES.items():
@@ -56,21 +56,22 @@ def performance_grids(report: Node) -> list[Grid]:
 
 def _line(row: Node, other: str) -> list[Cell]:
     ours, theirs = row["ways"][OURS], row["ways"][other]
-    names = [*heads("words", row["case"].value), Cell(other, "words")]
+    name = heads("words", stacked(row["case"].value, other))
     time, memory = Cell(_milliseconds(ours), "num"), Cell(_peak(ours), "num")
     if "not_run" in theirs:
-        reason = absent(f"not run: {theirs['not_run'].value}")
-        return [*names, time, Cell(reason), Cell(""), memory, Cell(""), Cell("")]
+        reason = Cell(absent(f"not run: {theirs['not_run'].value}"))
+        none = Cell(absent("none"))
+        return [*name, reason, none, time, none, memory, none]
     ratio, size = row["time"][other], row["memory"][other]
     low, median, high = (f"{ratio[end].value:.2f}" for end in ("low", "median", "high"))
     return [
-        *names,
+        *name,
+        Cell(quoted(ratio, f"{median} [{low}, {high}]", "median", "low", "high"), "num"),
+        Cell(quoted(size, f"{size.value:.3f}"), "num"),
         time,
         Cell(_milliseconds(theirs), "num"),
-        Cell(quoted(ratio, f"{median} [{low}, {high}]", "median", "low", "high"), "num"),
         memory,
         Cell(_peak(theirs), "num"),
-        Cell(quoted(size, f"{size.value:.3f}"), "num"),
     ]
 
 

@@ -40,7 +40,7 @@ def scores_grid(cell: Node) -> Grid:
     rows = []
     for name, values in cell["levels"].items():
         none = [Cell(absent("none"), "num") for _ in _SCORES]
-        rows.append([*heads("words", _LEVELS.get(name, name)), *_scores(values), *none])
+        rows.append([*heads("words", _LEVELS.get(name, name)), *none, *_scores(values)])
     for name, run in cell["runs"].items():
         effects = []
         for score, (places, _) in _SCORES.items():
@@ -48,12 +48,12 @@ def scores_grid(cell: Node) -> Grid:
             drawn = bar(axes[score], *(one.value[key] for key in ("point", "low", "high")))
             effects.append(Cell(stacked(_number(one, places, signed=True), drawn), "num"))
         label = Markup("<code>{}</code>, {} bits").format(name, plain(run["bits"]))
-        rows.append([*heads("words", label), *_scores(run["scores"]), *effects])
+        rows.append([*heads("words", label), *effects, *_scores(run["scores"])])
     units = [unit for _, unit in _SCORES.values()]
     head = [
         *heads("words", "Model"),
-        *heads("num", *(f"Held out: {unit}" for unit in units)),
         *heads("num", *(f"Effect: {unit}" for unit in units)),
+        *heads("num", *(f"Held out: {unit}" for unit in units)),
     ]
     return Grid("A pretrained language model: scores and effects", [head], rows)
 

@@ -143,10 +143,18 @@ def scaled(node: Node, scale: float, places: int) -> Markup:
     return quoted(node, f"{node.value * scale:,.{places}f}", scale=scale)
 
 
-def counted(node: Node, text: str = "") -> Markup:
-    """How many entries a node has, or a text that says it."""
-    shown = text or f"{len(node)}"
-    return Markup('<span data-source="{}" data-count>{}</span>').format(node.ref, shown)
+def counted(node: Node, text: str = "", **wanted: str) -> Markup:
+    """How many entries a node has, or a text that says it.
+
+    Args:
+        node: A list.
+        text: What is shown instead of the number alone.
+        wanted: An entry and its value, where only the entries with this value count.
+    """
+    entries = [one for one in node.value if all(one[key] == wanted[key] for key in wanted)]
+    which = ",".join(f"{key}={value}" for key, value in wanted.items())
+    shown = text or f"{len(entries)}"
+    return Markup('<span data-source="{}" data-count="{}">{}</span>').format(node.ref, which, shown)
 
 
 def shortened(node: Node, length: int = 12) -> Markup:

@@ -1,5 +1,5 @@
-"""Every table on the page: reported | measured | difference, its footnotes, and where its numbers
-come from."""
+"""Every table on the page: difference | measured | reported, its footnotes, and where its numbers
+come from. What was measured stands first, where a narrow screen shows it."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from replication.report.tables.text import (
 _TALL = 24  # a table of more rows scrolls by itself
 _WIDE = 12  # a table of more columns has small print on paper
 GRACE = "grace_int4"  # the run that the paper is about
+_KEYS = {GRACE: "INT4 GRACE", "grace_bf16": "BF16 GRACE"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TableView:
     Attributes:
         node: Its JSON content.
         models: The names of the stand-ins that were measured.
+        key: The number that matters in it, with its words; "" for none.
         grid: What is shown first; None where nothing was run.
         more: The benchmarks behind the average, where there is one.
         footnotes: Its footnotes.
@@ -50,6 +52,7 @@ class TableView:
 
     node: Node
     models: list[Markup]
+    key: Markup
     grid: Grid | None
     more: Grid | None
     footnotes: list[Markup]
@@ -123,7 +126,7 @@ def _method(node: Node, row: Node) -> Cell:
     bits = quoted(row["bits"], bits_text(row.value)) if row["bits"].value != 16 else "BF16"
     role, name = row["role"].value, Markup("{}").format(method_text({}, row.value))
     if role in models_of(node.value):
-        standin = plain(node["models"][role]["name"])
+        standin = plain(node["models"][role]["size"])
         words = Markup("{}, reported; <strong>stand-in</strong>, measured: {}")
         name = words.format(row["method"].value, standin)
     return Cell(Markup('{} <span class="bits">{}</span>').format(name, bits), "method", head=True)
@@ -157,14 +160,12 @@ def _evidence(node: Node, row: Node) -> Markup:
 
 
 def _headline(node: Node, column: Node) -> Grid:
-    """One column of a table of scores, spread out: levels, differences and their intervals."""
+    """One column of a table of scores, spread out: differences with their intervals, and levels."""
     devices, name, unit = _devices(node), column["name"].value, column["unit"].value
     axis = _axis(node, [column])
     measured_head = Markup("Measured, {}{}").format(unit, _standin_size(node))
-    numbers = [
-        *(f"Reported, {unit}", measured_head, *devices),
-        *("Δ reported", "Δ measured, 95 % interval", *(f"Δ {device}" for device in devices)),
-    ]
+    deltas_head = ["Δ measured, 95 % interval", *(f"Δ {device}" for device in devices)]
+    levels_head = ["Δ reported", measured_head, *devices, f"Reported, {unit}"]
     rows = []
     for row in node["rows"]:
         reported, *measured = _scores(node, row, name, pad="spread")
@@ -172,15 +173,20 @@ def _headline(node: Node, column: Node) -> Grid:
         rows.append(
             [
                 _method(node, row),
-                Cell(reported, "num"),
-                *(Cell(score, "num spread") for score in measured),
-                Cell(delta_reported, "num"),
                 *(Cell(delta, "num range") for delta in deltas),
                 Cell(_bar(axis, row["cells"][name]) or absent("none"), "drawn"),
+                Cell(delta_reported, "num"),
+                *(Cell(score, "num spread") for score in measured),
+                Cell(reported, "num"),
                 Cell(_evidence(node, row), "words small"),
             ]
         )
-    below = [*heads("num", *numbers), *heads("words", "Δ drawn", "Evidence")]
+    below = [
+        *heads("num", *deltas_head),
+        *heads("words", "Δ drawn"),
+        *heads("num", *levels_head),
+        *heads("words", "Evidence"),
+    ]
     above = [
         Cell("Method", head=True, rows=2),
         Cell(_sized(column), "group", head=True, columns=len(below)),
@@ -189,10 +195,10 @@ def _headline(node: Node, column: Node) -> Grid:
 
 
 def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
-    """The columns of a table of scores side by side, each difference under its level."""
+    """The columns of a table of scores side by side, each level under its difference."""
     deltas = has_deltas(node.value)
     axis = _axis(node, columns) if deltas else None
-    sides = ["reported", Markup("measured{}").format(_standin_size(node)), *_devices(node)]
+    sides = [Markup("measured{}").format(_standin_size(node)), *_devices(node), "reported"]
     rows = []
     for row in node["rows"]:
         line = [_method(node, row)]
@@ -201,25 +207,25 @@ def _benchmarks(node: Node, columns: Sequence[Node]) -> Grid:
             name = column["name"].value
             cell = row["cells"][name]
             scores = _scores(node, row, name)
-            below: list[Markup | str] = [""] * len(scores)
+            above: list[Markup | str] = [""] * len(scores)
             if compared:
-                below = [*_deltas(node, row, name)]
+                above = [*_deltas(node, row, name)]
             if cell["reported"].value is None:
-                below[0] = ""
-            drawn = [_bar(axis, cell)] if compared else []
+                above[0] = ""
+            drawn = _bar(axis, cell) if compared else ""
             line += [
-                Cell(stacked(scores[0], below[0]), "num start"),
-                Cell(stacked(scores[1], below[1], *drawn), "num"),
-                *(Cell(stacked(*pair), "num") for pair in zip(scores[2:], below[2:], strict=True)),
+                Cell(stacked(above[1], drawn, scores[1]), "num start"),
+                *(Cell(stacked(*pair), "num") for pair in zip(above[2:], scores[2:], strict=True)),
+                Cell(stacked(above[0], scores[0]), "num"),
             ]
         rows.append(line)
-    above = [
+    top = [
         Cell("Method", head=True, rows=2),
         *(Cell(_sized(c), "group", head=True, columns=len(sides)) for c in columns),
     ]
-    what = "Levels, with differences from the baseline below" if deltas else "Levels"
+    what = "Differences from the baseline, with levels below" if deltas else "Levels"
     title = f"{node['title'].value}. {what}"
-    head = [above, heads("num", *sides * len(columns))]
+    head = [top, heads("num", *sides * len(columns))]
     return Grid(title, head, rows, wide=True, marked=_marked(node))
 
 
@@ -228,11 +234,19 @@ def _axis_name(column: Mapping[str, Any]) -> str:
     return str(column.get("axis", column["name"]))
 
 
+def _rank(column: Node) -> int:
+    """Differences and ratios stand before effects, and these before levels."""
+    if "−" in column["name"].value or column["unit"].value == "×":
+        return 0
+    return 1 if column["signed"].value else 2
+
+
 class _Summary:
     """A table that holds no scores."""
 
     def __init__(self, node: Node) -> None:
-        self.node, self.columns = node, list(node["columns"])
+        self.node = node
+        self.columns = sorted(node["columns"], key=_rank)
         self.paired: bool = node["has_reported"].value
         self.axes: dict[str, Axis | None] = {}
         self.pads: dict[str, str] = {}
@@ -254,39 +268,28 @@ class _Summary:
 
     def grid(self) -> Grid:
         rows = [
-            [
-                *self._labels(index, row),
-                *(cell for c in self.columns for cell in self._cells(row, c)),
-            ]
-            for index, row in enumerate(self.node["rows"])
+            [self._name(row), *(cell for c in self.columns for cell in self._cells(row, c))]
+            for row in self.node["rows"]
         ]
         tall, wide = len(rows) > _TALL, len(self.columns) > _WIDE
         return Grid(self.node["title"].value, self._head(), rows, tall=tall, wide=wide)
 
     def _head(self) -> list[list[Cell]]:
         deep = 2 if self.paired else 1
-        above = [Cell(plain(label), "words", head=True, rows=deep) for label in self.node["labels"]]
+        labels = Markup(", ").join(plain(label) for label in self.node["labels"])
+        above = [Cell(labels, "words", head=True, rows=deep)]
         css = "group" if self.paired else "num"
         for column in self.columns:
             unit = f", {column['unit'].value}" if column["unit"].value else ""
             name = Markup("{}{}").format(_heading(column), unit)
             above.append(Cell(name, css, head=True, columns=deep))
         measured = Markup("measured{}").format(_standin_size(self.node))
-        below = heads("num", *("reported", measured) * len(self.columns))
+        below = heads("num", *(measured, "reported") * len(self.columns))
         return [above, below] if self.paired else [above]
 
-    def _labels(self, index: int, row: Node) -> list[Cell]:
-        """The row's labels; of several, the first spans the rows that share it."""
-        first, *others = row["labels"]
-        cells = [Cell(plain(label), "words") for label in others]
-        if not others:
-            return [Cell(plain(first), "words", head=True)]
-        names = [row["labels"][0] for row in self.node["rows"].value]
-        if index and names[index - 1] == first.value:
-            return cells
-        same = next((i for i, n in enumerate(names[index:]) if n != first.value), None)
-        span = len(names) - index if same is None else same
-        return [Cell(plain(first), "words", head=True, rows=span), *cells]
+    def _name(self, row: Node) -> Cell:
+        """The row's labels in one cell, which stays in view as the others scroll."""
+        return Cell(stacked(*(plain(label) for label in row["labels"])), "words", head=True)
 
     def _cells(self, row: Node, column: Node) -> list[Cell]:
         name = column["name"].value
@@ -295,8 +298,8 @@ class _Summary:
         ends = ("measured", "low", "high", "reported")
         drawn = bar(self.axes[name], *(cell.value[end] for end in ends))
         return [
-            *(Cell(_quoted(cell, value), "num start") for value in reported),
-            Cell(stacked(_quoted(cell, measured, pad), drawn), f"num {pad}".strip()),
+            Cell(stacked(_quoted(cell, measured, pad), drawn), f"num start {pad}".strip()),
+            *(Cell(_quoted(cell, value), "num") for value in reported),
         ]
 
 
@@ -325,6 +328,20 @@ def _files(node: Node, evidence: Evidence, reported: Reported) -> tuple[list[Nod
     if name == "effects":
         runs = list(reported.table(summary.table).design().values())
     return evidence.scores(family, runs), []
+
+
+def _key(node: Node) -> Markup:
+    """GRACE's difference from the baseline on the average of a table of the paper's."""
+    if node["kind"].value != "scores" or not node["source"].value or not has_deltas(node.value):
+        return Markup("")
+    rows = {row["run"].value: row for row in node["rows"]}
+    for run, name in _KEYS.items():
+        if run in rows and AVERAGE in rows[run]["cells"]:
+            cell = rows[run]["cells"][AVERAGE]
+            measured = score_values(node.value, rows[run].value, AVERAGE, delta=True)[1]
+            if measured.fields:
+                return Markup("{} − baseline: {} points").format(name, _quoted(cell, measured))
+    return Markup("")
 
 
 def _models(node: Node) -> list[Node]:
@@ -356,6 +373,7 @@ def table_views(evidence: Evidence, reported: Reported) -> list[TableView]:
             TableView(
                 node=node,
                 models=[plain(model["name"]) for model in _models(node)],
+                key=_key(node),
                 grid=grid,
                 more=more,
                 footnotes=[plain(note) for note in node["footnotes"]],
