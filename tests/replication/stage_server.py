@@ -22,7 +22,7 @@ from replication.base import warm
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
-_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.tmp")
+_TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\.(tmp|old)")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _changes(told: Any, fault: Fault | None) -> Callable[[str], None]:
     def changes(what: str) -> None:
         nonlocal count, full
         opened = Path(what.removeprefix("open ")) if what.startswith("open ") else None
-        what = _TEMPORARY.sub(".*.tmp", what.replace(f"{folder}{os.sep}", ""))
+        what = _TEMPORARY.sub(r".*.\1", what.replace(f"{folder}{os.sep}", ""))
         count += 1
         told.write(what + "\n")
         told.flush()
