@@ -214,8 +214,7 @@ def claims_text(
     """
     lines: list[RenderableType] = [
         *head(document),
-        "'resolves' is the smallest true difference that would have been told from none with "
-        "probability 0.8.",
+        "'resolves' is the minimum detectable effect at 80 % power.",
         document["coefficients"],
     ]
     numbers = explanations(results)

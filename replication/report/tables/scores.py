@@ -41,8 +41,8 @@ _RETENTION_NOTE = (
     "where there are several."
 )
 _RESOLVABLE_NOTE = (
-    "Smallest difference from the baseline that these questions and seeds would have resolved "
-    "(95 % interval, power 0.8), in points, from row to row: {columns}."
+    "Minimum detectable difference from the baseline with these questions and seeds, at 80 % power "
+    "and a 95 % interval, in points, from row to row: {columns}."
 )
 _RECORDED_NOTE = (
     "Recorded: trained on {device}, evaluated on {evaluated}; commit {commits}, {versions}. Shown "

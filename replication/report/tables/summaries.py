@@ -139,8 +139,8 @@ def _effects(summary: Summary, table: ReportedTable, sources: Sources) -> dict[s
         error = np.mean([one.standard_error for one in average.values()])
         smallest = compare.minimum_detectable_difference(float(error))
         notes.append(
-            "Smallest effect on the average that these questions and seeds would have resolved "
-            f"(95 % interval, power 0.8): {smallest:.2f} points."
+            "Minimum detectable effect on the average with these questions and seeds, at 80 % "
+            f"power and a 95 % interval: {smallest:.2f} points."
         )
     return {"labels": ["Effect"], "columns": columns, "rows": rows, "footnotes": notes}
 
