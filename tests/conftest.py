@@ -7,6 +7,8 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tests compare bits, and MKL's products may depend on where in memory their factors are.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import pyarrow.parquet as pq
 import pytest
