@@ -36,7 +36,7 @@ from grace.training.options import (
 RECIPES = (".yaml", ".yml", ".json")
 """Endings of a first argument that is a recipe and no model."""
 _GREATEST = 2**32 - 1
-"""Of every number: seeds go no further, and nothing else that is this large can be meant."""
+"""Of counts and seeds: seeds go no further, and no count that is this large can be meant."""
 
 _POSITIVE = (
     "learning_rate",
@@ -125,7 +125,7 @@ class GraceArguments(TrainerOptions, TrainingArguments):  # type: ignore[misc]
             legal = isinstance(value, int | float) and 0 <= value < math.inf  # false for NaN
             if not legal or (value == 0 and name in _POSITIVE):
                 raise InputError(f"{name} is {value!r}; give a {lowest}")
-            if value > _GREATEST:
+            if value > _GREATEST and name != "learning_rate":  # which shows in the loss
                 raise InputError(f"{name} is {value!r}; give a {lowest}, at most {_GREATEST}")
         if self.max_steps != -1 and self.max_steps < 1:
             raise InputError(
