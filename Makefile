@@ -125,7 +125,7 @@ readme: setup
 	$(BIN)/python -m replication.report.documents.readme
 
 docs: setup
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -16,7 +16,7 @@ _NAMES = {"AVX512": "AVX-512", "DEFAULT": "no vector instructions"}
 def cache_folder() -> Path:
     """$GRACE_CACHE, or grace/ in the user's cache directory.
 
-    Example:
+    Examples:
         >>> from grace.machine import cache_folder
         >>> cache_folder().is_absolute()
         True

@@ -5,6 +5,7 @@ import pkgutil
 import re
 import shlex
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -82,6 +83,15 @@ def anchor(heading: str) -> str:
     """The name of a heading's place in a page."""
     plain = re.sub(r"[`*]", "", heading).strip().lower()
     return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    page = (tmp_path / "site" / "api" / "quantization" / "index.html").read_text()
+    assert "fake_quant_layers" in page
 
 
 _TOP = ("grace", "replication", "tests", "docs", "recorded", "requirements", "results/small")

@@ -14,7 +14,7 @@ from grace.errors import InputError
 class IBController:
     """Adaptive weight of the distillation term (Eq. 15-20): min CE subject to GDKD <= tau.
 
-    Example:
+    Examples:
         >>> from grace.distillation import IBController
         >>> controller = IBController(
         ...     tau=0.35, eta=0.0015, beta_init=1.0, beta_min=0.1, beta_max=5.0

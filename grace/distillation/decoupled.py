@@ -30,7 +30,7 @@ def decoupled_kd(  # noqa: PLR0917
 
     ``alpha = 1`` and ``beta = 1 - p_T(y)`` per token give the full KL divergence back.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import decoupled_kd
         >>> student, teacher = torch.zeros(1, 3), torch.tensor([[2.0, 0.0, 0.0]])
@@ -89,7 +89,7 @@ def kd(
     The classic distillation term (arXiv 1503.02531). Shapes, precision and errors as in
     `decoupled_kd`; returns (N,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import kd
         >>> kd(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), temperature=1.0)

@@ -12,7 +12,7 @@ from grace.distillation._common import check_number, chunks, compute_dtype, full
 def teacher_entropy(teacher_logits: torch.Tensor, *, chunk_size: int | None = None) -> torch.Tensor:
     """Entropy of the teacher at temperature 1, in nats (Eq. 4): H = -sum_j p_j log p_j.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import teacher_entropy
         >>> teacher_entropy(torch.zeros(1, 4))  # ln 4
@@ -60,7 +60,7 @@ def confidence_gate(
 ) -> torch.Tensor:
     """Confidence gate of each token (Eq. 5): g = exp(-kappa * h) with h = H / log V in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import confidence_gate
         >>> confidence_gate(torch.zeros(1, 4))  # the teacher knows nothing: 1 / e

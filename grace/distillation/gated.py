@@ -51,7 +51,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class DistillationSums(NamedTuple):
     """What one micro-batch adds to the numerator and the denominator of Eq. 6.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import distillation_sums
         >>> logits = torch.randn(3, 11)
@@ -83,7 +83,7 @@ def shared_vocabulary(
     151,936 for the same 151,665 tokens): the surplus is padding, and distillation runs over the
     first ``min`` columns.
 
-    Example:
+    Examples:
         >>> from grace.distillation import shared_vocabulary
         >>> shared_vocabulary(152064, 151936, 151665, 151665)
         151936
@@ -132,7 +132,7 @@ def distillation_sums(
 
     Backward runs once: it scales the stored gradient in place rather than keep a second one.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import distillation_sums
         >>> student, teacher = torch.randn(2, 3, 11).unbind()
@@ -179,7 +179,7 @@ def gate_sum(
 ) -> torch.Tensor:
     """Sum of the confidence gates alone: the denominator of Eq. 6, ahead of any student forward.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import gate_sum
         >>> gate_sum(torch.zeros(2, 4))  # two tokens of which the teacher knows nothing: 2 / e
@@ -219,7 +219,7 @@ def gated_decoupled_kd(  # noqa: PLR0917
 ) -> torch.Tensor:
     """Gated decoupled distillation of one batch (Eq. 6): sum_i g_i DKD_i / sum_i g_i.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import gated_decoupled_kd
         >>> student, teacher = torch.randn(2, 2, 5, 11).unbind()

@@ -18,7 +18,7 @@ from grace.errors import InputError
 class DistillationConfig:
     """Options of the objective L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
 
-    Example:
+    Examples:
         >>> from grace.distillation import DistillationConfig
         >>> config = DistillationConfig(adaptive=False, weight=0.5)
         >>> DistillationConfig.from_dict({"kappa": 0.0}).kappa  # no gate
@@ -110,7 +110,7 @@ def linear_warmup(step: int, warmup_steps: int) -> float:
 
     Without warm-up steps it is 1 throughout.
 
-    Example:
+    Examples:
         >>> from grace.distillation import linear_warmup
         >>> [linear_warmup(step, 2) for step in range(4)]
         [0.0, 0.5, 1.0, 1.0]
@@ -128,7 +128,7 @@ def combine(
 ) -> torch.Tensor:
     """L = CE + beta * GDKD + omega * RCKA (Eq. 17, 21).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import combine
         >>> combine(torch.tensor(2.0), torch.tensor(1.0), torch.tensor(0.5), beta=0.1, omega=0.2)

@@ -27,7 +27,7 @@ from grace.types import ImageSpan
 class RckaSums(NamedTuple):
     """What one micro-batch adds to the mean of 1 - CKA over images.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import rcka_sums
         >>> student, teacher = torch.randn(1, 6, 4), torch.randn(1, 6, 8)
@@ -52,7 +52,7 @@ class RckaSums(NamedTuple):
 def visual_tokens(hidden: torch.Tensor, span: ImageSpan) -> torch.Tensor:
     """The hidden states (n, d) of one image's visual tokens, in decoder order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import visual_tokens
         >>> visual_tokens(torch.randn(2, 9, 8), (1, 3, 7)).shape
@@ -70,7 +70,7 @@ def visual_tokens(hidden: torch.Tensor, span: ImageSpan) -> torch.Tensor:
 def visual_token_count(span: ImageSpan) -> int:
     """Number of visual tokens of one image.
 
-    Example:
+    Examples:
         >>> from grace.distillation import visual_token_count
         >>> visual_token_count((0, 3, 7))
         4
@@ -88,7 +88,7 @@ def cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     Invariant to the scale of the rows, to orthogonal maps of either feature space, and to one
     permutation of the tokens applied to both.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import cka
         >>> x = torch.randn(6, 4)
@@ -114,7 +114,7 @@ def centered_gram(x: torch.Tensor) -> torch.Tensor:
 
     All that `cka_from_gram` and `rcka_sums` need of a teacher; it can be kept between epochs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import centered_gram
         >>> centered_gram(torch.randn(5, 8)).shape
@@ -135,7 +135,7 @@ def centered_gram(x: torch.Tensor) -> torch.Tensor:
 def cka_from_gram(gram_t: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """`cka` with one side given as its `centered_gram`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import centered_gram, cka_from_gram
         >>> x = torch.randn(6, 4)
@@ -156,7 +156,7 @@ def rcka_loss(
 ) -> torch.Tensor:
     """Mean of 1 - CKA over the images of a batch (Eq. 13); text tokens never enter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import rcka_loss
         >>> hidden = torch.randn(1, 9, 4)
@@ -183,7 +183,7 @@ def rcka_sums(
 ) -> RckaSums:
     """Sum of 1 - CKA over the images of a micro-batch, for the caller to divide by a global count.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.distillation import rcka_sums
         >>> student, teacher = torch.randn(2, 9, 4), torch.randn(2, 9, 8)

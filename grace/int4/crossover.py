@@ -59,7 +59,7 @@ _known: dict[str, Crossover] = {}  # of this process, by key
 def crossover_path() -> Path:
     """Where crossovers are kept: $GRACE_CACHE, or grace/ in the user's cache directory.
 
-    Example:
+    Examples:
         >>> from grace.int4 import crossover_path
         >>> crossover_path().is_absolute()
         True

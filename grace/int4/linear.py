@@ -36,7 +36,7 @@ class PackedLinear(nn.Module):
     Moving the module to another device packs it again for that device; casting it casts the bias
     only. There are no gradients. Create it with `from_codes`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import Int4Linear
         >>> codes = torch.randint(-8, 8, (16, 64), dtype=torch.int8)
@@ -281,7 +281,7 @@ class PackedLinear(nn.Module):
 class Int4Linear(PackedLinear):
     """A linear layer whose weight is packed in 4 bits: codes in -8 .. 7. See `PackedLinear`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import Int4Linear
         >>> from grace.quantization import FakeQuantLinear, QuantSpec
@@ -299,7 +299,7 @@ class Int8Linear(PackedLinear):
 
     See `PackedLinear`. No input is quantized.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import Int8Linear
         >>> codes = torch.randint(-128, 128, (16, 64), dtype=torch.int8)

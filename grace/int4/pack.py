@@ -38,7 +38,7 @@ def pack(
     packed, no more than their codes and their packed form, one layer's at a time, with some MiB of
     scratch. A weight that something else refers to, an optimizer for one, is not freed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import pack
         >>> from grace.quantization import QuantSpec, prepare
@@ -213,7 +213,7 @@ def _check_weight(
 class LayerBits:
     """What one linear layer runs.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import effective_bits
         >>> (layer,) = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8))).layers
@@ -247,7 +247,7 @@ class LayerBits:
 class EffectiveBits:
     """What the linear layers of a model really run; `str()` is a table.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import effective_bits
         >>> bits = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8)))
@@ -318,7 +318,7 @@ def effective_bits(model: nn.Module) -> EffectiveBits:
     Linears are `nn.Linear` and its subclasses, `FakeQuantLinear` and packed layers. A
     fake-quantized layer counts with the bits of its weight's dtype: it saves nothing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.int4 import effective_bits
         >>> bits = effective_bits(torch.nn.Sequential(torch.nn.Linear(64, 8)))

@@ -330,7 +330,7 @@ class Family:
 class LlavaFamily(Family):
     """LLaVA: a CLIP tower, of which one hidden layer is read, every patch a visual token.
 
-    Example:
+    Examples:
         >>> from grace.models import family_of
         >>> family_of("llava").projectors
         ('model.multi_modal_projector',)
@@ -354,7 +354,7 @@ class LlavaFamily(Family):
 class Qwen2VLFamily(Family):
     """Qwen2-VL: a merger joins ``spatial_merge_size``² patches into one visual token.
 
-    Example:
+    Examples:
         >>> from grace.models import family_of
         >>> family_of("qwen2_vl").projectors
         ('model.visual.merger',)
@@ -377,7 +377,7 @@ class Qwen3VLFamily(Qwen2VLFamily):
     feature that the penultimate one does, it is part of that layer's output here, as of the last
     layer's input; ``output_hidden_states`` of the library lists it without.
 
-    Example:
+    Examples:
         >>> from grace.models import family_of
         >>> family_of("qwen3_vl").projectors
         ('model.visual.merger', 'model.visual.deepstack_merger_list')

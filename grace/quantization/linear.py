@@ -22,7 +22,7 @@ class FakeQuantLinear(nn.Module):
 
     Create it with `from_linear`. The state dict has the keys weight, bias and log_scale.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import FakeQuantLinear, QuantSpec
         >>> linear = torch.nn.Linear(256, 64)

@@ -15,7 +15,7 @@ def prepare(model: nn.Module, spec: QuantSpec, names: Sequence[str] | None = Non
 
     Create the optimizer afterwards: the log_scale parameters are new.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, prepare
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.Linear(16, 2))
@@ -78,7 +78,7 @@ def _linears(model: nn.Module, spec: QuantSpec, names: list[str]) -> dict[str, n
 def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]:
     """Every `FakeQuantLinear` of the model with its dotted name, in the order of its modules.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, fake_quant_layers, prepare
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16))
@@ -95,7 +95,7 @@ def fake_quant_layers(model: nn.Module) -> Iterator[tuple[str, FakeQuantLinear]]
 def bake(model: nn.Module, dtype: torch.dtype | None = None) -> dict[str, tuple[Tensor, Tensor]]:
     """Replace every `FakeQuantLinear` by an `nn.Linear` with the quantized weight, in place.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, bake, prepare
         >>> model = torch.nn.Sequential(torch.nn.Linear(64, 16))

@@ -44,7 +44,7 @@ _DEVICE_BLOCK = 1 << 22
 def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
     """The scales s = exp(theta) as the deployed kernel stores them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, deployed_scales
         >>> deployed_scales(torch.tensor([0.0, 1.0]), QuantSpec())  # e in bfloat16
@@ -64,7 +64,7 @@ def deployed_scales(log_scale: Tensor, spec: QuantSpec) -> Tensor:
 def quantize(weight: Tensor, scales: Tensor, spec: QuantSpec) -> Tensor:
     """q = round(clip(W / s, qmin, qmax)), half to even (Eq. 14).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, quantize
         >>> weight = torch.tensor([[0.6, -9.0] * 16])
@@ -96,7 +96,7 @@ def dequantize(
 ) -> Tensor:
     """What = s * q (Eq. 14), computed in float32 and then rounded once to `dtype`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, dequantize
         >>> codes = torch.arange(-8, 8, dtype=torch.int8).repeat(1, 2)
@@ -143,7 +143,7 @@ def fake_quantize(
     nor becomes subnormal. |What - W| <= s / 2 where v is inside the clipping range, before the
     rounding to `dtype`. Only weight and log_scale are kept for the backward pass.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, fake_quantize
         >>> weight = torch.tensor([[0.6, -9.0] * 16])
@@ -182,7 +182,7 @@ def fake_quantized_linear(
     there, in the walk that turns its gradient into the weight's, and dropped after it: the peak
     memory exceeds that of a plain linear layer by one layer's What.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, fake_quantized_linear, initial_scales
         >>> weight, spec = torch.randn(16, 64), QuantSpec(group_size=64)
@@ -221,7 +221,7 @@ def initial_scales(weight: Tensor, spec: QuantSpec, name: str = "") -> Tensor:
 
     A group of zeros gets `ZERO_GROUP_SCALE`, 2^-14.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from grace.quantization import QuantSpec, initial_scales
         >>> initial_scales(torch.full((1, 32), 3.5), QuantSpec(group_size=32, init="max"))

@@ -21,7 +21,7 @@ SCALE_DTYPES = {
 class QuantSpec:
     """Symmetric group-wise weight quantizer (Eq. 14 of arXiv 2601.22709).
 
-    Example:
+    Examples:
         >>> from grace.quantization import QuantSpec
         >>> spec = QuantSpec(bits=4, group_size=128)
         >>> spec.qmin, spec.qmax

@@ -15,7 +15,7 @@ class Objective(TrainerCallback, ExportableState):
     It holds the information-bottleneck controller, so that a resumed run goes on with the same
     multiplier.
 
-    Example:
+    Examples:
         >>> from grace.distillation import DistillationConfig
         >>> from grace.training import Objective
         >>> Objective(DistillationConfig(adaptive=False)).controller is None

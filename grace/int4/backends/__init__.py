@@ -27,7 +27,7 @@ __all__ = ["AUTO", "BACKENDS", "Backend", "Buffers", "available", "select"]
 def available(device: torch.device | str = "cpu") -> dict[str, str | None]:
     """Every back end's name -> None where it runs on this device, else why it does not.
 
-    Example:
+    Examples:
         >>> from grace.int4 import available
         >>> available("cpu")["reference"] is None  # it runs everywhere
         True
