@@ -80,6 +80,7 @@ def report(
     name = _device_name(resources, rate, machine)
     if name is None and params.scale == FULL_SCALE:
         name = EXAMPLE
+        write(f"no device here has a known rate; the times are for {EXAMPLE}")
     count = devices or len(machine.gpus) or params.train.devices
     plan = make_plan(
         params,
@@ -112,7 +113,7 @@ def _device_name(resources: Resources, rate: str | None, machine: Machine) -> st
     try:
         return resources.device_name(machine.gpus[0].name) if machine.gpus else None
     except InputError as error:
-        write(f"{error}; the times are for {EXAMPLE}")
+        write(str(error))
         return None
 
 

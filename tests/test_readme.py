@@ -19,9 +19,11 @@ from grace.errors import InputError
 from grace.export.gguf_vision import PROJECTORS
 from grace.quantization import CODES_FILE, CodesFile
 from replication.judge.quantities import signed
-from replication.report.documents import fill, scaling
-from replication.report.documents.readme import HEADLINES, OUTCOMES, PART, RUNS, results
+from replication.report.documents import engines, fill, scaling
+from replication.report.documents.readme import HEADLINES, PART, RUNS, results
 from replication.report.documents.scaling import DOCUMENT, contents
+from replication.report.page.ledger import PHRASES
+from replication.report.tables.deployments import engines_report
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -41,7 +43,8 @@ def test_its_results_are_those_of_the_result_files():
     assert f"decodes {deployed['values']['throughput']['point']:.2f}× [" in part
     statuses = Counter(one["status"] for one in verdicts["claims"] if one["by"] == "paper")
     assert f"Of the paper's {statuses.total()} claims" in part
-    for status, words in OUTCOMES.items():
+    for status, (one, several) in PHRASES.items():
+        words = one if statuses[status] == 1 else several
         assert (f"{statuses[status]} {words}" in part) == (statuses[status] > 0)
     for family, table in HEADLINES.items():
         rows = json.loads((small / "tables" / f"{table}.json").read_text())["rows"]
@@ -62,6 +65,26 @@ def test_it_has_at_most_120_lines():
 def test_results_that_are_missing_are_named(tmp_path):
     with pytest.raises(InputError, match=r"claims\.json is missing; run `make repro`"):
         results(tmp_path)
+
+
+def test_the_document_of_engines_is_current_and_holds_every_number():
+    text = engines.DOCUMENT.read_text()
+    current = engines.contents(engines_report(ROOT / "results"))
+    assert fill(text, current, engines.DOCUMENT) == text, f"run python -m {engines.__name__}"
+    report = json.loads((ROOT / "results/small/deploy/llava-1.5-7b/deploy.json").read_text())
+    variants = report["models"]["llava-1.5-7b"]["variants"]
+    variants["nf4"] = {"label": "NF4", "not_run": "it is too slow"}
+    (table,) = engines.contents(report).values()
+    for part in (variants["bf16"], variants["int8"], variants["int4"]):
+        (line,) = [line for line in table.splitlines() if f"| {part['label']} |" in line]
+        for spread, form in (
+            (part["time_to_first_token"], ".1f"),
+            *((step["tokens_per_second"], ".2f") for step in part["decode"].values()),
+        ):
+            low, median, high = (format(spread[end], form) for end in ("low", "median", "high"))
+            assert f"| {median} [{low}, {high}] |" in line or low == high
+    assert "- llava-1.5-7b, NF4, not run: it is too slow." in table
+    assert report["device"] in table
 
 
 @pytest.mark.slow

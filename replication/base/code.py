@@ -4,6 +4,7 @@
 
 A stage of the pipeline follows from the code that it reaches and from no other, and nobody has to
 list files for that.
+
 What counts is the syntax tree: no comment, docstring, formatting or number of a release. In a
 file's hash an import from the repository stands as the hash of the imported file, not as its name.
 So a module can be renamed or moved at no cost, while another thing imported under the same name

@@ -14,6 +14,7 @@ from grace.errors import InputError
 from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
 from replication.report.documents import fill, markdown_table
+from replication.report.page.ledger import PHRASES
 from replication.report.tables.text import models_of, score_values
 from replication.stats.verdict import Status
 
@@ -26,14 +27,6 @@ MAP = "tables/regimes.json"
 HEADLINES = {"Qwen2-VL": "table4", "Qwen3-VL": "qwen3vl", "LLaVA-1.5": "table2"}
 """Families, and the tables that hold their 4-bit models."""
 RUNS = {"QAT": "qat_int4", "plain KD": "kd_int4", "GRACE": "grace_int4"}
-OUTCOMES = {
-    Status.REPRODUCED: "reproduced",
-    Status.DIRECTION_HOLDS: "hold in direction",
-    Status.INCONCLUSIVE: "inconclusive",
-    Status.DIRECTION_FAILS: "fail in direction",
-    Status.CONTRADICTED: "contradicted",
-    Status.NOT_RUN: "not run",
-}
 
 
 def claims(verdicts: Mapping[str, Any]) -> str:
@@ -43,7 +36,8 @@ def claims(verdicts: Mapping[str, Any]) -> str:
         verdicts: The content of claims.json.
     """
     counts = verdicts["summary"]["paper"]
-    parts = [f"{counts[one.value]} {words}" for one, words in OUTCOMES.items() if counts[one.value]]
+    found = {status: count for status in Status if (count := counts[status.value])}
+    parts = [f"{count} {PHRASES[status][count > 1]}" for status, count in found.items()]
     return f"Of the paper's {sum(counts.values())} claims at this scale: {', '.join(parts)}."
 
 

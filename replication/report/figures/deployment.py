@@ -70,16 +70,7 @@ def draw(inputs: Inputs) -> Figure:
         sources=tuple(map(inputs.deployment_source, deployed)),
         paper="Figure 7",
         claims=("C09", "C10"),
-        data={
-            model: {
-                "device": report["device"],
-                "layers": report["settings"]["layers"],
-                "variants": {
-                    name: record_of(part, best[report["device"]]) for name, part in variants.items()
-                },
-            }
-            for model, (report, variants) in deployed.items()
-        },
+        data=records_of(deployed, best),
         models=built_models(deployed),
         canvas=canvas_of(deployed, best, printed),
     )
@@ -109,8 +100,21 @@ def _floor(batch: str, step: Data, bandwidth: float) -> float:
     return int(batch) / floor_seconds(step, bandwidth)
 
 
-def record_of(part: Data, bandwidth: float) -> dict[str, Any]:
-    """The numbers of a variant that are drawn, beside a copy bandwidth in bytes/s."""
+def records_of(deployed: Deployed, best: Mapping[str, float]) -> dict[str, Any]:
+    """The numbers that are drawn, by model; best: the copy bandwidth of every device, bytes/s."""
+    return {
+        model: {
+            "device": report["device"],
+            "layers": report["settings"]["layers"],
+            "variants": {
+                name: _record(part, best[report["device"]]) for name, part in variants.items()
+            },
+        }
+        for model, (report, variants) in deployed.items()
+    }
+
+
+def _record(part: Data, bandwidth: float) -> dict[str, Any]:
     return {
         "label": part["label"],
         "peak_bytes": peak(part),

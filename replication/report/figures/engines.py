@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from replication.report.figures.deployment import built_models, canvas_of, record_of
+from replication.report.figures.deployment import built_models, canvas_of, records_of
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import Inputs, listed
 from replication.report.tables.deployments import ENGINES, bandwidths, engines_report, ordered
@@ -44,6 +44,7 @@ def draw(inputs: Inputs) -> Figure:
             f"{model}: at batch 1 " + ", ".join(
                 f"{part['label']} decodes {part['decode']['1']['tokens_per_second']['median']:.1f}"
                 for part in variants.values()
+                if "not_run" not in part["decode"]["1"]
             ) + " tokens per second."
             for model, (_, variants) in deployed.items()
         ),
@@ -51,16 +52,7 @@ def draw(inputs: Inputs) -> Figure:
         f"{settings['decode_repeats']} runs of tokens",
         units="tokens per second; seconds; GiB",
         sources=(f"results/{ENGINES}",),
-        data={
-            model: {
-                "device": report["device"],
-                "layers": settings["layers"],
-                "variants": {
-                    name: record_of(part, best[report["device"]]) for name, part in variants.items()
-                },
-            }
-            for model, (_, variants) in deployed.items()
-        },
+        data=records_of(deployed, best),
         models=built_models(deployed),
         canvas=canvas_of(deployed, best),
     )  # fmt: skip
