@@ -215,4 +215,4 @@ def test_every_variant_s_module_takes_what_its_part_is_given(name):
     part = benchmark._part(architecture("qwen2-vl-2b"), variant(name), SETTINGS, 0)
     measure_part = importlib.import_module(part.module).measure_part
     inspect.signature(measure_part).bind(**part.arguments)
-    assert part.optional == (name not in ("bf16", "int4", "int8"))
+    assert part.optional == (name not in ("bf16", "int4", "int4_float32", "int8"))

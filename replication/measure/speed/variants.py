@@ -1,8 +1,8 @@
 """What the decoder's linears become: ours, and what else one may choose.
 
 Embeddings, vocabulary projection, norms, projector and vision tower stay BF16 in every variant but
-float32, which a processor without products of bfloat16 may compute faster. Every 4-bit variant
-starts from the same BF16 weights.
+those named float32, which a processor without products of bfloat16 may compute faster. Every 4-bit
+variant starts from the same weights.
 """
 
 import functools
@@ -183,6 +183,15 @@ _VARIANTS = (
     Variant("float32", "float32", 32, None, _always, dtype=torch.float32),
     Variant("int8", "INT8", 8, functools.partial(_packed, 8), _no_kernel, ours=True),
     Variant("int4", "INT4", 4, functools.partial(_packed, 4), _no_kernel, ours=True),
+    Variant(
+        "int4_float32",
+        "INT4, rest float32",
+        4,
+        functools.partial(_packed, 4),
+        _no_kernel,
+        ours=True,
+        dtype=torch.float32,
+    ),
     Variant("nf4", "NF4, bitsandbytes", 4, _nf4, functools.partial(_package, "bitsandbytes")),
     Variant(
         "torchao",

@@ -183,7 +183,8 @@ def _color(name: str) -> str:
     post-training quantization."""
     if name in (BASELINE, "float32", "vllm_bf16"):
         return style.COLORS["baseline"]
-    return style.COLORS["grace"] if name in ("int4", "int8") else style.COLORS["awq"]
+    ours = name in ("int4", "int4_float32", "int8")
+    return style.COLORS["grace" if ours else "awq"]
 
 
 def _light(name: str) -> tuple[float, ...]:

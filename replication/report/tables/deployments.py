@@ -141,7 +141,8 @@ def engines_report(results: str | Path) -> dict[str, Any] | None:
 
 def ordered(variants: Mapping[str, Any]) -> dict[str, Any]:
     """A model's variants: 16 and 32 bits and this project's own, then peers by name."""
-    first = [name for name in (BASELINE, "float32", "int8", "int4") if name in variants]
+    known = (BASELINE, "float32", "int8", "int4", "int4_float32")
+    first = [name for name in known if name in variants]
     return {name: variants[name] for name in (*first, *sorted(set(variants) - set(first)))}
 
 
