@@ -46,7 +46,7 @@ def add_loading(parser: Any) -> None:
         "--dtype",
         choices=("auto", *DTYPES),
         default="auto",
-        help="format of a model that is not packed (default: bfloat16 where the device multiplies "
+        help="format of weights that are not packed (default: bfloat16 where the device multiplies "
         "it natively, else float32)",
     )
     parser.add_argument(

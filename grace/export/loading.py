@@ -28,7 +28,8 @@ def load_student(
         path: A directory or hub name.
         device: "cpu" or "cuda".
         dtype: Format of weights that are not packed: "float32", "bfloat16" or "float16"; "auto" is
-            what the device multiplies natively.
+            what the device multiplies natively. So a model packed in bfloat16 runs in float32 where
+            bfloat16 would be emulated; elsewhere "auto" leaves a packed model as it is stored.
         backend: Kernel of packed layers.
 
     Raises:
@@ -38,7 +39,9 @@ def load_student(
     directory = model_directory(path, also=[SIDECAR])
     model: Any
     if (directory / PACKED_FILE).is_file():
-        return load_packed(directory, device=device, backend=backend)
+        model = load_packed(directory, device=device, backend=backend)
+        as_stored = dtype == "auto" and chosen == torch.bfloat16
+        return model if as_stored else model.to(chosen)
     if (directory / MODULES_FILE).is_file() or (directory / SIDECAR).is_file():
         model = load_released(directory, dtype=chosen).to(device)
         pack(model, backend=backend)
