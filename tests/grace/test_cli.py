@@ -301,6 +301,31 @@ def test_a_packed_directory_is_the_packed_model(small, trained, tmp_path):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "packed")
 
 
+@pytest.mark.parametrize(
+    ("native", "asked", "runs"),
+    [
+        (torch.float32, "auto", torch.float32),
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.float32, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_a_packed_model_runs_in_the_format_that_is_asked_for(
+    native, asked, runs, trained, tmp_path, monkeypatch
+):
+    model = AutoModelForImageTextToText.from_pretrained(trained, dtype=torch.bfloat16).eval()
+    names = pack(model, CodesFile(Path(trained) / CODES_FILE))
+    save_packed(model, tmp_path / "packed")
+    monkeypatch.setattr("grace.export.loading.native_dtype", lambda device: native)
+    loaded = load_student(tmp_path / "packed", dtype=asked)
+    assert loaded.dtype == loaded.lm_head.weight.dtype == runs
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.to(runs))
+    for name in names:
+        before, after = model.get_submodule(name), loaded.get_submodule(name)
+        assert torch.equal(before.codes(), after.codes())
+        assert torch.equal(before.scales(), after.scales())
+
+
 def changed(tensors, how):
     name = next(key for key in sorted(tensors) if key.endswith("q_proj.packed"))
     stem = name.removesuffix(".packed")
