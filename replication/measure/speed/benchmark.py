@@ -68,9 +68,16 @@ def run(
     parts: list[Part] = []
     results: dict[str, dict[str, Any]] = {}
     report: dict[str, Any] = {}
+    running = [(model, way) for model in models for way in variants]
     for number in range(settings.rounds):
-        turn = [_part(model, way, settings, number) for model in models for way in variants]
-        results |= benchmark.run(turn, Path(out) / "parts")
+        turn = [_part(model, way, settings, number) for model, way in running]
+        found = benchmark.run(turn, Path(out) / "parts")
+        running = [
+            (model, way)
+            for model, way in running
+            if "not_run" not in found[_name(model, way, number)]  # nor would it in another round
+        ]
+        results |= found
         parts += turn
         done = {**settings.to_dict(), "rounds": number + 1}
         report = {
@@ -101,7 +108,11 @@ def _models(
     results: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """By model its variants, with the rounds that are done pooled."""
-    rounds = range(settings["rounds"])
+
+    def rounds_of(model: Architecture, way: Variant) -> list[Mapping[str, Any]]:
+        names = [_name(model, way, number) for number in range(settings["rounds"])]
+        return [results[name] for name in names if name in results]
+
     return {
         model.name: {
             "repository": model.repository,
@@ -109,7 +120,7 @@ def _models(
             "variants": {
                 way.name: {
                     "label": way.label,
-                    **pooled([results[_name(model, way, number)] for number in rounds]),
+                    **pooled(rounds_of(model, way)),
                 }
                 for way in variants
             },
