@@ -15,7 +15,7 @@ from grace.arithmetic import arithmetic_name
 from grace.data import ConversationDataset
 from grace.errors import InputError
 from grace.models import check_model_directory, family_of, load_model, load_processor
-from grace.training import MethodConfig, prepare_student
+from grace.training import GraceTrainer, MethodConfig, prepare_student
 from replication.base import hub
 from replication.base.code import code_hash
 from replication.base.files import write_json_atomic
@@ -175,7 +175,8 @@ def _train_aligned(params: Params, pair: str, name: str) -> None:
     for lesson, settings in zip(LESSONS, (first, second), strict=True):
         portion = Portion(lesson_rows(world, lesson))
         data = load_training_data(layout, pair, portion, processor, model.config)
-        _finetune(params, settings, model, data, folder=folder, name=name, part=lesson)
+        last = settings is second
+        _finetune(params, settings, model, data, folder=folder, name=name, part=lesson, last=last)
 
 
 def _started(
@@ -238,9 +239,10 @@ def _finetune(
     folder: str,
     name: str,
     part: str = "instruction",
+    last: bool = True,
 ) -> None:
-    """Plain supervised fine-tuning of every weight but the tower's, and the model's directory, with
-    a log of this part of the model's training."""
+    """Plain supervised fine-tuning of every weight but the tower's, with a log of this part of the
+    model's training; after the last part the model's directory is written."""
     layout, method = Layout(params), MethodConfig("sft")
     prepare_student(model, method)
     values = dataclasses.asdict(settings) | {"arithmetic": arithmetic_name(params.arithmetic)}
@@ -248,8 +250,12 @@ def _finetune(
     origin = origin_of(model, data, method, values, None, code=code)
     target = layout.model(folder, name)
     log = layout.training_log(folder, name, part)
-    if log.is_file() and read_origin(target) == origin:
+    if last and log.is_file() and read_origin(target) == origin:
         return
+
+    def finish(_: GraceTrainer) -> None:
+        save_trained(model, data.processor, target, method, origin)
+
     with nullcontext() if part == "text" else family_of(model.config).take_vision_features(model):
         fit(
             model,
@@ -258,10 +264,10 @@ def _finetune(
             values,
             teacher=None,
             origin=origin,
-            scratch=layout.checkpoints(folder, name),
+            scratch=layout.checkpoints(folder, f"{name}-{part}"),
             log=log,
             about={"pair": folder},
-            finish=lambda _: save_trained(model, data.processor, target, method, origin),
+            finish=finish if last else None,
         )
 
 
