@@ -66,18 +66,16 @@ def run(
         raise InputError("nothing to measure: name a model and a variant")
     benchmark = Benchmark(_device(settings))
     parts: list[Part] = []
-    results: dict[str, dict[str, Any]] = {}
     report: dict[str, Any] = {}
     running = [(model, way) for model in models for way in variants]
+    rounds: dict[str, list[dict[str, Any]]] = {_name(*one): [] for one in running}
     for number in range(settings.rounds):
         turn = [_part(model, way, settings, number) for model, way in running]
         found = benchmark.run(turn, Path(out) / "parts")
-        running = [
-            (model, way)
-            for model, way in running
-            if "not_run" not in found[_name(model, way, number)]  # nor would it in another round
-        ]
-        results |= found
+        for one in running:
+            rounds[_name(*one)].append(found[_name(*one, number)])
+        # what was not run would not be in another round either
+        running = [one for one in running if "not_run" not in rounds[_name(*one)][-1]]
         parts += turn
         done = {**settings.to_dict(), "rounds": number + 1}
         report = {
@@ -85,7 +83,7 @@ def run(
             "evidence": evidence,
             "settings": done,
             "device": benchmark.device,
-            "models": _models(models, variants, done, results),
+            "models": _models(models, variants, settings, rounds),
             "provenance": benchmark.provenance(
                 parts,
                 {
@@ -104,24 +102,16 @@ def run(
 def _models(
     models: Sequence[Architecture],
     variants: Sequence[Variant],
-    settings: Mapping[str, Any],
-    results: Mapping[str, Mapping[str, Any]],
+    settings: Settings,
+    rounds: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, Any]:
     """By model its variants, with the rounds that are done pooled."""
-
-    def rounds_of(model: Architecture, way: Variant) -> list[Mapping[str, Any]]:
-        names = [_name(model, way, number) for number in range(settings["rounds"])]
-        return [results[name] for name in names if name in results]
-
     return {
         model.name: {
             "repository": model.repository,
-            "parameters": model.parameters if settings["layers"] is None else None,
+            "parameters": model.parameters if settings.layers is None else None,
             "variants": {
-                way.name: {
-                    "label": way.label,
-                    **pooled(rounds_of(model, way)),
-                }
+                way.name: {"label": way.label, **pooled(rounds[_name(model, way)])}
                 for way in variants
             },
         }
@@ -170,7 +160,7 @@ def _pool(records: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
     return spread([value for one in records for value in one[key]["values"]])
 
 
-def _name(model: Architecture, way: Variant, number: int) -> str:
+def _name(model: Architecture, way: Variant, number: int = 0) -> str:
     return f"{model.name}/{way.name}" + (f"-{number}" if number else "")
 
 
