@@ -15,6 +15,7 @@ from replication.measure.speed import benchmark, engines
 from replication.measure.speed.settings import Settings
 from replication.measure.speed.variants import VARIANTS, variant
 from replication.plan.architectures import architecture
+from replication.report.tables.deployments import OWN
 
 SETTINGS = Settings(
     batches=(1, 4), repeats=3, decode_repeats=2, tokens=8, layers=1, image=False, text_tokens=32
@@ -218,3 +219,4 @@ def test_every_variant_s_module_takes_what_its_part_is_given(name):
     measure_part = importlib.import_module(part.module).measure_part
     inspect.signature(measure_part).bind(**part.arguments)
     assert part.optional == (name not in ("bf16", "int4", "int4_float32", "int8"))
+    assert variant(name).ours == (name in OWN)

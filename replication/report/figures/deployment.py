@@ -15,7 +15,12 @@ from replication.report.figures import style
 from replication.report.figures.figure import Figure, NotRun
 from replication.report.figures.reading import MODELS, STUDENTS, Inputs, built, counted, listed
 from replication.report.names import parameters_text
-from replication.report.tables.deployments import bandwidths, deployment_reports, floor_seconds
+from replication.report.tables.deployments import (
+    OWN,
+    bandwidths,
+    deployment_reports,
+    floor_seconds,
+)
 from replication.results.deployment import BASELINE, peak, ratios
 
 COMPARED = "llava-1.5-7b"  # whose ratios C09 and C10 hold against the reported ones
@@ -183,8 +188,7 @@ def _color(name: str) -> str:
     post-training quantization."""
     if name in (BASELINE, "float32", "vllm_bf16"):
         return style.COLORS["baseline"]
-    ours = name in ("int4", "int4_float32", "int8")
-    return style.COLORS["grace" if ours else "awq"]
+    return style.COLORS["grace" if name in OWN else "awq"]
 
 
 def _light(name: str) -> tuple[float, ...]:

@@ -127,6 +127,8 @@ def deployment_reports(
 
 
 ENGINES = f"engines/{RESULT}"
+OWN = ("int8", "int4", "int4_float32")
+"""This project's own variants, in their order."""
 
 
 def engines_report(results: str | Path) -> dict[str, Any] | None:
@@ -141,8 +143,7 @@ def engines_report(results: str | Path) -> dict[str, Any] | None:
 
 def ordered(variants: Mapping[str, Any]) -> dict[str, Any]:
     """A model's variants: 16 and 32 bits and this project's own, then peers by name."""
-    known = (BASELINE, "float32", "int8", "int4", "int4_float32")
-    first = [name for name in known if name in variants]
+    first = [name for name in (BASELINE, "float32", *OWN) if name in variants]
     return {name: variants[name] for name in (*first, *sorted(set(variants) - set(first)))}
 
 
