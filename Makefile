@@ -181,7 +181,7 @@ test-engines:
 	@echo "not run: $(ENGINES_LOCK) is for Linux on x86-64"
 endif
 
-# The decoders of two published models in every engine: about an hour on two cores that multiply bfloat16.
+# The decoders of two published models in every engine: one to two hours on two cores.
 bench-engines: $(ENGINES_STAMP)
 	$(BIN)/python -m replication.bench speed --models llava-1.5-7b,qwen2-vl-2b --no-image --words 640 \
 		--variants bf16,float32,int4,int4_float32,int8,nf4,torchao,llama_cpp,openvino,vllm_bf16,vllm_int4 --batches 1,4,16,32 \

@@ -83,7 +83,7 @@ def test_the_document_of_engines_is_current_and_holds_every_number():
         ):
             low, median, high = (format(spread[end], form) for end in ("low", "median", "high"))
             assert f"| {median} [{low}, {high}] |" in line or low == high
-    assert "- NF4: not run: it is too slow\n" in table
+    assert table.endswith("- NF4: not run: it is too slow")
     assert "\nllava-1.5-7b (llava-hf/llava-1.5-7b-hf, random weights):\n" in table
     assert report["device"] in table
 

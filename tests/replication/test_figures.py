@@ -41,6 +41,8 @@ def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures") / "results"
     for name in ("tables", "measurements", "deploy", "training"):
         shutil.copytree(SMALL / name, root / "small" / name)
+    (root / "engines").mkdir()
+    shutil.copy(SMALL.parent / "engines" / "deploy.json", root / "engines")
     return root
 
 
@@ -191,9 +193,9 @@ def test_engines_are_drawn_from_their_own_file_and_those_that_did_not_run_are_na
     model["variants"]["llama_cpp"] = {**ours, "label": "Q4_0, llama.cpp"}
     model["variants"]["openvino"] = {"label": "INT4, OpenVINO GenAI", "not_run": "it fails"}
     root = shutil.copytree(results, tmp_path / "results")
+    (root / "engines" / "deploy.json").unlink()
     with pytest.raises(NotRun, match="make bench-engines"):
         draw_one(root, "engines")
-    (root / "engines").mkdir()
     (root / "engines" / "deploy.json").write_text(json.dumps(report))
     found = draw_one(root, "engines")
     drawn = found.data["llava-1.5-7b"]["variants"]

@@ -50,7 +50,7 @@ def draw(inputs: Inputs) -> Figure:
     printed = load_tables().deployment
     devices = sorted({report["device"] for report, _ in deployed.values()})
     parts = [part for _, variants in deployed.values() for part in variants.values()]
-    repeats = [len(step["tokens_per_second"]["values"]) for p in parts for _, step in _steps(p)]
+    repeats = [len(step["tokens_per_second"]["values"]) for p in parts for _, step in steps(p)]
     prompts = [len(part["time_to_first_token"]["values"]) for part in parts]
     return inputs.figure(
         name="deployment",
@@ -77,7 +77,7 @@ def draw(inputs: Inputs) -> Figure:
         claims=("C09", "C10"),
         data=records_of(deployed, best),
         models=built_models(deployed),
-        canvas=canvas_of(deployed, best, printed),
+        canvas=_canvas(deployed, best, printed),
     )
 
 
@@ -90,14 +90,14 @@ def built_models(deployed: Deployed) -> tuple[str, ...]:
     )
 
 
-def _steps(part: Data) -> Iterator[tuple[str, Data]]:
+def steps(part: Data) -> Iterator[tuple[str, Data]]:
     """The decode steps of a variant that ran, by batch size."""
     return ((batch, step) for batch, step in part["decode"].items() if "not_run" not in step)
 
 
-def _batches(variants: Data) -> list[str]:
+def batch_sizes(variants: Data) -> list[str]:
     """Batch sizes at which any variant decoded, ascending."""
-    return sorted({batch for part in variants.values() for batch, _ in _steps(part)}, key=int)
+    return sorted({batch for part in variants.values() for batch, _ in steps(part)}, key=int)
 
 
 def _floor(batch: str, step: Data, bandwidth: float) -> float:
@@ -127,7 +127,7 @@ def _record(part: Data, bandwidth: float) -> dict[str, Any]:
         "time_to_first_token": _spread(part["time_to_first_token"]),
         "tokens_per_second": {
             batch: {**_spread(step["tokens_per_second"]), "floor": _floor(batch, step, bandwidth)}
-            for batch, step in _steps(part)
+            for batch, step in steps(part)
         },
     }
 
@@ -155,17 +155,11 @@ def _in_words(model: str, variants: Data) -> str:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def canvas_of(deployed: Deployed, best: Mapping[str, float], printed: Data | None = None) -> Canvas:
-    """For each model its speeds, and below them the first token and memory.
-
-    Args:
-        deployed: what was measured.
-        best: the copy bandwidth of every device, bytes/s.
-        printed: the reported ratios of `COMPARED`, where they are drawn beside it.
-    """
+def _canvas(deployed: Deployed, best: Mapping[str, float], printed: Data) -> Canvas:
+    """For each model its speeds, and below them the first token and memory."""
     heights = []
     for _, variants in deployed.values():
-        rows = len(variants) * max(1, len(_batches(variants)))
+        rows = len(variants) * max(1, len(batch_sizes(variants)))
         heights += [rows * _HEIGHT + 0.75, len(variants) * 0.2 + 0.75]
     canvas = style.canvas(style.WIDTH, sum(heights) + 0.6)
     grid = canvas.add_gridspec(len(heights), 2, height_ratios=heights)
@@ -176,8 +170,8 @@ def canvas_of(deployed: Deployed, best: Mapping[str, float], printed: Data | Non
         whole = model == COMPARED and report["settings"]["layers"] is None
         reference = printed if whole else None
         _decoding(decoding, variants, reference, best[report["device"]])
-        _first_token(first, variants)
-        _memory(memory, variants, reference)
+        draw_first_token(first, variants)
+        draw_memory(memory, variants, reference)
         style.heading(decoding, built(model, report))
     style.legend(canvas, canvas.axes, [_MEASURED, _BANDWIDTH, _REPORTED])
     return canvas
@@ -191,11 +185,13 @@ def _color(name: str) -> str:
     return style.COLORS["grace" if name in OWN else "awq"]
 
 
-def _light(name: str) -> tuple[float, ...]:
+def light(name: str) -> tuple[float, ...]:
+    """A variant's colour for bars."""
     return tuple(1 - 0.45 * (1 - part) for part in to_rgb(_color(name)))
 
 
-def _names(axes: Axes, variants: Data, *, shown: bool = True) -> None:
+def row_names(axes: Axes, variants: Data, *, shown: bool = True) -> None:
+    """One row for each variant, with its label where that is shown."""
     style.rows(axes, [part["label"] if shown else "" for part in variants.values()], room=0.55)
 
 
@@ -208,7 +204,7 @@ def _diamond(axes: Axes, x: float, y: float) -> None:
 
 def _expected(variants: Data, reference: Data | None) -> float | None:
     """Tokens a second of INT4 at batch 1, by the reported ratio and BF16 as measured."""
-    base = dict(_steps(variants[BASELINE])).get("1") if BASELINE in variants else None
+    base = dict(steps(variants[BASELINE])).get("1") if BASELINE in variants else None
     if reference is None or base is None:
         return None
     speed: float = base["tokens_per_second"]["median"]
@@ -216,11 +212,11 @@ def _expected(variants: Data, reference: Data | None) -> float | None:
 
 
 def _decoding(axes: Axes, variants: Data, reference: Data | None, bandwidth: float) -> None:
-    batches, expected = _batches(variants), _expected(variants, reference)
+    batches, expected = batch_sizes(variants), _expected(variants, reference)
     axes.set_xscale("log")
     lows, highs = [], []
     for row, (name, part) in enumerate(variants.items()):
-        for batch, step in sorted(_steps(part), key=lambda step: int(step[0])):
+        for batch, step in sorted(steps(part), key=lambda step: int(step[0])):
             y = row + (batches.index(batch) - (len(batches) - 1) / 2) * _APART
             speed, floor = step["tokens_per_second"], _floor(batch, step, bandwidth)
             _rate(axes, y, speed, floor, _color(name), known=name == BASELINE)
@@ -234,7 +230,7 @@ def _decoding(axes: Axes, variants: Data, reference: Data | None, bandwidth: flo
             )  # fmt: skip
             lows.append(left)
             highs.append(max(floor, speed["high"]))
-    _names(axes, variants)
+    row_names(axes, variants)
     ticks: tuple[int, ...] = (1, 2, 5)
     if lows:
         axes.set_xlim(min(lows) / 1.8, max(highs) * 1.25)
@@ -260,27 +256,33 @@ def _rate(axes: Axes, y: float, speed: Data, floor: float, color: str, *, known:
     )  # fmt: skip
 
 
-def _first_token(axes: Axes, variants: Data) -> None:
+def draw_bar(axes: Axes, row: int, name: str, values: Data) -> None:
+    """A median as a bar, with the least and the greatest repeat."""
+    axes.barh(row, values["median"], color=light(name), height=0.7)
+    style.interval(
+        axes, values["median"], row, values["low"], values["high"], color=style.INK, capsize=2,
+        elinewidth=1.2,
+    )  # fmt: skip
+
+
+def draw_first_token(axes: Axes, variants: Data) -> None:
+    """The time to the first token."""
     for row, (name, part) in enumerate(variants.items()):
-        time = part["time_to_first_token"]
-        axes.barh(row, time["median"], color=_light(name), height=0.7)
-        style.interval(
-            axes, time["median"], row, time["low"], time["high"], color=style.INK, capsize=2,
-            elinewidth=1.2,
-        )  # fmt: skip
-    _names(axes, variants)
+        draw_bar(axes, row, name, part["time_to_first_token"])
+    row_names(axes, variants)
     axes.set_xlabel("first token, s")
 
 
-def _memory(axes: Axes, variants: Data, reference: Data | None) -> None:
+def draw_memory(axes: Axes, variants: Data, reference: Data | None = None) -> None:
+    """Peak memory, the weights in full colour, and what a reported reduction makes of BF16's."""
     for row, (name, part) in enumerate(variants.items()):
         most = peak(part)
         if most is not None:
-            axes.barh(row, most / _GIB, color=_light(name), height=0.7)
+            axes.barh(row, most / _GIB, color=light(name), height=0.7)
         axes.barh(row, part["weight_bytes"] / _GIB, color=_color(name), height=0.7)
     base = peak(variants[BASELINE]) if BASELINE in variants else None
     if reference is not None and OURS in variants and base is not None:
         left = 1 - reference["memory_reduction_percent"] / 100
         _diamond(axes, left * base / _GIB, list(variants).index(OURS))
-    _names(axes, variants, shown=False)
+    row_names(axes, variants, shown=False)
     axes.set_xlabel("peak memory, GiB")

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from replication.report.figures.deployment import built_models, canvas_of, records_of
+from matplotlib.figure import Figure as Canvas
+
+from replication.report.figures import style
+from replication.report.figures.deployment import (
+    Deployed,
+    batch_sizes,
+    built_models,
+    draw_bar,
+    draw_first_token,
+    draw_memory,
+    records_of,
+    row_names,
+    steps,
+)
 from replication.report.figures.figure import Figure, NotRun
-from replication.report.figures.reading import Inputs, listed
+from replication.report.figures.reading import Inputs, built, listed
 from replication.report.tables.deployments import ENGINES, bandwidths, engines_report, ordered
 
 
@@ -32,12 +45,13 @@ def draw(inputs: Inputs) -> Figure:
         title="Speed and memory in other engines",
         caption=(
             f"The decoders of {listed(list(deployed))} with random weights on {report['device']}, "
-            f"in {settings['rounds']} rounds of turns. Above: decoded tokens a second at the batch "
-            "size beside the point (logarithmic axis); bars are the least and greatest of the "
-            "repeats, upright marks the memory-bandwidth floor. Below: time to read a prompt of "
+            f"in {settings['rounds']} rounds of turns. Above: decoded tokens a second by batch "
+            "size; black lines are the least and greatest of the repeats, and there is no bar "
+            "where memory has no room for the cache. Below: time to read a prompt of "
             f"{settings['text_tokens']} words without an image, and peak memory of the process at "
-            "batch 1, in which the full colour is the weights. Grey: 16 and 32 bits; red: this "
-            "package; blue: other engines and libraries at 4 bits."
+            "batch 1, in which the full colour is the weights (llama.cpp and vLLM hold the cache "
+            "of the largest batch from the start). Grey: 16 and 32 bits; red: this package; blue: "
+            "other engines and libraries at 4 bits."
             + (f" Not run: {listed(missing)}." if missing else "")
         ),
         alt="Dot and bar charts of speed and memory. " + " ".join(
@@ -54,5 +68,27 @@ def draw(inputs: Inputs) -> Figure:
         sources=(f"results/{ENGINES}",),
         data=records_of(deployed, best),
         models=built_models(deployed),
-        canvas=canvas_of(deployed, best),
+        canvas=_canvas(deployed),
     )  # fmt: skip
+
+
+def _canvas(deployed: Deployed) -> Canvas:
+    """For each model a row of panels, one a batch size, and below it the first token and memory."""
+    heights = [0.2 * len(variants) + 0.8 for _, variants in deployed.values() for _ in range(2)]
+    canvas = style.canvas(style.WIDTH, sum(heights))
+    rows = iter(canvas.add_gridspec(len(heights), 1, height_ratios=heights))
+    for model, (report, variants) in deployed.items():
+        batches = batch_sizes(variants)
+        places = next(rows).subgridspec(1, len(batches))
+        panels = [canvas.add_subplot(places[0, place]) for place in range(len(batches))]
+        for axes, batch in zip(panels, batches, strict=True):
+            for row, (name, part) in enumerate(variants.items()):
+                if step := dict(steps(part)).get(batch):
+                    draw_bar(axes, row, name, step["tokens_per_second"])
+            row_names(axes, variants, shown=axes is panels[0])
+            axes.set_xlabel(f"batch {batch}\ntokens/s")
+        style.heading(panels[0], built(model, report))
+        halves = next(rows).subgridspec(1, 2)
+        draw_first_token(canvas.add_subplot(halves[0, 0]), variants)
+        draw_memory(canvas.add_subplot(halves[0, 1]), variants)
+    return canvas

@@ -8,6 +8,8 @@ pixels they are 9 high.
 
 from __future__ import annotations
 
+import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.transforms import Bbox
+from PIL import Image
 
 WIDTH = 5.0  # inches
 DPI = 200
@@ -133,15 +136,19 @@ def save(
         _EDGE / width, -0.5 * _EDGE / height, "\n".join(lines), va="top", color=GREY,
         fontsize=SMALL, linespacing=1.2,
     )  # fmt: skip
-    options: dict[str, Any] = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
-    if kind == "svg":
-        options = {"metadata": {"Date": None, "Creator": None}}
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": salt, "svg.fonttype": "path"}):
         whole = Bbox([[0.0, -strip], [width, height]])
-        figure.savefig(path, format=kind, dpi=DPI, bbox_inches=whole, **options)
+        figure.savefig(drawn, format=kind, dpi=DPI, bbox_inches=whole, metadata=metadata)
     note.remove()
     if kind == "svg":
-        path.write_text(_with_dark(path.read_text(encoding="utf-8")), encoding="utf-8")
+        unindented = re.sub(r"\n +", "\n", drawn.getvalue().decode())
+        path.write_text(_with_dark(unindented), encoding="utf-8")
+    else:  # 256 colours: half the bytes or less
+        with Image.open(drawn) as picture:
+            few = picture.convert("RGB").quantize(dither=Image.Dither.NONE)
+            few.save(path, format="PNG", optimize=True, dpi=(DPI, DPI))
 
 
 def _with_dark(drawing: str) -> str:
