@@ -29,8 +29,12 @@ from replication.settings.workspace import workspace
 
 _SAMPLES = 180.0
 """Conversations that a core trains a small model on in a second, where nothing was measured."""
+_TEXTS = 450.0
+"""Conversations without an image, likewise."""
 _VARIANT = 150.0
 """Seconds of a published architecture in one format, likewise."""
+_IMAGES = 1000.0
+"""Images that are drawn, or seen by a tower, in a second, likewise."""
 _OTHER = 12.0
 """Seconds of any other stage, or of a model's evaluation, likewise."""
 
@@ -177,6 +181,12 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         more = getattr(lessons, "where_steps", 0)
         both = (lessons.teacher, lessons.baseline)
         samples = [(one.steps + more) * one.batch_size for one in both]
+    elif name in ("standins", "features"):
+        world = section(params.standins, "standins")
+        seconds += (world.train + world.alignment.images) / _IMAGES
+    elif name == "vision":
+        tower = section(params.vision, "vision")[key]
+        seconds += tower.steps * tower.batch_size / _IMAGES
     elif name == "deploy" and params.deploy.layers is None:
         seconds = _VARIANT * len(params.deploy.models[key])
     elif name == "evaluate":
@@ -184,7 +194,8 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
         count = _trainings(group) if group else 2
         seconds = _OTHER * count / min(cores(), count)
     if samples:
-        seconds = sum(samples) / _SAMPLES / min(cores(), len(samples))
+        rate = _TEXTS if name == "language" else _SAMPLES
+        seconds = sum(samples) / rate / min(cores(), len(samples))
     return Work(len(samples), known.get(stage, seconds))
 
 

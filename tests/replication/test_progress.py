@@ -21,6 +21,8 @@ from replication.plan.times import (
     stages_behind,
     table_seconds,
 )
+from replication.settings.checks import parse_params
+from replication.settings.scales import scale_params
 
 
 def begins(at, stage):
@@ -108,6 +110,45 @@ def test_the_line_counts_runs_and_what_is_left(monkeypatch):
     assert status(WORKS, slow, 1210.0) == (  # 1.902 * (900 * 5 / 6 + 5) s
         "runs: 4 done, 2 running, 4 to come; about 24 min left; stage 3 of 4: train@b 0 of 6"
     )
+
+
+# Seconds of `make repro TABLE=table4` in float32 on an Intel Xeon restricted to AVX2, 2 cores.
+TABLE4 = {
+    "standins": 116,
+    "vision@qwen2_vl": 93,
+    "features@qwen2_vl": 41,
+    "language": 346,
+    "alignment@qwen2_vl": 497,
+    "pairs@qwen2_vl": 466,
+    "teacher_outputs@qwen2_vl": 18,
+    "pairs@qwen2_vl_pair2": 463,
+    "teacher_outputs@qwen2_vl_pair2": 11,
+    "train@qwen2_vl_controls": 243,
+    "evaluate@qwen2_vl_controls": 101,
+    "train@qwen2_vl_pair2_controls": 77,
+    "evaluate@qwen2_vl_pair2": 56,
+    "evaluate@qwen2_vl": 56,
+    "train@qwen2_vl_pair2_runs": 98,
+    "evaluate@qwen2_vl_pair2_runs": 68,
+    "evaluate@qwen2_vl_pair2_controls": 67,
+    "train@qwen2_vl_runs": 331,
+    "evaluate@qwen2_vl_runs": 108,
+}
+
+
+def test_a_first_run_tells_early_how_long_it_takes(monkeypatch):
+    monkeypatch.setattr(times, "cores", lambda: 2)
+    graph = {stage: list(TABLE4)[:place] for place, stage in enumerate(TABLE4)}
+    works = times.works_of(parse_params(scale_params("small")), graph, {})
+    lines, now = [], 0.0
+    for stage, seconds in TABLE4.items():
+        lines.append(begins(now, stage))
+        left = re.search(r"about (?:(\d+) h )?(\d+) min left", status(works, lines, now))
+        told = 60 * int(left[1] or 0) + int(left[2])
+        true = (sum(TABLE4.values()) - now) / 60
+        now += seconds
+        if stage != "standins" and true > 10:  # of the first stage nothing is known yet
+            assert 0.6 < told / true < 1.6, (stage, told, true)
 
 
 def test_what_is_over_when_a_stage_begins(monkeypatch):
