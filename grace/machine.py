@@ -1,8 +1,11 @@
-"""This machine: what it is, in words, and where what was found out about it is kept."""
+"""This machine: what it is, in words, where what was found out about it is kept, and the memory
+that this process took of it."""
 
 import functools
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -53,3 +56,13 @@ def instruction_set() -> str:
     # a capability lower than the processor's own (ATEN_CPU_CAPABILITY) binds torch's kernels only;
     # the matrix products are oneDNN's, which asks the processor
     return f"{name} with bfloat16" if multiplies_bfloat16() else name
+
+
+def peak_resident() -> int:
+    """The most bytes of memory that this process has had."""
+    try:  # of this program alone; getrusage counts the process it was forked from
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak

@@ -74,8 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not (torch.cuda.is_available() or options.rehearse):
         raise InputError("torch sees no CUDA device here; --rehearse runs it on the processor")
-    if options.rehearse:  # beside other work: which product is the faster one then is not kept
-        os.environ[CACHE_ENVIRONMENT] = str(Path(options.out).resolve() / "cache")
     report = run(options.out, options.minutes, rehearse=options.rehearse)
     for name, part in report["parts"].items():
         print(f"{name}: {part.get('not_run') or 'done'}")
@@ -163,9 +161,8 @@ def run_tests(folder: Path = ROOT / "tests" / "gpu") -> dict[str, Any]:
         words = [sys.executable, "-m", "pytest", str(folder), "--confcutdir", str(folder), "-q"]
         words += ["-p", "no:cacheprovider", f"--junitxml={file}"]
         path = os.pathsep.join([str(ROOT), str(folder), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
-            words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=sys.stderr, check=False
-        )
+        environment = {**os.environ, "PYTHONPATH": path, CACHE_ENVIRONMENT: place}
+        done = subprocess.run(words, cwd=ROOT, env=environment, stdout=sys.stderr, check=False)
         if not file.is_file():
             raise InputError(f"pytest ended with {done.returncode} and ran no test")
         cases = list(ET.parse(file).getroot().iter("testcase"))

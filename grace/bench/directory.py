@@ -1,12 +1,10 @@
 """A directory, measured in the process that this runs in."""
 
-import resource
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from grace.bench.settings import Settings, progress, spread
+from grace.machine import peak_resident
 
 
 def measure(path: str, settings: Settings) -> dict[str, Any]:
@@ -79,13 +77,3 @@ def weight_bytes(model: Any) -> int:
         storage = tensor.untyped_storage()
         stored[storage.data_ptr()] = storage.nbytes()
     return sum(stored.values())
-
-
-def peak_resident() -> int:
-    """The most bytes of memory that this process has had."""
-    try:  # of this program alone; getrusage counts the process it was forked from
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    except (OSError, IndexError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak

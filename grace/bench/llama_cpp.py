@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from grace.bench.directory import peak_resident
 from grace.bench.settings import Settings, progress, spread
 from grace.errors import InputError
+from grace.machine import peak_resident
 
 _ROOM = 4096  # positions of a row, beside the tokens that are decoded
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -88,13 +87,10 @@ def git_state(repository: str | Path | None = None) -> dict[str, Any]:
 
 def cpu_description() -> str:
     """The processor's name and the number of cores this process may use, e.g. 'CPU, 2 cores'."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        if model := re.search(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE):
-            name = model[1]
+    from grace.machine import processor_name
+
     count = cores()
-    return f"{name}, {count} core{'' if count == 1 else 's'}"
+    return f"{processor_name()}, {count} core{'' if count == 1 else 's'}"
 
 
 def device_description() -> str:

@@ -1,7 +1,5 @@
 """How much memory work takes: of a process, of a call, and of the tensors alive in a run."""
 
-import resource
-import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,6 +8,8 @@ import psutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from grace.machine import peak_resident
 
 
 def free_bytes(device: torch.device) -> int:
@@ -31,8 +31,7 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory so far: resident in this process, or of the allocator on CUDA."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_resident()
 
 
 def peak_allocated(call: Callable[[], Any], device: torch.device) -> int:

@@ -250,7 +250,7 @@ def _finetune(
     origin = origin_of(model, data, method, values, None, code=code)
     target = layout.model(folder, name)
     log = layout.training_log(folder, name, part)
-    if last and log.is_file() and read_origin(target) == origin:
+    if log.is_file() and read_origin(target) == origin:
         return
 
     def finish(_: GraceTrainer) -> None:

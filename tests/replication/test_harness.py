@@ -112,11 +112,13 @@ def test_a_process_ends_in_a_result_or_its_last_error(monkeypatch, tmp_path):
         "def measure_part(signal=0, **arguments):\n"
         "    if signal: os.kill(os.getpid(), signal)\n"
         "    if not arguments: raise ValueError('nothing to measure')\n"
-        "    return {**arguments, 'kept': os.environ.get('MALLOC_MMAP_MAX_')}\n"
+        "    cache = os.listdir(os.environ['GRACE_CACHE'])\n"
+        "    return {**arguments, 'kept': os.environ.get('MALLOC_MMAP_MAX_'), 'cache': cache}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "5")
-    assert measure_in_process("told", {"a": [1]}) == {"a": [1], "kept": None}
+    monkeypatch.setenv("GRACE_CACHE", str(tmp_path))  # where an earlier process left something
+    assert measure_in_process("told", {"a": [1]}) == {"a": [1], "kept": None, "cache": []}
     assert measure_in_process("told", {"a": 1}, keep_memory=True)["kept"] == "0"
     with pytest.raises(InputError, match="ValueError: nothing to measure"):
         measure_in_process("told", {})
