@@ -17,7 +17,7 @@ from replication.report.figures.deployment import (
     steps,
 )
 from replication.report.figures.figure import Figure, NotRun
-from replication.report.figures.reading import Inputs, built, listed
+from replication.report.figures.reading import Inputs, built, counted, listed
 from replication.report.tables.deployments import ENGINES, bandwidths, engines_report, ordered
 
 
@@ -30,10 +30,11 @@ def draw(inputs: Inputs) -> Figure:
     report = engines_report(inputs.results)
     if report is None:
         raise NotRun(f"there is no results/{ENGINES}: run make bench-engines")
-    deployed, missing = {}, []
+    deployed, missing = {}, ""
     for model, content in report["models"].items():
         variants = ordered(content["variants"])
-        missing += [f"{part['label']} ({model})" for part in variants.values() if "not_run" in part]
+        if left := [part["label"] for part in variants.values() if "not_run" in part]:
+            missing += f" Not run on {built(model, report)}: {'; '.join(left)}."
         if ran := {name: part for name, part in variants.items() if "not_run" not in part}:
             deployed[model] = (report, ran)
     if not deployed:
@@ -44,17 +45,16 @@ def draw(inputs: Inputs) -> Figure:
         name="engines",
         title="Speed and memory in other engines",
         caption=(
-            f"The decoders of {listed(list(deployed))} with random weights on {report['device']}, "
-            f"in {settings['rounds']} rounds of turns. Above: decoded tokens a second by batch "
-            "size; black lines are the least and greatest of the repeats, and there is no bar "
-            "where memory has no room for the cache. Below: time to read a prompt of "
-            f"{settings['text_tokens']} words without an image, and peak memory of the process at "
-            "batch 1, in which the full colour is the weights (llama.cpp and vLLM hold the cache "
-            "of the largest batch from the start). Grey: 16 and 32 bits; red: this package; blue: "
-            "other engines and libraries at 4 bits."
-            + (f" Not run: {listed(missing)}." if missing else "")
+            f"The decoders of {listed([built(model, report) for model in deployed])} with random "
+            f"weights on {report['device']}, in {settings['rounds']} rounds of turns. Above: "
+            "decoded tokens a second by batch size; thin lines are the least and greatest of the "
+            "repeats, and there is no bar where memory has no room for the cache. Below: time to "
+            f"read a prompt of {settings['text_tokens']} words without an image, and peak memory "
+            "of the process at batch 1, in which the full colour is the weights (llama.cpp and "
+            "vLLM hold the cache of the largest batch from the start). Grey: 16 and 32 bits; "
+            f"orange: this package; blue: other engines and libraries at 4 bits.{missing}"
         ),
-        alt="Dot and bar charts of speed and memory. " + " ".join(
+        alt="Bar charts of speed and memory. " + " ".join(
             f"{model}: at batch 1 " + ", ".join(
                 f"{part['label']} decodes {part['decode']['1']['tokens_per_second']['median']:.1f}"
                 for part in variants.values()
@@ -62,8 +62,8 @@ def draw(inputs: Inputs) -> Figure:
             ) + " tokens per second."
             for model, (_, variants) in deployed.items()
         ),
-        n=f"{settings['rounds']} rounds, in each {settings['repeats']} prompts and "
-        f"{settings['decode_repeats']} runs of tokens",
+        n=f"{settings['rounds']} rounds, in each {counted([settings['repeats']], 'prompt')} and "
+        f"{counted([settings['decode_repeats']], 'run')} of tokens",
         units="tokens per second; seconds; GiB",
         sources=(f"results/{ENGINES}",),
         data=records_of(deployed, best),

@@ -56,6 +56,7 @@ DARK = {
     "#666666": "#a3a9b1",
     "#bababa": "#6b717a",  # the light parts of bars
     "#ecb78c": "#8a5a34",
+    "#a6cfe8": "#4a7a98",
     "#0072B2": "#4ba3dd",
     "#009E73": "#2fc496",
     "#D55E00": "#f07a2c",
