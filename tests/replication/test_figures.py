@@ -203,6 +203,12 @@ def test_engines_are_drawn_from_their_own_file_and_those_that_did_not_run_are_na
     rates = [step["tokens_per_second"]["median"] for step in (
         ours["decode"]["1"], ours["decode"]["16"])]  # fmt: skip
     assert [drawn["llama_cpp"]["tokens_per_second"][b]["median"] for b in ("1", "16")] == rates
+    bars = {axes.get_xlabel(): [b.get_width() for b in axes.patches] for axes in found.canvas.axes}
+    ran = [model["variants"][name] for name in drawn]
+    for batch in ("1", "4", "16"):
+        speeds = [part["decode"][batch]["tokens_per_second"]["median"] for part in ran]
+        assert bars[f"batch {batch}\ntokens/s"] == speeds
+    assert bars["first token, s"] == [part["time_to_first_token"]["median"] for part in ran]
     assert "Not run on LLaVA-1.5-7B: INT4, OpenVINO GenAI." in found.caption
     assert report["device"] in found.caption
     assert_legible(found)
