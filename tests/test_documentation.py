@@ -85,6 +85,12 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
 
 
+def test_the_documents_have_at_most_20_000_words():
+    """As `wc -w` counts them, marks of tables included."""
+    pages = (ROOT / "docs").glob("**/*.md")
+    assert sum(len(text_of(page).split()) for page in pages) <= 20_000
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")]

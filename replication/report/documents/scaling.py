@@ -43,8 +43,8 @@ def _gigabytes(count: float) -> str:
 
 
 def tables(params: Params, resources: Resources) -> str:
-    """Cost of every table: downloads, runs, device-hours, days on as many devices as the
-    parameters say."""
+    """Cost of every table: runs, device-hours, days on as many devices as the parameters say;
+    and the size of all downloads."""
     plan = make_plan(params, load_tables(), resources, resources.device(DEVICE))
     rows = []
     for table in (*plan.tables.values(), plan.total):
@@ -52,16 +52,15 @@ def tables(params: Params, resources: Resources) -> str:
         rows.append(
             (
                 table.name,
-                f"{len(table.models)}",
                 f"{sum(model.copies for model in table.models if model.trained)}",
-                _gigabytes(table.download_bytes),
                 f"{train / 3600:,.0f}",
                 f"{evaluation / 3600:,.0f}",
                 f"{(train + evaluation) / 86400 / params.train.devices:,.1f}",
             )
         )
-    head = ("table", "models", "trained", "download, GB", "training, h", "evaluation, h", "days")
-    return markdown_table(head, rows)
+    head = ("table", "runs trained", "training, h", "evaluation, h", "days")
+    downloads = f"All downloads together: {_gigabytes(plan.total.download_bytes)} GB."
+    return f"{markdown_table(head, rows)}\n\n{downloads}"
 
 
 def _pairs(params: Params, resources: Resources) -> list[tuple[Shape, Shape, Load]]:
@@ -118,13 +117,13 @@ def memory(params: Params, resources: Resources) -> str:
             small = whole if wrapper == "fsdp2" else small
             usual = rank(precision=Precision(optimizer=whole, teacher_bits=16))
             least = rank(precision=Precision(optimizer=small, teacher_bits=4))
-            parts = ("weights", "gradients", "optimizer", "communication", "teacher")
+            kept = usual["weights"] + usual["gradients"] + usual["optimizer"]
             step = usual["activations"] + usual["casts"] + usual["vocabulary"]
-            sizes = [*(usual[part] for part in parts), step + usual["teacher_outputs"]]
-            cells = map(_gigabytes, (*sizes, usual["peak"], least["peak"]))
-            rows.append((student.name, wrapper, str(ranks), *cells))
-    head = ("student", "wrapper", "ranks", "weights", "gradients", "optimizer", "gathered, buckets",
-            "teacher", "activations, logits", "peak", "peak, 8-bit, 4-bit teacher")  # fmt: skip
+            step += usual["teacher_outputs"]
+            sizes = (kept, usual["communication"], usual["teacher"], step, usual["peak"])
+            rows.append((student.name, wrapper, *map(_gigabytes, (*sizes, least["peak"]))))
+    head = ("student", "wrapper", "weights, gradients, optimizer", "gathered, buckets", "teacher",
+            "activations, logits", "peak", "peak, 8-bit, 4-bit teacher")  # fmt: skip
     return markdown_table(head, rows)
 
 
