@@ -19,7 +19,7 @@ from grace.errors import InputError
 from grace.export.gguf_vision import PROJECTORS
 from grace.quantization import CODES_FILE, CodesFile
 from replication.judge.quantities import signed
-from replication.report.documents import engines, fill, scaling
+from replication.report.documents import engines, fill, repeat, scaling
 from replication.report.documents.readme import HEADLINES, PART, RUNS, results
 from replication.report.documents.scaling import DOCUMENT, contents
 from replication.report.page.ledger import PHRASES
@@ -86,6 +86,28 @@ def test_the_document_of_engines_is_current_and_holds_every_number():
     assert table.endswith("- NF4: not run: it is too slow")
     assert "\nllava-1.5-7b (llava-hf/llava-1.5-7b-hf, random weights):\n" in table
     assert report["device"] in table
+
+
+def test_the_document_of_the_repeat_is_current_and_says_what_differs():
+    text, (part,) = repeat.DOCUMENT.read_text(), repeat.contents().values()
+    current = fill(text, {repeat.PART: part}, repeat.DOCUMENT)
+    assert current == text, f"run python -m {repeat.__name__}"
+    here, there = (
+        {one["id"]: one["status"] for one in json.loads(file.read_text())["claims"]}
+        for file in (repeat.HERE / "claims.json", repeat.THERE / "claims.json")
+    )
+    for name in here:
+        assert (f"{name} ({here[name]} to {there[name]})" in part) == (here[name] != there[name])
+    here, there = (
+        [row["outcome"] for row in json.loads(file.read_text())["rows"]]
+        for file in (repeat.HERE / "tables/regimes.json", repeat.THERE / "tables/regimes.json")
+    )
+    same = [one for one, other in zip(here, there, strict=True) if one == other]
+    assert f"same answer: {len(same)} of {len(here)}." in part
+    # what the text around it says
+    assert same.count("beats KD") == here.count("beats KD") == there.count("beats KD") == 4
+    gaps = re.findall(r"\| (\d+\.\d) \((\d+\.\d)\) \|", part)
+    assert len(gaps) == 3 and all(float(gap) < float(committed) / 2 for gap, committed in gaps)
 
 
 @pytest.mark.slow

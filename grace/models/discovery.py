@@ -220,7 +220,7 @@ class _Parts:
     def _beside(
         self, tower: nn.Module, layers: nn.ModuleList
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What stands beside tower and decoder: the projectors, and what is left alone."""
+        """The parts outside tower and decoder: the projectors, and what is left as it is."""
         place = self.names[tower].rpartition(".")[0]
         taken = (self.names[layers], self.names[self.model.get_output_embeddings()])
         projectors: list[str] = []

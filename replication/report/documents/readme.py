@@ -15,7 +15,7 @@ from replication.base.command import command
 from replication.base.files import read_json, write_text_atomic
 from replication.report.documents import fill, markdown_table
 from replication.report.page.ledger import PHRASES
-from replication.report.tables.text import models_of, score_values
+from replication.report.tables.text import Value, models_of, score_values
 from replication.stats.verdict import Status
 
 README = Path("README.md")
@@ -46,18 +46,27 @@ def headline(folder: Path) -> str:
     rows = []
     for family, name in HEADLINES.items():
         table = read_json(folder / "tables" / f"{name}.json")
-        found = {row["run"]: row for row in table["rows"]}
-        cells, reported = [], []
-        for run in RUNS.values():
-            if run not in found:
-                raise InputError(f"{folder}/tables/{name}.json has no row of the run {run}")
-            paper, measured = score_values(table, found[run], "Avg", delta=True)[:2]
-            cells.append(measured.text)
-            reported.append(paper.text if paper.fields else "none")
+        values = differences(table)
+        cells = [measured.text for _, measured in values]
+        reported = [paper.text if paper.fields else "none" for paper, _ in values]
         sizes = " under ".join(models_of(table)[role]["size"] for role in ("baseline", "teacher"))
         rows.append((f"{family} ({sizes})", *cells, ", ".join(reported)))
     head = ("model (student under teacher)", *RUNS, f"reported: {', '.join(RUNS)}")
     return markdown_table(head, rows)
+
+
+def differences(table: Mapping[str, Any]) -> list[tuple[Value, Value]]:
+    """What each of RUNS differs from the baseline by, on average: reported, measured.
+
+    Raises:
+        InputError: for a table without a row of one of them.
+    """
+    found = {row["run"]: row for row in table["rows"]}
+    for run in RUNS.values():
+        if run not in found:
+            raise InputError(f"the table {table['id']} has no row of the run {run}")
+    rows = (score_values(table, found[run], "Avg", delta=True) for run in RUNS.values())
+    return [(reported, measured) for reported, measured, *_ in rows]
 
 
 def regimes(table: Mapping[str, Any]) -> str:
