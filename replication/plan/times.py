@@ -64,6 +64,20 @@ def stage_seconds(lines: Iterable[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
+def kept_stages(lines: Iterable[dict[str, Any]], graph: Iterable[str]) -> list[str]:
+    """The stages that no run began although one of the whole pipeline ended well: DVC found their
+    results there, such as those that git holds."""
+    began, whole, ended = set(), False, False
+    for line in lines:
+        if "begins" in line:
+            began.add(line["stage"])
+        elif "starts" in line:
+            whole = line["starts"][1:] == ["repro"]
+        elif line.get("ends") == 0:
+            ended = ended or whole
+    return [stage for stage in graph if stage not in began] if ended else []
+
+
 def graph_of(folder: Path) -> dict[str, list[str]]:
     """The stages of a workspace, as DVC addresses them, and those that each reads from."""
     from dvc.repo import Repo
@@ -203,10 +217,14 @@ def work_of(params: Params, stage: str, known: Mapping[str, float]) -> Work:
 def main() -> None:
     [scale] = sys.argv[1:] or ["small"]
     params = parse_params(scale_params(scale))
-    known = stage_seconds(read_log(log_of(scale)))
+    lines, graph = read_log(log_of(scale)), graph_of(workspace(scale))
+    kept = kept_stages(lines, graph)
+    known = stage_seconds(lines) | dict.fromkeys(kept, 0.0)
     print("| table | minutes |\n|---|---:|")
-    for table, seconds in table_seconds(params, graph_of(workspace(scale)), known).items():
+    for table, seconds in table_seconds(params, graph, known).items():
         print(f"| {table} | {'not measured' if seconds is None else format(seconds / 60, '.1f')} |")
+    if kept:
+        print(f"\nNot counted, as their results were there: {', '.join(sorted(kept))}.")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from replication.plan.progress import duration, status, with_progress
 from replication.plan.times import (
     Work,
     graph_of,
+    kept_stages,
     read_log,
     stage_seconds,
     stages_behind,
@@ -49,6 +50,19 @@ def test_a_stage_lasts_until_the_next_begins_in_a_run_that_went_on():
 
 
 GRAPH = {"report": ["b", "d"], "b": ["a"], "a": [], "d": ["a", "c"], "c": []}
+
+
+def test_stages_whose_results_were_there_are_those_that_a_whole_run_did_not_begin():
+    table = [
+        {"at": 0.0, "starts": ["--table", "t", "small", "repro"]},
+        {"at": 1.0, "stage": "a", "begins": "a"},
+        {"at": 2.0, "ends": 0},
+    ]
+    whole = [{"at": 3.0, "starts": ["small", "repro"]}, {"at": 4.0, "stage": "c", "begins": "c"}]
+    assert kept_stages(table, "abcd") == []
+    assert kept_stages([*table, *whole, {"at": 5.0, "ends": 1}], "abcd") == []
+    assert kept_stages([*table, *whole, {"at": 5.0, "ends": 0}], "abcd") == ["b", "d"]
+    assert kept_stages([*table, *whole, {"at": 5.0, "ends": 0}, *table], "abcd") == ["b", "d"]
 
 
 def test_stages_come_in_the_order_of_dvc():
