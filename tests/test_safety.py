@@ -95,6 +95,7 @@ def test_data_with_a_path_that_leads_out_open_no_image(tmp_path, conversations, 
 
 def offline(script: str, folder: Path) -> list[object]:
     """Runs a script in a process without a network; returns what it asked the network for."""
+    folder.mkdir(exist_ok=True)
     log = folder / "network.jsonl"
     path = os.pathsep.join([str(ROOT / "tests" / "offline"), str(ROOT)])
     environment = {**os.environ, "PYTHONPATH": path, "NETWORK_LOG": str(log)}
@@ -126,6 +127,14 @@ with contextlib.suppress(OSError):
     socket.getaddrinfo("example.org", 80)
 """
     assert offline(script, tmp_path) == ["192.0.2.1", "example.org"]
+
+
+def test_a_process_that_leaves_the_block_is_told(tmp_path):
+    found = "import ctypes.util; ctypes.util.find_library('c')"
+    assert not offline(found, tmp_path / "found")
+    left = "import subprocess; subprocess.run(['true'], env={'PATH': '/usr/bin:/bin'})"
+    with pytest.raises(AssertionError, match="escaped"):
+        offline(left, tmp_path / "left")
 
 
 @pytest.mark.weekly

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from importlib import metadata
 from pathlib import Path
 
 import datasets
@@ -113,7 +114,7 @@ def test_what_a_run_leaves(models, conversations, tmp_path):
     assert found["method"]["quantization"]["group_size"] == 64
     assert found["training"]["learning_rate"] == 1e-3
     assert found["training"]["lr_scheduler_type"] == "cosine"
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == metadata.version("torch")
     assert found["data"]["samples"] == 43  # 48 without the tenth that is held out
     assert [entry["step"] for entry in found["history"] if "eval_loss" in entry] == [2, 3]
     assert [entry["step"] for entry in found["history"] if "loss" in entry] == [1, 2, 3]

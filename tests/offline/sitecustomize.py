@@ -4,7 +4,7 @@ Python's sockets reach this machine alone (Unix sockets and the loopback, which 
 train together need). Any other attempt fails. The file that NETWORK_LOG names gets a line of JSON
 for every process that was started so, {"ran": [words]}, for every attempt, {"asked": what}, since
 code may survive its failure, and for every process that is started in an environment without this
-folder, {"escaped": [words]}.
+folder, {"escaped": [words]}, but for the one by which ctypes finds libraries.
 """
 
 import json
@@ -15,6 +15,8 @@ import sys
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _STARTS = {"subprocess.Popen": 3, "os.exec": 2, "os.posix_spawn": 2}
 """The argument of an audit event that is the environment."""
+_FINDS_LIBRARIES = ["/sbin/ldconfig", "-p"]
+"""ctypes runs it in an environment of its own, for torch's CUDA build; it reads one local file."""
 _LOCAL = ("localhost", "127.", "::1", "::ffff:127.", "0.0.0.0")
 
 
@@ -71,9 +73,9 @@ socket.getaddrinfo, socket.gethostbyname = _resolve, _look_up
 def _starts(event: str, arguments: tuple) -> None:
     if event in _STARTS:
         given = arguments[_STARTS[event]]
-        if given is not None and _HERE not in os.fsdecode(
-            given.get("PYTHONPATH", given.get(b"PYTHONPATH", ""))
-        ):
+        if given is None or arguments[1] == _FINDS_LIBRARIES:
+            return
+        if _HERE not in os.fsdecode(given.get("PYTHONPATH", given.get(b"PYTHONPATH", ""))):
             _tell(escaped=arguments[1])
 
 
